@@ -1,0 +1,1 @@
+"""wait-core: scheduling core for LLM inference."""
