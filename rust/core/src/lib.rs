@@ -1,2 +1,6 @@
 //! Placeholder.
 #![forbid(unsafe_code)]
+
+pub mod cost;
+pub mod planning_error;
+pub mod workload;
