@@ -140,16 +140,12 @@ impl Scheduler {
             return Err(Error::DuplicateId { id });
         }
         let limit = self.view.limits().max_model_len;
-        // The output's last token is never written to the cache; with its first the prompt needs a place for none.
-        if request.prompt >= limit.saturating_add(1) {
-            let what = "max_model_len allows";
-            return Err(Error::TooLarge { id, needs: u64::from(request.prompt), limit: u64::from(limit), what });
+        let what = "max_model_len allows";
+        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
+        if needs > u64::from(limit) {
+            return Err(Error::TooLarge { id, needs, limit: u64::from(limit), what });
         }
-        let room = limit - request.prompt + 1;
-        if let Some(tokens) = request.output.exact().filter(|&tokens| tokens > room) {
-            let needs = u64::from(request.prompt) + u64::from(tokens) - 1;
-            return Err(Error::TooLarge { id, needs, limit: u64::from(limit), what: "max_model_len allows" });
-        }
+        let room = limit - request.prompt;
         let (queued, tokens) = (self.view.waiting_total(), self.view.waiting_tokens());
         if let Some(bound) = self.max_queued_requests.filter(|&bound| queued >= bound) {
             return Err(Error::QueueFull { queued: u64::from(queued), bound: u64::from(bound), unit: "requests" });
