@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
-use crate::workload::RequestType;
+use crate::workload::{RequestType, StageConvention, Workload};
 
 /// Which policy decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub struct Config {
     pub max_queued_requests: Option<u32>,
     /// Most prompt tokens that may wait; `add` refuses more (no bound).
     pub max_queued_tokens: Option<u64>,
+    /// Whether the prefill emits the first token (`vllm`) or none (`paper`).
+    pub convention: StageConvention,
     /// WAIT's request types, in the order of their ids.
     pub types: Vec<RequestType>,
     /// WAIT's thresholds n_j, one a type; planned from the types' rates if absent.
@@ -77,6 +79,7 @@ impl Default for Config {
             host_preempts: false,
             max_queued_requests: None,
             max_queued_tokens: None,
+            convention: StageConvention::default(),
             types: Vec::new(),
             thresholds: None,
             work_conserving: true,
@@ -135,31 +138,31 @@ impl Config {
         count("token_budget", self.token_budget)?;
         let tokens = u64::from(self.kv_blocks) * u64::from(self.block_size);
         if tokens > u64::from(MAX_COUNT) {
-            return Err(Error::invalid("kv_blocks", self.kv_blocks, format!("kv_blocks x block_size above {MAX_COUNT} tokens")));
+            return Err(Error::invalid(
+                "kv_blocks",
+                self.kv_blocks,
+                format!("kv_blocks x block_size above {MAX_COUNT} tokens"),
+            ));
         }
         if self.token_budget < self.max_num_seqs {
             let rule = format!("must be at least max_num_seqs ({}), or some decodes never run", self.max_num_seqs);
             return Err(Error::invalid("token_budget", self.token_budget, rule));
         }
-        if let Some(length) = self.max_model_len {
-            if length == 0 || u64::from(length) > tokens {
-                let rule = format!("must be between 1 and the {tokens} tokens that the KV cache holds");
-                return Err(Error::invalid("max_model_len", length, rule));
-            }
+        if let Some(length) = self.max_model_len.filter(|&length| length == 0 || u64::from(length) > tokens) {
+            let rule = format!("must be between 1 and the {tokens} tokens that the KV cache holds");
+            return Err(Error::invalid("max_model_len", length, rule));
         }
         if !(0.0..1.0).contains(&self.watermark) {
             return Err(Error::invalid("watermark", self.watermark, "must be at least 0 and below 1"));
         }
-        if let Some(seconds) = self.max_hold {
-            if !(seconds.is_finite() && seconds >= 0.0) {
-                return Err(Error::invalid("max_hold", seconds, "must be finite and at least 0 seconds"));
-            }
+        if let Some(seconds) = self.max_hold.filter(|seconds| !(seconds.is_finite() && *seconds >= 0.0)) {
+            return Err(Error::invalid("max_hold", seconds, "must be finite and at least 0 seconds"));
         }
         if self.types.len() > usize::from(u16::MAX) {
             return Err(Error::invalid("types", self.types.len(), "at most 65,535 types"));
         }
-        for (j, kind) in self.types.iter().enumerate() {
-            kind.validate().map_err(|error| Error::invalid(format!("types[{j}]"), format!("{kind:?}"), error.to_string()))?;
+        if !self.types.is_empty() {
+            Workload::new(self.types.clone()).map_err(|error| Error::invalid("types", "[…]", error.to_string()))?;
         }
         self.validate_thresholds()
     }

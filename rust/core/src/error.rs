@@ -54,7 +54,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn invalid(name: impl Into<String>, value: impl ToString, rule: impl Into<String>) -> Self {
+    /// A refused value.
+    pub fn invalid(name: impl Into<String>, value: impl std::fmt::Display, rule: impl Into<String>) -> Self {
         Self::Invalid { name: name.into(), value: value.to_string(), rule: rule.into() }
     }
 }

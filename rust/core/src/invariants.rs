@@ -11,7 +11,11 @@ impl View {
         for slot in self.iter_residents() {
             let request = self.request(slot);
             assert_ne!(request.phase, Phase::Waiting, "a waiting request among the residents");
-            assert!(self.blocks(slot) * self.pool().block_size() >= self.kv(slot), "request {} outgrew its blocks", request.id);
+            assert!(
+                self.blocks(slot) * self.pool().block_size() >= self.kv(slot),
+                "request {} outgrew its blocks",
+                request.id
+            );
             counted += i64::from(self.blocks(slot));
             if request.phase == Phase::Decoding {
                 let lane = &mut members[request.lane as usize];

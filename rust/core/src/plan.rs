@@ -114,6 +114,7 @@ pub struct Plan {
     tokens: u32,
     decodes: u32,
     residents: u32,
+    wake_ns: Option<u64>,
     shape: BatchShape,
 }
 
@@ -132,6 +133,7 @@ impl Plan {
         self.tokens = 0;
         self.decodes = 0;
         self.residents = view.residents();
+        self.wake_ns = None;
         self.shape = BatchShape::default();
     }
 
@@ -187,6 +189,11 @@ impl Plan {
         self.holds.get(queue).copied().flatten()
     }
 
+    /// When the policy would decide otherwise though nothing has happened: a host that idles asks again then, ns.
+    pub fn wake_ns(&self) -> Option<u64> {
+        self.wake_ns
+    }
+
     /// What an iteration-time law needs to know of the batch.
     pub fn shape(&self) -> &BatchShape {
         &self.shape
@@ -239,8 +246,9 @@ impl Plan {
         }
     }
 
-    /// A parked request joins `lane` and decodes.
+    /// A parked request joins `lane`, which runs, and decodes with it.
     pub fn unpark(&mut self, view: &View, slot: Slot, lane: usize) {
+        debug_assert!(self.run[lane], "lane {lane} stands");
         self.unparked.push((slot, lane as u16));
         self.free -= i64::from(next_token_needs_block(view, slot));
         self.tokens += 1;
@@ -328,6 +336,11 @@ impl Plan {
     /// States why waiting line `queue` is held; the last line is that of the preempted.
     pub fn hold_queue(&mut self, queue: usize, hold: Hold) {
         self.holds[queue] = Some(hold);
+    }
+
+    /// Asks to be called again at `ns` at the latest.
+    pub fn wake_at(&mut self, ns: u64) {
+        self.wake_ns = Some(self.wake_ns.map_or(ns, |other| other.min(ns)));
     }
 
     /// The batch cap that every policy respects: a free seat and tokens left in the budget.

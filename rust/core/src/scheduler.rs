@@ -130,7 +130,9 @@ impl Scheduler {
         }
         match request.output {
             LengthHint::Exact(0) => return Err(Error::invalid("output_tokens", 0, "must be at least 1")),
-            LengthHint::Predicted { tokens, log_error } if tokens == 0 || !(log_error.is_finite() && log_error >= 0.0) => {
+            LengthHint::Predicted { tokens, log_error }
+                if tokens == 0 || !(log_error.is_finite() && log_error >= 0.0) =>
+            {
                 let given = format!("{tokens} tokens, error {log_error}");
                 return Err(Error::invalid("predicted_tokens", given, "at least 1, with a finite error of at least 0"));
             }

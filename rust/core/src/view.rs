@@ -227,10 +227,6 @@ impl View {
         &mut self.pool
     }
 
-    pub(crate) fn limits_mut(&mut self) -> &mut Limits {
-        &mut self.limits
-    }
-
     pub(crate) fn set_draining(&mut self) {
         self.draining = true;
     }

@@ -44,7 +44,8 @@ impl Wait {
         let gates = workload.types().iter().zip(thresholds).map(|(kind, threshold)| Gate {
             threshold,
             credit: 0.0,
-            residents: libm::ceil(threshold * f64::from(kind.output)).max(1.0) as u32,
+            residents: libm::ceil(threshold * (f64::from(config.convention.last_stage(kind.output)) + 1.0)).max(1.0)
+                as u32,
             served: false,
         });
         Ok(Self {
@@ -102,8 +103,7 @@ impl Wait {
     fn admit(&mut self, view: &View, plan: &mut Plan, j: usize) {
         let gate = &mut self.gates[j];
         gate.credit = (gate.credit + gate.threshold).min(libm::ceil(gate.threshold).max(1.0));
-        let mut residents = Self::residents(view, plan, j);
-        for slot in view.iter_waiting(j) {
+        for (residents, slot) in (Self::residents(view, plan, j)..).zip(view.iter_waiting(j)) {
             let overdue = self.overdue(view, slot);
             let gate = &mut self.gates[j];
             let share = if overdue {
@@ -121,7 +121,6 @@ impl Wait {
             }
             plan.admit(view, slot, plan.tokens_left(), true);
             gate.credit = (gate.credit - 1.0).max(0.0);
-            residents += 1;
         }
     }
 }
@@ -155,6 +154,9 @@ impl Policy for Wait {
             gate.served = open || overdue || f64::from(view.waiting(j)) >= gate.threshold;
             if !gate.served {
                 plan.hold_queue(j, Hold::new(HoldReason::BelowThreshold, gate.threshold, view.waiting(j)));
+                if let (Some(head), Some(limit)) = (view.head(j), self.max_hold_ns) {
+                    plan.wake_at(view.request(head).arrival_ns + limit);
+                }
             }
         }
         self.serve(view, plan);
@@ -185,7 +187,9 @@ impl Policy for Wait {
 /// iterations of a request (its prefill emits the first token).
 fn largest_thresholds(workload: &Workload, config: &Config) -> Result<Vec<f64>> {
     let footprint = |kind: &crate::workload::RequestType| -> f64 {
-        (0..kind.output).map(|s| f64::from((kind.prompt + s).div_ceil(config.block_size))).sum()
+        (0..=config.convention.last_stage(kind.output))
+            .map(|s| f64::from((kind.prompt + s).div_ceil(config.block_size)))
+            .sum()
     };
     let load: f64 = workload.types().iter().map(|kind| kind.rate * footprint(kind)).sum();
     for (j, kind) in workload.types().iter().enumerate() {
