@@ -31,6 +31,8 @@ pub struct Setup {
     pub law: IterationTime,
     /// Whether policies may see output lengths.
     pub lengths: Lengths,
+    /// Whether an arrival's label is its type; otherwise policies classify by lengths.
+    pub typed: bool,
     /// `max_tokens` declared for every request; absent: the model's limit.
     pub max_tokens: Option<u32>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
@@ -141,6 +143,7 @@ impl<'a> Engine<'a> {
                 prompt: arrival.prompt,
                 max_tokens: self.setup.max_tokens,
                 output,
+                type_id: self.setup.typed.then_some(arrival.label),
                 arrival_ns: arrival.at_ns,
                 ..Request::default()
             };
