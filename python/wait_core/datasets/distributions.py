@@ -157,12 +157,8 @@ class Mmpp(Arrivals):
             right = isinstance(pair, tuple) and len(pair) == 2 and all(is_number(value) and value > 0 for value in pair)
             require(right, f"mmpp.{name}", pair, "a pair of finite numbers above 0")
         average = sum(m * s for m, s in zip(self.multipliers, self.sojourn_s, strict=True)) / sum(self.sojourn_s)
-        require(
-            math.isclose(average, 1, rel_tol=1e-9),
-            "mmpp.multipliers",
-            self.multipliers,
-            "of time average 1 ({average})",
-        )
+        right = math.isclose(average, 1, rel_tol=1e-9)
+        require(right, "mmpp.multipliers", self.multipliers, f"of time average 1 but of {average}")
 
 
 DISTRIBUTIONS: dict[str, type[Distribution]] = {kind.kind: kind for kind in (Constant, LogNormal, Histogram)}
