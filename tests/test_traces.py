@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wait_core import traces
 from wait_core.traces import Trace, TraceError, load, write_mooncake
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Recorded traces are not shipped; point this at a folder that holds them.
-TRACES = Path(os.environ.get("WAIT_CORE_TRACES", "/work/shared/traces"))
+ROOT = Path(__file__).resolve().parent.parent
+TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 
 FILES = {
     "mooncake": (
@@ -266,6 +269,28 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"num_prefill_tokens,num_decode_tokens\n1,\xe9\n")
     with pytest.raises(TraceError, match="UTF-8"):
         load(path)
+
+
+@given(
+    name=st.sampled_from(traces.FORMATS),
+    where=st.integers(0, 400),
+    length=st.integers(0, 12),
+    insert=st.binary(max_size=12) | st.sampled_from([b"[" * 5_000, b'"', b"\x00", b"9" * 5_000, b"1_0", b"\xd9\xa3"]),
+)
+def test_damaged_files_give_a_trace_or_a_trace_error(
+    tmp_path_factory: pytest.TempPathFactory, name: str, where: int, length: int, insert: bytes
+) -> None:
+    content = FILES[name].encode()
+    path = tmp_path_factory.mktemp("damaged") / "file"
+    path.write_bytes(content[:where] + insert + content[where + length :])
+    for given_name in ("auto", name):
+        try:
+            read = len(load(path, given_name))
+        except TraceError as error:
+            told = str(error)
+        else:
+            told = f"{path}: {read} requests" if read else "nothing"
+        assert told.startswith(f"{path}:")
 
 
 def test_a_csv_of_another_format_names_the_missing_column(write: Callable[[str], Path]) -> None:
