@@ -105,6 +105,7 @@ fn plan(core: &mut Scheduler, now_ns: u64) -> Step {
             step.decodes.push((request.id, before.kv(slot) + 1));
         }
     }
+    step.blocks = core.view().pool().used() as u32;
     step
 }
 

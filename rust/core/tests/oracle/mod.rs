@@ -75,6 +75,8 @@ pub struct Step {
     /// Who emitted a token, ended included.
     pub emitted: Vec<u64>,
     pub finished: Vec<u64>,
+    /// KV blocks in use before the finished leave.
+    pub blocks: u32,
 }
 
 impl Step {
@@ -106,6 +108,7 @@ impl Step {
 
     /// Lets those go that have emitted everything.
     fn finish(&mut self, running: &mut Vec<Request>) {
+        self.blocks = running.iter().map(|request| request.held).sum();
         running.retain(|request| {
             let ended = request.emitted == request.output && request.decodes;
             if ended {
@@ -123,6 +126,10 @@ pub trait Engine {
     fn step(&mut self, now_ns: u64) -> Step;
     /// No more arrivals will come.
     fn drain(&mut self) {}
+    /// When the last step would have been another one though nothing had happened, ns.
+    fn wake_ns(&self) -> Option<u64> {
+        None
+    }
     fn running(&self) -> &[Request];
     fn waiting(&self) -> usize;
 }

@@ -19,6 +19,7 @@ pub struct Wait {
     pub gates: Vec<Gate>,
     pub open: bool,
     pub max_hold_ns: Option<u64>,
+    pub wake_ns: Option<u64>,
     pub running: Vec<Request>,
     pub resuming: VecDeque<Request>,
     pub lines: Vec<VecDeque<Request>>,
@@ -37,6 +38,7 @@ impl Wait {
             gates: types.iter().map(gate).collect(),
             open,
             max_hold_ns,
+            wake_ns: None,
             running: Vec::new(),
             resuming: VecDeque::new(),
             lines: vec![VecDeque::new(); types.len()],
@@ -140,6 +142,8 @@ impl Engine for Wait {
             })
             .collect();
         let any = served.contains(&true);
+        let held = (0..self.gates.len()).filter(|&j| !served[j]).filter_map(|j| self.lines[j].front());
+        self.wake_ns = held.filter_map(|head| Some(head.arrival_ns + self.max_hold_ns?)).min();
         self.advance(&served, &mut step);
         if step.preempted.is_empty() {
             while self.resuming.front().is_some_and(|request| self.has_room(request, &step)) {
@@ -165,6 +169,10 @@ impl Engine for Wait {
         }
         step.finish(&mut self.running);
         step
+    }
+
+    fn wake_ns(&self) -> Option<u64> {
+        self.wake_ns
     }
 
     fn running(&self) -> &[Request] {
