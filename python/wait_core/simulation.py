@@ -84,7 +84,10 @@ class Report:
     def to_json(self, **slo: float | None) -> str:
         """Return `summary` as one line of JSON; what was never observed is null."""
         return json.dumps(
-            {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in self.summary(**slo).items()}
+            {
+                key: None if isinstance(value, float) and np.isnan(value) else value
+                for key, value in self.summary(**slo).items()
+            }
         )
 
 
@@ -136,8 +139,8 @@ def simulate(
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
     **settings
-        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults to
-        what goes with the law.
+        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults
+        to what goes with the law.
 
     Returns
     -------
@@ -186,7 +189,7 @@ def simulate(
     return Report(policy=policy, workload=offered.name, seed=seed, settings=settings, run=run)
 
 
-def _offered(
+def _offered(  # noqa: PLR0917 - one keyword of `simulate` each
     dataset_name: str | Dataset | None,
     dataset_path: Trace | str | os.PathLike[str] | None,
     requests: Requests | None,

@@ -15,7 +15,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     right = [all(not isinstance(row[i], str) or row[i][:1].isdigit() for row in rows) for i in range(len(header))]
     lines = [list(header), ["-" * width for width in widths], *cells]
     return "\n".join(
-        "  ".join(text.rjust(width) if r else text.ljust(width) for text, width, r in zip(line, widths, right, strict=True))
+        "  ".join(
+            text.rjust(width) if r else text.ljust(width) for text, width, r in zip(line, widths, right, strict=True)
+        )
         for line in lines
     )
 
