@@ -4,6 +4,24 @@ from typing import Any, Final, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "CapacityError",
+    "DEBUG_BUILD",
+    "DuplicateIdError",
+    "Hold",
+    "Plan",
+    "QueueFullError",
+    "Run",
+    "Scheduler",
+    "StalledError",
+    "WaitCoreError",
+    "__version__",
+    "group_types",
+    "iteration_seconds",
+    "run",
+    "sample",
+]
+
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
 

@@ -71,7 +71,7 @@ class Report:
     def kv_over_time(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Times in s and KV tokens in use (whole blocks) from each on."""
         at_ns, blocks, _, _ = self.run.series
-        return at_ns * 1e-9, blocks * float(self.settings["block_size"])
+        return at_ns.astype(np.float64) * 1e-9, blocks.astype(np.float64) * self.settings["block_size"]
 
     def summary(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
         """Return the figures under the keys of `vllm bench serve`, and ours beside them.
