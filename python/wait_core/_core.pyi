@@ -5,8 +5,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "CapacityError",
     "DEBUG_BUILD",
+    "CapacityError",
     "DuplicateIdError",
     "Hold",
     "Plan",
