@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+pub mod fluid;
 pub mod planning_error;
 pub mod workload;
