@@ -175,7 +175,7 @@ pub fn largest_stable_rate(setting: &Setting) -> Result<LargestStableRate, Plann
     let (largest, mut binding) = setting.largest_spacing(&demand);
     let time = |u: f64| law.fluid_seconds(&demand.scaled(u));
     let mut best = largest;
-    for u in Line::all(&demand, law).iter().flat_map(Line::ends).chain([Line::last_edge(&demand, law, largest)]) {
+    for u in stair_ends(&demand, law).chain([last_edge(&demand, law, largest)]) {
         if u > 0.0 && u < largest && u / time(u) > best / time(best) * (1.0 + 1e-12) {
             (best, binding) = (u, Binding::Compute);
         }
@@ -215,6 +215,18 @@ pub(crate) fn kv(demand: &FluidShape) -> f64 {
     demand.decode_kv + demand.prefill_kv
 }
 
+/// The u at which a demand's token count stands at the first and last padded count of each stair; infinite where a
+/// stair has no end.
+pub(crate) fn stair_ends(demand: &FluidShape, law: &IterationTime) -> impl Iterator<Item = f64> + use<> {
+    Line::all(demand, law).into_iter().flat_map(|line| line.ends())
+}
+
+/// The largest u at or below this one whose token count is padded already; 0 if there is none.
+pub(crate) fn last_edge(demand: &FluidShape, law: &IterationTime, u: f64) -> f64 {
+    let per_edge = demand.tokens() / law.round_to() as f64;
+    if per_edge > 0.0 { (u * per_edge * (1.0 + 1e-12)).floor() / per_edge } else { 0.0 }
+}
+
 /// T(u) on one stair of the law. At the edges, the u whose token count is a padded one, T(u) = `base` + `slope` · u;
 /// between two edges the token count's part keeps the value of the next edge.
 struct Line {
@@ -245,13 +257,6 @@ impl Line {
             per_step: stair.slope * round,
         };
         if tokens > 0.0 { stairs.iter().map(line).collect() } else { vec![line(&stairs[0])] }
-    }
-
-    /// The largest edge at or below u; 0 if there is none.
-    fn last_edge(demand: &FluidShape, law: &IterationTime, u: f64) -> f64 {
-        let round = law.round_to() as f64;
-        let edge = (u * demand.tokens() / round * (1.0 + 1e-12)).floor();
-        if demand.tokens() > 0.0 { edge * round / demand.tokens() } else { 0.0 }
     }
 
     /// The two ends of the line, as u; infinite where there is no end.

@@ -4,4 +4,5 @@
 pub mod cost;
 pub mod fluid;
 pub mod planning_error;
+pub mod threshold;
 pub mod workload;
