@@ -1,6 +1,7 @@
 //! Placeholder.
 #![forbid(unsafe_code)]
 
+pub mod capacity;
 pub mod cost;
 pub mod fluid;
 pub mod planning_error;
