@@ -77,6 +77,24 @@ impl Grouping {
         Ok(Self { workload: Workload::new(types)?, upper })
     }
 
+    /// Types for a list of (prompt, output) lengths, and the type of each: the distinct pairs themselves where there are
+    /// at most `classes` of them, quantile classes of the output length otherwise.
+    ///
+    /// # Errors
+    /// As [`Grouping::by_output_quantiles`].
+    pub fn typed(lengths: &[(u32, u32)], rate: f64, classes: usize) -> Result<(Workload, Vec<u16>), PlanningError> {
+        let exact = Workload::from_lengths(lengths, rate)?;
+        if exact.types().len() <= classes {
+            let pairs: Vec<(u32, u32)> = exact.types().iter().map(|t| (t.output, t.prompt)).collect();
+            let label = |&(prompt, output): &(u32, u32)| pairs.partition_point(|&pair| pair < (output, prompt)) as u16;
+            let labels = lengths.iter().map(label).collect();
+            return Ok((exact, labels));
+        }
+        let grouping = Self::by_output_quantiles(lengths, rate, classes, Representative::Mean)?;
+        let labels = lengths.iter().map(|&(_, output)| grouping.classify(output) as u16).collect();
+        Ok((grouping.workload, labels))
+    }
+
     /// The workload of the representatives, in ascending order of output length.
     pub fn workload(&self) -> &Workload {
         &self.workload
