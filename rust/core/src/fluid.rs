@@ -19,7 +19,7 @@ mod tests;
 /// What one GPU allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Limits {
+pub struct GpuLimits {
     /// C: KV tokens.
     pub capacity: u64,
     /// Most requests resident at once (`max_num_seqs`); none if absent.
@@ -30,7 +30,7 @@ pub struct Limits {
     pub token_budget: Option<u64>,
 }
 
-impl Limits {
+impl GpuLimits {
     /// Memory alone.
     pub fn memory(capacity: u64) -> Self {
         Self { capacity, max_running: None, token_budget: None }
@@ -93,7 +93,7 @@ impl FluidEquilibrium {
 
     /// Whether the workload lies in the stability region of a GPU: M* ≤ C, and no more residents or tokens per iteration
     /// than it allows. (x < 1 holds already.)
-    pub fn fits(&self, limits: &Limits) -> bool {
+    pub fn fits(&self, limits: &GpuLimits) -> bool {
         let within = |value: f64, limit: Option<f64>| limit.is_none_or(|limit| value <= limit * (1.0 + 1e-9));
         within(self.memory, Some(limits.capacity as f64))
             && within(self.resident, limits.max_running.map(f64::from))
@@ -111,13 +111,13 @@ pub struct Setting<'a> {
     /// How iterations are counted.
     pub convention: StageConvention,
     /// What the GPU allows.
-    pub limits: Limits,
+    pub limits: GpuLimits,
 }
 
 impl Setting<'_> {
     /// The largest u for which u seconds of demand fit the limits, and the limit that binds.
     pub(crate) fn largest_spacing(&self, demand: &FluidShape) -> (f64, Binding) {
-        let Limits { capacity, max_running, token_budget } = self.limits;
+        let GpuLimits { capacity, max_running, token_budget } = self.limits;
         let iterations = self.workload.iteration_rate(self.convention);
         let running = max_running.map(|r| (f64::from(r) / iterations, Binding::MaxRunning));
         let tokens = token_budget.map(|b| (b as f64 / demand.tokens(), Binding::TokenBudget));

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cost::{AttentionCosts, FluidShape, IterationTime, MeasuredLaw, TokenStep};
-use crate::fluid::{Limits, largest_stable_rate};
+use crate::fluid::{GpuLimits, largest_stable_rate};
 use crate::workload::{RequestType, StageConvention, Workload};
 
 fn of(types: &[(u32, u32, f64)]) -> Workload {
@@ -10,7 +10,7 @@ fn of(types: &[(u32, u32, f64)]) -> Workload {
     Workload::new(types.collect()).unwrap()
 }
 
-fn a100(workload: &Workload, limits: Limits) -> Setting<'_> {
+fn a100(workload: &Workload, limits: GpuLimits) -> Setting<'_> {
     Setting { workload, law: &IterationTime::A100, convention: StageConvention::Vllm, limits }
 }
 
@@ -18,7 +18,7 @@ fn a100(workload: &Workload, limits: Limits) -> Setting<'_> {
 fn long_outputs_on_the_a100() {
     // The same program over every composition of up to 2,048 tokens, solved by HiGHS: 2,316.3278 tokens per second.
     let workload = of(&[(512, 1000, 1.0)]);
-    let limits = Limits { max_running: Some(256), ..Limits::memory(118_784) };
+    let limits = GpuLimits { max_running: Some(256), ..GpuLimits::memory(118_784) };
     let bound = capacity_bound(&a100(&workload, limits)).unwrap();
     assert!((bound.throughput - 2_316.327_801_507_5).abs() < 1e-6, "{}", bound.throughput);
     assert!((bound.requests * 1000.0 - bound.throughput).abs() < 1e-9);
@@ -32,7 +32,7 @@ fn the_papers_law_has_its_closed_form() {
     // Every composition costs d0, so the program is the fluid model's: C/((d0 + d1 C) Σ λ A).
     let workload = of(&[(512, 20, 3.0), (100, 300, 1.0)]);
     let law = IterationTime::linear(0.01, 2e-7).unwrap();
-    let limits = Limits::memory(137_000);
+    let limits = GpuLimits::memory(137_000);
     let setting = Setting { workload: &workload, law: &law, convention: StageConvention::Paper, limits };
     let bound = capacity_bound(&setting).unwrap();
     assert!((bound.scale / largest_stable_rate(&setting).unwrap().scale - 1.0).abs() < 1e-9);
@@ -43,13 +43,14 @@ fn the_papers_law_has_its_closed_form() {
 fn bad_arguments_are_named() {
     let workload = of(&[(512, 20, 3.0)]);
     let message = |workload: &Workload, limits| capacity_bound(&a100(workload, limits)).unwrap_err().to_string();
-    assert!(message(&of(&[(1, 1, 0.0)]), Limits::memory(9)).starts_with("Σ rate = 0"));
-    assert!(message(&workload, Limits::memory(100)).starts_with("capacity = 100"));
+    assert!(message(&of(&[(1, 1, 0.0)]), GpuLimits::memory(9)).starts_with("Σ rate = 0"));
+    assert!(message(&workload, GpuLimits::memory(100)).starts_with("capacity = 100"));
     assert!(
-        message(&workload, Limits { max_running: Some(0), ..Limits::memory(1_000) }).starts_with("max_running = 0")
+        message(&workload, GpuLimits { max_running: Some(0), ..GpuLimits::memory(1_000) })
+            .starts_with("max_running = 0")
     );
     // A prompt that leaves no room for its first decode.
-    assert!(message(&workload, Limits::memory(512)).starts_with("limits = "));
+    assert!(message(&workload, GpuLimits::memory(512)).starts_with("limits = "));
 }
 
 fn staircases() -> impl Strategy<Value = IterationTime> {
@@ -88,7 +89,7 @@ proptest! {
         running in prop::option::of(1u32..300), budget in prop::option::of(16u64..1500),
     ) {
         let workload = of(&types);
-        let limits = Limits { capacity, max_running: running, token_budget: budget };
+        let limits = GpuLimits { capacity, max_running: running, token_budget: budget };
         let setting = Setting { workload: &workload, law: &law, convention: StageConvention::Vllm, limits };
         let bound = capacity_bound(&setting).unwrap();
         let demand = workload.demand(StageConvention::Vllm).scaled(bound.scale);
@@ -129,7 +130,7 @@ proptest! {
         types in types(), law in staircases(), capacity in 3_000u64..200_000, running in prop::option::of(1u32..300),
     ) {
         let workload = of(&types);
-        let limits = Limits { max_running: running, ..Limits::memory(capacity) };
+        let limits = GpuLimits { max_running: running, ..GpuLimits::memory(capacity) };
         let setting = Setting { workload: &workload, law: &law, convention: StageConvention::Vllm, limits };
         let constant = largest_stable_rate(&setting).unwrap();
         let mixture = capacity_bound(&setting).unwrap();
@@ -143,7 +144,7 @@ proptest! {
     fn larger_limits_carry_no_less(types in types(), law in staircases(), capacity in 3_000u64..200_000, running in 1u32..300) {
         let workload = of(&types);
         let at = |capacity, running| {
-            let limits = Limits { max_running: Some(running), ..Limits::memory(capacity) };
+            let limits = GpuLimits { max_running: Some(running), ..GpuLimits::memory(capacity) };
             capacity_bound(&Setting { workload: &workload, law: &law, convention: StageConvention::Vllm, limits })
                 .unwrap().scale
         };

@@ -15,7 +15,7 @@ fn setting<'a>(
     workload: &'a Workload,
     law: &'a IterationTime,
     convention: StageConvention,
-    limits: Limits,
+    limits: GpuLimits,
 ) -> Setting<'a> {
     Setting { workload, law, convention, limits }
 }
@@ -45,7 +45,7 @@ fn the_lmsys_population_crosses_the_capacity_near_74() {
     // Any workload with E[A] = 28,172 will do: l' + 1 = 2, l + 1/2 = 14,086 is off by half a token.
     let workload = of(&[(14_086, 1, 1.0)]);
     let largest =
-        largest_stable_rate(&setting(&workload, &lmsys_law(), StageConvention::Paper, Limits::memory(137_000)))
+        largest_stable_rate(&setting(&workload, &lmsys_law(), StageConvention::Paper, GpuLimits::memory(137_000)))
             .unwrap();
     close(largest.requests * workload.mean_token_iterations(StageConvention::Paper) / 28_172.0, 74.14, 1e-3);
     assert_eq!(largest.binding, Binding::Memory);
@@ -91,7 +91,7 @@ fn two_types_by_hand() {
     close(e.memory, 2_191.68 / 0.978_083_2, 1e-12);
     close(e.in_service[1], 0.04 / 0.978_083_2, 1e-12);
     close(e.throughput, 400.0, 1e-12);
-    assert!(e.fits(&Limits::memory(2_241)) && !e.fits(&Limits::memory(2_240)));
+    assert!(e.fits(&GpuLimits::memory(2_241)) && !e.fits(&GpuLimits::memory(2_240)));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn nothing_arrives() {
     }
     let largest = |rate, capacity| {
         let workload = of(&[(10, 10, rate)]);
-        let limits = Limits::memory(capacity);
+        let limits = GpuLimits::memory(capacity);
         largest_stable_rate(&setting(&workload, &lmsys_law(), StageConvention::Vllm, limits)).unwrap_err().to_string()
     };
     assert!(largest(0.0, 9).starts_with("Σ rate = 0"));
@@ -133,11 +133,11 @@ fn the_a100_equilibrium_is_a_fixed_point_of_the_law() {
 fn the_a100_runs_best_at_a_right_edge() {
     // Prefill dominates: with memory to spare the best constant composition computes 384 tokens.
     let workload = of(&[(512, 20, 1.0)]);
-    let limits = Limits { token_budget: Some(1024), ..Limits::memory(118_784) };
+    let limits = GpuLimits { token_budget: Some(1024), ..GpuLimits::memory(118_784) };
     let best = largest_stable_rate(&setting(&workload, &IterationTime::A100, StageConvention::Vllm, limits)).unwrap();
     assert_eq!(best.binding, Binding::Compute);
     close(best.scale * best.iteration_time * workload.demand(StageConvention::Vllm).tokens(), 384.0, 1e-9);
-    let few = Limits { max_running: Some(4), ..limits };
+    let few = GpuLimits { max_running: Some(4), ..limits };
     let fewer = largest_stable_rate(&setting(&workload, &IterationTime::A100, StageConvention::Vllm, few)).unwrap();
     assert!(fewer.scale < best.scale && fewer.binding == Binding::MaxRunning);
 }
@@ -186,7 +186,7 @@ proptest! {
             }
             Err(_) => prop_assert!(x >= 1.0),
         }
-        let best = largest_stable_rate(&setting(&workload, &law, StageConvention::Paper, Limits::memory(capacity))).unwrap();
+        let best = largest_stable_rate(&setting(&workload, &law, StageConvention::Paper, GpuLimits::memory(capacity))).unwrap();
         let c = capacity as f64;
         prop_assert!((best.scale / (c / ((d0 + d1 * c) * s)) - 1.0).abs() < 1e-9);
     }
@@ -212,7 +212,7 @@ proptest! {
         types in types(), law in staircases(), capacity in 2_000u64..400_000, running in 1u32..300,
     ) {
         let workload = of(&types);
-        let limits = Limits { max_running: Some(running), ..Limits::memory(capacity) };
+        let limits = GpuLimits { max_running: Some(running), ..GpuLimits::memory(capacity) };
         let best = largest_stable_rate(&setting(&workload, &law, StageConvention::Vllm, limits)).unwrap();
         let at = |factor: f64| {
             let scaled = workload.scaled(best.scale * factor).unwrap();

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Segments;
 use crate::cost::IterationTime;
-use crate::fluid::{Limits, equilibrium_time, kv, last_edge};
+use crate::fluid::{GpuLimits, equilibrium_time, kv, last_edge};
 use crate::planning_error::{PlanningError, Violation, invalid, non_negative, positive};
 use crate::safety::{Protection, SafetyBuffer};
 use crate::threshold::{candidates, exceeds, minimise, waiting};
@@ -20,7 +20,7 @@ pub struct NestedSetting<'a> {
     /// How long an iteration takes.
     pub law: &'a IterationTime,
     /// What the GPU allows.
-    pub limits: Limits,
+    pub limits: GpuLimits,
     /// How rarely memory may overflow; without it no buffer is asked for.
     pub protection: Option<Protection>,
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cost::IterationTime;
-use crate::fluid::Limits;
+use crate::fluid::GpuLimits;
 use crate::planning_error::Violation;
 use crate::safety::Protection;
 
@@ -78,7 +78,7 @@ fn time_varying_rates_take_the_worst_of_each() {
     // Thresholds that hold for the worst window hold for each.
     let law = law();
     let worst_setting =
-        NestedSetting { segments: &worst, law: &law, limits: Limits::memory(137_000), protection: None };
+        NestedSetting { segments: &worst, law: &law, limits: GpuLimits::memory(137_000), protection: None };
     let best = NestedThresholds::best(&worst_setting, 0.05).unwrap();
     for window in [window(8.0, 2.0), window(1.0, 3.0)] {
         let setting = NestedSetting { segments: &window, ..worst_setting };
@@ -90,7 +90,7 @@ fn time_varying_rates_take_the_worst_of_each() {
 fn what_fails_is_named() {
     let (segments, law) = (two_types(), law());
     let protection = Some(Protection { failure_probability: 0.01, horizon: 100.0 });
-    let setting = NestedSetting { segments: &segments, law: &law, limits: Limits::memory(137_000), protection };
+    let setting = NestedSetting { segments: &segments, law: &law, limits: GpuLimits::memory(137_000), protection };
     let failed = |n: [f64; 2]| {
         let thresholds = NestedThresholds::evaluate(n.to_vec(), &setting).unwrap();
         conditions(&thresholds.violations).join(", ")
@@ -100,13 +100,13 @@ fn what_fails_is_named() {
     assert_eq!(failed([2.0, 2.0]), "n_2/n_1 < 1");
     assert_eq!(failed([0.1, 0.035]), "ΔT(n) < n_1/Λ_1");
     assert_eq!(failed([20.0, 7.0]), "M^π + buffer ≤ C");
-    let small = NestedSetting { limits: Limits::memory(4_000), ..setting };
+    let small = NestedSetting { limits: GpuLimits::memory(4_000), ..setting };
     let error = NestedThresholds::best(&small, 0.05).unwrap_err();
     let PlanningError::Infeasible { violations } = &error else { panic!("{error}") };
     assert_eq!(conditions(violations), ["M^π + buffer ≤ C"], "{error}");
     // What the remedy names is enough.
     let needed = violations[0].left.ceil() as u64 + 100;
-    assert!(NestedThresholds::best(&NestedSetting { limits: Limits::memory(needed), ..setting }, 0.05).is_ok());
+    assert!(NestedThresholds::best(&NestedSetting { limits: GpuLimits::memory(needed), ..setting }, 0.05).is_ok());
     let overload = Segments::exact(&of(&[(512, 20, 7e4), (512, 50, 3e4)]), StageConvention::Paper).unwrap();
     let error = NestedThresholds::best(&NestedSetting { segments: &overload, ..setting }, 0.05).unwrap_err();
     assert!(matches!(error, PlanningError::Unstable { .. }), "{error}");
@@ -172,7 +172,7 @@ proptest! {
         let segments = Segments::exact(&of(&types), StageConvention::Paper).unwrap();
         let law = if a100 { IterationTime::A100 } else { law() };
         let protection = Some(Protection { failure_probability: 0.05, horizon: 100.0 });
-        let setting = NestedSetting { segments: &segments, law: &law, limits: Limits::memory(capacity), protection };
+        let setting = NestedSetting { segments: &segments, law: &law, limits: GpuLimits::memory(capacity), protection };
         match NestedThresholds::best(&setting, margin) {
             Ok(best) => {
                 let (n, s) = (&best.per_segment, segments.as_slice());

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cost::IterationTime;
-use crate::fluid::Limits;
+use crate::fluid::GpuLimits;
 use crate::workload::{StageConvention, Workload};
 
 fn of(types: &[(u32, u32, f64)]) -> Workload {
@@ -11,7 +11,7 @@ fn of(types: &[(u32, u32, f64)]) -> Workload {
 }
 
 fn paper<'a>(workload: &'a Workload, law: &'a IterationTime, capacity: u64) -> Setting<'a> {
-    Setting { workload, law, convention: StageConvention::Paper, limits: Limits::memory(capacity) }
+    Setting { workload, law, convention: StageConvention::Paper, limits: GpuLimits::memory(capacity) }
 }
 
 fn law() -> IterationTime {
@@ -58,7 +58,7 @@ fn what_fails_is_named_and_the_remedy_is_one() {
 #[test]
 fn overload_is_unstable_and_still_planned() {
     let workload = of(&[(512, 1000, 4.0)]);
-    let limits = Limits { max_running: Some(256), ..Limits::memory(118_784) };
+    let limits = GpuLimits { max_running: Some(256), ..GpuLimits::memory(118_784) };
     let setting = Setting { workload: &workload, law: &IterationTime::A100, convention: StageConvention::Vllm, limits };
     assert!(matches!(
         Thresholds::best(&setting),
@@ -100,7 +100,7 @@ fn bad_arguments_are_named() {
 #[test]
 fn other_limits_are_conditions_too() {
     let workload = of(&[(512, 20, 10.0)]);
-    let limits = Limits { max_running: Some(20), token_budget: Some(531), ..Limits::memory(12_000) };
+    let limits = GpuLimits { max_running: Some(20), token_budget: Some(531), ..GpuLimits::memory(12_000) };
     let law = law();
     let setting = Setting { limits, ..paper(&workload, &law, 1) };
     let t = Thresholds::with_spacing(0.1, &setting).unwrap();
@@ -119,7 +119,7 @@ proptest! {
     fn what_is_called_feasible_satisfies_the_inequalities((types, fraction, a100) in instances()) {
         let law = if a100 { IterationTime::A100 } else { law() };
         let base = of(&types);
-        let limits = Limits { max_running: Some(256), ..Limits::memory(118_784) };
+        let limits = GpuLimits { max_running: Some(256), ..GpuLimits::memory(118_784) };
         let at = |workload| Setting { workload, law: &law, convention: StageConvention::Paper, limits };
         let workload = base.scaled(fraction * largest_stable_rate(&at(&base)).unwrap().scale).unwrap();
         let setting = at(&workload);
@@ -154,7 +154,7 @@ proptest! {
         let law = if a100 { IterationTime::A100 } else { law() };
         let base = of(&types);
         let at = |workload| Setting {
-            workload, law: &law, convention: StageConvention::Paper, limits: Limits::memory(500_000),
+            workload, law: &law, convention: StageConvention::Paper, limits: GpuLimits::memory(500_000),
         };
         let workload = base.scaled(fraction * largest_stable_rate(&at(&base)).unwrap().scale).unwrap();
         let setting = at(&workload);
