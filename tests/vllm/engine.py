@@ -16,8 +16,10 @@ import os
 import random
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ENVIRONMENT = {
@@ -55,6 +57,45 @@ LLAMA: dict[str, Any] = {
 
 
 @dataclass
+class Fault:
+    """What is to go wrong inside the core."""
+
+    call: str  # the method of `wait_core.Scheduler`
+    after: int  # how many calls go well
+    kind: str  # "error", "panic" (no subclass of Exception, as PyO3 raises for a Rust panic) or "stall" (empty plans)
+
+
+class Panic(BaseException):
+    """What a panic in an extension module looks like from Python."""
+
+
+class FaultyCore:
+    """A core that fails as told, otherwise the real one."""
+
+    def __init__(self, core: Any, fault: Fault) -> None:
+        self.core = core
+        self.fault = fault
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.core, name)
+        if name != self.fault.call:
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls <= self.fault.after:
+                return method(*args, **kwargs)
+            if self.fault.kind == "stall":
+                return SimpleNamespace(
+                    admitted=[], resumed=[], preempted=[], prefill=[], paused=[], num_decodes=0, token_budget=2048
+                )
+            raise {"error": RuntimeError, "panic": Panic}[self.fault.kind](f"injected into {name}")
+
+        return call
+
+
+@dataclass
 class Job:
     """One run: the engine's settings and the workload."""
 
@@ -69,8 +110,9 @@ class Job:
     arrivals_per_step: int | None = None
     abort_every: int = 0
     seed: int = 0
-    max_steps: int = 20_000
-    hooks: list[str] = field(default_factory=list)
+    time_limit_s: float = 120.0
+    fault: Fault | None = None
+    reset_prefix_cache_every: int = 0
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
@@ -151,8 +193,8 @@ def run(job: Job) -> dict[str, Any]:
     engine = LLMEngine.from_engine_args(EngineArgs(**settings))
     core = engine.engine_core.engine_core  # type: ignore[attr-defined]
     watch = Watch(core.scheduler)
-    for hook in job.hooks:
-        HOOKS[hook](engine, core, job)
+    if job.fault is not None:
+        core.scheduler.wait_core.core = FaultyCore(core.scheduler.wait_core.core, job.fault)
 
     todo = workload(job)
     todo.reverse()
@@ -160,26 +202,29 @@ def run(job: Job) -> dict[str, Any]:
     reasons: dict[str, str | None] = {}
     aborted: list[str] = []
     steps = 0
+    deadline = time.monotonic() + job.time_limit_s
     while todo or engine.has_unfinished_requests():
         for _ in range(min(len(todo), job.arrivals_per_step or len(todo))):
             name, prompt, length = todo.pop()
             params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
-            if job.abort_every and len(tokens) + len(todo) and int(name[1:]) % job.abort_every == 0:
+            if job.abort_every and int(name[1:]) % job.abort_every == 0:
                 aborted.append(name)
         for output in engine.step():
             tokens[output.request_id] = list(output.outputs[0].token_ids)
             if output.finished:
                 reasons[output.request_id] = output.outputs[0].finish_reason
         steps += 1
-        if aborted and steps % 3 == 0:
-            name = aborted.pop()
+        if aborted and steps % 3 == 0:  # from both ends: some run, some still wait
+            name = aborted.pop(-1 if steps % 2 else 0)
             if name not in reasons:
                 engine.abort_request([name])
                 reasons[name] = "abort"
-        if steps > job.max_steps:
-            message = f"no end after {steps} steps: {core.scheduler.get_request_counts()} running, waiting"
-            raise RuntimeError(message)
+        if job.reset_prefix_cache_every and steps % job.reset_prefix_cache_every == 0:
+            engine.reset_prefix_cache(reset_running_requests=True)
+        if time.monotonic() > deadline:
+            message = f"no end after {steps} steps: {core.scheduler.get_request_counts()} (running, waiting)"
+            raise TimeoutError(message)
     # One more step lets the scheduler see the last finishes, as the engine's own loop does.
     while core.scheduler.has_requests():
         engine.step()
@@ -209,7 +254,6 @@ class Watch:
         self.empty_steps = 0
         self.preemptions = 0
         self.max_running = 0
-        self.paused_steps = 0
         stock_schedule = scheduler.schedule
 
         def schedule(*args: Any, **kwargs: Any) -> Any:
@@ -237,15 +281,14 @@ class Watch:
         return counts
 
 
-HOOKS: dict[str, Any] = {}
-
-
 def main() -> None:
     """Read a job from standard input, write the answer as the last line of standard output."""
     raw = json.load(sys.stdin)
     for pair in ("prompt_tokens", "output_tokens"):
         if pair in raw:
             raw[pair] = tuple(raw[pair])
+    if raw.get("fault"):
+        raw["fault"] = Fault(**raw["fault"])
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     print(json.dumps(run(Job(**raw))))

@@ -283,17 +283,18 @@ class Bridge:
         """Open the gates when requests wait and no token has been scheduled for too long; close them afterwards."""
         if self._quiet_since_ns is None:
             self._quiet_since_ns = now_ns
-            if self.gates_open:
-                self.gates_open = False
-                logger.warning("wait-core: tokens flow again, the gates close")
+            self.gates_open = False
         limit_ns = self.settings.watchdog_s * 1e9
         if self.gates_open or not limit_ns or not len(self.queue) or self.scheduler.pause_state != PauseState.UNPAUSED:
             return
         if now_ns - self._quiet_since_ns > limit_ns:
             self.gates_open = True
             self.counts["watchdog"] += 1
-            logger.warning(
-                "wait-core: %d requests wait and no token has been scheduled for %.1f s; the gates open. First in line: %s",
+            # Once as a warning: a core that stalls again and again must not flood the log; the count tells.
+            say = logger.warning if self.counts["watchdog"] == 1 else logger.debug
+            say(
+                "wait-core: %d requests wait and no token has been scheduled for %.1f s; the gates open until tokens flow. "
+                "First in line: %s",
                 len(self.queue),
                 self.settings.watchdog_s,
                 self._why_first(),
