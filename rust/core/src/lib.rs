@@ -1,2 +1,29 @@
-//! Placeholder.
+//! wait-core: the scheduling core of an LLM inference server.
+//!
+//! Decisions only: no clock, no I/O, no randomness. The model, the vocabulary and the two paper policies are those of
+//! *Optimizing LLM Inference: Fluid-Guided Online Scheduling with Memory Constraints* (arXiv 2504.11320).
 #![forbid(unsafe_code)]
+
+pub mod config;
+pub mod cost;
+pub mod error;
+mod invariants;
+mod lane;
+mod list;
+mod memory;
+mod plan;
+pub mod planning_error;
+pub mod policy;
+mod request;
+mod scheduler;
+mod view;
+pub mod workload;
+
+pub use config::Config;
+pub use error::{Error, Result};
+pub use lane::Lane;
+pub use memory::BlockPool;
+pub use plan::{Chunk, Hold, HoldReason, Origin, Plan};
+pub use request::{LengthHint, Phase, Request, RequestId, Slot, Tracked};
+pub use scheduler::{Report, Scheduler, Stats};
+pub use view::{Limits, View};

@@ -1,5 +1,27 @@
-//! Python bindings.
-use pyo3::prelude::*;
-/// The compiled core.
-#[pymodule]
-mod _core {}
+//! `wait_core._core`: thin wrappers around the crates, one file a class. Nothing is decided here.
+
+mod convert;
+mod error;
+mod plan;
+mod scheduler;
+mod simulation;
+
+/// The compiled core of wait-core.
+#[pyo3::pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::error::{CapacityError, DuplicateIdError, QueueFullError, StalledError, WaitCoreError};
+    #[pymodule_export]
+    use super::plan::{Hold, Plan};
+    #[pymodule_export]
+    use super::scheduler::Scheduler;
+    #[pymodule_export]
+    use super::simulation::{Run, group_types, iteration_seconds, run, sample};
+
+    #[pymodule_init]
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        use pyo3::types::PyModuleMethods;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))
+    }
+}

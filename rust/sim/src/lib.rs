@@ -1,2 +1,16 @@
-//! Placeholder.
+//! wait-sim: a discrete-event simulator of an LLM server, built on the wait-core scheduling core.
+//!
+//! Integer nanoseconds, seeded randomness, no platform mathematics: the same inputs give the same report everywhere.
 #![forbid(unsafe_code)]
+
+pub mod dataset;
+mod engine;
+mod record;
+mod report;
+mod rng;
+
+pub use dataset::{Arrival, Dataset};
+pub use engine::{Lengths, Setup, SimError, run};
+pub use record::{NEVER_NS, Run, Sample};
+pub use report::{Slo, Spread, Summary};
+pub use rng::Stream;

@@ -1,0 +1,196 @@
+//! Every setting, and the one validator that Python keywords, command-line files and vLLM's JSON pass through.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, nearest};
+use crate::workload::{RequestType, StageConvention, Workload};
+
+/// Which policy decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// vLLM V1: FCFS under a token budget, preempts the last.
+    #[default]
+    Vllm,
+    /// WAIT (arXiv 2504.11320, Algorithm 1).
+    Wait,
+}
+
+/// What becomes of the output of a preempted request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preemption {
+    /// It is kept, and recomputed as part of the prompt (vLLM, Vidur).
+    #[default]
+    Recompute,
+    /// It is lost: the request starts over (the paper).
+    Restart,
+}
+
+/// All settings of a scheduler. Deserialised from a map; what is absent has the default shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Which policy decides.
+    pub policy: PolicyName,
+    /// Usable KV blocks. Required.
+    pub kv_blocks: u32,
+    /// Tokens per KV block (16).
+    pub block_size: u32,
+    /// Most resident requests (256).
+    pub max_num_seqs: u32,
+    /// Most tokens in one iteration, at least `max_num_seqs` (2,048).
+    pub token_budget: u32,
+    /// Most tokens of prompt and output together (what the KV cache holds).
+    pub max_model_len: Option<u32>,
+    /// Share of the blocks that admission leaves free, in [0, 1) (0).
+    pub watermark: f64,
+    /// What becomes of a preempted request's output (`recompute`).
+    pub preemption: Preemption,
+    /// The host evicts by itself and reports it (false).
+    pub host_preempts: bool,
+    /// Most requests that may wait; `add` refuses more (no bound).
+    pub max_queued_requests: Option<u32>,
+    /// Most prompt tokens that may wait; `add` refuses more (no bound).
+    pub max_queued_tokens: Option<u64>,
+    /// Whether the prefill emits the first token (`vllm`) or none (`paper`).
+    pub convention: StageConvention,
+    /// WAIT's request types, in the order of their ids.
+    pub types: Vec<RequestType>,
+    /// WAIT's thresholds n_j, one a type; planned from the types' rates if absent.
+    pub thresholds: Option<Vec<f64>>,
+    /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
+    pub work_conserving: bool,
+    /// Longest time in seconds that a threshold may hold a request that fits (no bound).
+    pub max_hold: Option<f64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policy: PolicyName::default(),
+            kv_blocks: 0,
+            block_size: 16,
+            max_num_seqs: 256,
+            token_budget: 2048,
+            max_model_len: None,
+            watermark: 0.0,
+            preemption: Preemption::default(),
+            host_preempts: false,
+            max_queued_requests: None,
+            max_queued_tokens: None,
+            convention: StageConvention::default(),
+            types: Vec::new(),
+            thresholds: None,
+            work_conserving: true,
+            max_hold: None,
+        }
+    }
+}
+
+/// Largest count of blocks, tokens or requests: sums of them stay exact in every type used.
+const MAX_COUNT: u32 = 1 << 30;
+
+impl Config {
+    /// Reads a map of settings and validates it.
+    ///
+    /// # Errors
+    /// [`Error`] names the key and the value that was refused, and the nearest key for one that does not exist.
+    pub fn from_map(settings: serde_json::Map<String, serde_json::Value>) -> Result<Self> {
+        let known = Self::keys();
+        for key in settings.keys() {
+            if !known.contains(key) {
+                let suggestion = nearest(key, known.iter().map(String::as_str)).map(str::to_owned);
+                return Err(Error::UnknownKey { key: key.clone(), suggestion });
+            }
+        }
+        let value = serde_json::Value::Object(settings);
+        let config: Self = serde_path_to_error::deserialize(&value).map_err(|error| {
+            let path = error.path().to_string();
+            let pointer = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
+            let given = value.pointer(&pointer).map_or_else(|| "?".to_owned(), ToString::to_string);
+            Error::invalid(path, given, error.into_inner().to_string())
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The names of all settings.
+    pub fn keys() -> Vec<String> {
+        match serde_json::to_value(Self::default()) {
+            Ok(serde_json::Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
+            _ => unreachable!("a struct serialises to a map"),
+        }
+    }
+
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the first that is outside.
+    pub fn validate(&self) -> Result<()> {
+        let count = |name: &str, value: u32| match value {
+            1..=MAX_COUNT => Ok(()),
+            _ => Err(Error::invalid(name, value, format!("must be between 1 and {MAX_COUNT}"))),
+        };
+        count("kv_blocks", self.kv_blocks)?;
+        count("block_size", self.block_size)?;
+        count("max_num_seqs", self.max_num_seqs)?;
+        count("token_budget", self.token_budget)?;
+        let tokens = u64::from(self.kv_blocks) * u64::from(self.block_size);
+        if tokens > u64::from(MAX_COUNT) {
+            return Err(Error::invalid(
+                "kv_blocks",
+                self.kv_blocks,
+                format!("kv_blocks x block_size above {MAX_COUNT} tokens"),
+            ));
+        }
+        if self.token_budget < self.max_num_seqs {
+            let rule = format!("must be at least max_num_seqs ({}), or some decodes never run", self.max_num_seqs);
+            return Err(Error::invalid("token_budget", self.token_budget, rule));
+        }
+        if let Some(length) = self.max_model_len.filter(|&length| length == 0 || u64::from(length) > tokens) {
+            let rule = format!("must be between 1 and the {tokens} tokens that the KV cache holds");
+            return Err(Error::invalid("max_model_len", length, rule));
+        }
+        if !(0.0..1.0).contains(&self.watermark) {
+            return Err(Error::invalid("watermark", self.watermark, "must be at least 0 and below 1"));
+        }
+        if let Some(seconds) = self.max_hold.filter(|seconds| !(seconds.is_finite() && *seconds >= 0.0)) {
+            return Err(Error::invalid("max_hold", seconds, "must be finite and at least 0 seconds"));
+        }
+        if self.types.len() > usize::from(u16::MAX) {
+            return Err(Error::invalid("types", self.types.len(), "at most 65,535 types"));
+        }
+        if !self.types.is_empty() {
+            Workload::new(self.types.clone()).map_err(|error| Error::invalid("types", "[…]", error.to_string()))?;
+        }
+        self.validate_thresholds()
+    }
+
+    fn validate_thresholds(&self) -> Result<()> {
+        if self.policy == PolicyName::Wait && self.types.is_empty() {
+            return Err(Error::invalid("types", "[]", "policy \"wait\" needs at least one request type"));
+        }
+        let Some(thresholds) = &self.thresholds else { return Ok(()) };
+        if thresholds.len() != self.types.len() {
+            let rule = format!("one threshold a type: {} expected", self.types.len());
+            return Err(Error::invalid("thresholds", thresholds.len(), rule));
+        }
+        for (j, &n) in thresholds.iter().enumerate() {
+            if !(n.is_finite() && n > 0.0) {
+                return Err(Error::invalid(format!("thresholds[{j}]"), n, "must be finite and above 0"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks that admission leaves free.
+    pub fn watermark_blocks(&self) -> u32 {
+        (self.watermark * f64::from(self.kv_blocks)) as u32
+    }
+
+    /// Most tokens of prompt and output together.
+    pub fn model_len(&self) -> u32 {
+        self.max_model_len.unwrap_or(self.kv_blocks * self.block_size)
+    }
+}

@@ -1,0 +1,372 @@
+//! The scheduler: asks the policy for a plan, applies it, and takes corrections from the host.
+//!
+//! How to think about it: `plan` assumes that the host does exactly what was planned, and advances every request at
+//! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
+//! differently (and who finished); a decode that yields its one token is never mentioned.
+
+use crate::config::{Config, Preemption};
+use crate::error::{Error, Result};
+use crate::plan::{Hold, HoldReason, Origin, Plan};
+use crate::policy::{AnyPolicy, Event, Policy};
+use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
+use crate::view::View;
+
+/// What the host saw, where it differs from the plan. All ids unknown to the scheduler are ignored and counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report<'a> {
+    /// Requests whose output ended.
+    pub finished: &'a [RequestId],
+    /// Requests the host evicted in the last planned iteration instead of running them.
+    pub preempted: &'a [RequestId],
+    /// Requests the plan admitted and the host did not.
+    pub refused: &'a [RequestId],
+    /// KV tokens that a request holds after the last planned iteration, where the plan assumed otherwise.
+    pub progress: &'a [(RequestId, u32)],
+    /// The host's count of free KV blocks.
+    pub free_blocks: Option<u32>,
+}
+
+/// Counters since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Plans made.
+    pub iterations: u64,
+    /// Requests admitted, resumptions not counted.
+    pub admitted: u64,
+    /// Requests that finished.
+    pub finished: u64,
+    /// Requests that the host took back.
+    pub aborted: u64,
+    /// Evictions.
+    pub preemptions: u64,
+    /// KV tokens lost to evictions, to be computed again.
+    pub recomputed_tokens: u64,
+    /// Ids in reports and aborts that no request had.
+    pub unknown_ids: u64,
+    /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]).
+    pub holds: [u64; HoldReason::ALL.len()],
+}
+
+/// The scheduling core of one engine.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    view: View,
+    policy: AnyPolicy,
+    plan: Plan,
+    stats: Stats,
+    preemption: Preemption,
+    max_queued_requests: Option<u32>,
+    max_queued_tokens: Option<u64>,
+    paused: bool,
+}
+
+impl Scheduler {
+    /// A scheduler with these settings and no requests.
+    ///
+    /// # Errors
+    /// [`Error`] names the setting that is refused.
+    pub fn new(config: &Config) -> Result<Self> {
+        config.validate()?;
+        let policy = AnyPolicy::new(config)?;
+        let view = View::new(config, policy.lanes(), policy.queues());
+        Ok(Self {
+            view,
+            policy,
+            plan: Plan::default(),
+            stats: Stats::default(),
+            preemption: config.preemption,
+            max_queued_requests: config.max_queued_requests,
+            max_queued_tokens: config.max_queued_tokens,
+            paused: false,
+        })
+    }
+
+    /// The state, read only.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The policy in charge.
+    pub fn policy(&self) -> &AnyPolicy {
+        &self.policy
+    }
+
+    /// The plan made last.
+    pub fn last_plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Puts a request in line.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths of zero, [`Error::DuplicateId`], [`Error::TooLarge`] for a request that could not
+    /// run even alone, [`Error::QueueFull`] when a bound on the line is reached. Nothing changes then.
+    pub fn add(&mut self, request: &Request) -> Result<()> {
+        let max_tokens = self.admissible(request)?;
+        let queues = self.view.queues();
+        let type_id = self.policy.classify(request);
+        if queues > 1 && usize::from(type_id) >= queues {
+            return Err(Error::invalid("type_id", type_id, format!("there are {queues} types")));
+        }
+        let slot = self.view.insert(request, max_tokens, type_id);
+        self.view.advance_clock(request.arrival_ns);
+        self.policy.observe(&self.view, slot, Event::Arrived);
+        Ok(())
+    }
+
+    /// Checks a request; returns its `max_tokens` within the model's limit.
+    fn admissible(&self, request: &Request) -> Result<u32> {
+        let id = request.id;
+        if request.prompt == 0 {
+            return Err(Error::invalid("prompt_tokens", 0, "must be at least 1"));
+        }
+        if request.max_tokens == Some(0) {
+            return Err(Error::invalid("max_tokens", 0, "must be at least 1 (leave it out for the model's limit)"));
+        }
+        match request.output {
+            LengthHint::Exact(0) => return Err(Error::invalid("output_tokens", 0, "must be at least 1")),
+            LengthHint::Predicted { tokens, log_error }
+                if tokens == 0 || !(log_error.is_finite() && log_error >= 0.0) =>
+            {
+                let given = format!("{tokens} tokens, error {log_error}");
+                return Err(Error::invalid("predicted_tokens", given, "at least 1, with a finite error of at least 0"));
+            }
+            _ => {}
+        }
+        if self.view.slot(id).is_some() {
+            return Err(Error::DuplicateId { id });
+        }
+        let limit = self.view.limits().max_model_len;
+        let what = "max_model_len allows";
+        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
+        if needs > u64::from(limit) {
+            return Err(Error::TooLarge { id, needs, limit: u64::from(limit), what });
+        }
+        let room = limit - request.prompt;
+        let (queued, tokens) = (self.view.waiting_total(), self.view.waiting_tokens());
+        if let Some(bound) = self.max_queued_requests.filter(|&bound| queued >= bound) {
+            return Err(Error::QueueFull { queued: u64::from(queued), bound: u64::from(bound), unit: "requests" });
+        }
+        if let Some(bound) = self.max_queued_tokens.filter(|&bound| tokens + u64::from(request.prompt) > bound) {
+            return Err(Error::QueueFull { queued: tokens, bound, unit: "tokens" });
+        }
+        Ok(request.max_tokens.unwrap_or(room).min(room))
+    }
+
+    /// Proposes the next iteration and assumes that it happens.
+    pub fn plan(&mut self, now_ns: u64) -> &Plan {
+        self.view.advance_clock(now_ns);
+        self.plan.begin(&self.view);
+        if self.paused {
+            self.hold_all();
+        } else {
+            self.policy.plan(&self.view, &mut self.plan);
+            // Memory is the scheduler's to guard, whatever the policy proposed.
+            self.plan.make_room(&self.view);
+        }
+        self.plan.measure(&self.view);
+        self.apply();
+        if cfg!(debug_assertions) {
+            self.view.check();
+        }
+        &self.plan
+    }
+
+    fn hold_all(&mut self) {
+        let waiting = self.view.waiting_total();
+        for queue in 0..=self.view.queues() {
+            self.plan.hold_queue(queue, Hold::new(HoldReason::EnginePaused, waiting, 0));
+        }
+    }
+
+    fn apply(&mut self) {
+        let Self { view, policy, plan, stats, preemption, .. } = self;
+        stats.iterations += 1;
+        for &(slot, _) in plan.preempted() {
+            preempt(view, policy, stats, *preemption, slot, view.stage(slot));
+        }
+        for &slot in plan.parked() {
+            view.leave_lane(slot, Phase::Parked);
+        }
+        for &(slot, lane) in plan.unparked() {
+            view.join(slot, usize::from(lane));
+        }
+        for lane in 0..view.lanes().len() {
+            if plan.runs(lane) {
+                view.step_lane(lane);
+            }
+        }
+        for chunk in plan.chunks() {
+            if chunk.origin != Origin::Resident {
+                view.admit(chunk.slot);
+                stats.admitted += u64::from(chunk.origin == Origin::Admitted);
+                policy.observe(view, chunk.slot, Event::Admitted);
+            }
+            view.set_computed(chunk.slot, chunk.start + chunk.tokens, chunk.blocks);
+            if chunk.last {
+                join(view, policy, chunk.slot);
+            }
+        }
+        if !plan.chunks().is_empty() {
+            view.sweep_prefilling();
+        }
+        for queue in 0..=view.queues() {
+            if let Some(hold) = plan.hold(queue).filter(|_| view.waiting(queue) > 0) {
+                stats.holds[hold.reason as usize] += 1;
+            }
+        }
+    }
+
+    /// Takes in what the host saw of the iterations planned so far. May come late, in parts, or not at all.
+    pub fn complete(&mut self, report: &Report) {
+        // Refused admissions go back in reverse, so that the line keeps its order.
+        for &id in report.refused.iter().rev() {
+            if let Some(slot) = self.resident(id) {
+                let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
+                self.stats.admitted -= u64::from(!resumed);
+                self.policy.observe(&self.view, slot, Event::Preempted);
+                self.view.send_back(slot, kept, false);
+            }
+        }
+        for &id in report.preempted {
+            if let Some(slot) = self.resident(id) {
+                let stage = self.stage_before_last_plan(slot);
+                preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage);
+            }
+        }
+        for &(id, kv) in report.progress {
+            if let Some(slot) = self.resident(id) {
+                self.place(slot, kv);
+            }
+        }
+        for &id in report.finished {
+            if self.leave(id, Event::Finished) {
+                self.stats.finished += 1;
+            }
+        }
+        if let Some(free) = report.free_blocks {
+            self.view.pool_mut().reconcile(free);
+        }
+        if cfg!(debug_assertions) {
+            self.view.check();
+        }
+    }
+
+    fn resident(&mut self, id: RequestId) -> Option<Slot> {
+        let slot = self.view.slot(id).filter(|&slot| self.view.request(slot).phase != Phase::Waiting);
+        self.stats.unknown_ids += u64::from(slot.is_none());
+        slot
+    }
+
+    /// Output tokens a request had before the last plan, which assumed one more if it ran it.
+    fn stage_before_last_plan(&self, slot: Slot) -> u32 {
+        let (request, stage) = (self.view.request(slot), self.view.stage(slot));
+        let chunk = self.plan.chunks().iter().find(|chunk| chunk.slot == slot && chunk.id == request.id);
+        let emitted = match chunk {
+            Some(chunk) => chunk.last,
+            None => request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane)),
+        };
+        stage - u32::from(emitted)
+    }
+
+    /// Places a resident where the host says it is: `kv` tokens in the cache.
+    fn place(&mut self, slot: Slot, kv: u32) {
+        let blocks = self.view.pool().blocks_for(kv);
+        match self.view.request(slot).phase {
+            Phase::Decoding => self.view.leave_lane(slot, Phase::Prefilling),
+            Phase::Parked | Phase::Waiting => return,
+            Phase::Prefilling => {}
+        }
+        self.view.set_computed(slot, kv, blocks);
+        if kv >= self.view.request(slot).prefill_target() {
+            join(&mut self.view, &mut self.policy, slot);
+            self.view.sweep_prefilling();
+        } else {
+            self.view.relist_prefilling(slot);
+        }
+    }
+
+    /// Takes a request back, in whatever state it is.  False if no request has this id.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        let known = self.leave(id, Event::Aborted);
+        self.stats.aborted += u64::from(known);
+        known
+    }
+
+    fn leave(&mut self, id: RequestId, event: Event) -> bool {
+        let Some(slot) = self.view.slot(id) else {
+            self.stats.unknown_ids += 1;
+            return false;
+        };
+        self.policy.observe(&self.view, slot, event);
+        self.view.remove(slot);
+        true
+    }
+
+    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for zero blocks.
+    pub fn set_capacity(&mut self, kv_blocks: u32) -> Result<()> {
+        if kv_blocks == 0 {
+            return Err(Error::invalid("kv_blocks", 0, "must be at least 1"));
+        }
+        self.view.pool_mut().set_capacity(kv_blocks);
+        Ok(())
+    }
+
+    /// No more arrivals will come: thresholds stop waiting for company.
+    pub fn drain(&mut self) {
+        self.view.set_draining();
+    }
+
+    /// A paused engine plans empty iterations and keeps everything.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet.
+    pub fn explain(&self, id: RequestId) -> Option<Hold> {
+        let slot = self.view.slot(id)?;
+        let request = self.view.request(slot);
+        match request.phase {
+            Phase::Waiting => self.plan.hold(self.view.line_of(slot)),
+            Phase::Parked => Some(Hold::new(HoldReason::PausedAtBoundary, 1, 0)),
+            Phase::Decoding if !self.plan.runs(usize::from(request.lane)) => {
+                Some(Hold::new(HoldReason::PausedAtBoundary, 1, 0))
+            }
+            Phase::Decoding | Phase::Prefilling => None,
+        }
+    }
+
+    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
+    pub fn paused_ids(&self) -> Vec<RequestId> {
+        let running = |slot: Slot| {
+            let request = self.view.request(slot);
+            request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
+                || self.plan.chunks().iter().any(|chunk| chunk.slot == slot)
+        };
+        self.view.iter_residents().filter(|&slot| !running(slot)).map(|slot| self.view.request(slot).id).collect()
+    }
+}
+
+fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
+    let request = view.request(slot);
+    // The iteration that completes the prefill emits one token more than the request had.
+    let lane = policy.lane(request, request.kept + 1);
+    view.join(slot, lane);
+    policy.observe(view, slot, Event::Joined);
+}
+
+fn preempt(view: &mut View, policy: &mut AnyPolicy, stats: &mut Stats, mode: Preemption, slot: Slot, stage: u32) {
+    stats.preemptions += 1;
+    stats.recomputed_tokens += u64::from(view.kv(slot));
+    policy.observe(view, slot, Event::Preempted);
+    let kept = if mode == Preemption::Recompute { stage } else { 0 };
+    view.send_back(slot, kept, true);
+}

@@ -1,0 +1,383 @@
+//! Everything a policy may look at, kept up to date incrementally: no query here rescans the requests.
+
+use std::collections::HashMap;
+
+use rustc_hash::FxBuildHasher;
+
+use crate::config::Config;
+use crate::lane::Lane;
+use crate::list::{Link, List, previous};
+use crate::memory::BlockPool;
+use crate::request::{Phase, Request, RequestId, Slot, Tracked};
+
+/// Limits of one iteration and of the engine, from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most resident requests (running, prefilling and paused).
+    pub max_num_seqs: u32,
+    /// Most tokens in one iteration, decodes and prefill chunks together.
+    pub token_budget: u32,
+    /// Blocks that admission leaves free.
+    pub watermark_blocks: u32,
+    /// Most tokens of prompt and output together.
+    pub max_model_len: u32,
+    /// The host evicts by itself and reports it: plans never preempt.
+    pub host_preempts: bool,
+}
+
+/// One waiting line, first come first served.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    list: List,
+    tokens: u64,
+}
+
+/// The state of the scheduler as a policy sees it.
+#[derive(Clone, Debug)]
+pub struct View {
+    table: Vec<Tracked>,
+    /// Vacant places of the table.
+    vacant: Vec<Slot>,
+    index: HashMap<RequestId, Slot, FxBuildHasher>,
+    pool: BlockPool,
+    limits: Limits,
+    lanes: Vec<Lane>,
+    /// One line a type, and last the line of the preempted, which go before all others.
+    lines: Vec<Queue>,
+    /// Resident requests, in the order of their admission.
+    residents: List,
+    prefilling: Vec<Slot>,
+    now_ns: u64,
+    draining: bool,
+}
+
+impl View {
+    pub(crate) fn new(config: &Config, lanes: usize, queues: usize) -> Self {
+        let pool = BlockPool::new(config.kv_blocks, config.block_size);
+        Self {
+            table: Vec::new(),
+            vacant: Vec::new(),
+            index: HashMap::default(),
+            limits: Limits {
+                max_num_seqs: config.max_num_seqs,
+                token_budget: config.token_budget,
+                watermark_blocks: config.watermark_blocks(),
+                max_model_len: config.model_len(),
+                host_preempts: config.host_preempts,
+            },
+            pool,
+            lanes: vec![Lane::new(config.block_size); lanes],
+            lines: vec![Queue::default(); queues + 1],
+            residents: List::default(),
+            prefilling: Vec::new(),
+            now_ns: 0,
+            draining: false,
+        }
+    }
+
+    // ---- what policies read ------------------------------------------------------------------------------------
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// KV blocks.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// The request at `slot`.
+    pub fn request(&self, slot: Slot) -> &Tracked {
+        &self.table[slot as usize]
+    }
+
+    /// The slot of a request, if it is present.
+    pub fn slot(&self, id: RequestId) -> Option<Slot> {
+        self.index.get(&id).copied()
+    }
+
+    /// Requests present, waiting or resident.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// True when no request is present.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The decode lanes; which lane a request joins is the policy's choice.
+    pub fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    /// Resident requests: prefilling, decoding or parked.
+    pub fn residents(&self) -> u32 {
+        self.residents.len()
+    }
+
+    /// The request admitted last, the first victim of an eviction.
+    pub fn last_resident(&self) -> Option<Slot> {
+        self.residents.tail()
+    }
+
+    /// The resident admitted just before this one.
+    pub fn resident_before(&self, slot: Slot) -> Option<Slot> {
+        previous(&self.table, slot)
+    }
+
+    /// Residents in the order of their admission.
+    pub fn iter_residents(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.residents.iter(&self.table)
+    }
+
+    /// Residents whose prompt is not fully computed, in the order of their admission.
+    pub fn prefilling(&self) -> &[Slot] {
+        &self.prefilling
+    }
+
+    /// Number of waiting lines: one for each type a policy distinguishes.
+    pub fn queues(&self) -> usize {
+        self.lines.len() - 1
+    }
+
+    /// Requests in waiting line `queue`.
+    pub fn waiting(&self, queue: usize) -> u32 {
+        self.lines[queue].list.len()
+    }
+
+    /// First request of waiting line `queue`.
+    pub fn head(&self, queue: usize) -> Option<Slot> {
+        self.lines[queue].list.head()
+    }
+
+    /// Waiting line `queue`, first come first.
+    pub fn iter_waiting(&self, queue: usize) -> impl Iterator<Item = Slot> + '_ {
+        self.lines[queue].list.iter(&self.table)
+    }
+
+    /// Number of preempted requests waiting to resume.
+    pub fn resuming(&self) -> u32 {
+        self.waiting(self.queues())
+    }
+
+    /// Preempted requests, which go before all others.
+    pub fn iter_resuming(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.iter_waiting(self.queues())
+    }
+
+    /// All requests outside the KV cache.
+    pub fn waiting_total(&self) -> u32 {
+        self.lines.iter().map(|line| line.list.len()).sum()
+    }
+
+    /// Tokens that all requests outside the KV cache would prefill.
+    pub fn waiting_tokens(&self) -> u64 {
+        self.lines.iter().map(|line| line.tokens).sum()
+    }
+
+    /// Tokens of KV that a request holds.
+    pub fn kv(&self, slot: Slot) -> u32 {
+        let request = self.request(slot);
+        match request.phase {
+            Phase::Decoding => self.lanes[request.lane as usize].kv_of(request.base),
+            _ => request.computed,
+        }
+    }
+
+    /// Blocks that a request holds.
+    pub fn blocks(&self, slot: Slot) -> u32 {
+        let request = self.request(slot);
+        match request.phase {
+            Phase::Decoding => self.pool.blocks_for(self.kv(slot)),
+            _ => request.blocks,
+        }
+    }
+
+    /// The paper's stage: output tokens emitted so far (the prefill emits the first).
+    pub fn stage(&self, slot: Slot) -> u32 {
+        let request = self.request(slot);
+        match request.phase {
+            // The token emitted last has no KV yet.
+            Phase::Decoding | Phase::Parked => self.kv(slot) + 1 - request.prompt,
+            _ => request.kept,
+        }
+    }
+
+    /// Whether the request needs a new block when its lane steps.
+    pub fn needs_block(&self, slot: Slot) -> bool {
+        let request = self.request(slot);
+        request.phase == Phase::Decoding && self.lanes[request.lane as usize].needs_block(request.base)
+    }
+
+    /// The host's clock at this plan, ns; never goes back.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// No more arrivals will come: thresholds that wait for company stop waiting.
+    pub fn draining(&self) -> bool {
+        self.draining
+    }
+
+    // ---- what the scheduler writes -----------------------------------------------------------------------------
+
+    pub(crate) fn pool_mut(&mut self) -> &mut BlockPool {
+        &mut self.pool
+    }
+
+    pub(crate) fn set_draining(&mut self) {
+        self.draining = true;
+    }
+
+    /// Time only moves forward: an older reading is taken as the latest one.
+    pub(crate) fn advance_clock(&mut self, now_ns: u64) {
+        self.now_ns = self.now_ns.max(now_ns);
+    }
+
+    pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16) -> Slot {
+        let tracked = Tracked {
+            id: request.id,
+            arrival_ns: request.arrival_ns,
+            base: 0,
+            prompt: request.prompt,
+            max_tokens,
+            output: request.output,
+            kept: 0,
+            computed: 0,
+            blocks: 0,
+            link: Link::default(),
+            priority: request.priority,
+            shared_prefix: request.shared_prefix.min(request.prompt - 1),
+            type_id,
+            lane: 0,
+            preemptions: 0,
+            phase: Phase::Waiting,
+        };
+        let slot = if let Some(slot) = self.vacant.pop() {
+            self.table[slot as usize] = tracked;
+            slot
+        } else {
+            self.table.push(tracked);
+            (self.table.len() - 1) as Slot
+        };
+        self.index.insert(request.id, slot);
+        self.enqueue_back(slot);
+        slot
+    }
+
+    /// The line a waiting request stands in.
+    pub(crate) fn line_of(&self, slot: Slot) -> usize {
+        let request = self.request(slot);
+        match self.queues() {
+            resuming if request.preemptions > 0 => resuming,
+            1 => 0,
+            _ => usize::from(request.type_id),
+        }
+    }
+
+    fn enqueue_back(&mut self, slot: Slot) {
+        let line = self.line_of(slot);
+        self.lines[line].list.push_back(&mut self.table, slot);
+        self.lines[line].tokens += u64::from(self.request(slot).prefill_target());
+    }
+
+    fn enqueue_front(&mut self, slot: Slot) {
+        let line = self.line_of(slot);
+        self.lines[line].list.push_front(&mut self.table, slot);
+        self.lines[line].tokens += u64::from(self.request(slot).prefill_target());
+    }
+
+    fn dequeue(&mut self, slot: Slot) {
+        let line = self.line_of(slot);
+        self.lines[line].list.remove(&mut self.table, slot);
+        self.lines[line].tokens -= u64::from(self.request(slot).prefill_target());
+    }
+
+    /// Waiting → prefilling.
+    pub(crate) fn admit(&mut self, slot: Slot) {
+        self.dequeue(slot);
+        self.table[slot as usize].phase = Phase::Prefilling;
+        self.residents.push_back(&mut self.table, slot);
+        self.prefilling.push(slot);
+    }
+
+    /// Sets what a prefilling request has computed and holds.
+    pub(crate) fn set_computed(&mut self, slot: Slot, computed: u32, blocks: u32) {
+        let request = &mut self.table[slot as usize];
+        let held = std::mem::replace(&mut request.blocks, blocks);
+        request.computed = computed;
+        self.pool.give(held);
+        self.pool.take(blocks);
+    }
+
+    /// Prefilling or parked → decoding. `set_computed` has placed all tokens of the request.
+    pub(crate) fn join(&mut self, slot: Slot, lane: usize) {
+        let request = &mut self.table[slot as usize];
+        debug_assert!(matches!(request.phase, Phase::Prefilling | Phase::Parked));
+        request.phase = Phase::Decoding;
+        request.lane = lane as u16;
+        request.base = self.lanes[lane].join(request.computed);
+    }
+
+    /// Takes requests that no longer prefill out of the list of those that do.
+    pub(crate) fn sweep_prefilling(&mut self) {
+        let table = &self.table;
+        self.prefilling.retain(|&slot| table[slot as usize].phase == Phase::Prefilling);
+    }
+
+    /// Puts a request that was taken for decoding back among those that prefill.
+    pub(crate) fn relist_prefilling(&mut self, slot: Slot) {
+        if !self.prefilling.contains(&slot) {
+            self.prefilling.push(slot);
+        }
+    }
+
+    /// Every member of a lane gains a token.
+    pub(crate) fn step_lane(&mut self, lane: usize) {
+        let blocks = self.lanes[lane].step();
+        self.pool.take(blocks);
+    }
+
+    /// Decoding → `phase` (parked or prefilling): leaves its lane, keeps its KV.
+    pub(crate) fn leave_lane(&mut self, slot: Slot, phase: Phase) {
+        let request = &mut self.table[slot as usize];
+        debug_assert_eq!(request.phase, Phase::Decoding);
+        request.computed = self.lanes[request.lane as usize].leave(request.base);
+        request.blocks = self.pool.blocks_for(request.computed);
+        request.phase = phase;
+    }
+
+    /// Frees the KV of a resident request, and takes it off the residents.
+    fn release(&mut self, slot: Slot) {
+        match self.request(slot).phase {
+            Phase::Decoding => self.leave_lane(slot, Phase::Parked),
+            Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
+            Phase::Parked | Phase::Waiting => {}
+        }
+        self.set_computed(slot, 0, 0);
+        self.residents.remove(&mut self.table, slot);
+    }
+
+    /// Resident → waiting, first in line, with `kept` output tokens to recompute. `preempted` is false when the host
+    /// refused an admission: the request then goes back to where it came from.
+    pub(crate) fn send_back(&mut self, slot: Slot, kept: u32, preempted: bool) {
+        self.release(slot);
+        let request = &mut self.table[slot as usize];
+        request.kept = kept;
+        request.phase = Phase::Waiting;
+        request.preemptions = request.preemptions.saturating_add(u16::from(preempted));
+        self.enqueue_front(slot);
+    }
+
+    /// Any state → gone.
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        match self.request(slot).phase {
+            Phase::Waiting => self.dequeue(slot),
+            _ => self.release(slot),
+        }
+        self.index.remove(&self.table[slot as usize].id);
+        self.vacant.push(slot);
+    }
+}

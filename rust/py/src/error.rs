@@ -1,0 +1,39 @@
+//! The core's errors as Python exceptions. The one place where they are converted.
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::{PyErr, create_exception};
+use wait_core::Error;
+use wait_core::planning_error::PlanningError;
+use wait_sim::SimError;
+
+create_exception!(wait_core, WaitCoreError, PyValueError, "An input that wait-core refuses; nothing has changed.");
+create_exception!(wait_core, CapacityError, WaitCoreError, "A request that could not run even alone.");
+create_exception!(wait_core, DuplicateIdError, WaitCoreError, "A request id that is in use.");
+create_exception!(wait_core, QueueFullError, WaitCoreError, "The bound on waiting requests or tokens is reached.");
+create_exception!(wait_core, StalledError, PyRuntimeError, "A policy under which nothing will ever run again.");
+
+/// The exception for an error of the core.
+#[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
+pub(crate) fn core(error: Error) -> PyErr {
+    let message = error.to_string();
+    match error {
+        Error::TooLarge { .. } => CapacityError::new_err(message),
+        Error::DuplicateId { .. } => DuplicateIdError::new_err(message),
+        Error::QueueFull { .. } => QueueFullError::new_err(message),
+        _ => WaitCoreError::new_err(message),
+    }
+}
+
+/// The exception for an error of the simulator; an interruption is the caller's own exception, raised already.
+pub(crate) fn simulation(error: SimError) -> PyErr {
+    match error {
+        SimError::Refused(error) => core(error),
+        SimError::Stalled { .. } => StalledError::new_err(error.to_string()),
+        SimError::Interrupted { .. } => PyRuntimeError::new_err(error.to_string()),
+    }
+}
+
+/// The exception for an error of the planning formulas.
+pub(crate) fn planning(error: &PlanningError) -> PyErr {
+    WaitCoreError::new_err(error.to_string())
+}

@@ -1,0 +1,94 @@
+//! `Plan` and `Hold`: what one iteration should do, and why a request waits.
+
+use pyo3::prelude::*;
+use wait_core::Origin;
+
+/// Why a request waits: the reason, what it needs and the number that limits it.
+#[pyclass(frozen, get_all, eq, skip_from_py_object, module = "wait_core")]
+#[derive(Clone, PartialEq)]
+pub(crate) struct Hold {
+    /// One of no_blocks, below_threshold, forecast_overflow, tpot_target, batch_cap, paused_at_boundary, engine_paused.
+    reason: &'static str,
+    /// What it would take, in the reason's unit (blocks, requests, seconds).
+    needs: f64,
+    /// What there is, in the same unit.
+    limit: f64,
+}
+
+impl From<wait_core::Hold> for Hold {
+    fn from(hold: wait_core::Hold) -> Self {
+        Self { reason: hold.reason.name(), needs: hold.needs, limit: hold.limit }
+    }
+}
+
+#[pymethods]
+impl Hold {
+    fn __repr__(&self) -> String {
+        format!("Hold(reason={:?}, needs={}, limit={})", self.reason, self.needs, self.limit)
+    }
+}
+
+/// One planned iteration. Ids are those given to `Scheduler.add`.
+#[pyclass(frozen, get_all, module = "wait_core")]
+#[derive(Default)]
+pub(crate) struct Plan {
+    /// Requests to admit, in order.
+    admitted: Vec<u64>,
+    /// Preempted requests to admit again, in order; they come before the admitted.
+    resumed: Vec<u64>,
+    /// Requests to evict first, last admitted first.
+    preempted: Vec<u64>,
+    /// Prompt tokens to compute: (id, tokens), residents before admissions.
+    prefill: Vec<(u64, u32)>,
+    /// Resident requests that must not run in this iteration; they keep their KV.
+    paused: Vec<u64>,
+    /// Requests that decode one token each: all residents not listed elsewhere.
+    num_decodes: u32,
+    /// Most tokens to compute in this iteration.
+    token_budget: u32,
+    /// Requests outside the KV cache after this plan.
+    held: u32,
+    /// When to ask again though nothing has happened, ns; None if only events matter.
+    wake_ns: Option<u64>,
+}
+
+#[pymethods]
+impl Plan {
+    /// True if there is nothing to compute.
+    #[getter]
+    fn is_empty(&self) -> bool {
+        self.num_decodes == 0 && self.prefill.is_empty()
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "Plan(num_decodes={}, prefill={:?}, admitted={:?}, resumed={:?}, preempted={:?}, paused={:?}, held={})",
+            self.num_decodes, self.prefill, self.admitted, self.resumed, self.preempted, self.paused, self.held
+        )
+    }
+}
+
+impl Plan {
+    /// A copy of the plan the scheduler just made. Empty lists allocate nothing.
+    pub(crate) fn of(scheduler: &wait_core::Scheduler) -> Self {
+        let plan = scheduler.last_plan();
+        let mut copy = Self {
+            num_decodes: plan.decodes(),
+            token_budget: plan.token_budget(),
+            held: scheduler.view().waiting_total(),
+            wake_ns: plan.wake_ns(),
+            preempted: plan.preempted().iter().map(|&(_, id)| id).collect(),
+            paused: scheduler.paused_ids(),
+            ..Self::default()
+        };
+        for chunk in plan.chunks() {
+            copy.prefill.push((chunk.id, chunk.tokens));
+            match chunk.origin {
+                Origin::Admitted => copy.admitted.push(chunk.id),
+                Origin::Resumed => copy.resumed.push(chunk.id),
+                Origin::Resident => {}
+            }
+        }
+        copy
+    }
+}

@@ -1,0 +1,173 @@
+//! `Scheduler`: the core, embedded in a serving loop.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use wait_core::{HoldReason, LengthHint, Report, Request};
+
+use crate::convert;
+use crate::error::{self, WaitCoreError};
+use crate::plan::{Hold, Plan};
+
+/// The scheduling core of one engine: add, plan, complete, abort.
+///
+/// Settings are keyword arguments; see the stub file for their names, units and defaults. All ids are integers chosen
+/// by the caller. Not thread-safe by design: one engine loop owns it, and a second thread gets an exception.
+#[pyclass(module = "wait_core")]
+pub(crate) struct Scheduler {
+    inner: wait_core::Scheduler,
+}
+
+#[pymethods]
+impl Scheduler {
+    #[new]
+    #[pyo3(signature = (policy = "vllm", **settings))]
+    fn new(policy: &str, settings: Option<&Bound<'_, PyDict>>, py: Python<'_>) -> PyResult<Self> {
+        let all = match settings {
+            Some(settings) => settings.copy()?,
+            None => PyDict::new(py),
+        };
+        all.set_item("policy", policy)?;
+        let config = convert::config(Some(&all))?;
+        Ok(Self { inner: wait_core::Scheduler::new(&config).map_err(error::core)? })
+    }
+
+    /// Puts a request in line. Lengths in tokens, `now_ns` is its arrival on the caller's clock.
+    #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
+        predicted_log_error = 0.0, type_id = None, priority = 0, shared_prefix = 0, now_ns = 0))]
+    #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
+    fn add(
+        &mut self,
+        request_id: u64,
+        prompt_tokens: u32,
+        max_tokens: Option<u32>,
+        output_tokens: Option<u32>,
+        predicted_tokens: Option<u32>,
+        predicted_log_error: f32,
+        type_id: Option<u16>,
+        priority: i32,
+        shared_prefix: u32,
+        now_ns: u64,
+    ) -> PyResult<()> {
+        let output = match (output_tokens, predicted_tokens) {
+            (Some(_), Some(_)) => {
+                return Err(WaitCoreError::new_err("predicted_tokens: output_tokens is given, which is exact"));
+            }
+            (Some(tokens), None) => LengthHint::Exact(tokens),
+            (None, Some(tokens)) => LengthHint::Predicted { tokens, log_error: predicted_log_error },
+            (None, None) => LengthHint::Unknown,
+        };
+        let request = Request {
+            id: request_id,
+            prompt: prompt_tokens,
+            max_tokens,
+            output,
+            type_id,
+            priority,
+            shared_prefix,
+            arrival_ns: now_ns,
+        };
+        self.inner.add(&request).map_err(error::core)
+    }
+
+    /// Plans the next iteration and assumes that it happens.
+    #[pyo3(signature = (now_ns = 0))]
+    fn plan(&mut self, now_ns: u64) -> Plan {
+        self.inner.plan(now_ns);
+        Plan::of(&self.inner)
+    }
+
+    /// Reports what turned out differently from the plan, and who finished.
+    #[pyo3(signature = (*, finished = Vec::new(), preempted = Vec::new(), refused = Vec::new(), progress = Vec::new(),
+        free_blocks = None))]
+    #[allow(clippy::needless_pass_by_value)] // extracted from Python lists
+    fn complete(
+        &mut self,
+        finished: Vec<u64>,
+        preempted: Vec<u64>,
+        refused: Vec<u64>,
+        progress: Vec<(u64, u32)>,
+        free_blocks: Option<u32>,
+    ) {
+        let report =
+            Report { finished: &finished, preempted: &preempted, refused: &refused, progress: &progress, free_blocks };
+        self.inner.complete(&report);
+    }
+
+    /// Takes a request back, in whatever state it is; False if no request has this id.
+    fn abort(&mut self, request_id: u64) -> bool {
+        self.inner.abort(request_id)
+    }
+
+    /// Changes the number of usable KV blocks.
+    fn set_capacity(&mut self, kv_blocks: u32) -> PyResult<()> {
+        self.inner.set_capacity(kv_blocks).map_err(error::core)
+    }
+
+    /// No more arrivals will come: thresholds stop waiting for company.
+    fn drain(&mut self) {
+        self.inner.drain();
+    }
+
+    /// A paused engine plans empty iterations and keeps everything.
+    fn set_paused(&mut self, paused: bool) {
+        self.inner.set_paused(paused);
+    }
+
+    /// Why a request waits, by the plan made last; None if it does not wait.
+    fn explain(&self, request_id: u64) -> Option<Hold> {
+        self.inner.explain(request_id).map(Hold::from)
+    }
+
+    /// Output tokens of a resident or preempted request, as far as the core knows; None for unknown ids.
+    fn stage(&self, request_id: u64) -> Option<u32> {
+        let view = self.inner.view();
+        view.slot(request_id).map(|slot| view.stage(slot))
+    }
+
+    /// Requests present, waiting or resident.
+    fn __len__(&self) -> usize {
+        self.inner.view().len()
+    }
+
+    /// True if the request is present.
+    fn __contains__(&self, request_id: u64) -> bool {
+        self.inner.view().slot(request_id).is_some()
+    }
+
+    /// Requests outside the KV cache.
+    #[getter]
+    fn num_waiting(&self) -> u32 {
+        self.inner.view().waiting_total()
+    }
+
+    /// Requests in the KV cache.
+    #[getter]
+    fn num_resident(&self) -> u32 {
+        self.inner.view().residents()
+    }
+
+    /// KV blocks in use; the host's last correction included.
+    #[getter]
+    fn used_blocks(&self) -> i64 {
+        self.inner.view().pool().used()
+    }
+
+    /// Counters since the start, by name; holds by reason.
+    #[getter]
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (stats, dict) = (self.inner.stats(), PyDict::new(py));
+        dict.set_item("iterations", stats.iterations)?;
+        dict.set_item("admitted", stats.admitted)?;
+        dict.set_item("finished", stats.finished)?;
+        dict.set_item("aborted", stats.aborted)?;
+        dict.set_item("preemptions", stats.preemptions)?;
+        dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
+        dict.set_item("unknown_ids", stats.unknown_ids)?;
+        let holds = PyDict::new(py);
+        for reason in HoldReason::ALL {
+            holds.set_item(reason.name(), stats.holds[reason as usize])?;
+        }
+        dict.set_item("holds", holds)?;
+        Ok(dict)
+    }
+}

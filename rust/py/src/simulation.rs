@@ -1,0 +1,244 @@
+//! The simulator: sampling, grouping, running. Columns come back as numpy arrays.
+
+use std::ops::ControlFlow;
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use wait_core::cost::{BatchShape, IterationTime};
+use wait_core::workload::{Grouping, RequestType};
+use wait_sim::{Arrival, Dataset, Lengths, Setup, Slo, Summary};
+
+use crate::convert;
+use crate::error::{self, WaitCoreError};
+
+type Column<'py, T> = Bound<'py, PyArray1<T>>;
+type Types = Vec<(u32, u32, f64)>;
+
+/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset.
+#[pyfunction]
+#[allow(clippy::type_complexity)] // four columns
+pub(crate) fn sample<'py>(
+    py: Python<'py>,
+    dataset: &Bound<'py, PyAny>,
+    num_requests: usize,
+    request_rate: f64,
+    seed: u64,
+) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>)> {
+    let dataset: Dataset = convert::json(dataset, "dataset")?;
+    let rows = dataset.sample(num_requests, request_rate, seed).map_err(error::core)?;
+    Ok((
+        rows.iter().map(|row| row.at_ns).collect::<Vec<_>>().into_pyarray(py),
+        rows.iter().map(|row| row.prompt).collect::<Vec<_>>().into_pyarray(py),
+        rows.iter().map(|row| row.output).collect::<Vec<_>>().into_pyarray(py),
+        rows.iter().map(|row| row.label).collect::<Vec<_>>().into_pyarray(py),
+    ))
+}
+
+/// Groups lengths that arrive at `rate` per second into at most `classes` types by quantiles of the output length.
+///
+/// Returns the types as (prompt, output, rate) and the type of each request. Where there are no more distinct pairs
+/// than classes, the types are exactly these pairs.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // extracted from numpy arrays
+pub(crate) fn group_types<'py>(
+    py: Python<'py>,
+    prompt: PyReadonlyArray1<'py, u32>,
+    output: PyReadonlyArray1<'py, u32>,
+    rate: f64,
+    classes: usize,
+) -> PyResult<(Types, Column<'py, u16>)> {
+    let pairs = lengths(&prompt, &output)?;
+    let (workload, labels) = Grouping::typed(&pairs, rate, classes).map_err(|error| error::planning(&error))?;
+    let types = workload.types().iter().map(|&RequestType { prompt, output, rate }| (prompt, output, rate)).collect();
+    Ok((types, labels.into_pyarray(py)))
+}
+
+fn lengths(prompt: &PyReadonlyArray1<'_, u32>, output: &PyReadonlyArray1<'_, u32>) -> PyResult<Vec<(u32, u32)>> {
+    let (prompt, output) = (prompt.as_slice()?, output.as_slice()?);
+    if prompt.len() != output.len() {
+        let message = format!("output: {} lengths for {} prompts", output.len(), prompt.len());
+        return Err(WaitCoreError::new_err(message));
+    }
+    Ok(prompt.iter().copied().zip(output.iter().copied()).collect())
+}
+
+/// Seconds that one iteration takes under a law: `decodes` requests that read `decode_kv` tokens, and prefill chunks
+/// of (tokens, tokens computed before).
+#[pyfunction]
+#[pyo3(signature = (law, *, decodes = 0, decode_kv = 0, chunks = Vec::new()))]
+pub(crate) fn iteration_seconds(
+    law: &Bound<'_, PyAny>,
+    decodes: u64,
+    decode_kv: u64,
+    chunks: Vec<(u64, u64)>,
+) -> PyResult<f64> {
+    let law: IterationTime = convert::json(law, "iteration_time")?;
+    let mut shape = BatchShape { decodes, decode_kv, ..BatchShape::default() };
+    for (tokens, before) in chunks {
+        shape.add_prefill(tokens, before);
+    }
+    Ok(law.nanos(&shape) as f64 * 1e-9)
+}
+
+/// One finished simulation.
+#[pyclass(frozen, module = "wait_core")]
+pub(crate) struct Run {
+    inner: wait_sim::Run,
+}
+
+/// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
+#[pyfunction]
+#[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, overhead_ns,
+    callback = None))]
+#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
+pub(crate) fn run(
+    py: Python<'_>,
+    settings: &Bound<'_, PyDict>,
+    law: &Bound<'_, PyAny>,
+    arrival_ns: PyReadonlyArray1<'_, u64>,
+    prompt: PyReadonlyArray1<'_, u32>,
+    output: PyReadonlyArray1<'_, u32>,
+    labels: PyReadonlyArray1<'_, u16>,
+    lengths_known: bool,
+    typed: bool,
+    max_tokens: Option<u32>,
+    overhead_ns: u64,
+    callback: Option<Py<PyAny>>,
+) -> PyResult<Run> {
+    let pairs = lengths(&prompt, &output)?;
+    let (times, labels) = (arrival_ns.as_slice()?, labels.as_slice()?);
+    if times.len() != pairs.len() || labels.len() != pairs.len() {
+        let message =
+            format!("arrivals: {} times and {} labels for {} requests", times.len(), labels.len(), pairs.len());
+        return Err(WaitCoreError::new_err(message));
+    }
+    let rows = times.iter().zip(&pairs).zip(labels);
+    let arrivals: Vec<Arrival> =
+        rows.map(|((&at_ns, &(prompt, output)), &label)| Arrival { at_ns, prompt, output, label }).collect();
+    let setup = Setup {
+        config: convert::config(Some(settings))?,
+        law: convert::json(law, "iteration_time")?,
+        lengths: if lengths_known { Lengths::Known } else { Lengths::Hidden },
+        typed,
+        max_tokens,
+        overhead_ns,
+    };
+    let mut raised = None;
+    // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
+    let result = py.detach(|| {
+        wait_sim::run(&setup, &arrivals, |completed| {
+            let called = Python::attach(|py| {
+                py.check_signals()?;
+                callback.as_ref().map_or(Ok(()), |callback| callback.call1(py, (completed,)).map(drop))
+            });
+            match called {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    raised = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })
+    });
+    match (result, raised) {
+        (_, Some(error)) => Err(error),
+        (Err(error), None) => Err(error::simulation(error)),
+        (Ok(inner), None) => Ok(Run { inner }),
+    }
+}
+
+#[pymethods]
+impl Run {
+    /// The figures of the run under the keys of `vllm bench serve`.
+    #[pyo3(signature = (slo_ttft_ms = None, slo_tpot_ms = None))]
+    fn summary<'py>(
+        &self,
+        py: Python<'py>,
+        slo_ttft_ms: Option<f64>,
+        slo_tpot_ms: Option<f64>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let slo = match (slo_ttft_ms, slo_tpot_ms) {
+            (None, None) => None,
+            (ttft, tpot) => {
+                let or_any = |limit: Option<f64>| limit.unwrap_or(f64::INFINITY);
+                Some(Slo { ttft_ms: or_any(ttft), tpot_ms: or_any(tpot) })
+            }
+        };
+        let dict = PyDict::new(py);
+        for (key, value) in Summary::new(&self.inner, slo).items() {
+            let whole = matches!(key.as_str(), "completed" | "failed")
+                || key.starts_with("total_") && !key.ends_with("throughput");
+            if whole { dict.set_item(key, value as u64)? } else { dict.set_item(key, value)? }
+        }
+        let (run, stats) = (&self.inner, &self.inner.stats);
+        dict.set_item("preemptions", stats.preemptions)?;
+        dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
+        dict.set_item("peak_kv_blocks", run.peak_blocks)?;
+        dict.set_item("kv_blocks", run.kv_blocks)?;
+        dict.set_item("iterations", run.iterations)?;
+        dict.set_item("decode_tokens", run.decode_tokens)?;
+        dict.set_item("prefill_tokens", run.prefill_tokens)?;
+        let holds = PyDict::new(py);
+        for (reason, count) in run.holds() {
+            holds.set_item(reason, count)?;
+        }
+        dict.set_item("holds", holds)?;
+        Ok(dict)
+    }
+
+    /// Arrival times, ns.
+    #[getter]
+    fn arrival_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
+        PyArray1::from_slice(py, &self.inner.arrival_ns)
+    }
+
+    /// First admissions, ns; 2^64 − 1 where a request was refused.
+    #[getter]
+    fn admitted_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
+        PyArray1::from_slice(py, &self.inner.admitted_ns)
+    }
+
+    /// Ends of the prefills that gave the first tokens, ns.
+    #[getter]
+    fn first_token_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
+        PyArray1::from_slice(py, &self.inner.first_token_ns)
+    }
+
+    /// Completions, ns; 2^64 − 1 where a request was refused.
+    #[getter]
+    fn finished_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
+        PyArray1::from_slice(py, &self.inner.finished_ns)
+    }
+
+    /// Prompt lengths, tokens.
+    #[getter]
+    fn prompt<'py>(&self, py: Python<'py>) -> Column<'py, u32> {
+        PyArray1::from_slice(py, &self.inner.prompt)
+    }
+
+    /// Output lengths, tokens.
+    #[getter]
+    fn output<'py>(&self, py: Python<'py>) -> Column<'py, u32> {
+        PyArray1::from_slice(py, &self.inner.output)
+    }
+
+    /// Times each request was preempted.
+    #[getter]
+    fn preemptions<'py>(&self, py: Python<'py>) -> Column<'py, u32> {
+        PyArray1::from_slice(py, &self.inner.preemptions)
+    }
+
+    /// The state over time: (end of iteration in ns, KV blocks in use, residents, waiting).
+    #[getter]
+    #[allow(clippy::type_complexity)] // four columns
+    fn series<'py>(&self, py: Python<'py>) -> (Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u32>) {
+        let series = &self.inner.series;
+        (
+            series.iter().map(|sample| sample.at_ns).collect::<Vec<_>>().into_pyarray(py),
+            series.iter().map(|sample| sample.blocks).collect::<Vec<_>>().into_pyarray(py),
+            series.iter().map(|sample| sample.residents).collect::<Vec<_>>().into_pyarray(py),
+            series.iter().map(|sample| sample.waiting).collect::<Vec<_>>().into_pyarray(py),
+        )
+    }
+}

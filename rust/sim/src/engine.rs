@@ -1,0 +1,248 @@
+//! The simulated engine: a virtual clock around the scheduling core.
+//!
+//! The loop is that of a real engine: take in arrivals, ask the core for a plan, let the iteration-time law say how
+//! long it takes, report what finished. The core never learns that the engine is simulated.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::ControlFlow;
+
+use wait_core::cost::IterationTime;
+use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler};
+
+use crate::dataset::Arrival;
+use crate::record::{Recorder, Run};
+
+/// Whether policies may see output lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    /// They see the true length at arrival.
+    Known,
+    /// They see nothing but `max_tokens`, if it is set.
+    Hidden,
+}
+
+/// What a run needs besides the core's configuration.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Settings of the core.
+    pub config: Config,
+    /// Duration of an iteration.
+    pub law: IterationTime,
+    /// Whether policies may see output lengths.
+    pub lengths: Lengths,
+    /// Whether an arrival's label is its type; otherwise policies classify by lengths.
+    pub typed: bool,
+    /// `max_tokens` declared for every request; absent: the model's limit.
+    pub max_tokens: Option<u32>,
+    /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
+    pub overhead_ns: u64,
+}
+
+/// Why a run ended early.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SimError {
+    /// A setting was refused.
+    #[error(transparent)]
+    Refused(#[from] Error),
+    /// The caller's callback asked to stop.
+    #[error("interrupted after {completed} of {offered} requests")]
+    Interrupted {
+        /// Requests completed.
+        completed: usize,
+        /// Requests offered.
+        offered: usize,
+    },
+    /// Requests wait, nothing runs, and nothing will ever change: a policy's fault, never silent.
+    #[error("policy stalled at {now_s:.3} s with {waiting} requests waiting and {resident} resident")]
+    Stalled {
+        /// Virtual time, s.
+        now_s: f64,
+        /// Requests outside the KV cache.
+        waiting: u32,
+        /// Requests in it.
+        resident: u32,
+    },
+}
+
+/// How often the callback is called, in iterations: about every millisecond.
+const CALLBACK_EVERY: u64 = 4096;
+
+/// Runs all arrivals (ascending in time) to their end. `callback(completed)` is called now and then and may stop the run.
+///
+/// # Errors
+/// [`SimError`] for refused settings, an interruption, or a policy that stalls.
+pub fn run(
+    setup: &Setup,
+    arrivals: &[Arrival],
+    mut callback: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Run, SimError> {
+    if !arrivals.is_sorted_by_key(|arrival| arrival.at_ns) {
+        return Err(Error::invalid("arrivals", arrivals.len(), "must be in ascending order of time").into());
+    }
+    let mut engine = Engine::new(setup, arrivals)?;
+    loop {
+        engine.admit_arrivals()?;
+        if engine.scheduler.stats().iterations % CALLBACK_EVERY == 0 && callback(engine.recorder.completed()).is_break()
+        {
+            let completed = engine.recorder.completed();
+            return Err(SimError::Interrupted { completed, offered: arrivals.len() });
+        }
+        if !engine.step()? {
+            let _ = callback(engine.recorder.completed());
+            return Ok(engine.recorder.finish(&engine.scheduler));
+        }
+    }
+}
+
+struct Engine<'a> {
+    setup: &'a Setup,
+    arrivals: &'a [Arrival],
+    next: usize,
+    now_ns: u64,
+    scheduler: Scheduler,
+    /// One for each lane: (lane tick, request, stamp) at which members finish. An entry is void once the request's
+    /// stamp has moved on, which it does whenever the request leaves a lane.
+    calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
+    stamps: Vec<u32>,
+    finished: Vec<u64>,
+    recorder: Recorder<'a>,
+}
+
+impl<'a> Engine<'a> {
+    fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
+        let scheduler = Scheduler::new(&setup.config)?;
+        let lanes = scheduler.view().lanes().len();
+        Ok(Self {
+            setup,
+            arrivals,
+            next: 0,
+            now_ns: arrivals.first().map_or(0, |arrival| arrival.at_ns),
+            calendars: vec![BinaryHeap::new(); lanes],
+            stamps: vec![0; arrivals.len()],
+            finished: Vec::new(),
+            recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
+            scheduler,
+        })
+    }
+
+    /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
+    fn iterations(&self, id: u64) -> u32 {
+        self.setup.config.convention.last_stage(self.arrivals[id as usize].output) + 1
+    }
+
+    fn admit_arrivals(&mut self) -> Result<(), SimError> {
+        while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
+            let id = self.next as u64;
+            let output = match self.setup.lengths {
+                Lengths::Known => LengthHint::Exact(self.iterations(id)),
+                Lengths::Hidden => LengthHint::Unknown,
+            };
+            let request = Request {
+                id,
+                prompt: arrival.prompt,
+                max_tokens: self.setup.max_tokens,
+                output,
+                type_id: self.setup.typed.then_some(arrival.label),
+                arrival_ns: arrival.at_ns,
+                ..Request::default()
+            };
+            let added = if self.fits(arrival) { self.scheduler.add(&request) } else { Ok(()) };
+            match added {
+                Ok(()) if self.fits(arrival) => {}
+                // What can never fit, or finds the line full, is refused at the door and counted as failed.
+                Ok(()) | Err(Error::TooLarge { .. } | Error::QueueFull { .. }) => self.recorder.reject(),
+                Err(error) => return Err(error.into()),
+            }
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
+    fn fits(&self, arrival: &Arrival) -> bool {
+        u64::from(arrival.prompt) + u64::from(arrival.output) <= u64::from(self.scheduler.view().limits().max_model_len)
+    }
+
+    /// One iteration, or a jump to the next event. False when all is done.
+    fn step(&mut self) -> Result<bool, SimError> {
+        let plan = self.scheduler.plan(self.now_ns);
+        if !plan.is_empty() {
+            self.now_ns += self.setup.law.nanos(plan.shape()) + self.setup.overhead_ns;
+        }
+        for &(_, id) in plan.preempted() {
+            self.stamps[id as usize] += 1;
+        }
+        // An eviction frees memory, so the plan after one may well not be empty.
+        let idle = plan.is_empty() && plan.preempted().is_empty();
+        if idle {
+            return self.idle();
+        }
+        for &slot in self.scheduler.last_plan().parked() {
+            self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
+        }
+        self.recorder.iteration(&self.scheduler, self.now_ns);
+        self.finished.clear();
+        self.follow_joins();
+        self.collect_finished();
+        self.recorder.finish_requests(&self.finished, self.now_ns);
+        self.scheduler.complete(&Completed { finished: &self.finished, ..Completed::default() });
+        Ok(true)
+    }
+
+    /// Notes when the requests that joined a lane in this iteration will finish.
+    fn follow_joins(&mut self) {
+        let plan = self.scheduler.last_plan();
+        let prefilled = plan.chunks().iter().filter(|chunk| chunk.last).map(|chunk| chunk.slot);
+        let unparked = plan.unparked().iter().map(|&(slot, _)| slot);
+        for slot in prefilled.chain(unparked) {
+            let view = self.scheduler.view();
+            let (request, stage) = (view.request(slot), view.stage(slot));
+            let left = self.iterations(request.id) - stage;
+            if left == 0 {
+                self.finished.push(request.id);
+            } else {
+                let (lane, id) = (usize::from(request.lane), request.id);
+                let due = view.lanes()[lane].tick() + i64::from(left);
+                self.calendars[lane].push(Reverse((due, id as u32, self.stamps[id as usize])));
+            }
+        }
+    }
+
+    fn collect_finished(&mut self) {
+        for (lane, calendar) in self.calendars.iter_mut().enumerate() {
+            let tick = self.scheduler.view().lanes()[lane].tick();
+            while let Some(&Reverse((_, id, stamp))) = calendar.peek().filter(|entry| entry.0.0 <= tick) {
+                calendar.pop();
+                if self.stamps[id as usize] == stamp {
+                    self.finished.push(u64::from(id));
+                }
+            }
+        }
+    }
+
+    /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
+    fn idle(&mut self) -> Result<bool, SimError> {
+        let plan = self.scheduler.last_plan();
+        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns);
+        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns);
+        if let Some(next) = arrival.into_iter().chain(wake).min() {
+            self.now_ns = self.now_ns.max(next);
+            return Ok(true);
+        }
+        let view = self.scheduler.view();
+        if view.is_empty() {
+            return Ok(false);
+        }
+        if view.draining() {
+            return Err(SimError::Stalled {
+                now_s: self.now_ns as f64 * 1e-9,
+                waiting: view.waiting_total(),
+                resident: view.residents(),
+            });
+        }
+        self.recorder.drain(self.now_ns);
+        self.scheduler.drain();
+        Ok(true)
+    }
+}

@@ -1,0 +1,219 @@
+//! What a run leaves behind. The recorder only writes down; everything else is derived in `report`.
+
+use wait_core::{HoldReason, Scheduler, Stats};
+
+use crate::dataset::Arrival;
+
+/// Time of an event that has not happened.
+pub const NEVER_NS: u64 = u64::MAX;
+
+/// Everything recorded of one run; one entry a request in the columns, in the order of arrival.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Run {
+    /// Arrivals as offered.
+    pub arrival_ns: Vec<u64>,
+    /// Prompt lengths, tokens.
+    pub prompt: Vec<u32>,
+    /// Output lengths, tokens.
+    pub output: Vec<u32>,
+    /// First admission, ns; `NEVER_NS` where the request was refused.
+    pub admitted_ns: Vec<u64>,
+    /// End of the prefill that gave the first token, ns.
+    pub first_token_ns: Vec<u64>,
+    /// End of the last iteration of the request, ns.
+    pub finished_ns: Vec<u64>,
+    /// Times it was preempted.
+    pub preemptions: Vec<u32>,
+    /// Gaps between the tokens of a request: (ns, how many requests had it).
+    pub gaps: Vec<(u64, u32)>,
+    /// The state after some of the iterations, evenly spread.
+    pub series: Vec<Sample>,
+    /// Requests completed.
+    pub completed: usize,
+    /// Requests refused: they could never fit.
+    pub failed: usize,
+    /// Most KV blocks in use after an iteration.
+    pub peak_blocks: u32,
+    /// Usable KV blocks.
+    pub kv_blocks: u32,
+    /// When the gates opened because no more arrivals came; `NEVER_NS` if it was not needed.
+    pub drained_ns: u64,
+    /// Iterations that computed something.
+    pub iterations: u64,
+    /// Tokens computed by decodes: one for each running request and iteration.
+    pub decode_tokens: u64,
+    /// Tokens computed by prefills, recomputation included.
+    pub prefill_tokens: u64,
+    /// The core's counters.
+    pub stats: Stats,
+}
+
+/// The state after an iteration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// End of the iteration, ns.
+    pub at_ns: u64,
+    /// KV blocks in use.
+    pub blocks: u32,
+    /// Resident requests.
+    pub residents: u32,
+    /// Waiting requests.
+    pub waiting: u32,
+}
+
+impl Run {
+    /// Plans that held a waiting line, by reason.
+    pub fn holds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        HoldReason::ALL.iter().map(|reason| (reason.name(), self.stats.holds[*reason as usize]))
+    }
+}
+
+/// Most samples kept of the series.
+const SAMPLES: usize = 4096;
+
+/// Token times of a lane's members: all had their last token at `stepped_ns`, but for the newcomers.
+#[derive(Clone, Debug, Default)]
+struct LaneTimes {
+    stepped_ns: u64,
+    /// Members whose last token is not from the lane's last step: (time of it, request).
+    newcomers: Vec<(u64, u32)>,
+    /// Members that joined in the current iteration.
+    joined: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Recorder<'a> {
+    arrivals: &'a [Arrival],
+    run: Run,
+    lanes: Vec<LaneTimes>,
+    /// Lane and time of the last token of requests that are out of step; valid while they are.
+    lane_of: Vec<u16>,
+    last_token_ns: Vec<u64>,
+    stride: u64,
+}
+
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(arrivals: &'a [Arrival], lanes: usize, kv_blocks: u32) -> Self {
+        let n = arrivals.len();
+        let run = Run {
+            admitted_ns: vec![NEVER_NS; n],
+            first_token_ns: vec![NEVER_NS; n],
+            finished_ns: vec![NEVER_NS; n],
+            preemptions: vec![0; n],
+            kv_blocks,
+            drained_ns: NEVER_NS,
+            ..Run::default()
+        };
+        let (lane_of, last_token_ns) = (vec![0; n], vec![NEVER_NS; n]);
+        Self { arrivals, run, lanes: vec![LaneTimes::default(); lanes], lane_of, last_token_ns, stride: 1 }
+    }
+
+    pub(crate) fn completed(&self) -> usize {
+        self.run.completed
+    }
+
+    pub(crate) fn reject(&mut self) {
+        self.run.failed += 1;
+    }
+
+    pub(crate) fn drain(&mut self, now_ns: u64) {
+        self.run.drained_ns = now_ns;
+    }
+
+    /// The request leaves its lane: when was its last token?
+    fn out_of_lane(&mut self, id: u32) {
+        let lane = &mut self.lanes[usize::from(self.lane_of[id as usize])];
+        let at = lane.newcomers.iter().position(|&(_, other)| other == id);
+        self.last_token_ns[id as usize] = at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0);
+    }
+
+    /// Writes down an iteration that ends at `end_ns`, as the scheduler has applied it.
+    pub(crate) fn iteration(&mut self, scheduler: &Scheduler, end_ns: u64) {
+        let (plan, view) = (scheduler.last_plan(), scheduler.view());
+        for &(_, id) in plan.preempted() {
+            self.run.preemptions[id as usize] += 1;
+            if self.run.first_token_ns[id as usize] != NEVER_NS {
+                self.out_of_lane(id as u32);
+            }
+        }
+        for &slot in plan.parked() {
+            self.out_of_lane(view.request(slot).id as u32);
+        }
+        for &(slot, lane) in plan.unparked() {
+            let id = view.request(slot).id as u32;
+            self.lane_of[id as usize] = lane;
+            self.lanes[usize::from(lane)].newcomers.push((self.last_token_ns[id as usize], id));
+        }
+        for chunk in plan.chunks() {
+            let id = chunk.id as usize;
+            self.run.prefill_tokens += u64::from(chunk.tokens);
+            if chunk.start == 0 {
+                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(end_ns);
+            }
+            if chunk.last {
+                let request = view.request(chunk.slot);
+                self.lane_of[id] = request.lane;
+                self.lanes[usize::from(request.lane)].joined += 1;
+                if self.run.first_token_ns[id] == NEVER_NS {
+                    self.run.first_token_ns[id] = end_ns;
+                } else {
+                    self.run.gaps.push((end_ns - self.last_token_ns[id], 1));
+                }
+            }
+        }
+        for (lane, times) in self.lanes.iter_mut().enumerate() {
+            let members = view.lanes()[lane].len() - std::mem::take(&mut times.joined);
+            if plan.runs(lane) {
+                let together = members - times.newcomers.len() as u32;
+                if together > 0 {
+                    self.run.gaps.push((end_ns - times.stepped_ns, together));
+                }
+                self.run.gaps.extend(times.newcomers.drain(..).map(|(at_ns, _)| (end_ns - at_ns, 1)));
+                times.stepped_ns = end_ns;
+            }
+        }
+        for chunk in plan.chunks().iter().filter(|chunk| chunk.last) {
+            let times = &mut self.lanes[usize::from(self.lane_of[chunk.id as usize])];
+            if times.stepped_ns != end_ns {
+                times.newcomers.push((end_ns, chunk.id as u32));
+            }
+        }
+        self.run.decode_tokens += u64::from(plan.decodes());
+        self.run.iterations += u64::from(!plan.is_empty());
+        self.sample(scheduler, end_ns);
+    }
+
+    fn sample(&mut self, scheduler: &Scheduler, at_ns: u64) {
+        let view = scheduler.view();
+        let blocks = view.pool().used().max(0) as u32;
+        self.run.peak_blocks = self.run.peak_blocks.max(blocks);
+        if !self.run.iterations.is_multiple_of(self.stride) {
+            return;
+        }
+        if self.run.series.len() == SAMPLES {
+            let mut index = 0;
+            self.run.series.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+            self.stride *= 2;
+        }
+        self.run.series.push(Sample { at_ns, blocks, residents: view.residents(), waiting: view.waiting_total() });
+    }
+
+    pub(crate) fn finish_requests(&mut self, finished: &[u64], now_ns: u64) {
+        for &id in finished {
+            self.run.finished_ns[id as usize] = now_ns;
+            self.out_of_lane(id as u32);
+        }
+        self.run.completed += finished.len();
+    }
+
+    pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
+        self.run.stats = *scheduler.stats();
+        self.run.arrival_ns = self.arrivals.iter().map(|arrival| arrival.at_ns).collect();
+        self.run.prompt = self.arrivals.iter().map(|arrival| arrival.prompt).collect();
+        self.run.output = self.arrivals.iter().map(|arrival| arrival.output).collect();
+        self.run
+    }
+}

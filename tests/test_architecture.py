@@ -1,0 +1,129 @@
+"""Who may import whom: core <- sim <- py <- python/wait_core <- {cli, vllm}; and no file over 400 lines."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "python" / "wait_core"
+# Every folder of the package; a new one is declared here, so that no guard below can pass on a folder that has moved.
+PACKAGE_FOLDERS = {"", "datasets", "traces"}
+# What each crate may name, in Cargo.toml and in its source.
+CRATES = {"core": set(), "sim": {"wait-core"}, "py": {"wait-core", "wait-sim", "pyo3", "numpy"}}
+GUARDED = {"wait-core", "wait-sim", "pyo3", "numpy"}
+MOST_LINES = 400
+
+
+def rust_files(crate: str) -> list[Path]:
+    return sorted((ROOT / "rust" / crate).rglob("*.rs"))
+
+
+def python_files() -> list[Path]:
+    return sorted(path for pattern in ("*.py", "*.pyi") for path in PACKAGE.rglob(pattern))
+
+
+def folder(path: Path) -> str:
+    """Return the first folder of the package on the way to `path`, empty for the top."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imported(source: str, package: str) -> set[str]:
+    """Return the full names of all modules that `source`, a module in `package`, imports anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"__import__", "importlib.import_module"}:
+            found |= {str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)}
+    return found
+
+
+def names(modules: set[str], module: str) -> bool:
+    """Return whether `modules` has `module` or a part of it."""
+    return any(name == module or name.startswith(f"{module}.") for name in modules)
+
+
+def violations(source: str, place: str, package: str = "wait_core") -> list[str]:
+    """Return the rules that `source`, standing in folder or file `place` of the package, breaks."""
+    modules = imported(source, package)
+    broken = []
+    if place != "vllm" and names(modules, "vllm"):
+        broken.append("imports vllm")
+    if place != "vllm" and names(modules, "wait_core.vllm"):
+        broken.append("imports wait_core.vllm")
+    if place not in {"cli.py", "cli", "__main__.py"} and names(modules, "wait_core.cli"):
+        broken.append("imports wait_core.cli")
+    return broken
+
+
+def crates_named(source: str) -> set[str]:
+    """Return which guarded crates Rust source names outside its comments."""
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
+    return {crate for crate in GUARDED if re.search(rf"\b{crate.replace('-', '_')}\b", code)}
+
+
+def test_the_guards_look_at_files_of_every_folder() -> None:
+    for crate in CRATES:
+        assert any(path.name == "lib.rs" for path in rust_files(crate)), crate
+    assert {path.parent.name for path in (ROOT / "rust").glob("*/Cargo.toml")} == set(CRATES)
+    looked_at = {folder(path) for path in python_files()}
+    assert looked_at == PACKAGE_FOLDERS, "declare new folders of the package in PACKAGE_FOLDERS"
+
+
+def test_the_guards_see_what_they_forbid() -> None:
+    for source in (
+        "import vllm",
+        "from vllm.v1 import core",
+        "def f():\n    import vllm.v1.request",
+        "__import__('vllm')",
+    ):
+        assert violations(source, "traces") == ["imports vllm"], source
+        assert violations(source, "vllm") == []
+    assert violations("from . import vllm", "") == ["imports wait_core.vllm"]
+    assert violations("from ..cli import main", "vllm", "wait_core.vllm") == ["imports wait_core.cli"]
+    assert violations("from wait_core import cli", "traces") == ["imports wait_core.cli"]
+    assert violations("import vllmish", "traces") == []
+    assert crates_named("use pyo3::prelude::*; // wait_sim") == {"pyo3"}
+    assert crates_named("use wait_sim::Engine;") == {"wait-sim"}
+
+
+@pytest.mark.parametrize("crate", CRATES)
+def test_a_crate_names_only_what_stands_below_it(crate: str) -> None:
+    manifest = tomllib.loads((ROOT / "rust" / crate / "Cargo.toml").read_text(encoding="utf-8"))
+    tables = [manifest, *manifest.get("target", {}).values()]
+    kinds = ("dependencies", "dev-dependencies", "build-dependencies")
+    asked = {name for table in tables for kind in kinds for name in table.get(kind, {})}
+    assert asked & GUARDED <= CRATES[crate]
+    # A crate's own tests and benches name it.
+    own = {f"wait-{crate}"}
+    for path in rust_files(crate):
+        named = crates_named(path.read_text(encoding="utf-8"))
+        assert named - own <= CRATES[crate], path
+
+
+@pytest.mark.parametrize("crate", ["core", "sim"])
+def test_core_and_simulator_forbid_unsafe_code(crate: str) -> None:
+    assert "#![forbid(unsafe_code)]" in (ROOT / "rust" / crate / "src" / "lib.rs").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_python_imports_point_down(path: Path) -> None:
+    package = ".".join(["wait_core", *path.relative_to(PACKAGE).parts[:-1]])
+    assert violations(path.read_text(encoding="utf-8"), folder(path) or path.name, package) == []
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = python_files() + [path for crate in CRATES for path in rust_files(crate)]
+    assert len(files) > len(CRATES)
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
