@@ -16,6 +16,8 @@ fn main() {
         law: IterationTime::A100,
         lengths: wait_sim::Lengths::Known,
         max_tokens: None,
+        max_concurrency: None,
+        typed: false,
         overhead_ns: 0,
     };
     let t = std::time::Instant::now();

@@ -197,8 +197,9 @@ impl Dataset {
     /// [`Error::Invalid`] names the parameter that is out of range.
     pub fn sample(&self, n: usize, rate: f64, seed: u64) -> Result<Vec<Arrival>> {
         self.validate()?;
-        if !(rate.is_finite() && rate > 0.0) {
-            return Err(Error::invalid("request_rate", rate, "must be finite and above 0 requests per second"));
+        // An infinite rate offers everything at once, as in `vllm bench serve`.
+        if rate.is_nan() || rate <= 0.0 {
+            return Err(Error::invalid("request_rate", rate, "must be above 0 requests per second (or inf)"));
         }
         let (mut times, mut lengths) = (Stream::new(seed, "arrivals"), Stream::new(seed, "lengths"));
         let mut clock = Clock::new(&self.arrivals, rate, &mut times);

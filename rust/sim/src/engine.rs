@@ -35,6 +35,8 @@ pub struct Setup {
     pub typed: bool,
     /// `max_tokens` declared for every request; absent: the model's limit.
     pub max_tokens: Option<u32>,
+    /// The client keeps at most this many requests under way, and sends the next when one has ended.
+    pub max_concurrency: Option<usize>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
     pub overhead_ns: u64,
 }
@@ -106,6 +108,8 @@ struct Engine<'a> {
     calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
     stamps: Vec<u32>,
     finished: Vec<u64>,
+    /// When the last request ended.
+    freed_ns: u64,
     recorder: Recorder<'a>,
 }
 
@@ -121,6 +125,7 @@ impl<'a> Engine<'a> {
             calendars: vec![BinaryHeap::new(); lanes],
             stamps: vec![0; arrivals.len()],
             finished: Vec::new(),
+            freed_ns: 0,
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
             scheduler,
         })
@@ -134,6 +139,14 @@ impl<'a> Engine<'a> {
     fn admit_arrivals(&mut self) -> Result<(), SimError> {
         while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
             let id = self.next as u64;
+            let mut sent_ns = arrival.at_ns;
+            if let Some(most) = self.setup.max_concurrency {
+                if self.scheduler.view().len() >= most {
+                    break;
+                }
+                // What the client held back is sent now.
+                sent_ns = sent_ns.max(self.freed_ns);
+            }
             let output = match self.setup.lengths {
                 Lengths::Known => LengthHint::Exact(self.iterations(id)),
                 Lengths::Hidden => LengthHint::Unknown,
@@ -144,9 +157,10 @@ impl<'a> Engine<'a> {
                 max_tokens: self.setup.max_tokens,
                 output,
                 type_id: self.setup.typed.then_some(arrival.label),
-                arrival_ns: arrival.at_ns,
+                arrival_ns: sent_ns,
                 ..Request::default()
             };
+            self.recorder.send(sent_ns);
             let added = if self.fits(arrival) { self.scheduler.add(&request) } else { Ok(()) };
             match added {
                 Ok(()) if self.fits(arrival) => {}
@@ -185,6 +199,9 @@ impl<'a> Engine<'a> {
         self.finished.clear();
         self.follow_joins();
         self.collect_finished();
+        if !self.finished.is_empty() {
+            self.freed_ns = self.now_ns;
+        }
         self.recorder.finish_requests(&self.finished, self.now_ns);
         self.scheduler.complete(&Completed { finished: &self.finished, ..Completed::default() });
         Ok(true)
@@ -224,10 +241,12 @@ impl<'a> Engine<'a> {
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
-        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns);
-        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns);
+        // An arrival that the client holds back is no event of its own.
+        let later = |ns: &u64| *ns > self.now_ns;
+        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(later);
+        let wake = plan.wake_ns().filter(later);
         if let Some(next) = arrival.into_iter().chain(wake).min() {
-            self.now_ns = self.now_ns.max(next);
+            self.now_ns = next;
             return Ok(true);
         }
         let view = self.scheduler.view();

@@ -10,7 +10,7 @@ pub const NEVER_NS: u64 = u64::MAX;
 /// Everything recorded of one run; one entry a request in the columns, in the order of arrival.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
-    /// Arrivals as offered.
+    /// When the client sent each request, ns.
     pub arrival_ns: Vec<u64>,
     /// Prompt lengths, tokens.
     pub prompt: Vec<u32>,
@@ -112,6 +112,10 @@ impl<'a> Recorder<'a> {
         self.run.completed
     }
 
+    pub(crate) fn send(&mut self, at_ns: u64) {
+        self.run.arrival_ns.push(at_ns);
+    }
+
     pub(crate) fn reject(&mut self) {
         self.run.failed += 1;
     }
@@ -211,7 +215,6 @@ impl<'a> Recorder<'a> {
 
     pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
         self.run.stats = *scheduler.stats();
-        self.run.arrival_ns = self.arrivals.iter().map(|arrival| arrival.at_ns).collect();
         self.run.prompt = self.arrivals.iter().map(|arrival| arrival.prompt).collect();
         self.run.output = self.arrivals.iter().map(|arrival| arrival.output).collect();
         self.run

@@ -26,7 +26,7 @@ pub struct Wait {
 #[derive(Clone, Debug)]
 struct Gate {
     threshold: f64,
-    /// Threshold share accrued and not yet used; at most one service's worth.
+    /// Threshold share accrued and not yet used.
     credit: f64,
     /// Most residents of the type: n_j at each of its l'_j stages.
     residents: u32,
@@ -102,7 +102,9 @@ impl Wait {
 
     fn admit(&mut self, view: &View, plan: &mut Plan, j: usize) {
         let gate = &mut self.gates[j];
-        gate.credit = (gate.credit + gate.threshold).min(libm::ceil(gate.threshold).max(1.0));
+        // What earlier services left over never lets more than ⌈n_j⌉ enter at once.
+        let carry = (libm::ceil(gate.threshold) + 1.0 - 1e-9 - gate.threshold).min(gate.credit);
+        gate.credit = carry + gate.threshold;
         for (residents, slot) in (Self::residents(view, plan, j)..).zip(view.iter_waiting(j)) {
             let overdue = self.overdue(view, slot);
             let gate = &mut self.gates[j];
@@ -198,6 +200,11 @@ fn largest_thresholds(workload: &Workload, config: &Config) -> Result<Vec<f64>> 
             return Err(Error::invalid(format!("types[{j}].rate"), kind.rate, rule));
         }
     }
-    let service = f64::from(config.kv_blocks) / load;
+    // Whole requests enter where the threshold asks for fractions: a type may be one request ahead of its share. Types
+    // are ahead independently of each other, so their excesses add up like standard deviations.
+    let ahead =
+        |kind: &crate::workload::RequestType| f64::from((kind.prompt + kind.output).div_ceil(config.block_size));
+    let excess = libm::sqrt(workload.types().iter().map(|kind| ahead(kind) * ahead(kind)).sum());
+    let service = (f64::from(config.kv_blocks) - excess).max(0.5 * f64::from(config.kv_blocks)) / load;
     Ok(workload.types().iter().map(|kind| kind.rate * service).collect())
 }
