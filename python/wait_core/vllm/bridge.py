@@ -75,6 +75,7 @@ class Bridge:
         self._refused: list[int] = []
         self._progress: list[tuple[int, int]] = []
         self._gone: list[int] = []
+        self._missing = 0  # requests the last plan counted on and vLLM did not schedule
 
         self._quiet_since_ns: int | None = None
         self.gates_open = False
@@ -165,17 +166,24 @@ class Bridge:
         scheduler = self.scheduler
         aborted: list[int] = []
         finished = self._gone
+        ended = 0
         for name in scheduler.finished_req_ids:
             self._foreign.pop(name, None)
             number = self._ids.get(name)
             if number is None or name in scheduler.requests and scheduler.requests[name] is self._requests[number]:
                 continue
-            by_client = self._requests[number].status == RequestStatus.FINISHED_ABORTED
-            (aborted if by_client else finished).append(self._forget(name))
+            status = self._requests[number].status
+            ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
+            (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._forget(name))
         # Preempted between two steps, by a reset of the prefix cache: the next step may already resume them.
         self._preempted_before = frozenset(scheduler.reset_preempted_req_ids)
         for name in self._preempted_before:
             self._note_preempted(name)
+        # Under asynchronous scheduling vLLM skips a request whose last token is still being computed; the core learns
+        # only now that it has ended. Any other difference in number needs a look at every running request.
+        if self._missing not in (0, ended) and not self._foreign:
+            self._correct()
+        self._missing = 0
         left = set(finished)
         left.update(aborted)
         self.core.complete(
@@ -202,9 +210,10 @@ class Bridge:
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
         step = scheduler.current_step + 2
-        for number in plan.paused:
+        paused = plan.paused
+        for number in paused:
             requests[number].next_decode_eligible_step = step
-        self.counts["paused"] += len(plan.paused)
+        self.counts["paused"] += len(paused)
         # Below one token per running request the last ones would starve, and without chunked prefill a long prompt
         # would wait for ever.
         if plan.token_budget < self._budget and scheduler.scheduler_config.enable_chunked_prefill:
@@ -217,7 +226,6 @@ class Bridge:
         if plan is None:
             return
         self.counts["steps"] += 1
-        scheduled = output.num_scheduled_tokens
         if output.preempted_req_ids:
             for name in output.preempted_req_ids - self._preempted_before:
                 self._note_preempted(name)
@@ -247,8 +255,9 @@ class Bridge:
                 number = self._ids.get(name)
                 if number is not None:
                     self._progress.append((number, self._requests[number].num_computed_tokens))
-        elif len(scheduled) != plan.num_decodes + len(plan.prefill) and not self._foreign:
-            self._correct(scheduled)
+        else:
+            named = len(self._preempted) + len(self._refused)
+            self._missing = plan.num_decodes + len(chunks) - named - len(output.num_scheduled_tokens)
         if output.total_num_scheduled_tokens:
             self._quiet_since_ns = None
 
@@ -268,7 +277,7 @@ class Bridge:
             if number is not None and number not in offered:
                 self._prefilling[number] = -1  # differs from any chunk: progress is reported below
 
-    def _correct(self, scheduled: dict[str, int]) -> None:
+    def _correct(self) -> None:
         """Report every running request: vLLM left out decodes that the plan counted on, or ran others."""
         self.counts["corrected"] += 1
         known = {number for number, _ in self._progress}

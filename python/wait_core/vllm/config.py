@@ -52,6 +52,8 @@ FROM_ENGINE = {
     "token_budget": "max_num_batched_tokens",
     "max_model_len": "max_model_len",
     "watermark": "watermark",
+    "max_queued_requests": "max_num_queued_reqs",
+    "max_queued_tokens": "max_num_queued_tokens",
     "host_preempts": None,
 }
 """Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each."""
@@ -95,13 +97,10 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
     ConfigError
         Where the core refuses a setting; the text is the core's.
     """
-    from wait_core import RequestType, Scheduler, WaitCoreError  # noqa: PLC0415  keeps `read` free of the extension
+    from wait_core import Scheduler, WaitCoreError  # noqa: PLC0415  keeps `read` free of the extension
 
-    options = dict(settings.core)
     try:
-        if "types" in options:
-            options["types"] = [RequestType(**one) for one in options["types"]]
-        return Scheduler(settings.policy, **options, **engine)
+        return Scheduler(settings.policy, **settings.core, **engine)
     except (WaitCoreError, TypeError, ValueError) as error:
         known = [f.name for f in fields(Settings)]
         near = [m for name in settings.core for m in difflib.get_close_matches(name, known, n=1)]
