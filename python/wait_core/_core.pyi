@@ -1,10 +1,26 @@
-"""Types of the compiled core."""
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
+
+__all__ = [
+    "DEBUG_BUILD",
+    "CapacityError",
+    "DuplicateIdError",
+    "Hold",
+    "Plan",
+    "QueueFullError",
+    "Run",
+    "Scheduler",
+    "StalledError",
+    "WaitCoreError",
+    "__version__",
+    "group_types",
+    "iteration_seconds",
+    "run",
+    "sample",
+]
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
@@ -83,7 +99,7 @@ class Scheduler:
     def explain(self, request_id: int) -> Hold | None: ...
     def stage(self, request_id: int) -> int | None: ...
     def __len__(self) -> int: ...
-    def __contains__(self, request_id: int) -> bool: ...
+    def __contains__(self, key: int, /) -> bool: ...
     @property
     def num_waiting(self) -> int: ...
     @property

@@ -85,7 +85,9 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     offered.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     offered.add_argument("--max-tokens", type=int, help="declared for every request")
     offered.add_argument("--lengths", choices=["known", "hidden"], help="may the policy see output lengths?")
-    offered.add_argument("--num-types", type=int, default=8, help="most request types, by length quantiles (%(default)s)")
+    offered.add_argument(
+        "--num-types", type=int, default=8, help="most request types, by length quantiles (%(default)s)"
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--iteration-time", default=A100, help="law: %(default)s, linear:D0,D1, or a JSON file")
     engine.add_argument("--overhead", type=float, default=0.0, metavar="S", help="seconds added to each iteration")
@@ -191,10 +193,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     # can serve.
     kv_blocks, rate = 8448, 4.0
     requests = sampled("p512d1000", request_rate=rate, num_prompts=arguments.num_prompts)
-    print(f"Llama-2-7B on a simulated A100-80GB: {len(requests)} requests, prompt 512, output 1,000, {rate:g}/s (overload)")
-    reports = [
-        simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in ("vllm", "wait")
-    ]
+    print("Llama-2-7B on a simulated A100-80GB, in overload:")
+    print(f"{len(requests)} requests, prompt 512, output 1,000, {rate:g}/s")
+    reports = [simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in ("vllm", "wait")]
     print(_comparison(reports))
     path = overview(
         arguments.output,

@@ -24,8 +24,8 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     law : str or mapping
-        "llama-2-7b-a100-80gb" (or "a100"); "linear:D0,D1", the paper's d0 + d1 x KV with D0 in seconds and D1 in seconds
-        per KV token; the path of a JSON file, as `wait-core calibrate` writes it; or the law's fields as a mapping.
+        "llama-2-7b-a100-80gb" (or "a100"); "linear:D0,D1", the paper's d0 + d1 x KV with D0 in seconds and D1 in
+        seconds per KV token; the path of a JSON file; or the law's fields as a mapping.
 
     """
     if not isinstance(law, str):

@@ -79,10 +79,13 @@ def sampled(
         (bursts) keeps them unless this differs from 1.
 
     """
-    chosen = dataset(source) if isinstance(source, str) else source
-    if burstiness != 1.0:
-        chosen = replace(chosen, arrivals=Gamma(burstiness=burstiness))
     _at_least_one(num_prompts)
+    try:
+        chosen = dataset(source) if isinstance(source, str) else source
+        if burstiness != 1.0:
+            chosen = replace(chosen, arrivals=Gamma(burstiness=burstiness))
+    except (KeyError, ValueError) as error:
+        raise _core.WaitCoreError(str(error)) from None
     arrival_ns, prompt, output, _ = _core.sample(chosen.to_dict(), num_prompts, request_rate, seed)
     return Requests(name=chosen.name, arrival_ns=arrival_ns, prompt=prompt, output=output, rate=request_rate)
 

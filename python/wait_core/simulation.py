@@ -71,7 +71,7 @@ class Report:
     def kv_over_time(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Times in s and KV tokens in use (whole blocks) from each on."""
         at_ns, blocks, _, _ = self.run.series
-        return at_ns * 1e-9, blocks * float(self.settings["block_size"])
+        return at_ns.astype(np.float64) * 1e-9, blocks.astype(np.float64) * self.settings["block_size"]
 
     def summary(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
         """Return the figures under the keys of `vllm bench serve`, and ours beside them.
@@ -84,7 +84,10 @@ class Report:
     def to_json(self, **slo: float | None) -> str:
         """Return `summary` as one line of JSON; what was never observed is null."""
         return json.dumps(
-            {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in self.summary(**slo).items()}
+            {
+                key: None if isinstance(value, float) and np.isnan(value) else value
+                for key, value in self.summary(**slo).items()
+            }
         )
 
 
@@ -136,8 +139,8 @@ def simulate(
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
     **settings
-        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults to
-        what goes with the law.
+        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults
+        to what goes with the law.
 
     Returns
     -------
@@ -186,7 +189,7 @@ def simulate(
     return Report(policy=policy, workload=offered.name, seed=seed, settings=settings, run=run)
 
 
-def _offered(
+def _offered(  # noqa: PLR0917 - one keyword of `simulate` each
     dataset_name: str | Dataset | None,
     dataset_path: Trace | str | os.PathLike[str] | None,
     requests: Requests | None,

@@ -346,6 +346,9 @@ impl Scheduler {
 
     /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
     pub fn paused_ids(&self) -> Vec<RequestId> {
+        if self.plan.decodes() as usize + self.plan.chunks().len() == self.view.residents() as usize {
+            return Vec::new();
+        }
         let running = |slot: Slot| {
             let request = self.view.request(slot);
             request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
