@@ -129,8 +129,11 @@ def write_model(folder: Path, seed: int = 0) -> Path:
         shapes[f"{name}.mlp.down_proj.weight"] = (hidden, inner)
     draw = torch.Generator().manual_seed(seed)
     weights = {name: torch.randn(shape, generator=draw) * 2 / shape[1] ** 0.5 for name, shape in shapes.items()}
-    norms = [f"model.layers.{i}.{n}.weight" for i in range(LLAMA["num_hidden_layers"])
-             for n in ("input_layernorm", "post_attention_layernorm")]
+    norms = [
+        f"model.layers.{i}.{n}.weight"
+        for i in range(LLAMA["num_hidden_layers"])
+        for n in ("input_layernorm", "post_attention_layernorm")
+    ]
     weights |= {name: torch.ones(hidden) for name in ["model.norm.weight", *norms]}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(LLAMA))
@@ -140,7 +143,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
 
 def workload(job: Job) -> list[tuple[str, list[int], int]]:
     """Draw (id, prompt token ids, output tokens) for every request, the same for equal jobs."""
-    draw = random.Random(job.seed)  # noqa: S311
+    draw = random.Random(job.seed)
     prefix = [draw.randrange(3, LLAMA["vocab_size"]) for _ in range(job.shared_prefix)]
     requests = []
     for i in range(job.requests):
@@ -191,7 +194,7 @@ def run(job: Job) -> dict[str, Any]:
         **job.engine,
     }
     engine = LLMEngine.from_engine_args(EngineArgs(**settings))
-    core = engine.engine_core.engine_core  # type: ignore[attr-defined]
+    core = engine.engine_core.engine_core
     watch = Watch(core.scheduler)
     if job.fault is not None:
         core.scheduler.wait_core.core = FaultyCore(core.scheduler.wait_core.core, job.fault)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +10,13 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def request(name: int) -> Any:
-    return SimpleNamespace(request_id=str(name))
+class Request:
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+
+
+def request(name: object) -> Any:
+    return Request(str(name))
 
 
 def test_without_a_gate_it_is_vllms_fcfs_queue() -> None:
@@ -20,14 +24,10 @@ def test_without_a_gate_it_is_vllms_fcfs_queue() -> None:
 
     from wait_core.vllm.gated_queue import GatedQueue
 
-    class Hashable(SimpleNamespace):
-        def __hash__(self) -> int:
-            return hash(self.request_id)
-
     draw = random.Random(7)
     theirs, ours = FCFSRequestQueue(), GatedQueue()
     for i in range(2000):
-        one: Any = Hashable(request_id=str(i))
+        one = request(i)
         match draw.randrange(7):
             case 0 | 1 | 2:
                 theirs.add_request(one)
@@ -39,7 +39,7 @@ def test_without_a_gate_it_is_vllms_fcfs_queue() -> None:
                 assert theirs.peek_request() is ours.peek_request()
                 assert theirs.pop_request() is ours.pop_request()
             case 5:
-                some: Any = [Hashable(request_id=f"{i}.{j}") for j in range(3)]
+                some = [request(f"{i}.{j}") for j in range(3)]
                 theirs.prepend_requests(some)
                 ours.prepend_requests(some)
             case 6:

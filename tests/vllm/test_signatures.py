@@ -37,32 +37,64 @@ def test_vllm_is_as_the_adapter_expects() -> None:
 
     # Attributes read or set.
     built = inspect.getsource(Scheduler.__init__)
-    for name in (
-        "requests waiting running kv_holding_waiting finished_req_ids reset_preempted_req_ids current_step "
-        "max_num_scheduled_tokens max_num_active_reqs max_model_len num_spec_tokens block_size policy vllm_config "
-        "scheduler_config kv_cache_config kv_cache_manager connector ec_connector is_encoder_decoder dcp_world_size"
-    ).split():
+    for name in [
+        "requests",
+        "waiting",
+        "running",
+        "kv_holding_waiting",
+        "finished_req_ids",
+        "reset_preempted_req_ids",
+        "current_step",
+        "max_num_scheduled_tokens",
+        "max_num_active_reqs",
+        "max_model_len",
+        "num_spec_tokens",
+        "block_size",
+        "policy",
+        "vllm_config",
+        "scheduler_config",
+        "kv_cache_config",
+        "kv_cache_manager",
+        "connector",
+        "ec_connector",
+        "is_encoder_decoder",
+        "dcp_world_size",
+    ]:
         assert re.search(rf"self\.{name}\b[^=\n]*=", built), f"Scheduler.{name}"
     assert isinstance(Scheduler.pause_state, property)
     assert {"UNPAUSED", "PAUSED_NEW", "PAUSED_ALL"} <= set(PauseState.__members__)
     made = inspect.getsource(Request.__init__)
-    for name in (
-        "request_id status num_prompt_tokens max_tokens sampling_params priority resumable num_computed_tokens "
-        "is_prefill_chunk next_decode_eligible_step structured_output_request"
-    ).split():
+    for name in [
+        "request_id",
+        "status",
+        "num_prompt_tokens",
+        "max_tokens",
+        "sampling_params",
+        "priority",
+        "resumable",
+        "num_computed_tokens",
+        "is_prefill_chunk",
+        "next_decode_eligible_step",
+        "structured_output_request",
+    ]:
         assert f"self.{name}" in made, f"Request.{name}"
     statuses = set(RequestStatus.__members__)
     assert {"WAITING", "RUNNING", "PREEMPTED", "FINISHED_ABORTED", "FINISHED_STOPPED"} <= statuses
     assert "self.block_pool =" in inspect.getsource(KVCacheManager.__init__)
     assert "self.num_gpu_blocks =" in inspect.getsource(BlockPool.__init__)
     assert parameters(BlockPool.get_num_free_blocks) == ["self"]
-    for name in "watermark enable_chunked_prefill scheduler_cls async_scheduling".split():
+    for name in ["watermark", "enable_chunked_prefill", "scheduler_cls", "async_scheduling"]:
         assert name in SchedulerConfig.__dataclass_fields__, f"SchedulerConfig.{name}"
     assert "additional_config" in VllmConfig.__dataclass_fields__
-    for name in (
-        "num_scheduled_tokens total_num_scheduled_tokens scheduled_spec_decode_tokens scheduled_new_reqs "
-        "scheduled_cached_reqs preempted_req_ids finished_req_ids"
-    ).split():
+    for name in [
+        "num_scheduled_tokens",
+        "total_num_scheduled_tokens",
+        "scheduled_spec_decode_tokens",
+        "scheduled_new_reqs",
+        "scheduled_cached_reqs",
+        "preempted_req_ids",
+        "finished_req_ids",
+    ]:
         assert name in SchedulerOutput.__dataclass_fields__, f"SchedulerOutput.{name}"
     assert "req_id" in NewRequestData.__dataclass_fields__
     assert "resumed_req_ids" in CachedRequestData.__dataclass_fields__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.interface import PauseState
@@ -170,7 +170,7 @@ class Bridge:
         for name in scheduler.finished_req_ids:
             self._foreign.pop(name, None)
             number = self._ids.get(name)
-            if number is None or name in scheduler.requests and scheduler.requests[name] is self._requests[number]:
+            if number is None or scheduler.requests.get(name) is self._requests[number]:
                 continue
             status = self._requests[number].status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
@@ -252,9 +252,8 @@ class Bridge:
             del self._prefilling[number]
         if output.scheduled_spec_decode_tokens:
             for name in output.scheduled_spec_decode_tokens:
-                number = self._ids.get(name)
-                if number is not None:
-                    self._progress.append((number, self._requests[number].num_computed_tokens))
+                if (known := self._ids.get(name)) is not None:
+                    self._progress.append((known, self._requests[known].num_computed_tokens))
         else:
             named = len(self._preempted) + len(self._refused)
             self._missing = plan.num_decodes + len(chunks) - named - len(output.num_scheduled_tokens)
@@ -302,8 +301,8 @@ class Bridge:
             # Once as a warning: a core that stalls again and again must not flood the log; the count tells.
             say = logger.warning if self.counts["watchdog"] == 1 else logger.debug
             say(
-                "wait-core: %d requests wait and no token has been scheduled for %.1f s; the gates open until tokens flow. "
-                "First in line: %s",
+                "wait-core: %d requests wait and no token has been scheduled for %.1f s; the gates open until tokens "
+                "flow. First in line: %s",
                 len(self.queue),
                 self.settings.watchdog_s,
                 self._why_first(),
@@ -327,11 +326,11 @@ class Bridge:
             for request in self.queue:
                 stock.add_request(request)
             self.scheduler.waiting = stock
-        except Exception:  # noqa: BLE001  the queue without its gate serves as well
+        except Exception:
             logger.exception("wait-core: the waiting queue stays ours")
         logger.error(
-            "wait-core failed (%s: %s: %s). Requests are served by vLLM's own scheduling from now on; restart the engine "
-            "to use wait-core again, and report this.",
+            "wait-core failed (%s: %s: %s). vLLM schedules by itself from now on; restart the engine to use wait-core "
+            "again, and report this.",
             where,
             type(error).__name__,
             error,
@@ -340,7 +339,7 @@ class Bridge:
 
     @staticmethod
     def _core_error() -> type[Exception]:
-        from wait_core import WaitCoreError  # noqa: PLC0415
+        from wait_core import WaitCoreError  # noqa: PLC0415  beside `config.make_core`, the only users of the extension
 
         return WaitCoreError
 

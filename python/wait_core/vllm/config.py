@@ -97,7 +97,7 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
     ConfigError
         Where the core refuses a setting; the text is the core's.
     """
-    from wait_core import Scheduler, WaitCoreError  # noqa: PLC0415  keeps `read` free of the extension
+    from wait_core import Scheduler, WaitCoreError  # noqa: PLC0415  `read` works without the extension
 
     try:
         return Scheduler(settings.policy, **settings.core, **engine)
