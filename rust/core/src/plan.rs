@@ -7,6 +7,9 @@ use crate::cost::BatchShape;
 use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 
+#[cfg(test)]
+mod tests;
+
 /// Why a request waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HoldReason {
@@ -229,6 +232,13 @@ impl Plan {
         self.free -= i64::from(members.blocks_needed());
         self.tokens += members.len();
         self.decodes += members.len();
+        // Who was evicted before does not decode.
+        for at in 0..self.preempted.len() {
+            let slot = self.preempted[at].0;
+            if view.request(slot).phase == Phase::Decoding && usize::from(view.request(slot).lane) == lane {
+                self.retract_decode(view, slot);
+            }
+        }
     }
 
     /// Takes a request out of its lane; it keeps its KV. Comes after the `decode` of that lane, if there is one.
@@ -258,10 +268,8 @@ impl Plan {
     /// Evicts the residents admitted last until what is planned fits; the paper's and vLLM's order.
     pub fn make_room(&mut self, view: &View) {
         while self.free < 0 && !view.limits().host_preempts {
-            let victim = match self.preempted.last() {
-                Some(&(slot, _)) => view.resident_before(slot),
-                None => view.last_resident(),
-            };
+            let last = self.preempted.last();
+            let victim = last.map_or_else(|| view.last_resident(), |&(slot, _)| view.resident_before(slot));
             let Some(victim) = victim else { break };
             self.preempt(view, victim);
         }
@@ -288,15 +296,11 @@ impl Plan {
         }
     }
 
-    fn is_preempted(&self, slot: Slot) -> bool {
-        self.preempted.iter().any(|&(other, _)| other == slot)
-    }
-
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
         let tokens = (target - start).min(self.tokens_left());
-        if tokens == 0 || (!self.preempted.is_empty() && self.is_preempted(slot)) {
+        if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
             return;
         }
         let held = view.blocks(slot);

@@ -15,6 +15,7 @@ fn main() {
         config,
         law: IterationTime::A100,
         lengths: wait_sim::Lengths::Known,
+        typed: false,
         max_tokens: None,
         max_concurrency: None,
         typed: false,

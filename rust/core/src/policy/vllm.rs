@@ -3,7 +3,7 @@
 //! Running requests go first: every decode one token, then unfinished prefills in the order of their admission, as far
 //! as the token budget reaches. Out of blocks: preempt the request admitted last. In an iteration that preempted
 //! nothing, admit first come first served while a seat, tokens and the blocks of the WHOLE prompt are free above the
-//! watermark; only the blocks of the first chunk are taken.
+//! watermark (which an idle engine ignores); only the blocks of the first chunk are taken.
 
 use super::Policy;
 use crate::plan::{Hold, Plan};
@@ -20,7 +20,8 @@ impl Policy for Vllm {
         plan.make_room(view);
         plan.continue_prefills(view);
         if plan.preempted().is_empty() {
-            admit_in_order(view, plan, |plan, slot| plan.fits(view, slot, view.limits().watermark_blocks));
+            let spare = |plan: &Plan| if plan.residents() == 0 { 0 } else { view.limits().watermark_blocks };
+            admit_in_order(view, plan, |plan, slot| plan.fits(view, slot, spare(plan)));
         }
     }
 }

@@ -136,6 +136,10 @@ impl Policy for Wait {
         self.gates.len()
     }
 
+    fn types(&self) -> Option<usize> {
+        Some(self.gates.len())
+    }
+
     fn classify(&self, request: &Request) -> u16 {
         let output = match request.output {
             crate::LengthHint::Exact(tokens) | crate::LengthHint::Predicted { tokens, .. } => tokens,
@@ -157,7 +161,7 @@ impl Policy for Wait {
             if !gate.served {
                 plan.hold_queue(j, Hold::new(HoldReason::BelowThreshold, gate.threshold, view.waiting(j)));
                 if let (Some(head), Some(limit)) = (view.head(j), self.max_hold_ns) {
-                    plan.wake_at(view.request(head).arrival_ns + limit);
+                    plan.wake_at(view.request(head).arrival_ns.saturating_add(limit));
                 }
             }
         }
