@@ -4,9 +4,11 @@
 //! *Optimizing LLM Inference: Fluid-Guided Online Scheduling with Memory Constraints* (arXiv 2504.11320).
 #![forbid(unsafe_code)]
 
+pub mod capacity;
 pub mod config;
 pub mod cost;
 pub mod error;
+pub mod fluid;
 mod invariants;
 mod lane;
 mod list;
@@ -15,7 +17,10 @@ mod plan;
 pub mod planning_error;
 pub mod policy;
 mod request;
+pub mod safety;
 mod scheduler;
+pub mod segment;
+pub mod threshold;
 mod view;
 pub mod workload;
 
