@@ -95,3 +95,7 @@ impl List {
 pub(crate) fn previous(table: &[Tracked], slot: Slot) -> Option<Slot> {
     some(table[slot as usize].link.prev)
 }
+
+pub(crate) fn following(table: &[Tracked], slot: Slot) -> Option<Slot> {
+    some(table[slot as usize].link.next)
+}
