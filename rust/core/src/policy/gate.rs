@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn unused_credit_is_bounded() {
         assert_eq!(entries(0.5, &[0, 0, 0, 0, 0, 0, 9, 9, 9, 9], true), [0, 0, 0, 0, 0, 0, 1, 1, 1, 0]);
-        assert_eq!(entries(2.5, &[0, 0, 0, 9, 9, 9], true), [0, 0, 0, 3, 3, 2]);
+        assert_eq!(entries(2.5, &[0, 0, 0, 9, 9, 9], true), [0, 0, 0, 3, 3, 3]);
     }
 
     #[test]
