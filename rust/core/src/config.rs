@@ -128,6 +128,17 @@ impl Default for Config {
 
 /// Largest count of blocks, tokens or requests: sums of them stay exact in every type used.
 const MAX_COUNT: u32 = 1 << 30;
+/// Largest block, tokens: a lane keeps a counter for each token of a block.
+const MAX_BLOCK_SIZE: u32 = 1 << 16;
+/// Most types: each has its waiting line and its lane.
+const MAX_TYPES: usize = 4096;
+
+fn count(name: &str, value: u32, most: u32) -> Result<()> {
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid(name, value, format!("must be between 1 and {most}")))
+}
 
 impl Config {
     /// Reads a map of settings and validates it.
@@ -166,22 +177,9 @@ impl Config {
     /// # Errors
     /// [`Error::Invalid`] names the first that is outside.
     pub fn validate(&self) -> Result<()> {
-        let count = |name: &str, value: u32| match value {
-            1..=MAX_COUNT => Ok(()),
-            _ => Err(Error::invalid(name, value, format!("must be between 1 and {MAX_COUNT}"))),
-        };
-        count("kv_blocks", self.kv_blocks)?;
-        count("block_size", self.block_size)?;
-        count("max_num_seqs", self.max_num_seqs)?;
-        count("token_budget", self.token_budget)?;
-        let tokens = u64::from(self.kv_blocks) * u64::from(self.block_size);
-        if tokens > u64::from(MAX_COUNT) {
-            return Err(Error::invalid(
-                "kv_blocks",
-                self.kv_blocks,
-                format!("kv_blocks x block_size above {MAX_COUNT} tokens"),
-            ));
-        }
+        let tokens = self.validate_memory()?;
+        count("max_num_seqs", self.max_num_seqs, MAX_COUNT)?;
+        count("token_budget", self.token_budget, MAX_COUNT)?;
         if self.token_budget < self.max_num_seqs {
             let rule = format!("must be at least max_num_seqs ({}), or some decodes never run", self.max_num_seqs);
             return Err(Error::invalid("token_budget", self.token_budget, rule));
@@ -196,13 +194,31 @@ impl Config {
         if let Some(seconds) = self.max_hold.filter(|seconds| !(seconds.is_finite() && *seconds >= 0.0)) {
             return Err(Error::invalid("max_hold", seconds, "must be finite and at least 0 seconds"));
         }
-        if self.types.len() > usize::from(u16::MAX) {
-            return Err(Error::invalid("types", self.types.len(), "at most 65,535 types"));
+        if self.max_queued_requests == Some(0) {
+            return Err(Error::invalid("max_queued_requests", 0, "must be at least 1, or nothing is ever accepted"));
+        }
+        if self.max_queued_tokens == Some(0) {
+            return Err(Error::invalid("max_queued_tokens", 0, "must be at least 1, or nothing is ever accepted"));
+        }
+        if self.types.len() > MAX_TYPES {
+            return Err(Error::invalid("types", self.types.len(), format!("at most {MAX_TYPES} types")));
         }
         if !self.types.is_empty() {
             self.workload()?;
         }
         self.validate_thresholds()
+    }
+
+    /// Checks the KV cache; returns the tokens it holds.
+    pub(crate) fn validate_memory(&self) -> Result<u64> {
+        count("kv_blocks", self.kv_blocks, MAX_COUNT)?;
+        count("block_size", self.block_size, MAX_BLOCK_SIZE)?;
+        let tokens = u64::from(self.kv_blocks) * u64::from(self.block_size);
+        if tokens > u64::from(MAX_COUNT) {
+            let rule = format!("with blocks of {} tokens must hold at most {MAX_COUNT} tokens", self.block_size);
+            return Err(Error::invalid("kv_blocks", self.kv_blocks, rule));
+        }
+        Ok(tokens)
     }
 
     fn validate_thresholds(&self) -> Result<()> {

@@ -1,40 +1,61 @@
 //! The invariants of the state, recounted the slow way after each change in debug builds and in tests.
 
+use crate::lane::Lane;
 use crate::request::Phase;
 use crate::view::View;
 
 impl View {
     /// Recounts everything the slow way. Panics where a count is wrong.
     pub(crate) fn check(&self) {
+        self.check_residents();
+        self.check_waiting();
+    }
+
+    fn check_residents(&self) {
         let mut counted = 0;
-        let mut members = vec![(0u32, 0u64); self.lanes().len()];
+        let mut recounted: Vec<Lane> = self.lanes().iter().map(Lane::emptied).collect();
+        let mut prefilling = Vec::new();
         for slot in self.iter_residents() {
             let request = self.request(slot);
-            assert_ne!(request.phase, Phase::Waiting, "a waiting request among the residents");
-            assert!(
-                self.blocks(slot) * self.pool().block_size() >= self.kv(slot),
-                "request {} outgrew its blocks",
-                request.id
-            );
-            counted += i64::from(self.blocks(slot));
-            if request.phase == Phase::Decoding {
-                let lane = &mut members[request.lane as usize];
-                *lane = (lane.0 + 1, lane.1 + u64::from(self.kv(slot)));
-            } else if request.phase == Phase::Prefilling {
-                assert!(self.prefilling().contains(&slot), "request {} prefills unlisted", request.id);
+            let (kv, blocks) = (self.kv(slot), self.blocks(slot));
+            assert_eq!(self.slot(request.id), Some(slot), "request {} is not where its id says", request.id);
+            assert!(self.pool().blocks_for(kv) <= blocks, "request {} outgrew its blocks", request.id);
+            counted += i64::from(blocks);
+            match request.phase {
+                Phase::Waiting => panic!("request {} waits among the residents", request.id),
+                Phase::Prefilling => {
+                    assert!(kv < request.prefill_target(), "request {} has nothing to prefill", request.id);
+                    prefilling.push(slot);
+                }
+                Phase::Parked => assert!(kv >= request.prefill_target(), "request {} parked early", request.id),
+                Phase::Decoding => {
+                    assert!(kv >= request.prefill_target(), "request {} decodes early", request.id);
+                    recounted[usize::from(request.lane)].join(kv);
+                }
             }
         }
+        assert_eq!(self.prefilling(), prefilling, "prefills in the order of their admission");
         assert_eq!(counted, self.pool().counted(), "blocks in use");
-        for (lane, (len, kv)) in self.lanes().iter().zip(members) {
-            assert_eq!((lane.len(), lane.kv()), (len, kv), "members and KV of a lane");
+        for (lane, recounted) in self.lanes().iter().zip(&recounted) {
+            assert_eq!(lane, recounted, "members, KV and block phases of a lane");
         }
+    }
+
+    fn check_waiting(&self) {
         assert_eq!(self.waiting_total() + self.residents(), self.len() as u32, "every request is in one place");
+        let mut tokens = 0;
         for line in 0..=self.queues() {
+            let mut length = 0;
             for slot in self.iter_waiting(line) {
-                assert_eq!(self.request(slot).phase, Phase::Waiting);
-                assert_eq!(self.line_of(slot), line, "a request in the wrong line");
-                assert_eq!((self.kv(slot), self.blocks(slot)), (0, 0), "a waiting request holds KV");
+                let request = self.request(slot);
+                assert_eq!(request.phase, Phase::Waiting, "request {} stands in line", request.id);
+                assert_eq!(self.line_of(slot), line, "request {} stands in the wrong line", request.id);
+                assert_eq!((self.kv(slot), self.blocks(slot)), (0, 0), "request {} holds KV", request.id);
+                tokens += u64::from(request.prefill_target());
+                length += 1;
             }
+            assert_eq!(self.waiting(line), length, "length of line {line}");
         }
+        assert_eq!(self.waiting_tokens(), tokens, "tokens in line");
     }
 }

@@ -99,3 +99,86 @@ pub(crate) fn previous(table: &[Tracked], slot: Slot) -> Option<Slot> {
 pub(crate) fn following(table: &[Tracked], slot: Slot) -> Option<Slot> {
     some(table[slot as usize].link.next)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::request::Request;
+    use crate::view::View;
+
+    fn table(n: u64) -> Vec<Tracked> {
+        let config = crate::Config { kv_blocks: 8, ..crate::Config::default() };
+        let mut view = View::new(&config, 1, 1);
+        (0..n)
+            .map(|id| {
+                let slot = view.insert(&Request { id, prompt: 1, ..Request::default() }, 1, 0);
+                Tracked { link: Link::default(), ..view.request(slot).clone() }
+            })
+            .collect()
+    }
+
+    impl List {
+        /// Walks the list both ways, and returns what is in it.
+        fn check(&self, table: &[Tracked]) -> Vec<Slot> {
+            let forward: Vec<Slot> = self.iter(table).collect();
+            let back = std::iter::successors(self.tail(), |&slot| previous(table, slot));
+            let mut backward: Vec<Slot> = back.collect();
+            backward.reverse();
+            assert_eq!(forward, backward, "a list reads the same both ways");
+            assert_eq!(forward.len(), self.len() as usize, "length of a list");
+            forward
+        }
+    }
+
+    #[test]
+    fn an_empty_list_has_no_ends() {
+        let list = List::default();
+        assert_eq!((list.len(), list.head(), list.tail()), (0, None, None));
+        assert_eq!(list.check(&table(1)), [] as [Slot; 0]);
+    }
+
+    #[test]
+    fn ends_middle_and_the_only_one_can_leave() {
+        let (mut list, mut table) = (List::default(), table(4));
+        for slot in 0..3 {
+            list.push_back(&mut table, slot);
+        }
+        list.push_front(&mut table, 3);
+        assert_eq!(list.check(&table), [3, 0, 1, 2]);
+        assert_eq!(
+            (list.head(), list.tail(), previous(&table, 0), previous(&table, 3)),
+            (Some(3), Some(2), Some(3), None)
+        );
+        list.remove(&mut table, 0);
+        assert_eq!(list.check(&table), [3, 1, 2]);
+        list.remove(&mut table, 3);
+        list.remove(&mut table, 2);
+        assert_eq!(list.check(&table), [1]);
+        list.remove(&mut table, 1);
+        assert_eq!((list.check(&table), list.head(), list.tail()), (vec![], None, None));
+        list.push_front(&mut table, 2);
+        assert_eq!(list.check(&table), [2]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_is_a_deque(ops in prop::collection::vec((0..3u8, 0..12u32), 0..100)) {
+            let (mut list, mut table, mut deque) = (List::default(), table(12), VecDeque::new());
+            for (op, slot) in ops {
+                let at = deque.iter().position(|&other| other == slot);
+                match (op, at) {
+                    (0, None) => { list.push_back(&mut table, slot); deque.push_back(slot); }
+                    (1, None) => { list.push_front(&mut table, slot); deque.push_front(slot); }
+                    (2, Some(at)) => { list.remove(&mut table, slot); deque.remove(at); }
+                    _ => {}
+                }
+                prop_assert_eq!(list.check(&table), Vec::from(deque.clone()));
+                prop_assert_eq!((list.head(), list.tail()), (deque.front().copied(), deque.back().copied()));
+            }
+        }
+    }
+}

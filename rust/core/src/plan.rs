@@ -8,6 +8,9 @@ pub use crate::hold::{Hold, HoldReason};
 use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 
+#[cfg(test)]
+mod tests;
+
 /// Where a prefill chunk comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -246,15 +249,11 @@ impl Plan {
         }
     }
 
-    fn is_preempted(&self, slot: Slot) -> bool {
-        self.preempted.iter().any(|&(other, _)| other == slot)
-    }
-
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
         let tokens = (target - start).min(self.tokens_left());
-        if tokens == 0 || (!self.preempted.is_empty() && self.is_preempted(slot)) {
+        if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
             return;
         }
         let held = view.blocks(slot);

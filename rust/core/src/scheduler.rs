@@ -108,10 +108,9 @@ impl Scheduler {
     /// run even alone, [`Error::QueueFull`] when a bound on the line is reached. Nothing changes then.
     pub fn add(&mut self, request: &Request) -> Result<()> {
         let max_tokens = self.admissible(request)?;
-        let queues = self.view.queues();
         let type_id = self.policy.classify(request);
-        if queues > 1 && usize::from(type_id) >= queues {
-            return Err(Error::invalid("type_id", type_id, format!("there are {queues} types")));
+        if let Some(types) = self.policy.types().filter(|&types| usize::from(type_id) >= types) {
+            return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
         }
         let slot = self.view.insert(request, max_tokens, type_id);
         self.view.advance_clock(request.arrival_ns);
@@ -141,13 +140,16 @@ impl Scheduler {
         if self.view.slot(id).is_some() {
             return Err(Error::DuplicateId { id });
         }
-        let limit = self.view.limits().max_model_len;
-        let what = "max_model_len allows";
+        let length = self.view.limits().max_model_len;
         let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        if needs > u64::from(limit) {
-            return Err(Error::TooLarge { id, needs, limit: u64::from(limit), what });
+        for (limit, what) in
+            [(u64::from(length), "max_model_len allows"), (self.view.pool().tokens(), "the KV cache holds")]
+        {
+            if needs > limit {
+                return Err(Error::TooLarge { id, needs, limit, what });
+            }
         }
-        let room = limit - request.prompt;
+        let room = length - request.prompt;
         let (queued, tokens) = (self.view.waiting_total(), self.view.waiting_tokens());
         if let Some(bound) = self.max_queued_requests.filter(|&bound| queued >= bound) {
             return Err(Error::QueueFull { queued: u64::from(queued), bound: u64::from(bound), unit: "requests" });
@@ -188,7 +190,7 @@ impl Scheduler {
         let Self { view, policy, plan, stats, preemption, .. } = self;
         stats.iterations += 1;
         for &(slot, _) in plan.preempted() {
-            preempt(view, policy, stats, *preemption, slot, view.stage(slot));
+            preempt(view, policy, stats, *preemption, slot, view.stage(slot), view.kv(slot));
         }
         for &slot in plan.parked() {
             view.leave_lane(slot, Phase::Parked);
@@ -216,9 +218,14 @@ impl Scheduler {
             view.sweep_prefilling();
         }
         for queue in 0..=view.queues() {
-            if let Some(hold) = plan.hold(queue).filter(|_| view.waiting(queue) > 0) {
-                stats.holds[hold.reason as usize] += 1;
-            }
+            let Some(head) = view.head(queue) else { continue };
+            // A policy that says nothing of a line left it behind the preempted, or spent the iteration on an eviction.
+            let hold = plan.hold(queue).or_else(|| plan.hold(view.queues())).unwrap_or_else(|| {
+                let blocks = view.pool().blocks_for(view.request(head).prefill_target());
+                Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
+            });
+            plan.hold_queue(queue, hold);
+            stats.holds[hold.reason as usize] += 1;
         }
     }
 
@@ -235,8 +242,8 @@ impl Scheduler {
         }
         for &id in report.preempted {
             if let Some(slot) = self.resident(id) {
-                let stage = self.stage_before_last_plan(slot);
-                preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage);
+                let (stage, kv) = self.before_last_plan(slot);
+                preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage, kv);
             }
         }
         for &(id, kv) in report.progress {
@@ -263,32 +270,34 @@ impl Scheduler {
         slot
     }
 
-    /// Output tokens a request had before the last plan, which assumed one more if it ran it.
-    fn stage_before_last_plan(&self, slot: Slot) -> u32 {
-        let (request, stage) = (self.view.request(slot), self.view.stage(slot));
+    /// Output tokens and KV tokens a request had before the last plan, which assumed more if it ran it.
+    fn before_last_plan(&self, slot: Slot) -> (u32, u32) {
+        let (request, stage, kv) = (self.view.request(slot), self.view.stage(slot), self.view.kv(slot));
         let chunk = self.plan.chunks().iter().find(|chunk| chunk.slot == slot && chunk.id == request.id);
-        let emitted = match chunk {
-            Some(chunk) => chunk.last,
-            None => request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane)),
-        };
-        stage - u32::from(emitted)
+        match (request.phase, chunk) {
+            (Phase::Prefilling, Some(chunk)) => (stage, kv.min(chunk.start)),
+            (Phase::Decoding, Some(chunk)) if chunk.last => (stage - 1, kv.min(chunk.start)),
+            (Phase::Decoding, None) if self.plan.runs(usize::from(request.lane)) => (stage - 1, kv - 1),
+            _ => (stage, kv),
+        }
     }
 
-    /// Places a resident where the host says it is: `kv` tokens in the cache.
+    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as the model allows.
     fn place(&mut self, slot: Slot, kv: u32) {
-        let blocks = self.view.pool().blocks_for(kv);
-        match self.view.request(slot).phase {
+        let kv = kv.min(self.view.limits().max_model_len);
+        let (request, blocks) = (self.view.request(slot), self.view.pool().blocks_for(kv));
+        let complete = kv >= request.prefill_target();
+        match request.phase {
             Phase::Decoding => self.view.leave_lane(slot, Phase::Prefilling),
+            Phase::Parked if complete => return self.view.set_computed(slot, kv, blocks),
             Phase::Parked | Phase::Waiting => return,
             Phase::Prefilling => {}
         }
         self.view.set_computed(slot, kv, blocks);
-        if kv >= self.view.request(slot).prefill_target() {
+        if complete {
             join(&mut self.view, &mut self.policy, slot);
-            self.view.sweep_prefilling();
-        } else {
-            self.view.relist_prefilling(slot);
         }
+        self.view.relist_prefilling();
     }
 
     /// Takes a request back, in whatever state it is.  False if no request has this id.
@@ -308,14 +317,13 @@ impl Scheduler {
         true
     }
 
-    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts.
+    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts. What is present
+    /// and too large for the new number waits until it grows again.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for zero blocks.
+    /// [`Error::Invalid`] for a number that `Config` would refuse.
     pub fn set_capacity(&mut self, kv_blocks: u32) -> Result<()> {
-        if kv_blocks == 0 {
-            return Err(Error::invalid("kv_blocks", 0, "must be at least 1"));
-        }
+        Config { kv_blocks, block_size: self.view.pool().block_size(), ..Config::default() }.validate_memory()?;
         self.view.pool_mut().set_capacity(kv_blocks);
         Ok(())
     }
@@ -333,15 +341,26 @@ impl Scheduler {
     /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet.
     pub fn explain(&self, id: RequestId) -> Option<Hold> {
         let slot = self.view.slot(id)?;
-        let request = self.view.request(slot);
-        match request.phase {
-            Phase::Waiting => self.plan.hold(self.view.line_of(slot)),
-            Phase::Parked => Some(Hold::new(HoldReason::PausedAtBoundary, 1, 0)),
-            Phase::Decoding if !self.plan.runs(usize::from(request.lane)) => {
-                Some(Hold::new(HoldReason::PausedAtBoundary, 1, 0))
-            }
-            Phase::Decoding | Phase::Prefilling => None,
+        if self.view.request(slot).phase == Phase::Waiting {
+            return self.plan.hold(self.view.line_of(slot));
         }
+        if self.runs(slot) {
+            return None;
+        }
+        Some(match self.plan.hold(0) {
+            Some(hold) if hold.reason == HoldReason::EnginePaused => hold,
+            _ if self.plan.tokens_left() == 0 => {
+                Hold::new(HoldReason::BatchCap, self.plan.tokens() + 1, self.plan.token_budget())
+            }
+            _ => Hold::new(HoldReason::PausedAtBoundary, 1, 0),
+        })
+    }
+
+    /// Whether the last plan runs a resident.
+    fn runs(&self, slot: Slot) -> bool {
+        let request = self.view.request(slot);
+        request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
+            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot)
     }
 
     /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
@@ -349,26 +368,31 @@ impl Scheduler {
         if self.plan.decodes() as usize + self.plan.chunks().len() == self.view.residents() as usize {
             return Vec::new();
         }
-        let running = |slot: Slot| {
-            let request = self.view.request(slot);
-            request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
-                || self.plan.chunks().iter().any(|chunk| chunk.slot == slot)
-        };
-        self.view.iter_residents().filter(|&slot| !running(slot)).map(|slot| self.view.request(slot).id).collect()
+        let standing = self.view.iter_residents().filter(|&slot| !self.runs(slot));
+        standing.map(|slot| self.view.request(slot).id).collect()
     }
 }
 
 fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
     let request = view.request(slot);
-    // The iteration that completes the prefill emits one token more than the request had.
-    let lane = policy.lane(request, request.kept + 1);
+    // The token emitted last has no KV yet.
+    let lane = policy.lane(request, view.kv(slot) + 1 - request.prompt);
     view.join(slot, lane);
     policy.observe(view, slot, Event::Joined);
 }
 
-fn preempt(view: &mut View, policy: &mut AnyPolicy, stats: &mut Stats, mode: Preemption, slot: Slot, stage: u32) {
+/// Evicts a request that had emitted `stage` tokens and held `kv` in the cache.
+fn preempt(
+    view: &mut View,
+    policy: &mut AnyPolicy,
+    stats: &mut Stats,
+    mode: Preemption,
+    slot: Slot,
+    stage: u32,
+    kv: u32,
+) {
     stats.preemptions += 1;
-    stats.recomputed_tokens += u64::from(view.kv(slot));
+    stats.recomputed_tokens += u64::from(kv);
     policy.observe(view, slot, Event::Preempted);
     let kept = if mode == Preemption::Recompute { stage } else { 0 };
     view.send_back(slot, kept, true);

@@ -10,6 +10,9 @@ use crate::list::{Link, List, following, previous};
 use crate::memory::BlockPool;
 use crate::request::{Phase, Request, RequestId, Slot, Tracked};
 
+#[cfg(test)]
+mod tests;
+
 /// Limits of one iteration and of the engine, from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -313,8 +316,9 @@ impl View {
         let request = &mut self.table[slot as usize];
         let held = std::mem::replace(&mut request.blocks, blocks);
         request.computed = computed;
-        self.pool.give(held);
-        self.pool.take(blocks);
+        // Only the difference moves: to give everything back, even for a moment, would forget the host's correction.
+        self.pool.take(blocks.saturating_sub(held));
+        self.pool.give(held.saturating_sub(blocks));
     }
 
     /// Prefilling or parked → decoding. `set_computed` has placed all tokens of the request.
@@ -332,11 +336,12 @@ impl View {
         self.prefilling.retain(|&slot| table[slot as usize].phase == Phase::Prefilling);
     }
 
-    /// Puts a request that was taken for decoding back among those that prefill.
-    pub(crate) fn relist_prefilling(&mut self, slot: Slot) {
-        if !self.prefilling.contains(&slot) {
-            self.prefilling.push(slot);
-        }
+    /// Lists anew who prefills, after a request that was taken for decoding turned out to prefill still.
+    pub(crate) fn relist_prefilling(&mut self) {
+        let table = &self.table;
+        let prefills = |&slot: &Slot| table[slot as usize].phase == Phase::Prefilling;
+        self.prefilling.clear();
+        self.prefilling.extend(self.residents.iter(table).filter(prefills));
     }
 
     /// Every member of a lane gains a token.

@@ -46,7 +46,12 @@ pub trait Policy {
         1
     }
 
-    /// The type of a new request; below `queues()` if there are several.
+    /// Types it distinguishes: `add` refuses a type beyond them. None where a type is a mere label.
+    fn types(&self) -> Option<usize> {
+        (self.queues() > 1).then(|| self.queues())
+    }
+
+    /// The type of a new request; below `types()` if there are any.
     fn classify(&self, request: &Request) -> u16 {
         request.type_id.unwrap_or(0)
     }
@@ -122,6 +127,10 @@ impl Policy for AnyPolicy {
 
     fn queues(&self) -> usize {
         delegate!(self, policy => policy.queues())
+    }
+
+    fn types(&self) -> Option<usize> {
+        delegate!(self, policy => policy.types())
     }
 
     fn classify(&self, request: &Request) -> u16 {

@@ -170,6 +170,10 @@ impl Policy for Wait {
         self.gates.len()
     }
 
+    fn types(&self) -> Option<usize> {
+        Some(self.gates.len())
+    }
+
     fn classify(&self, request: &Request) -> u16 {
         let iterations = match request.output {
             LengthHint::Exact(tokens) | LengthHint::Predicted { tokens, .. } => tokens,
