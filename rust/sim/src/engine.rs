@@ -189,11 +189,13 @@ impl<'a> Engine<'a> {
         }
         // An eviction frees memory, so the plan after one may well not be empty.
         let idle = plan.is_empty() && plan.preempted().is_empty();
-        if idle {
-            return self.idle();
-        }
+        // Requests are parked even by a plan that computes nothing.
         for &slot in self.scheduler.last_plan().parked() {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
+        }
+        self.recorder.parked(&self.scheduler);
+        if idle {
+            return self.idle();
         }
         self.recorder.iteration(&self.scheduler, self.now_ns);
         self.finished.clear();
