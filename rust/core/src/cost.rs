@@ -82,6 +82,15 @@ const A100_ATTENTION: AttentionCosts = AttentionCosts {
     per_prefill_attention_ns: 5.19,
 };
 
+/// A step of the token-count law, in seconds, between padded counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stair {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) base: f64,
+    pub(crate) slope: f64,
+}
+
 /// An iteration-time law. In JSON: `{"law": "linear", "d0": …, "d1": …}`, `{"law": "a100"}`, `{"law": "measured", …}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "law", rename_all = "kebab-case")]
@@ -106,7 +115,8 @@ impl IterationTime {
     /// Duration of one iteration in nanoseconds, rounded half up. The batch is not empty.
     #[inline]
     pub fn nanos(&self, shape: &BatchShape) -> u64 {
-        (self.evaluate(shape.tokens(), &shape.into()) + 0.5).floor() as u64
+        // Times are positive, so truncation after adding a half is rounding half up.
+        (self.evaluate(shape.tokens(), &shape.into()) + 0.5) as u64
     }
 
     /// Duration of one iteration in seconds, before rounding.
@@ -152,49 +162,24 @@ impl IterationTime {
     /// The shortest iteration there is, in seconds: d0, or the least of the staircase. It bounds the number of
     /// iterations in a horizon from above.
     pub fn least_seconds(&self) -> f64 {
-        let round = self.round_to();
-        let mut from = 1;
-        let mut least = f64::INFINITY;
-        for end in self.step_ends() {
-            // Slopes are not negative, so each step's least value stands at its first padded count.
-            least = least.min(self.token_seconds(from));
-            from = end.div_ceil(round) * round + 1;
-        }
-        least
-    }
-
-    /// Where the token-count law changes: the end of each step, the last included; `[1]` for the paper's law.
-    pub fn step_ends(&self) -> Vec<u64> {
-        match self {
-            Self::Linear(_) => vec![1],
-            Self::A100 => A100_STEPS.iter().map(|s| s.up_to).collect(),
-            Self::Measured(law) => law.steps.iter().map(|s| s.up_to).collect(),
-        }
-    }
-
-    /// Slope of the token-count law beyond its last step, in seconds per token.
-    pub fn last_slope(&self) -> f64 {
-        match self {
-            Self::Linear(_) => 0.0,
-            Self::A100 => A100_STEPS[A100_STEPS.len() - 1].per_token_ns * 1e-9,
-            Self::Measured(law) => law.steps[law.steps.len() - 1].per_token_ns * 1e-9,
-        }
+        // Slopes are not negative, so each step's least value stands at its first padded count.
+        self.stairs().iter().map(|stair| self.token_seconds(stair.first)).fold(f64::INFINITY, f64::min)
     }
 
     /// Token counts up to `max_tokens` at which a token is cheaper than one padding step before and after: the right
-    /// edges of the stairs, found numerically, with `max_tokens` itself where the cost per token still falls there.
+    /// edges of the stairs, found numerically, with the last padded count where the cost per token still falls there.
     pub fn right_edges(&self, max_tokens: u64) -> Vec<u64> {
         let round = self.round_to();
+        let end = max_tokens / round * round;
         let per_token = |n: u64| self.token_ns(n) / n as f64;
-        let counts = (1..=max_tokens / round).map(|i| i * round);
-        let mut edges: Vec<u64> = counts
-            .filter(|&n| n < max_tokens && per_token(n) < per_token(n + round))
+        // On a stair the cost per token is monotone, so it can turn only at the stair's ends.
+        let ends = self.stairs().into_iter().flat_map(|stair| [stair.first, stair.last.min(end)]);
+        let mut edges: Vec<u64> = ends
+            .filter(|&n| n > 0 && n <= end)
+            .filter(|&n| n == end || per_token(n) < per_token(n + round))
             .filter(|&n| n == round || per_token(n) <= per_token(n - round))
             .collect();
-        let last = max_tokens / round * round;
-        if last > 0 && edges.last() != Some(&last) && (last <= round || per_token(last) <= per_token(last - round)) {
-            edges.push(last);
-        }
+        edges.dedup();
         edges
     }
 
@@ -203,6 +188,31 @@ impl IterationTime {
     pub fn best_budget(&self, max_tokens: u64) -> Option<u64> {
         let per_token = |n: u64| self.token_ns(n) / n as f64;
         self.right_edges(max_tokens).into_iter().reduce(|best, n| if per_token(n) < per_token(best) { n } else { best })
+    }
+
+    /// The steps of the token-count law between padded counts, in ascending order; the last one is unbounded. A padded
+    /// count n in `first..=last` costs `base + slope · n`.
+    pub(crate) fn stairs(&self) -> Vec<Stair> {
+        let round = self.round_to();
+        let flat;
+        let steps = match self {
+            Self::Linear(law) => {
+                flat = [TokenStep { up_to: round, base_ns: law.d0 * 1e9, per_token_ns: 0.0 }];
+                &flat[..]
+            }
+            Self::A100 => &A100_STEPS,
+            Self::Measured(law) => &law.steps,
+        };
+        let mut stairs: Vec<Stair> = Vec::with_capacity(steps.len());
+        let mut first = round;
+        for (i, step) in steps.iter().enumerate() {
+            let last = if i + 1 == steps.len() { u64::MAX / round * round } else { step.up_to / round * round };
+            if first <= last {
+                stairs.push(Stair { first, last, base: step.base_ns * 1e-9, slope: step.per_token_ns * 1e-9 });
+                first = last.saturating_add(round);
+            }
+        }
+        stairs
     }
 
     #[inline]
@@ -219,8 +229,8 @@ impl IterationTime {
         let base = self.token_ns(tokens);
         match self {
             Self::Linear(law) => base + law.d1 * 1e9 * (shape.decode_kv + shape.prefill_kv),
-            Self::A100 => base + attention(&A100_ATTENTION, shape),
-            Self::Measured(law) => base + attention(&law.attention, shape),
+            Self::A100 => base + A100_ATTENTION.nanos(shape),
+            Self::Measured(law) => base + law.attention.nanos(shape),
         }
     }
 }
@@ -229,19 +239,4 @@ impl IterationTime {
 fn staircase(steps: &[TokenStep], tokens: u64) -> f64 {
     let index = steps.partition_point(|s| s.up_to < tokens).min(steps.len() - 1);
     steps[index].at(tokens)
-}
-
-#[inline]
-fn attention(costs: &AttentionCosts, shape: &FluidShape) -> f64 {
-    let mut ns = 0.0;
-    if shape.decodes > 0.0 {
-        ns += costs.decode_base_ns + costs.per_decode_ns * shape.decodes + costs.per_decode_kv_ns * shape.decode_kv;
-    }
-    if shape.prefill_tokens > 0.0 {
-        ns += costs.prefill_base_ns
-            + costs.per_prefill_token_ns * shape.prefill_tokens
-            + costs.per_prefill_kv_ns * shape.prefill_kv
-            + costs.per_prefill_attention_ns * 0.5 * shape.prefill_attention;
-    }
-    ns
 }

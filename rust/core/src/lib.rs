@@ -4,9 +4,12 @@
 //! *Optimizing LLM Inference: Fluid-Guided Online Scheduling with Memory Constraints* (arXiv 2504.11320).
 #![forbid(unsafe_code)]
 
+pub mod capacity;
 pub mod config;
 pub mod cost;
 pub mod error;
+pub mod fluid;
+mod hold;
 mod invariants;
 mod lane;
 mod list;
@@ -14,8 +17,12 @@ mod memory;
 mod plan;
 pub mod planning_error;
 pub mod policy;
+mod report;
 mod request;
+pub mod safety;
 mod scheduler;
+pub mod segment;
+pub mod threshold;
 mod view;
 pub mod workload;
 
@@ -24,6 +31,7 @@ pub use error::{Error, Result};
 pub use lane::Lane;
 pub use memory::BlockPool;
 pub use plan::{Chunk, Hold, HoldReason, Origin, Plan};
+pub use report::Report;
 pub use request::{LengthHint, Phase, Request, RequestId, Slot, Tracked};
-pub use scheduler::{Report, Scheduler, Stats};
+pub use scheduler::{Scheduler, Stats};
 pub use view::{Limits, View};

@@ -89,8 +89,8 @@ pub(crate) struct Run {
 
 /// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
 #[pyfunction]
-#[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, overhead_ns,
-    callback = None))]
+#[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
+    overhead_ns, callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -103,6 +103,7 @@ pub(crate) fn run(
     lengths_known: bool,
     typed: bool,
     max_tokens: Option<u32>,
+    max_concurrency: Option<usize>,
     overhead_ns: u64,
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Run> {
@@ -122,6 +123,7 @@ pub(crate) fn run(
         lengths: if lengths_known { Lengths::Known } else { Lengths::Hidden },
         typed,
         max_tokens,
+        max_concurrency,
         overhead_ns,
     };
     let mut raised = None;

@@ -211,8 +211,9 @@ impl Dataset {
         if n > MOST_REQUESTS {
             return Err(Error::invalid("num_requests", n, format!("must be at most {MOST_REQUESTS}")));
         }
-        if !(rate.is_finite() && rate > 0.0) {
-            return Err(Error::invalid("request_rate", rate, "must be finite and above 0 requests per second"));
+        // An infinite rate offers everything at once, as in `vllm bench serve`.
+        if rate.is_nan() || rate <= 0.0 {
+            return Err(Error::invalid("request_rate", rate, "must be above 0 requests per second (or inf)"));
         }
         let (mut times, mut lengths) = (Stream::new(seed, "arrivals"), Stream::new(seed, "lengths"));
         let mut clock = Clock::new(&self.arrivals, rate, &mut times);

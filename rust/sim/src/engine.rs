@@ -35,6 +35,8 @@ pub struct Setup {
     pub typed: bool,
     /// `max_tokens` declared for every request; absent: the model's limit.
     pub max_tokens: Option<u32>,
+    /// The client keeps at most this many requests under way, and sends the next when one has ended.
+    pub max_concurrency: Option<usize>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
     pub overhead_ns: u64,
 }
@@ -81,6 +83,9 @@ pub fn run(
     mut callback: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Run, SimError> {
     check(arrivals)?;
+    if setup.max_concurrency == Some(0) {
+        return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent").into());
+    }
     let mut engine = Engine::new(setup, arrivals)?;
     loop {
         engine.admit_arrivals()?;
@@ -127,6 +132,8 @@ struct Engine<'a> {
     calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
     stamps: Vec<u32>,
     finished: Vec<u64>,
+    /// When the last request ended.
+    freed_ns: u64,
     recorder: Recorder<'a>,
 }
 
@@ -142,6 +149,7 @@ impl<'a> Engine<'a> {
             calendars: vec![BinaryHeap::new(); lanes],
             stamps: vec![0; arrivals.len()],
             finished: Vec::new(),
+            freed_ns: 0,
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
             scheduler,
         })
@@ -155,6 +163,14 @@ impl<'a> Engine<'a> {
     fn admit_arrivals(&mut self) -> Result<(), SimError> {
         while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
             let id = self.next as u64;
+            let mut sent_ns = arrival.at_ns;
+            if let Some(most) = self.setup.max_concurrency {
+                if self.scheduler.view().len() >= most {
+                    break;
+                }
+                // What the client held back is sent now.
+                sent_ns = sent_ns.max(self.freed_ns);
+            }
             let output = match self.setup.lengths {
                 Lengths::Known => LengthHint::Exact(self.iterations(id)),
                 Lengths::Hidden => LengthHint::Unknown,
@@ -165,9 +181,10 @@ impl<'a> Engine<'a> {
                 max_tokens: self.setup.max_tokens,
                 output,
                 type_id: self.setup.typed.then_some(arrival.label),
-                arrival_ns: arrival.at_ns,
+                arrival_ns: sent_ns,
                 ..Request::default()
             };
+            self.recorder.send(sent_ns);
             let added = if self.fits(arrival) { self.scheduler.add(&request) } else { Ok(()) };
             match added {
                 Ok(()) if self.fits(arrival) => {}
@@ -203,16 +220,21 @@ impl<'a> Engine<'a> {
         }
         // An eviction frees memory, so the plan after one may well not be empty.
         let idle = plan.is_empty() && plan.preempted().is_empty();
-        if idle {
-            return self.idle();
-        }
+        // Requests are parked even by a plan that computes nothing.
         for &slot in self.scheduler.last_plan().parked() {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
+        }
+        self.recorder.parked(&self.scheduler);
+        if idle {
+            return self.idle();
         }
         self.recorder.iteration(&self.scheduler, start_ns, self.now_ns);
         self.finished.clear();
         self.follow_joins();
         self.collect_finished();
+        if !self.finished.is_empty() {
+            self.freed_ns = self.now_ns;
+        }
         self.recorder.finish_requests(&self.finished, self.now_ns);
         self.scheduler.complete(&Completed { finished: &self.finished, ..Completed::default() });
         Ok(true)
@@ -252,10 +274,12 @@ impl<'a> Engine<'a> {
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
-        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns);
-        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
+        // An arrival that the client holds back is no event of its own.
+        let later = |ns: &u64| *ns > self.now_ns;
+        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(later);
+        let wake = plan.wake_ns().filter(later).filter(|&ns| ns <= LATEST_NS);
         if let Some(next) = arrival.into_iter().chain(wake).min() {
-            self.now_ns = self.now_ns.max(next);
+            self.now_ns = next;
             return Ok(true);
         }
         let view = self.scheduler.view();
@@ -284,7 +308,8 @@ mod tests {
         let config = Config { kv_blocks: 10, ..Config::default() };
         let law = IterationTime::linear(0.5, 0.0).expect("a law");
         let lengths = Lengths::Known;
-        let setup = Setup { config, law, lengths, typed: false, max_tokens: None, overhead_ns: 0 };
+        let setup =
+            Setup { config, law, lengths, typed: false, max_tokens: None, max_concurrency: None, overhead_ns: 0 };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
         let mut engine = Engine::new(&setup, &arrivals).unwrap();
         engine.admit_arrivals().unwrap();

@@ -10,7 +10,7 @@ pub const NEVER_NS: u64 = u64::MAX;
 /// Everything recorded of one run; one entry a request in the columns, in the order of arrival.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
-    /// Arrivals as offered.
+    /// When the client sent each request, ns.
     pub arrival_ns: Vec<u64>,
     /// Prompt lengths, tokens.
     pub prompt: Vec<u32>,
@@ -68,11 +68,10 @@ impl Run {
     }
 }
 
-/// Lane of requests that are in none.
-const NO_LANE: u16 = u16::MAX;
-
 /// Most samples kept of the series.
 const SAMPLES: usize = 4096;
+
+const NO_LANE: u16 = u16::MAX;
 
 /// Token times of a lane's members: all had their last token at `stepped_ns`, but for the newcomers.
 #[derive(Clone, Debug, Default)]
@@ -89,8 +88,8 @@ pub(crate) struct Recorder<'a> {
     arrivals: &'a [Arrival],
     run: Run,
     lanes: Vec<LaneTimes>,
+    /// Lane of each request, and time of its last token; the time is valid while it is in none.
     lane_of: Vec<u16>,
-    /// Time of the last token of requests that have left their lane.
     last_token_ns: Vec<u64>,
     stride: u64,
 }
@@ -115,6 +114,10 @@ impl<'a> Recorder<'a> {
         self.run.completed
     }
 
+    pub(crate) fn send(&mut self, at_ns: u64) {
+        self.run.arrival_ns.push(at_ns);
+    }
+
     pub(crate) fn reject(&mut self) {
         self.run.failed += 1;
     }
@@ -125,13 +128,17 @@ impl<'a> Recorder<'a> {
 
     /// The request leaves its lane, if it is in one: when was its last token?
     fn out_of_lane(&mut self, id: u32) {
-        let lane = std::mem::replace(&mut self.lane_of[id as usize], NO_LANE);
-        if lane == NO_LANE {
-            return;
-        }
-        let lane = &mut self.lanes[usize::from(lane)];
+        let Some(lane) = self.lanes.get_mut(usize::from(self.lane_of[id as usize])) else { return };
+        self.lane_of[id as usize] = NO_LANE;
         let at = lane.newcomers.iter().position(|&(_, other)| other == id);
         self.last_token_ns[id as usize] = at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0);
+    }
+
+    /// Writes down who was taken out of a lane by the last plan.
+    pub(crate) fn parked(&mut self, scheduler: &Scheduler) {
+        for &slot in scheduler.last_plan().parked() {
+            self.out_of_lane(scheduler.view().request(slot).id as u32);
+        }
     }
 
     /// Writes down an iteration from `start_ns` to `end_ns`, as the scheduler has applied it.
@@ -140,9 +147,6 @@ impl<'a> Recorder<'a> {
         for &(_, id) in plan.preempted() {
             self.run.preemptions[id as usize] += 1;
             self.out_of_lane(id as u32);
-        }
-        for &slot in plan.parked() {
-            self.out_of_lane(view.request(slot).id as u32);
         }
         for &(slot, lane) in plan.unparked() {
             let id = view.request(slot).id as u32;
@@ -216,7 +220,6 @@ impl<'a> Recorder<'a> {
 
     pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
         self.run.stats = *scheduler.stats();
-        self.run.arrival_ns = self.arrivals.iter().map(|arrival| arrival.at_ns).collect();
         self.run.prompt = self.arrivals.iter().map(|arrival| arrival.prompt).collect();
         self.run.output = self.arrivals.iter().map(|arrival| arrival.output).collect();
         self.run

@@ -133,6 +133,7 @@ fn setup(sizes: &Sizes, policy: &Value, lengths: Lengths) -> Setup {
         lengths,
         typed: true,
         max_tokens: None,
+        max_concurrency: None,
         overhead_ns: OVERHEAD_NS,
     }
 }

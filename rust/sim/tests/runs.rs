@@ -15,6 +15,7 @@ fn setup(settings: serde_json::Value) -> Setup {
         lengths: Lengths::Known,
         typed: false,
         max_tokens: None,
+        max_concurrency: None,
         overhead_ns: 0,
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::FluidShape;
 use crate::planning_error::{PlanningError, invalid, non_negative, positive};
 
 /// The part of an iteration's time that does not depend on `n`, in nanoseconds per unit.
@@ -22,6 +23,31 @@ pub struct AttentionCosts {
     pub per_prefill_kv_ns: f64,
     /// Per unit of Q = Σ chunk · (kv + chunk/2).
     pub per_prefill_attention_ns: f64,
+}
+
+impl AttentionCosts {
+    #[inline]
+    pub(super) fn nanos(&self, shape: &FluidShape) -> f64 {
+        self.base_ns(shape) + self.variable_ns(shape)
+    }
+
+    /// The costs paid once per batch of this shape.
+    #[inline]
+    pub(crate) fn base_ns(&self, shape: &FluidShape) -> f64 {
+        let decode = if shape.decodes > 0.0 { self.decode_base_ns } else { 0.0 };
+        let prefill = if shape.prefill_tokens > 0.0 { self.prefill_base_ns } else { 0.0 };
+        decode + prefill
+    }
+
+    /// The costs proportional to the shape.
+    #[inline]
+    pub(crate) fn variable_ns(&self, shape: &FluidShape) -> f64 {
+        self.per_decode_ns * shape.decodes
+            + self.per_decode_kv_ns * shape.decode_kv
+            + self.per_prefill_token_ns * shape.prefill_tokens
+            + self.per_prefill_kv_ns * shape.prefill_kv
+            + self.per_prefill_attention_ns * 0.5 * shape.prefill_attention
+    }
 }
 
 /// One step of a staircase: `base + per_token · n` for token counts up to `up_to`.

@@ -1,0 +1,89 @@
+"""What every benchmark shares: its options, its claims, its table, and the JSON line at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wait_core.tables import table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One measured claim: `goal` is a bound such as ">= 0.99", or empty for a figure without one."""
+
+    name: str
+    value: float
+    unit: str
+    goal: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the goal is met; None without a goal."""
+        if not self.goal:
+            return None
+        sign, bound = self.goal.split()
+        return self.value >= float(bound) if sign == ">=" else self.value <= float(bound)
+
+
+@dataclass
+class Bench:
+    """A benchmark under way; collects claims and rows, prints them at the end."""
+
+    name: str
+    options: argparse.Namespace
+    claims: list[Claim] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def claim(self, name: str, value: float, unit: str, goal: str = "") -> None:
+        """Record a claim."""
+        self.claims.append(Claim(name, value, unit, goal))
+
+    def finish(self) -> None:
+        """Print the table, the claims, and with --json the object that machines read."""
+        if self.rows:
+            header = list(dict.fromkeys(key for row in self.rows for key in row))
+            print(table(header, [[row.get(key, "") for key in header] for row in self.rows]))
+            print()
+        verdicts = {True: "holds", False: "MISSED", None: ""}
+        cells = [[claim.name, claim.value, claim.unit, claim.goal, verdicts[claim.holds]] for claim in self.claims]
+        if cells:
+            print(table(["claim", "value", "unit", "goal", ""], cells))
+        if self.options.json:
+            claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
+            line = {"bench": self.name, "commit": _commit(), "machine": machine(), "claims": claims, "table": self.rows}
+            print(json.dumps(line))
+            sys.stdout.flush()
+
+
+def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
+    """Read the options that all benchmarks have, and those of `extra` (flag name without dashes to add_argument's)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="the same measurement at a size that fits in a minute")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on a line")
+    for flag, keywords in extra.items():
+        parser.add_argument(f"--{flag.replace('_', '-')}", **keywords)
+    return Bench(name, parser.parse_args())
+
+
+def machine() -> str:
+    """Processor and number of cores."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,50 @@
+"""Iteration-time laws by name, by value or from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wait_core._core import WaitCoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+A100 = "llama-2-7b-a100-80gb"
+"""Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's published profile: see rust/core/src/cost.rs."""
+
+KV_BLOCKS = {A100: 7424}
+"""KV capacity in blocks of 16 tokens that goes with a law: 80 GB with a margin of 10 %."""
+
+
+def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve a law to what the core reads.
+
+    Parameters
+    ----------
+    law : str or mapping
+        "llama-2-7b-a100-80gb" (or "a100"); "linear:D0,D1", the paper's d0 + d1 x KV with D0 in seconds and D1 in
+        seconds per KV token; the path of a JSON file; or the law's fields as a mapping.
+
+    """
+    if not isinstance(law, str):
+        return dict(law)
+    if law in {A100, "a100"}:
+        return {"law": "a100"}
+    if law.startswith("linear:"):
+        try:
+            d0, d1 = (float(part) for part in law.removeprefix("linear:").split(","))
+        except ValueError:
+            raise WaitCoreError(f"iteration_time = {law!r}: expected linear:D0,D1 with two numbers") from None
+        return {"law": "linear", "d0": d0, "d1": d1}
+    path = Path(law)
+    if not path.is_file():
+        raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, nor a file")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WaitCoreError(f"iteration_time = {law!r}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise WaitCoreError(f"iteration_time = {law!r}: not a JSON object")
+    return value

@@ -1,0 +1,134 @@
+"""The requests of a simulation: a named dataset sampled from a seed, or a trace replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wait_core import _core
+from wait_core.datasets import Dataset, Gamma, Poisson, dataset
+from wait_core.traces import Trace, load
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Requests to offer, in the order of their arrival.
+
+    Attributes
+    ----------
+    name : str
+        Name of the workload, for reports.
+    arrival_ns : ndarray of uint64, shape (n,)
+        Arrival times, ns.
+    prompt, output : ndarray of uint32, shape (n,)
+        Lengths in tokens.
+    rate : float
+        Mean requests per second; inf if all arrive at once.
+
+    """
+
+    name: str
+    arrival_ns: npt.NDArray[np.uint64]
+    prompt: npt.NDArray[np.uint32]
+    output: npt.NDArray[np.uint32]
+    rate: float
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def types(self, most: int) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]:
+        """Group the requests into at most `most` types by quantiles of the output length.
+
+        Returns the types as (prompt, output, rate), and the type of each request. A type's lengths are the means of
+        its members; where there are no more distinct pairs of lengths than `most`, the types are exactly these pairs.
+        """
+        # Thresholds depend on the mix alone where everything arrives at once.
+        rate = self.rate if np.isfinite(self.rate) else 1.0
+        return _core.group_types(self.prompt, self.output, rate, most)
+
+
+def sampled(
+    source: str | Dataset,
+    *,
+    request_rate: float,
+    num_prompts: int = 1000,
+    seed: int = 0,
+    burstiness: float = 1.0,
+) -> Requests:
+    """Sample a dataset, by name or by definition.
+
+    Parameters
+    ----------
+    source : str or Dataset
+        A name of `wait_core.datasets.dataset_names`, any `p<prompt>d<output>`, or a definition.
+    request_rate : float
+        Mean requests per second; inf offers all at once.
+    num_prompts : int
+        Number of requests.
+    seed : int
+        Seed; lengths do not depend on the rate.
+    burstiness : float
+        Shape of the gamma-distributed gaps; 1 is Poisson, below is burstier. A dataset with arrivals of its own kind
+        (bursts) keeps them unless this differs from 1.
+
+    """
+    _at_least_one(num_prompts)
+    try:
+        chosen = dataset(source) if isinstance(source, str) else source
+        if burstiness != 1.0:
+            chosen = replace(chosen, arrivals=Gamma(burstiness=burstiness))
+    except (KeyError, ValueError) as error:
+        raise _core.WaitCoreError(str(error)) from None
+    arrival_ns, prompt, output, _ = _core.sample(chosen.to_dict(), num_prompts, request_rate, seed)
+    return Requests(name=chosen.name, arrival_ns=arrival_ns, prompt=prompt, output=output, rate=request_rate)
+
+
+def replayed(
+    source: Trace | str | os.PathLike[str],
+    *,
+    request_rate: float | None = None,
+    num_prompts: int | None = None,
+    seed: int = 0,
+    burstiness: float = 1.0,
+) -> Requests:
+    """Replay a trace at its own times, or time-scaled to `request_rate`.
+
+    A trace without arrival times needs `request_rate`; its rows then arrive in their order, as gamma-distributed gaps
+    of the given burstiness (1 is Poisson) drawn from `seed`.
+    """
+    trace = source if isinstance(source, Trace) else load(source)
+    if num_prompts is not None:
+        _at_least_one(num_prompts)
+        trace = trace.head(num_prompts)
+    if trace.arrival_ns is None:
+        if request_rate is None:
+            raise _core.WaitCoreError(f"request_rate = None: {trace.source} has no arrival times, give a rate")
+        arrivals = Gamma(burstiness=burstiness) if burstiness != 1.0 else Poisson()
+        times = replace(dataset("p1d1"), arrivals=arrivals)
+        arrival_ns = _core.sample(times.to_dict(), len(trace), request_rate, seed)[0]
+        rate = request_rate
+    else:
+        if request_rate is not None:
+            trace = trace.scaled(request_rate)
+        assert trace.arrival_ns is not None  # noqa: S101 - scaling keeps the times
+        arrival_ns = trace.arrival_ns.astype(np.uint64)
+        rate = trace.rate or np.inf
+    return Requests(
+        name=trace.source,
+        arrival_ns=arrival_ns,
+        prompt=np.ascontiguousarray(trace.prompt_tokens, dtype=np.uint32),
+        output=np.ascontiguousarray(trace.output_tokens, dtype=np.uint32),
+        rate=rate,
+    )
+
+
+def _at_least_one(num_prompts: int) -> None:
+    if num_prompts < 1:
+        raise _core.WaitCoreError(f"num_prompts = {num_prompts}: must be at least 1")

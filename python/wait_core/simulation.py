@@ -1,0 +1,225 @@
+"""`simulate`: one policy, one workload, one simulated GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wait_core import _core
+from wait_core.laws import A100, KV_BLOCKS, iteration_time
+from wait_core.requests import Requests, replayed, sampled
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from wait_core.datasets import Dataset
+    from wait_core.traces import Trace
+
+LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
+"""Policies that are defined for known output lengths; all others run with hidden ones unless told otherwise."""
+
+TYPED = frozenset({"wait", "nested-wait"})
+"""Policies that need request types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one simulation gave. Columns have one entry a request, in the order of arrival.
+
+    Attributes
+    ----------
+    policy, workload : str
+        What ran.
+    seed : int
+        Seed of the arrivals and lengths.
+    settings : dict
+        The settings of the core.
+    run : Run
+        The recorded columns: arrival_ns, first_token_ns, ..., and `series`.
+
+    """
+
+    policy: str
+    workload: str
+    seed: int
+    settings: dict[str, Any]
+    run: _core.Run
+
+    @property
+    def ttft_s(self) -> npt.NDArray[np.float64]:
+        """Time to first token of the completed requests, s."""
+        return self._seconds(self.run.first_token_ns)
+
+    @property
+    def e2el_s(self) -> npt.NDArray[np.float64]:
+        """Arrival to completion of the completed requests, s."""
+        return self._seconds(self.run.finished_ns)
+
+    def _seconds(self, until_ns: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+        done = self.run.finished_ns != np.iinfo(np.uint64).max
+        return np.asarray((until_ns[done] - self.run.arrival_ns[done]) * 1e-9)
+
+    @property
+    def kv_over_time(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Times in s and KV tokens in use (whole blocks) from each on."""
+        at_ns, blocks, _, _ = self.run.series
+        return at_ns.astype(np.float64) * 1e-9, blocks.astype(np.float64) * self.settings["block_size"]
+
+    def summary(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
+        """Return the figures under the keys of `vllm bench serve`, and ours beside them.
+
+        With a service-level objective: request_goodput (requests/s that met it) and goodput (share of those offered).
+        """
+        named = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
+        return named | self.run.summary(slo_ttft_ms, slo_tpot_ms)
+
+    def to_json(self, **slo: float | None) -> str:
+        """Return `summary` as one line of JSON; what was never observed is null."""
+        return json.dumps(
+            {
+                key: None if isinstance(value, float) and np.isnan(value) else value
+                for key, value in self.summary(**slo).items()
+            }
+        )
+
+
+def simulate(
+    policy: str = "vllm",
+    *,
+    dataset_name: str | Dataset | None = None,
+    dataset_path: Trace | str | os.PathLike[str] | None = None,
+    requests: Requests | None = None,
+    request_rate: float | None = None,
+    num_prompts: int | None = None,
+    seed: int = 0,
+    burstiness: float = 1.0,
+    max_concurrency: int | None = None,
+    iteration_time_law: str | Mapping[str, Any] = A100,
+    overhead_s: float = 0.0,
+    lengths: str | None = None,
+    max_tokens: int | None = None,
+    num_types: int = 8,
+    progress: bool = False,
+    **settings: Any,
+) -> Report:
+    """Simulate one policy on one workload until every request has finished.
+
+    Parameters
+    ----------
+    policy : str
+        "vllm", "wait", ...: see docs/policies.md.
+    dataset_name, dataset_path, requests
+        What to offer, exactly one of them: a named dataset, a trace, or `Requests` made before.
+    request_rate : float, optional
+        Mean requests/s; needed for a dataset (inf: all at once), scales the time of a trace.
+    num_prompts : int, optional
+        Number of requests (dataset: 1000; trace: all of it).
+    seed, burstiness
+        Of the arrivals, see `wait_core.requests`.
+    max_concurrency : int, optional
+        The client keeps at most this many requests under way.
+    iteration_time_law : str or mapping
+        How long an iteration takes, see `wait_core.laws.iteration_time`.
+    overhead_s : float
+        Time added to each iteration, s.
+    lengths : {"known", "hidden"}, optional
+        Whether the policy may see output lengths; by default as the policy is defined.
+    max_tokens : int, optional
+        Declared for every request; absent means the model's limit.
+    num_types : int
+        Most types for policies that need them, see `Requests.types`.
+    progress : bool
+        Show a progress bar on standard error, if that is a terminal.
+    **settings
+        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults
+        to what goes with the law.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    WaitCoreError
+        A value is refused; the message names it.
+    StalledError
+        The policy left requests waiting for ever.
+
+    """
+    offered = _offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
+    law = iteration_time(iteration_time_law)
+    known = _lengths_known(policy, lengths)
+    settings = {"policy": policy, "block_size": 16} | settings
+    if "kv_blocks" not in settings:
+        if law != iteration_time(A100) or settings["block_size"] != 16:
+            raise _core.WaitCoreError("kv_blocks is missing: it has a default for the A100 law and block_size 16 only")
+        settings["kv_blocks"] = KV_BLOCKS[A100]
+    labels = np.zeros(len(offered), np.uint16)
+    typed = policy in TYPED and "types" not in settings
+    if typed:
+        types, labels = offered.types(num_types)
+        settings["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
+    if not (np.isfinite(overhead_s) and overhead_s >= 0):
+        raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be finite and at least 0")
+    with tqdm(
+        total=len(offered), desc=policy, unit="req", leave=False, disable=not (progress and sys.stderr.isatty())
+    ) as bar:
+        run = _core.run(
+            settings,
+            law,
+            offered.arrival_ns,
+            offered.prompt,
+            offered.output,
+            labels,
+            lengths_known=known,
+            typed=typed,
+            max_tokens=max_tokens,
+            max_concurrency=max_concurrency,
+            overhead_ns=round(overhead_s * 1e9),
+            callback=lambda completed: bar.update(completed - bar.n),
+        )
+    return Report(policy=policy, workload=offered.name, seed=seed, settings=settings, run=run)
+
+
+def _offered(  # noqa: PLR0917 - one keyword of `simulate` each
+    dataset_name: str | Dataset | None,
+    dataset_path: Trace | str | os.PathLike[str] | None,
+    requests: Requests | None,
+    request_rate: float | None,
+    num_prompts: int | None,
+    seed: int,
+    burstiness: float,
+) -> Requests:
+    given = [value for value in (dataset_name, dataset_path, requests) if value is not None]
+    if len(given) != 1:
+        raise _core.WaitCoreError(f"give exactly one of dataset_name, dataset_path and requests, not {len(given)}")
+    if requests is not None:
+        return requests
+    if dataset_path is not None:
+        return replayed(
+            dataset_path, request_rate=request_rate, num_prompts=num_prompts, seed=seed, burstiness=burstiness
+        )
+    if request_rate is None:
+        raise _core.WaitCoreError("request_rate = None: a dataset needs a rate in requests per second")
+    assert dataset_name is not None  # noqa: S101 - one of three is given
+    return sampled(
+        dataset_name,
+        request_rate=request_rate,
+        num_prompts=1000 if num_prompts is None else num_prompts,
+        seed=seed,
+        burstiness=burstiness,
+    )
+
+
+def _lengths_known(policy: str, lengths: str | None) -> bool:
+    if lengths not in {None, "known", "hidden"}:
+        raise _core.WaitCoreError(f"lengths = {lengths!r}: known or hidden")
+    return policy in LENGTHS_KNOWN if lengths is None else lengths == "known"

@@ -1,0 +1,90 @@
+"""vLLM's waiting queue, behind a gate."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
+
+from vllm.v1.core.sched.request_queue import RequestQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vllm.v1.request import Request
+
+
+class GatedQueue(RequestQueue):
+    """Every waiting request in order, of which stock vLLM may take only those let through the gate.
+
+    Between two steps, and whenever no gate is set, it is a plain first-come-first-served queue, except that removing a
+    request costs O(1) where vLLM's deque costs O(waiting). `open` sets the gate for one call of vLLM's ``schedule()``:
+    truth value, `peek_request` and `pop_request` then see the admitted requests only, while length and iteration still
+    see all, so that counts, metrics, aborts and ``has_requests()`` stay right during the call too.
+
+    Nothing here may raise inside vLLM's loop, so it stays this small.
+    """
+
+    def __init__(self, requests: Iterable[Request] = ()) -> None:
+        self._line: OrderedDict[str, Request] = OrderedDict((r.request_id, r) for r in requests)
+        self._gate: deque[Request] | None = None
+
+    def open(self, admitted: Iterable[Request]) -> None:
+        """Let only `admitted` through, in this order; those no longer waiting are left out."""
+        self._gate = deque(r for r in admitted if r.request_id in self._line)
+
+    def close(self) -> None:
+        """Take the gate away: the queue is whole again."""
+        self._gate = None
+
+    def add_request(self, request: Request) -> None:
+        """Append `request`."""
+        self._line[request.request_id] = request
+
+    def prepend_request(self, request: Request) -> None:
+        """Put `request` in front of the line, behind the gate."""
+        self._line[request.request_id] = request
+        self._line.move_to_end(request.request_id, last=False)
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        """Put `requests` in front one after the other, so that the last comes first, as vLLM's own queue does."""
+        for request in requests:
+            self.prepend_request(request)
+
+    def pop_request(self) -> Request:
+        """Take the next request that may be admitted; IndexError if there is none."""
+        if self._gate is None:
+            if not self._line:
+                raise IndexError("pop from an empty queue")
+            return self._line.popitem(last=False)[1]
+        request = self._gate.popleft()
+        del self._line[request.request_id]
+        return request
+
+    def peek_request(self) -> Request:
+        """Return the next request that may be admitted; IndexError if there is none."""
+        if self._gate is not None:
+            return self._gate[0]
+        if not self._line:
+            raise IndexError("peek from an empty queue")
+        return next(iter(self._line.values()))
+
+    def remove_request(self, request: Request) -> None:
+        """Remove `request`; KeyError if it is not waiting here."""
+        del self._line[request.request_id]
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Remove those of `requests` that are waiting here."""
+        for request in requests:
+            self._line.pop(request.request_id, None)
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id in self._line
+
+    def __bool__(self) -> bool:
+        return bool(self._line if self._gate is None else self._gate)
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._line.values())

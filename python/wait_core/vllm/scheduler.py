@@ -1,0 +1,47 @@
+"""What is overridden in vLLM's scheduler: this page, and nothing else.
+
+The core decides who may be admitted, who pauses and how many tokens a step may take; vLLM does everything else, with
+its own code. docs/vllm.md says why each override is there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from wait_core.vllm.bridge import Bridge
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+
+class WaitScheduler(AsyncScheduler):
+    """vLLM's scheduler with admission gated by the core; named by ``--scheduler-cls wait_core.vllm.WaitScheduler``.
+
+    Raises
+    ------
+    wait_core.vllm.config.ConfigError
+        At start, where a setting is wrong or the model needs what the core cannot account for. After the start nothing
+        of ours raises: an error degrades to stock scheduling for the rest of the process, and is logged.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.wait_core = Bridge(self)
+
+    def add_request(self, request: Request) -> None:
+        """Queue `request` with vLLM, then tell the core."""
+        super().add_request(request)
+        self.wait_core.added(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """Let the core decide, vLLM schedule within that decision, and the core hear what came of it."""
+        self.wait_core.before_step()
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            self.wait_core.release()
+        self.wait_core.after_step(output)
+        return output

@@ -1,0 +1,39 @@
+"""What the core can account for: everything else is refused when the engine starts, not when it fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from wait_core.vllm.config import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+
+def check(scheduler: Scheduler) -> None:
+    """Refuse engines in which a token does not cost one slot of one block.
+
+    Raises
+    ------
+    ConfigError
+        Naming the feature and what to do about it.
+    """
+    groups = scheduler.kv_cache_config.kv_cache_groups
+    kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
+    model = scheduler.vllm_config.model_config
+    reasons = {
+        "a diffusion model (it needs vLLM's own scheduler)": model.is_diffusion,
+        "a pooling model (it has no decode phase to plan)": model.runner_type == "pooling",
+        "an encoder-decoder model (cross-attention blocks)": scheduler.is_encoder_decoder,
+        "a KV connector": scheduler.connector is not None,
+        "an encoder-cache connector": scheduler.ec_connector is not None,
+        f"KV cache groups {kinds} (one group of full attention is what a token's cost is known for)": (
+            len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
+        ),
+        "decode context parallelism": scheduler.dcp_world_size > 1,
+    }
+    for what, present in reasons.items():
+        if present:
+            raise ConfigError(f"wait-core cannot account for {what}: start vLLM without --scheduler-cls")

@@ -1,0 +1,171 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::cost::IterationTime;
+use crate::fluid::GpuLimits;
+use crate::workload::{StageConvention, Workload};
+
+fn of(types: &[(u32, u32, f64)]) -> Workload {
+    let types = types.iter().map(|&(prompt, output, rate)| RequestType { prompt, output, rate });
+    Workload::new(types.collect()).unwrap()
+}
+
+fn paper<'a>(workload: &'a Workload, law: &'a IterationTime, capacity: u64) -> Setting<'a> {
+    Setting { workload, law, convention: StageConvention::Paper, limits: GpuLimits::memory(capacity) }
+}
+
+fn law() -> IterationTime {
+    IterationTime::linear(0.01, 2e-7).unwrap()
+}
+
+#[test]
+fn the_family_by_hand() {
+    // A = 21 · 522 = 10,962; Δ' = .1 s at 10/s: n = 1, M^π = 10,962, ΔT(n) = .01 + .0021924.
+    let workload = of(&[(512, 20, 10.0)]);
+    let law = law();
+    let setting = paper(&workload, &law, 12_000);
+    let t = Thresholds::with_spacing(0.1, &setting).unwrap();
+    assert!((t.per_type[0] - 1.0).abs() < 1e-12 && t.feasible());
+    assert!((t.memory - 10_962.0).abs() < 1e-6);
+    assert!((t.iteration_time - 0.012_192_4).abs() < 1e-12);
+    assert!((t.slack(&setting) - 0.878_076).abs() < 1e-9);
+    // No wait for a threshold of one; queue T/(2(1 − .121924)); 20 more stages of .1 s.
+    let delays = t.delays(&setting)[0];
+    assert!((delays.ttft - (0.012_192_4 / (2.0 * 0.878_076) + 0.012_192_4)).abs() < 1e-9);
+    assert!((delays.latency - delays.ttft - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn what_fails_is_named_and_the_remedy_is_one() {
+    let workload = of(&[(512, 20, 10.0), (512, 50, 4.0)]);
+    let law = law();
+    let setting = paper(&workload, &law, 2_000);
+    let error = Thresholds::best(&setting).unwrap_err();
+    let PlanningError::Infeasible { violations } = &error else { panic!("{error}") };
+    assert!(violations.iter().any(|v| v.condition == "M* ≤ M^π"), "{error}");
+    assert!(error.to_string().contains("ΔT(n) ≤ n_0/λ_0 fails: "), "{error}");
+    let with_enough = Thresholds::with_spacing(0.02, &setting).unwrap();
+    let memory = &with_enough.violations[0];
+    assert_eq!(memory.condition, "M^π ≤ C");
+    assert!((memory.excess() - (0.02 * 219_168.0 - 2_000.0)).abs() < 1e-6);
+    // The remedies named: C = ⌈M^π⌉, or the rates times the factor.
+    assert!(memory.remedy.starts_with("holds with C = 4384, or at "), "{}", memory.remedy);
+    assert!(Thresholds::with_spacing(0.02, &paper(&workload, &law, 4_384)).unwrap().feasible());
+    let slower = workload.scaled(largest_stable_rate(&setting).unwrap().scale * 0.999).unwrap();
+    assert!(Thresholds::best(&paper(&slower, &law, 2_000)).unwrap().feasible());
+}
+
+#[test]
+fn overload_is_unstable_and_still_planned() {
+    let workload = of(&[(512, 1000, 4.0)]);
+    let limits = GpuLimits { max_running: Some(256), ..GpuLimits::memory(118_784) };
+    let setting = Setting { workload: &workload, law: &IterationTime::A100, convention: StageConvention::Vllm, limits };
+    assert!(matches!(
+        Thresholds::best(&setting),
+        Err(PlanningError::Unstable { .. } | PlanningError::Infeasible { .. })
+    ));
+    let plan = Thresholds::plan(&setting).unwrap();
+    assert!(!plan.feasible() && plan.paced && plan.per_type[0] < 0.13);
+    assert!((plan.memory - 118_784.0).abs() < 1e-6 && plan.rounded(&setting).is_none());
+}
+
+#[test]
+fn one_type_at_the_minimum_of_the_closed_form() {
+    // With one type and n ≥ 1, L(Δ') = (λΔ' − 1)/(2λ) + T/(2λ(Δ' − T)) + T + l' Δ' and T = d0 + xΔ'; dL/dΔ' = 0 where
+    // (½ + x + l') = d0/(2λ (1 − x)² (Δ' − ΔT*)²).
+    let (rate, output) = (200.0, 20.0);
+    let workload = of(&[(30, 20, rate)]);
+    let law = law();
+    let setting = paper(&workload, &law, 1_000_000);
+    let e = FluidEquilibrium::new(&workload, &law, StageConvention::Paper).unwrap();
+    let gap = libm::sqrt(0.01 / (2.0 * rate * (0.5 + e.load + output))) / (1.0 - e.load);
+    let best = Thresholds::best(&setting).unwrap();
+    assert!((best.per_type[0] / rate / (e.iteration_time + gap) - 1.0).abs() < 1e-6);
+    assert!(best.per_type[0] >= 1.0);
+}
+
+#[test]
+fn bad_arguments_are_named() {
+    let workload = of(&[(30, 20, 1.0)]);
+    let law = law();
+    let setting = paper(&workload, &law, 1_000);
+    let message = |result: Result<Thresholds, PlanningError>| result.unwrap_err().to_string();
+    assert!(message(Thresholds::evaluate(vec![], &setting)).starts_with("number of thresholds = 0"));
+    assert!(message(Thresholds::evaluate(vec![f64::NAN], &setting)).starts_with("thresholds[0] = NaN"));
+    assert!(message(Thresholds::with_spacing(0.0, &setting)).starts_with("spacing = 0"));
+    let none = of(&[(30, 20, 0.0)]);
+    assert!(message(Thresholds::plan(&paper(&none, &law, 1_000))).starts_with("Σ rate = 0"));
+}
+
+#[test]
+fn other_limits_are_conditions_too() {
+    let workload = of(&[(512, 20, 10.0)]);
+    let limits = GpuLimits { max_running: Some(20), token_budget: Some(531), ..GpuLimits::memory(12_000) };
+    let law = law();
+    let setting = Setting { limits, ..paper(&workload, &law, 1) };
+    let t = Thresholds::with_spacing(0.1, &setting).unwrap();
+    let failed: Vec<&str> = t.violations.iter().map(|v| v.condition.as_str()).collect();
+    assert_eq!(failed, ["Σ n · stages ≤ max_running", "tokens per iteration ≤ token_budget"]);
+}
+
+fn instances() -> impl Strategy<Value = (Vec<(u32, u32, f64)>, f64, bool)> {
+    (prop::collection::vec((1u32..800, 1u32..60, 0.1f64..5.0), 1..5), 0.05f64..1.3, any::<bool>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_called_feasible_satisfies_the_inequalities((types, fraction, a100) in instances()) {
+        let law = if a100 { IterationTime::A100 } else { law() };
+        let base = of(&types);
+        let limits = GpuLimits { max_running: Some(256), ..GpuLimits::memory(118_784) };
+        let at = |workload| Setting { workload, law: &law, convention: StageConvention::Paper, limits };
+        let workload = base.scaled(fraction * largest_stable_rate(&at(&base)).unwrap().scale).unwrap();
+        let setting = at(&workload);
+        match Thresholds::best(&setting) {
+            Ok(best) => {
+                prop_assert!(fraction <= 1.0 + 1e-6 && best.feasible(), "{:?}", best.violations);
+                let memory: f64 = best.per_type.iter().zip(workload.types())
+                    .map(|(n, t)| n * t.token_iterations(StageConvention::Paper)).sum();
+                prop_assert!((memory / best.memory - 1.0).abs() < 1e-9 && memory <= 118_784.0 * (1.0 + 1e-9));
+                let e = FluidEquilibrium::new(&workload, &law, StageConvention::Paper).unwrap();
+                prop_assert!(e.memory <= memory * (1.0 + 1e-9));
+                for (n, t) in best.per_type.iter().zip(workload.types()) {
+                    prop_assert!(best.iteration_time <= n / t.rate * (1.0 + 1e-9));
+                }
+                // No other member of the family has a smaller estimate.
+                let demand = workload.demand(StageConvention::Paper);
+                let spacing = best.per_type[0] / workload.types()[0].rate;
+                for i in 1..50 {
+                    let other = spacing * (0.5 + f64::from(i) * 0.05);
+                    if other * kv(&demand) <= 118_784.0 && other * workload.iteration_rate(StageConvention::Paper) <= 256.0 {
+                        let (least, here) = (mean_latency(spacing, &setting, &demand), mean_latency(other, &setting, &demand));
+                        prop_assert!(here >= least * (1.0 - 1e-3), "{here} {least}");
+                    }
+                }
+            }
+            Err(error) => prop_assert!(fraction >= 1.0 - 1e-6, "{error}"),
+        }
+    }
+
+    #[test]
+    fn rounding_keeps_feasible((types, fraction, a100) in instances()) {
+        let law = if a100 { IterationTime::A100 } else { law() };
+        let base = of(&types);
+        let at = |workload| Setting {
+            workload, law: &law, convention: StageConvention::Paper, limits: GpuLimits::memory(500_000),
+        };
+        let workload = base.scaled(fraction * largest_stable_rate(&at(&base)).unwrap().scale).unwrap();
+        let setting = at(&workload);
+        let plan = Thresholds::plan(&setting).unwrap();
+        if let Some(rounded) = plan.rounded(&setting) {
+            prop_assert!(rounded.feasible() && !rounded.paced);
+            prop_assert!(rounded.per_type.iter().all(|&n| n >= 1.0 && n.fract() == 0.0));
+        } else {
+            // No integer thresholds at all: even the least ones that keep up do not fit. Checked by counting up.
+            let least = raised(vec![1.0; types.len()], &setting);
+            prop_assert!(!Thresholds::evaluate(least, &setting).unwrap().feasible());
+        }
+    }
+}

@@ -1,0 +1,109 @@
+"""The `wait-core` command, in a process of its own and in this one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wait_core.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORKLOAD = ["--dataset-name", "p64d32", "--request-rate", "20", "--num-prompts", "100", "--set", "kv_blocks=60"]
+
+
+def test_simulate_prints_one_line_of_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    saved = tmp_path / "result.json"
+    assert main(["simulate", "--policy", "wait", *WORKLOAD, "--json", "--save-result", str(saved)]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert json.loads(out)["completed"] == 100
+    assert saved.read_text(encoding="utf-8") == out
+    assert err == ""  # no progress bar where nobody looks
+
+
+def test_simulate_prints_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", *WORKLOAD]) == 0
+    assert "output_throughput" in capsys.readouterr().out
+
+
+def test_compare_runs_the_same_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *WORKLOAD, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["policy"] for row in rows] == ["vllm", "wait"]
+    assert rows[0]["total_input_tokens"] == rows[1]["total_input_tokens"]
+    assert main(["compare", *WORKLOAD]) == 0
+    assert "preemptions" in capsys.readouterr().out
+
+
+def test_demo_writes_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "demo.png"
+    assert main(["demo", "--output", str(picture), "--num-prompts", "400"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "wait" in capsys.readouterr().out
+
+
+def test_settings_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "settings.json"
+    config.write_text('{"kv_blocks": 50}', encoding="utf-8")
+    assert main(["simulate", *WORKLOAD[:-2], "--config", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_blocks"] == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate", *WORKLOAD, "--policy", "wiat"], 'policy = "wiat"'),
+        (["simulate", *WORKLOAD, "--set", "kv_block=3"], 'did you mean "kv_blocks"'),
+        (["simulate", *WORKLOAD, "--set", "kv_blocks"], "expected KEY=VALUE"),
+        (["simulate", *WORKLOAD, "--set", "kv_blocks=many"], "kv_blocks"),
+        (["simulate", "--dataset-name", "chat"], "--request-rate"),
+        (["simulate", "--dataset-name", "caht", "--request-rate", "1"], "caht"),
+        (["simulate", "--dataset-path", "/nowhere.csv"], "/nowhere.csv"),
+        (["simulate", *WORKLOAD, "--iteration-time", "linear:1"], "linear:1"),
+        (["simulate", *WORKLOAD, "--config", "/nowhere.json"], "/nowhere.json"),
+    ],
+)
+def test_refusals_name_what_is_wrong(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.startswith("wait-core: ")
+    assert out == ""
+
+
+def test_a_malformed_row_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,10,5\n0.1,ten,5\n", encoding="utf-8")
+    assert main(["simulate", "--dataset-path", str(trace)]) == 2
+    err = capsys.readouterr().err
+    assert "3" in err
+    assert "ten" in err
+
+
+def test_ctrl_c_stops_at_once_with_a_clean_message() -> None:
+    command = [sys.executable, "-m", "wait_core.cli", "simulate", "--dataset-name", "reasoning-2700"]
+    command += ["--request-rate", "1", "--num-prompts", "2000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(2.5)
+    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    out, err = process.communicate(timeout=10)
+    assert time.monotonic() - start < 3
+    assert process.returncode == 130
+    assert err.strip() == "wait-core: interrupted, nothing was written"
+    assert out == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("wait-core 0.")

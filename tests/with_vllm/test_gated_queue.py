@@ -1,0 +1,81 @@
+"""The waiting queue behind the gate, against vLLM's own."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Request:
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+
+
+def request(name: object) -> Any:
+    return Request(str(name))
+
+
+def test_without_a_gate_it_is_vllms_fcfs_queue() -> None:
+    from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+
+    from wait_core.vllm.gated_queue import GatedQueue
+
+    draw = random.Random(7)
+    theirs, ours = FCFSRequestQueue(), GatedQueue()
+    for i in range(2000):
+        one = request(i)
+        match draw.randrange(7):
+            case 0 | 1 | 2:
+                theirs.add_request(one)
+                ours.add_request(one)
+            case 3:
+                theirs.prepend_request(one)
+                ours.prepend_request(one)
+            case 4 if theirs:
+                assert theirs.peek_request() is ours.peek_request()
+                assert theirs.pop_request() is ours.pop_request()
+            case 5:
+                some = [request(f"{i}.{j}") for j in range(3)]
+                theirs.prepend_requests(some)
+                ours.prepend_requests(some)
+            case 6:
+                gone = draw.sample(list(theirs), min(2, len(theirs)))
+                theirs.remove_requests([*gone, one])
+                ours.remove_requests([*gone, one])
+        assert list(theirs) == list(ours)
+        assert len(theirs) == len(ours)
+        assert bool(theirs) == bool(ours)
+
+
+def test_behind_the_gate_only_the_admitted_are_seen_and_all_are_counted() -> None:
+    from wait_core.vllm.gated_queue import GatedQueue
+
+    line = [request(i) for i in range(5)]
+    queue = GatedQueue(line)
+    queue.open([line[3], request(99), line[1]])  # 99 does not wait: it was aborted
+    assert (bool(queue), len(queue), queue.peek_request()) == (True, 5, line[3])
+    assert queue.pop_request() is line[3]
+    queue.prepend_request(request(7))  # preempted meanwhile: behind the gate
+    assert queue.pop_request() is line[1]
+    assert not queue
+    with pytest.raises(IndexError):
+        queue.pop_request()
+    assert [r.request_id for r in queue] == ["7", "0", "2", "4"]
+    queue.close()
+    assert queue
+    assert queue.peek_request().request_id == "7"
+
+
+def test_empty() -> None:
+    from wait_core.vllm.gated_queue import GatedQueue
+
+    queue = GatedQueue()
+    for take in (queue.pop_request, queue.peek_request):
+        with pytest.raises(IndexError):
+            take()
+    with pytest.raises(KeyError):
+        queue.remove_request(request(1))
