@@ -64,7 +64,7 @@ struct Host {
     seats: u32,
     budget: u32,
     capacity: u32,
-    host_preempts: bool,
+    preempts: bool,
     /// True output lengths of the requests present.
     outputs: BTreeMap<RequestId, u32>,
     /// Who ends in each iteration that is planned and not completed.
@@ -91,7 +91,7 @@ impl Host {
             seats,
             budget,
             capacity,
-            host_preempts: config.host_preempts,
+            preempts: config.host_preempts,
             outputs: BTreeMap::new(),
             flying: VecDeque::new(),
             next_id: 0,
@@ -178,7 +178,7 @@ impl Host {
         let (plan, view) = (self.core.last_plan(), self.core.view());
         assert!(plan.tokens() <= plan.token_budget() && plan.token_budget() <= self.budget, "token budget");
         assert!(view.residents() <= self.seats, "seats");
-        if !self.host_preempts && !self.paused {
+        if !self.preempts && !self.paused {
             // A host may say that others use the cache: then there is nobody to evict.
             assert!(view.pool().free() >= 0 || view.residents() == 0, "the plan fits");
             assert!(plan.free() >= 0 || plan.residents() == 0, "the plan knows that it fits");
@@ -296,7 +296,7 @@ impl Host {
             assert!(!plan.is_empty() || !plan.preempted().is_empty(), "stalled: {plan:?}");
             // A host that evicts by itself takes the last admitted, as the core would.
             let last = self.core.view().residents() as usize;
-            let preempt = (self.host_preempts && free < 0).then(|| last - 1);
+            let preempt = (self.preempts && free < 0).then(|| last - 1);
             self.complete(preempt, 0, None, None);
         }
         assert_eq!(self.core.view().pool().used(), 0);
@@ -365,7 +365,9 @@ proptest! {
         ops in prop::collection::vec(op(), 1..160),
     ) {
         let mut host = Host::new(&policies()[policy], capacity, block_size, seats, extra_budget);
-        ops.iter().for_each(|op| host.run(op));
+        for op in &ops {
+            host.run(op);
+        }
         host.finish();
     }
 
@@ -381,7 +383,7 @@ proptest! {
             host.run(&Op::Add { prompt, output, hint });
             for _ in 0..plans {
                 host.run(&Op::Plan);
-                let preempt = (host.host_preempts && host.core.view().pool().free() < 0).then(|| host.core.view().residents() as usize - 1);
+                let preempt = (host.preempts && host.core.view().pool().free() < 0).then(|| host.core.view().residents() as usize - 1);
                 host.run(&Op::Complete { preempt, refuse: 0, progress: None, free: None });
             }
         }
