@@ -135,8 +135,8 @@ fn values_outside_their_range_are_refused_with_the_range() {
         (message(&json!({"max_queued_tokens": 0})), "max_queued_tokens = 0: must be at least 1"),
         (message(&json!({"policy": "wait"})), "types = []: policy \"wait\" needs at least one request type"),
         (wait(json!({"thresholds": []})), "thresholds = 0: one threshold a type: 1 expected"),
-        (wait(json!({"thresholds": [0.0]})), "thresholds[0] = 0: must be finite and above 0"),
-        (wait(json!({"thresholds": [-3.0]})), "thresholds[0] = -3: must be finite and above 0"),
+        (wait(json!({"thresholds": [0.0]})), "thresholds[0] = 0: must be finite, above 0 and"),
+        (wait(json!({"thresholds": [-3.0]})), "thresholds[0] = -3: must be finite, above 0 and"),
         (wait(json!({"types": [{"prompt": 0, "output": 3, "rate": 2.0}]})), "types = […]: types[0].prompt = 0"),
         (wait(json!({"types": [{"prompt": 4, "output": 3, "rate": -2.0}]})), "types = […]: types[0].rate = -2"),
     ] {
