@@ -188,7 +188,8 @@ impl<'a> Engine<'a> {
             self.stamps[id as usize] += 1;
         }
         // An eviction frees memory, so the plan after one may well not be empty.
-        let idle = plan.is_empty() && plan.preempted().is_empty();
+        let evicts = !plan.preempted().is_empty();
+        let idle = plan.is_empty() && !evicts;
         // Requests are parked even by a plan that computes nothing.
         for &slot in self.scheduler.last_plan().parked() {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
@@ -196,6 +197,10 @@ impl<'a> Engine<'a> {
         self.recorder.parked(&self.scheduler);
         if idle {
             return self.idle();
+        }
+        if evicts && self.next_arrival_ns().is_none() {
+            // Paused requests that hold the memory others need could wait for company for ever.
+            self.drain();
         }
         self.recorder.iteration(&self.scheduler, self.now_ns);
         self.finished.clear();
@@ -243,11 +248,8 @@ impl<'a> Engine<'a> {
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
-        // An arrival that the client holds back is no event of its own.
-        let later = |ns: &u64| *ns > self.now_ns;
-        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(later);
-        let wake = plan.wake_ns().filter(later);
-        if let Some(next) = arrival.into_iter().chain(wake).min() {
+        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns);
+        if let Some(next) = self.next_arrival_ns().into_iter().chain(wake).min() {
             self.now_ns = next;
             return Ok(true);
         }
@@ -262,8 +264,20 @@ impl<'a> Engine<'a> {
                 resident: view.residents(),
             });
         }
-        self.recorder.drain(self.now_ns);
-        self.scheduler.drain();
+        self.drain();
         Ok(true)
+    }
+
+    /// The next arrival to come by itself: one that the client holds back is no event of its own.
+    fn next_arrival_ns(&self) -> Option<u64> {
+        self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(|&ns| ns > self.now_ns)
+    }
+
+    /// No more arrivals will come: the gates open.
+    fn drain(&mut self) {
+        if !self.scheduler.view().draining() {
+            self.recorder.drain(self.now_ns);
+            self.scheduler.drain();
+        }
     }
 }
