@@ -91,10 +91,10 @@ def main() -> None:
     for policy in POLICIES:
         by_running = [per_iteration(binary, policy, size, 1_000) for size in running]
         by_waiting = [per_iteration(binary, policy, 256, size) for size in waiting]
-        for size, instructions in zip(running, by_running, strict=True):
-            bench.rows.append({"policy": policy, "running": size, "waiting": 1_000, "instructions": instructions})
-        for size, instructions in zip(waiting, by_waiting, strict=True):
-            bench.rows.append({"policy": policy, "running": 256, "waiting": size, "instructions": instructions})
+        cells = [(size, 1_000, cost) for size, cost in zip(running, by_running, strict=True)]
+        cells += [(256, size, cost) for size, cost in zip(waiting, by_waiting, strict=True)]
+        for seats, line, cost in cells:
+            bench.rows.append({"policy": policy, "running": seats, "waiting": line, "instructions": cost})
         bench.claim(f"exponent in running, {policy}", exponent(list(running), by_running), "", "<= 0.1")
         growth = exponent([max(size, 1) for size in waiting], by_waiting)
         bench.claim(f"exponent in waiting, {policy}", growth, "", "<= 0.05")

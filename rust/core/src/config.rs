@@ -251,7 +251,8 @@ impl Config {
                 let rule = "policy \"nested-wait\" needs request types, or boundaries and thresholds";
                 Err(Error::invalid("types", "[]", rule))
             }
-            _ => Ok(()),
+            // Other policies do not read them, but a value that no policy takes is a mistake all the same.
+            _ => self.thresholds.iter().try_for_each(|n| check_thresholds(n, n.len(), "type")),
         }
     }
 

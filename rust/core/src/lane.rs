@@ -151,7 +151,9 @@ mod tests {
                     Op::Leave(_) => {}
                     Op::Step => {
                         let before: u32 = members.iter().map(|&(_, kv)| kv.div_ceil(block_size)).sum();
-                        members.iter_mut().for_each(|member| member.1 += 1);
+                        for member in &mut members {
+                            member.1 += 1;
+                        }
                         let after: u32 = members.iter().map(|&(_, kv)| kv.div_ceil(block_size)).sum();
                         prop_assert_eq!(lane.step(), after - before);
                     }

@@ -11,21 +11,6 @@ use crate::policy::{AnyPolicy, Event, Policy};
 use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
 use crate::view::View;
 
-/// What the host saw, where it differs from the plan. All ids unknown to the scheduler are ignored and counted.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Report<'a> {
-    /// Requests whose output ended.
-    pub finished: &'a [RequestId],
-    /// Requests the host evicted in the last planned iteration instead of running them.
-    pub preempted: &'a [RequestId],
-    /// Requests the plan admitted and the host did not.
-    pub refused: &'a [RequestId],
-    /// KV tokens that a request holds after the last planned iteration, where the plan assumed otherwise.
-    pub progress: &'a [(RequestId, u32)],
-    /// The host's count of free KV blocks.
-    pub free_blocks: Option<u32>,
-}
-
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -50,11 +35,11 @@ pub struct Stats {
 /// The scheduling core of one engine.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
-    view: View,
-    policy: AnyPolicy,
-    plan: Plan,
-    stats: Stats,
-    preemption: Preemption,
+    pub(crate) view: View,
+    pub(crate) policy: AnyPolicy,
+    pub(crate) plan: Plan,
+    pub(crate) stats: Stats,
+    pub(crate) preemption: Preemption,
     max_queued_requests: Option<u32>,
     max_queued_tokens: Option<u64>,
     paused: bool,
@@ -229,77 +214,6 @@ impl Scheduler {
         }
     }
 
-    /// Takes in what the host saw of the iterations planned so far. May come late, in parts, or not at all.
-    pub fn complete(&mut self, report: &Report) {
-        // Refused admissions go back in reverse, so that the line keeps its order.
-        for &id in report.refused.iter().rev() {
-            if let Some(slot) = self.resident(id) {
-                let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
-                self.stats.admitted -= u64::from(!resumed);
-                self.policy.observe(&self.view, slot, Event::Preempted);
-                self.view.send_back(slot, kept, false);
-            }
-        }
-        for &id in report.preempted {
-            if let Some(slot) = self.resident(id) {
-                let (stage, kv) = self.before_last_plan(slot);
-                preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage, kv);
-            }
-        }
-        for &(id, kv) in report.progress {
-            if let Some(slot) = self.resident(id) {
-                self.place(slot, kv);
-            }
-        }
-        for &id in report.finished {
-            if self.leave(id, Event::Finished) {
-                self.stats.finished += 1;
-            }
-        }
-        if let Some(free) = report.free_blocks {
-            self.view.pool_mut().reconcile(free);
-        }
-        if cfg!(debug_assertions) {
-            self.view.check();
-        }
-    }
-
-    fn resident(&mut self, id: RequestId) -> Option<Slot> {
-        let slot = self.view.slot(id).filter(|&slot| self.view.request(slot).phase != Phase::Waiting);
-        self.stats.unknown_ids += u64::from(slot.is_none());
-        slot
-    }
-
-    /// Output tokens and KV tokens a request had before the last plan, which assumed more if it ran it.
-    fn before_last_plan(&self, slot: Slot) -> (u32, u32) {
-        let (request, stage, kv) = (self.view.request(slot), self.view.stage(slot), self.view.kv(slot));
-        let chunk = self.plan.chunks().iter().find(|chunk| chunk.slot == slot && chunk.id == request.id);
-        match (request.phase, chunk) {
-            (Phase::Prefilling, Some(chunk)) => (stage, kv.min(chunk.start)),
-            (Phase::Decoding, Some(chunk)) if chunk.last => (stage - 1, kv.min(chunk.start)),
-            (Phase::Decoding, None) if self.plan.runs(usize::from(request.lane)) => (stage - 1, kv - 1),
-            _ => (stage, kv),
-        }
-    }
-
-    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as the model allows.
-    fn place(&mut self, slot: Slot, kv: u32) {
-        let kv = kv.min(self.view.limits().max_model_len);
-        let (request, blocks) = (self.view.request(slot), self.view.pool().blocks_for(kv));
-        let complete = kv >= request.prefill_target();
-        match request.phase {
-            Phase::Decoding => self.view.leave_lane(slot, Phase::Prefilling),
-            Phase::Parked if complete => return self.view.set_computed(slot, kv, blocks),
-            Phase::Parked | Phase::Waiting => return,
-            Phase::Prefilling => {}
-        }
-        self.view.set_computed(slot, kv, blocks);
-        if complete {
-            join(&mut self.view, &mut self.policy, slot);
-        }
-        self.view.relist_prefilling();
-    }
-
     /// Takes a request back, in whatever state it is.  False if no request has this id.
     pub fn abort(&mut self, id: RequestId) -> bool {
         let known = self.leave(id, Event::Aborted);
@@ -307,7 +221,7 @@ impl Scheduler {
         known
     }
 
-    fn leave(&mut self, id: RequestId, event: Event) -> bool {
+    pub(crate) fn leave(&mut self, id: RequestId, event: Event) -> bool {
         let Some(slot) = self.view.slot(id) else {
             self.stats.unknown_ids += 1;
             return false;
@@ -373,7 +287,7 @@ impl Scheduler {
     }
 }
 
-fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
+pub(crate) fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
     let request = view.request(slot);
     // The token emitted last has no KV yet.
     let lane = policy.lane(request, view.kv(slot) + 1 - request.prompt);
@@ -382,7 +296,7 @@ fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
 }
 
 /// Evicts a request that had emitted `stage` tokens and held `kv` in the cache.
-fn preempt(
+pub(crate) fn preempt(
     view: &mut View,
     policy: &mut AnyPolicy,
     stats: &mut Stats,

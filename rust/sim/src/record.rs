@@ -16,7 +16,7 @@ pub struct Run {
     pub prompt: Vec<u32>,
     /// Output lengths, tokens.
     pub output: Vec<u32>,
-    /// First admission, ns; `NEVER_NS` where the request was refused.
+    /// Start of the iteration that admitted it first, ns; `NEVER_NS` where the request was refused.
     pub admitted_ns: Vec<u64>,
     /// End of the prefill that gave the first token, ns.
     pub first_token_ns: Vec<u64>,
@@ -141,14 +141,12 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Writes down an iteration that ends at `end_ns`, as the scheduler has applied it.
-    pub(crate) fn iteration(&mut self, scheduler: &Scheduler, end_ns: u64) {
+    /// Writes down an iteration from `start_ns` to `end_ns`, as the scheduler has applied it.
+    pub(crate) fn iteration(&mut self, scheduler: &Scheduler, start_ns: u64, end_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for &(_, id) in plan.preempted() {
             self.run.preemptions[id as usize] += 1;
-            if self.run.first_token_ns[id as usize] != NEVER_NS {
-                self.out_of_lane(id as u32);
-            }
+            self.out_of_lane(id as u32);
         }
         for &(slot, lane) in plan.unparked() {
             let id = view.request(slot).id as u32;
@@ -159,7 +157,7 @@ impl<'a> Recorder<'a> {
             let id = chunk.id as usize;
             self.run.prefill_tokens += u64::from(chunk.tokens);
             if chunk.start == 0 {
-                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(end_ns);
+                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(start_ns);
             }
             if chunk.last {
                 let request = view.request(chunk.slot);
