@@ -2,12 +2,12 @@
 
 Rates are per second of processor time (user and system), which a busy machine does not inflate; seconds are wall time.
 
-`--against VENV` replays the same requests with the mocker of `ai-dynamo-runtime` installed in that environment, by
-turns with ours. Both sides batch continuously as vLLM does, first come first served with chunked prefills, over 7,424
-blocks of 16 tokens, 256 seats and 2,048 tokens an iteration. They are not the same model: the mocker keeps block tables,
-hashes and a timestamp for every token of every request, and its iteration times are a polynomial of its own; ours counts
-blocks, keeps one gap for all requests that step together, and uses the fitted A100 law. Requests that all arrive at once
-keep both full, so that neither law decides how large the batches are.
+`--against VENV` replays the same requests with the offline mocker of `ai-dynamo-runtime` installed there, by turns with
+ours, without the time it takes to read the trace. Both batch continuously as vLLM does, first come first served with
+chunked prefills, over 7,424 blocks of 16 tokens, 256 seats and 2,048 tokens an iteration; prefixes are not shared. They
+are not the same model: the mocker names the blocks of each request by hash, stands behind a router of many workers, and
+takes its iteration times from a polynomial of its own; ours counts blocks, steps all decodes at once, and uses
+the fitted A100 law. Requests that all arrive at once keep both full, so that neither law decides how large batches are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def side_by_side(bench: Bench, environment: str, n: int, rounds: int) -> None:
                     if reply["completed"] != n:
                         raise RuntimeError(f"the other simulator completed {reply['completed']} of {n} requests")
                     theirs.append(reply["cpu_s"] - reply["read_cpu_s"])
-                    ours.append(Cost.of(lambda requests=requests: run("vllm", requests)).cpu_s)
+                    ours.append(Cost.of(partial(run, "vllm", requests)).cpu_s)
                 tokens = int(requests.prompt.sum()) + int(requests.output.sum())
                 name = f"{workload}, {n:,} requests, {load}"
                 cpu_s, other_s = statistics.median(ours), statistics.median(theirs)
