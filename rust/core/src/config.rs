@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::IterationTime;
 use crate::error::{Error, Result, nearest};
-use crate::workload::{RequestType, StageConvention, Workload};
+use crate::safety::Protection;
+use crate::workload::{MAX_LENGTH, RequestType, StageConvention, Workload};
 
 /// Which policy decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +16,27 @@ pub enum PolicyName {
     Vllm,
     /// WAIT (arXiv 2504.11320, Algorithm 1).
     Wait,
+    /// Nested WAIT (arXiv 2504.11320, Algorithm 2).
+    NestedWait,
+    /// vLLM before chunked prefill, as Vidur models it: prompts first, decodes stall.
+    PrefillFirst,
+    /// Sarathi-Serve, as Vidur models it: chunked prefills beside decodes.
+    Sarathi,
+    /// Output lengths known, never evicts.
+    Clairvoyant,
+}
+
+/// In what order `clairvoyant` admits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// First come, first served.
+    #[default]
+    Fcfs,
+    /// First come, first served, at C/E[A] requests an iteration.
+    Paced,
+    /// Least KV tokens · iterations first.
+    Shortest,
 }
 
 /// What becomes of the output of a preempted request.
@@ -55,10 +78,20 @@ pub struct Config {
     pub max_queued_tokens: Option<u64>,
     /// Whether the prefill emits the first token (`vllm`) or none (`paper`).
     pub convention: StageConvention,
-    /// WAIT's request types, in the order of their ids.
+    /// Request types, in the order of their ids: `wait`'s, and what `nested-wait` is planned from.
     pub types: Vec<RequestType>,
-    /// WAIT's thresholds n_j, one a type; planned from the types' rates if absent.
+    /// Thresholds, one a type (`wait`) or segment (`nested-wait`); planned from the types' rates if absent.
     pub thresholds: Option<Vec<f64>>,
+    /// Output lengths l'_1 < l'_2 < … at which `nested-wait`'s segments end (each distinct output of the types).
+    pub boundaries: Option<Vec<u32>>,
+    /// η: by how much planned thresholds of `nested-wait` exceed the share of requests that go on (0.05).
+    pub margin: f64,
+    /// The law that faithful thresholds are planned with; without it they are the largest that memory allows.
+    pub iteration_time: Option<IterationTime>,
+    /// How rarely memory may overflow: the safety buffer of planned, faithful `nested-wait` (none).
+    pub protection: Option<Protection>,
+    /// In what order `clairvoyant` admits (`fcfs`).
+    pub order: Order,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
     pub work_conserving: bool,
     /// Longest time in seconds that a threshold may hold a request that fits (no bound).
@@ -82,6 +115,11 @@ impl Default for Config {
             convention: StageConvention::default(),
             types: Vec::new(),
             thresholds: None,
+            boundaries: None,
+            margin: 0.05,
+            iteration_time: None,
+            protection: None,
+            order: Order::default(),
             work_conserving: true,
             max_hold: None,
         }
@@ -166,7 +204,7 @@ impl Config {
             return Err(Error::invalid("types", self.types.len(), format!("at most {MAX_TYPES} types")));
         }
         if !self.types.is_empty() {
-            Workload::new(self.types.clone()).map_err(|error| Error::invalid("types", "[…]", error.to_string()))?;
+            self.workload()?;
         }
         self.validate_thresholds()
     }
@@ -184,20 +222,48 @@ impl Config {
     }
 
     fn validate_thresholds(&self) -> Result<()> {
-        if self.policy == PolicyName::Wait && self.types.is_empty() {
-            return Err(Error::invalid("types", "[]", "policy \"wait\" needs at least one request type"));
-        }
-        let Some(thresholds) = &self.thresholds else { return Ok(()) };
-        if thresholds.len() != self.types.len() {
-            let rule = format!("one threshold a type: {} expected", self.types.len());
-            return Err(Error::invalid("thresholds", thresholds.len(), rule));
-        }
-        for (j, &n) in thresholds.iter().enumerate() {
-            if !(n.is_finite() && n > 0.0) {
-                return Err(Error::invalid(format!("thresholds[{j}]"), n, "must be finite and above 0"));
+        if let Some(boundaries) = &self.boundaries {
+            if boundaries.is_empty() || boundaries.len() > usize::from(u16::MAX) {
+                return Err(Error::invalid("boundaries", boundaries.len(), "between 1 and 65,535 boundaries"));
+            }
+            for (k, &boundary) in boundaries.iter().enumerate() {
+                let previous = k.checked_sub(1).map_or(0, |before| boundaries[before]);
+                if boundary <= previous || boundary > MAX_LENGTH {
+                    let rule = format!("must be above {previous} and at most {MAX_LENGTH} tokens");
+                    return Err(Error::invalid(format!("boundaries[{k}]"), boundary, rule));
+                }
             }
         }
-        Ok(())
+        if !(self.margin.is_finite() && self.margin >= 0.0) {
+            return Err(Error::invalid("margin", self.margin, "must be finite and at least 0"));
+        }
+        if let Some(protection) = &self.protection {
+            protection.validate().map_err(|error| Error::invalid("protection", "…", error.to_string()))?;
+        }
+        match self.policy {
+            PolicyName::Wait if self.types.is_empty() => {
+                Err(Error::invalid("types", "[]", "policy \"wait\" needs at least one request type"))
+            }
+            PolicyName::Wait => self.thresholds.iter().try_for_each(|n| check_thresholds(n, self.types.len(), "type")),
+            PolicyName::NestedWait
+                if self.types.is_empty() && (self.boundaries.is_none() || self.thresholds.is_none()) =>
+            {
+                let rule = "policy \"nested-wait\" needs request types, or boundaries and thresholds";
+                Err(Error::invalid("types", "[]", rule))
+            }
+            // Other policies do not read them, but a value that no policy takes is a mistake all the same.
+            _ => self.thresholds.iter().try_for_each(|n| check_thresholds(n, n.len(), "type")),
+        }
+    }
+
+    /// The types as a workload.
+    pub(crate) fn workload(&self) -> Result<Workload> {
+        Workload::new(self.types.clone()).map_err(|error| Error::invalid("types", "[…]", error.to_string()))
+    }
+
+    /// Longest hold, ns.
+    pub(crate) fn max_hold_ns(&self) -> Option<u64> {
+        self.max_hold.map(|seconds| (seconds * 1e9) as u64)
     }
 
     /// Blocks that admission leaves free.
@@ -209,4 +275,19 @@ impl Config {
     pub fn model_len(&self) -> u32 {
         self.max_model_len.unwrap_or(self.kv_blocks * self.block_size)
     }
+}
+
+/// Checks that there is one threshold for each of `count` types or segments, all of them above 0.
+pub(crate) fn check_thresholds(thresholds: &[f64], count: usize, each: &str) -> Result<()> {
+    if thresholds.len() != count {
+        let rule = format!("one threshold a {each}: {count} expected");
+        return Err(Error::invalid("thresholds", thresholds.len(), rule));
+    }
+    for (i, &n) in thresholds.iter().enumerate() {
+        if !(n.is_finite() && n > 0.0 && n <= f64::from(MAX_COUNT)) {
+            let rule = format!("must be finite, above 0 and at most {MAX_COUNT}");
+            return Err(Error::invalid(format!("thresholds[{i}]"), n, rule));
+        }
+    }
+    Ok(())
 }

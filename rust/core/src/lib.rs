@@ -9,6 +9,7 @@ pub mod config;
 pub mod cost;
 pub mod error;
 pub mod fluid;
+mod hold;
 mod invariants;
 mod lane;
 mod list;

@@ -96,6 +96,10 @@ pub(crate) fn previous(table: &[Tracked], slot: Slot) -> Option<Slot> {
     some(table[slot as usize].link.prev)
 }
 
+pub(crate) fn following(table: &[Tracked], slot: Slot) -> Option<Slot> {
+    some(table[slot as usize].link.next)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;

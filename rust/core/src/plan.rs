@@ -4,74 +4,12 @@
 //! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
 
 use crate::cost::BatchShape;
+pub use crate::hold::{Hold, HoldReason};
 use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 
 #[cfg(test)]
 mod tests;
-
-/// Why a request waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum HoldReason {
-    /// Its prompt needs more KV blocks than are free (above the watermark).
-    NoBlocks,
-    /// Its type or segment has fewer requests than the threshold, or the threshold's share is used up.
-    BelowThreshold,
-    /// The forecast of KV use plus the safety buffer exceeds the capacity.
-    ForecastOverflow,
-    /// Admission would break the target for time per output token.
-    TpotTarget,
-    /// `max_num_seqs` or the token budget of the iteration is reached.
-    BatchCap,
-    /// It is resident, and its segment is not served.
-    PausedAtBoundary,
-    /// The engine is paused: no plan admits anything.
-    EnginePaused,
-}
-
-impl HoldReason {
-    /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 7] = [
-        Self::NoBlocks,
-        Self::BelowThreshold,
-        Self::ForecastOverflow,
-        Self::TpotTarget,
-        Self::BatchCap,
-        Self::PausedAtBoundary,
-        Self::EnginePaused,
-    ];
-
-    /// Its name in reports, logs and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NoBlocks => "no_blocks",
-            Self::BelowThreshold => "below_threshold",
-            Self::ForecastOverflow => "forecast_overflow",
-            Self::TpotTarget => "tpot_target",
-            Self::BatchCap => "batch_cap",
-            Self::PausedAtBoundary => "paused_at_boundary",
-            Self::EnginePaused => "engine_paused",
-        }
-    }
-}
-
-/// A hold: the reason, what the request would need, and the number that limits it, both in the reason's unit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hold {
-    /// Why.
-    pub reason: HoldReason,
-    /// What it would take (blocks, requests, seconds).
-    pub needs: f64,
-    /// What there is.
-    pub limit: f64,
-}
-
-impl Hold {
-    /// A hold of the given reason.
-    pub fn new(reason: HoldReason, needs: impl Into<f64>, limit: impl Into<f64>) -> Self {
-        Self { reason, needs: needs.into(), limit: limit.into() }
-    }
-}
 
 /// Where a prefill chunk comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +107,7 @@ impl Plan {
 
     /// Most tokens that the host should compute in this iteration.
     pub fn token_budget(&self) -> u32 {
-        self.budget
+        self.budget.max(self.tokens)
     }
 
     /// Tokens of the iteration: decodes and prefill.
@@ -232,16 +170,17 @@ impl Plan {
         self.free -= i64::from(members.blocks_needed());
         self.tokens += members.len();
         self.decodes += members.len();
-        // Who was evicted before does not decode.
-        for at in 0..self.preempted.len() {
-            let slot = self.preempted[at].0;
-            if view.request(slot).phase == Phase::Decoding && usize::from(view.request(slot).lane) == lane {
+        // Members that the plan has taken out of the lane before.
+        for i in 0..self.parked.len() + self.preempted.len() {
+            let slot = self.parked.get(i).copied().unwrap_or_else(|| self.preempted[i - self.parked.len()].0);
+            let request = view.request(slot);
+            if request.phase == Phase::Decoding && usize::from(request.lane) == lane {
                 self.retract_decode(view, slot);
             }
         }
     }
 
-    /// Takes a request out of its lane; it keeps its KV. Comes after the `decode` of that lane, if there is one.
+    /// Takes a request out of its lane; it keeps its KV, and may join another lane in the same plan.
     pub fn park(&mut self, view: &View, slot: Slot) {
         self.parked.push(slot);
         self.retract_decode(view, slot);
@@ -267,12 +206,24 @@ impl Plan {
 
     /// Evicts the residents admitted last until what is planned fits; the paper's and vLLM's order.
     pub fn make_room(&mut self, view: &View) {
-        while self.free < 0 && !view.limits().host_preempts {
-            let last = self.preempted.last();
-            let victim = last.map_or_else(|| view.last_resident(), |&(slot, _)| view.resident_before(slot));
-            let Some(victim) = victim else { break };
+        while self.free < 0 && self.evict_last(view) {}
+    }
+
+    /// The resident admitted last that the plan does not evict.
+    pub fn last_resident(&self, view: &View) -> Option<Slot> {
+        match self.preempted.last() {
+            Some(&(slot, _)) => view.resident_before(slot),
+            None => view.last_resident(),
+        }
+    }
+
+    /// Evicts the resident admitted last. False if there is none, or evictions are the host's business.
+    pub fn evict_last(&mut self, view: &View) -> bool {
+        let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
+        if let Some(victim) = victim {
             self.preempt(view, victim);
         }
+        victim.is_some()
     }
 
     fn preempt(&mut self, view: &View, slot: Slot) {
@@ -281,10 +232,12 @@ impl Plan {
         self.residents -= 1;
         self.free += i64::from(view.blocks(slot));
         if let Some(at) = self.parked.iter().position(|&other| other == slot) {
+            // Its token was taken back when it was parked.
             self.parked.remove(at);
         } else if request.phase == Phase::Decoding {
             self.retract_decode(view, slot);
-        } else if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
+        }
+        if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
             self.unparked.remove(at);
             self.free += i64::from(next_token_needs_block(view, slot));
             self.tokens -= 1;
@@ -372,6 +325,14 @@ impl Plan {
             return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
         }
         Ok(())
+    }
+
+    /// As `fits`, leaving the configured watermark free; an idle engine ignores it, or a long request would wait forever.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks are missing.
+    pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
+        self.fits(view, slot, if self.residents == 0 { 0 } else { view.limits().watermark_blocks })
     }
 
     // ---- what the scheduler does with it -----------------------------------------------------------------------

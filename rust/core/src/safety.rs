@@ -24,7 +24,7 @@ pub struct Protection {
 }
 
 impl Protection {
-    fn validate(&self) -> Result<(), PlanningError> {
+    pub(crate) fn validate(&self) -> Result<(), PlanningError> {
         check_probability("failure_probability", self.failure_probability)?;
         non_negative("horizon", self.horizon)?;
         Ok(())

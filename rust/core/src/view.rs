@@ -6,7 +6,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::config::Config;
 use crate::lane::Lane;
-use crate::list::{Link, List, previous};
+use crate::list::{Link, List, following, previous};
 use crate::memory::BlockPool;
 use crate::request::{Phase, Request, RequestId, Slot, Tracked};
 
@@ -158,6 +158,11 @@ impl View {
     /// Waiting line `queue`, first come first.
     pub fn iter_waiting(&self, queue: usize) -> impl Iterator<Item = Slot> + '_ {
         self.lines[queue].list.iter(&self.table)
+    }
+
+    /// The request that stands in line just behind this one.
+    pub fn behind(&self, slot: Slot) -> Option<Slot> {
+        following(&self.table, slot)
     }
 
     /// Number of preempted requests waiting to resume.

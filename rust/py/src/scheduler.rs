@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use wait_core::policy::Policy;
 use wait_core::{HoldReason, LengthHint, Report, Request};
 
 use crate::convert;
@@ -150,6 +151,13 @@ impl Scheduler {
     #[getter]
     fn used_blocks(&self) -> i64 {
         self.inner.view().pool().used()
+    }
+
+    /// The thresholds in force, requests per service: one a type (wait) or segment (nested-wait), else none. One that is
+    /// not an integer accrues as credit.
+    #[getter]
+    fn thresholds(&self) -> Vec<f64> {
+        self.inner.policy().thresholds()
     }
 
     /// Counters since the start, by name; holds by reason.

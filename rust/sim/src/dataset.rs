@@ -106,6 +106,9 @@ fn weighted(weights: impl Iterator<Item = f64> + Clone, stream: &mut Stream) -> 
     last
 }
 
+/// Most requests of one sample: 2.4 GB of arrivals.
+const MOST_REQUESTS: usize = 100_000_000;
+
 /// A kind of request in the mix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -165,9 +168,17 @@ impl Dataset {
             return Err(Error::invalid("phases", self.phases.len(), "must start at 0, in ascending order"));
         }
         for (p, phase) in self.phases.iter().enumerate() {
-            let weights = phase.components.iter().map(|c| c.weight);
-            if weights.clone().any(|w| !w.is_finite() || w < 0.0) || weights.sum::<f64>() <= 0.0 {
-                return Err(Error::invalid(format!("phases[{p}].weight"), "?", "finite, at least 0, not all 0"));
+            if !(0.0..1.0).contains(&phase.start) {
+                return Err(Error::invalid(
+                    format!("phases[{p}].start"),
+                    phase.start,
+                    "must be at least 0 and below 1",
+                ));
+            }
+            let weights: Vec<f64> = phase.components.iter().map(|c| c.weight).collect();
+            if weights.iter().any(|w| !w.is_finite() || *w < 0.0) || weights.iter().sum::<f64>() <= 0.0 {
+                let given = format!("{weights:?}");
+                return Err(Error::invalid(format!("phases[{p}].weight"), given, "finite, at least 0, not all 0"));
             }
             for component in &phase.components {
                 component.prompt.validate(&format!("{}.prompt", component.name))?;
@@ -197,6 +208,9 @@ impl Dataset {
     /// [`Error::Invalid`] names the parameter that is out of range.
     pub fn sample(&self, n: usize, rate: f64, seed: u64) -> Result<Vec<Arrival>> {
         self.validate()?;
+        if n > MOST_REQUESTS {
+            return Err(Error::invalid("num_requests", n, format!("must be at most {MOST_REQUESTS}")));
+        }
         // An infinite rate offers everything at once, as in `vllm bench serve`.
         if rate.is_nan() || rate <= 0.0 {
             return Err(Error::invalid("request_rate", rate, "must be above 0 requests per second (or inf)"));

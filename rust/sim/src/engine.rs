@@ -70,17 +70,21 @@ pub enum SimError {
 /// How often the callback is called, in iterations: about every millisecond.
 const CALLBACK_EVERY: u64 = 4096;
 
+/// The end of virtual time, 146 years: sums of times stay exact below it.
+const LATEST_NS: u64 = 1 << 62;
+
 /// Runs all arrivals (ascending in time) to their end. `callback(completed)` is called now and then and may stop the run.
 ///
 /// # Errors
-/// [`SimError`] for refused settings, an interruption, or a policy that stalls.
+/// [`SimError`] for refused settings or arrivals, an interruption, or a policy that stalls.
 pub fn run(
     setup: &Setup,
     arrivals: &[Arrival],
     mut callback: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Run, SimError> {
-    if !arrivals.is_sorted_by_key(|arrival| arrival.at_ns) {
-        return Err(Error::invalid("arrivals", arrivals.len(), "must be in ascending order of time").into());
+    check(arrivals)?;
+    if setup.max_concurrency == Some(0) {
+        return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent").into());
     }
     let mut engine = Engine::new(setup, arrivals)?;
     loop {
@@ -95,6 +99,26 @@ pub fn run(
             return Ok(engine.recorder.finish(&engine.scheduler));
         }
     }
+}
+
+fn check(arrivals: &[Arrival]) -> Result<(), Error> {
+    if u32::try_from(arrivals.len()).is_err() {
+        return Err(Error::invalid("arrivals", arrivals.len(), "at most 2^32 - 1 requests"));
+    }
+    let mut previous = 0;
+    for (i, arrival) in arrivals.iter().enumerate() {
+        for (name, length) in [("prompt", arrival.prompt), ("output", arrival.output)] {
+            if length == 0 {
+                return Err(Error::invalid(format!("arrivals[{i}].{name}"), length, "must be at least 1 token"));
+            }
+        }
+        if arrival.at_ns < previous || arrival.at_ns > LATEST_NS {
+            let rule = format!("must be in ascending order of time, at most {LATEST_NS} ns");
+            return Err(Error::invalid(format!("arrivals[{i}].at_ns"), arrival.at_ns, rule));
+        }
+        previous = arrival.at_ns;
+    }
+    Ok(())
 }
 
 struct Engine<'a> {
@@ -175,27 +199,36 @@ impl<'a> Engine<'a> {
 
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
     fn fits(&self, arrival: &Arrival) -> bool {
-        u64::from(arrival.prompt) + u64::from(arrival.output) <= u64::from(self.scheduler.view().limits().max_model_len)
+        let iterations = u64::from(self.setup.config.convention.last_stage(arrival.output)) + 1;
+        u64::from(arrival.prompt) + iterations <= u64::from(self.scheduler.view().limits().max_model_len)
     }
 
     /// One iteration, or a jump to the next event. False when all is done.
     fn step(&mut self) -> Result<bool, SimError> {
-        let plan = self.scheduler.plan(self.now_ns);
+        let start_ns = self.now_ns;
+        let plan = self.scheduler.plan(start_ns);
         if !plan.is_empty() {
-            self.now_ns += self.setup.law.nanos(plan.shape()) + self.setup.overhead_ns;
+            let duration = self.setup.law.nanos(plan.shape()).saturating_add(self.setup.overhead_ns);
+            self.now_ns = start_ns.saturating_add(duration);
+            if self.now_ns > LATEST_NS {
+                let rule = format!("ends after {LATEST_NS} ns of virtual time");
+                return Err(Error::invalid("iteration_time", format!("{duration} ns"), rule).into());
+            }
         }
         for &(_, id) in plan.preempted() {
             self.stamps[id as usize] += 1;
         }
         // An eviction frees memory, so the plan after one may well not be empty.
         let idle = plan.is_empty() && plan.preempted().is_empty();
-        if idle {
-            return self.idle();
-        }
+        // Requests are parked even by a plan that computes nothing.
         for &slot in self.scheduler.last_plan().parked() {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
         }
-        self.recorder.iteration(&self.scheduler, self.now_ns);
+        self.recorder.parked(&self.scheduler);
+        if idle {
+            return self.idle();
+        }
+        self.recorder.iteration(&self.scheduler, start_ns, self.now_ns);
         self.finished.clear();
         self.follow_joins();
         self.collect_finished();
@@ -244,7 +277,7 @@ impl<'a> Engine<'a> {
         // An arrival that the client holds back is no event of its own.
         let later = |ns: &u64| *ns > self.now_ns;
         let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(later);
-        let wake = plan.wake_ns().filter(later);
+        let wake = plan.wake_ns().filter(later).filter(|&ns| ns <= LATEST_NS);
         if let Some(next) = arrival.into_iter().chain(wake).min() {
             self.now_ns = next;
             return Ok(true);
@@ -263,5 +296,30 @@ impl<'a> Engine<'a> {
         self.recorder.drain(self.now_ns);
         self.scheduler.drain();
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_never_runs_anything_again_is_reported() {
+        let config = Config { kv_blocks: 10, ..Config::default() };
+        let law = IterationTime::linear(0.5, 0.0).expect("a law");
+        let lengths = Lengths::Known;
+        let setup =
+            Setup { config, law, lengths, typed: false, max_tokens: None, max_concurrency: None, overhead_ns: 0 };
+        let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
+        let mut engine = Engine::new(&setup, &arrivals).unwrap();
+        engine.admit_arrivals().unwrap();
+        assert_eq!(engine.step(), Ok(true));
+        engine.admit_arrivals().unwrap();
+        // A paused engine stands for a policy that holds everything for ever.
+        engine.scheduler.set_paused(true);
+        assert_eq!(engine.step(), Ok(true), "the gates open first");
+        let stalled = engine.step().unwrap_err();
+        assert_eq!(stalled, SimError::Stalled { now_s: 0.500_000_01, waiting: 1, resident: 1 });
+        assert_eq!(stalled.to_string(), "policy stalled at 0.500 s with 1 requests waiting and 1 resident");
     }
 }

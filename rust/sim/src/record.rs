@@ -16,7 +16,7 @@ pub struct Run {
     pub prompt: Vec<u32>,
     /// Output lengths, tokens.
     pub output: Vec<u32>,
-    /// First admission, ns; `NEVER_NS` where the request was refused.
+    /// Start of the iteration that admitted it first, ns; `NEVER_NS` where the request was refused.
     pub admitted_ns: Vec<u64>,
     /// End of the prefill that gave the first token, ns.
     pub first_token_ns: Vec<u64>,
@@ -71,6 +71,8 @@ impl Run {
 /// Most samples kept of the series.
 const SAMPLES: usize = 4096;
 
+const NO_LANE: u16 = u16::MAX;
+
 /// Token times of a lane's members: all had their last token at `stepped_ns`, but for the newcomers.
 #[derive(Clone, Debug, Default)]
 struct LaneTimes {
@@ -86,7 +88,7 @@ pub(crate) struct Recorder<'a> {
     arrivals: &'a [Arrival],
     run: Run,
     lanes: Vec<LaneTimes>,
-    /// Lane and time of the last token of requests that are out of step; valid while they are.
+    /// Lane of each request, and time of its last token; the time is valid while it is in none.
     lane_of: Vec<u16>,
     last_token_ns: Vec<u64>,
     stride: u64,
@@ -104,7 +106,7 @@ impl<'a> Recorder<'a> {
             drained_ns: NEVER_NS,
             ..Run::default()
         };
-        let (lane_of, last_token_ns) = (vec![0; n], vec![NEVER_NS; n]);
+        let (lane_of, last_token_ns) = (vec![NO_LANE; n], vec![NEVER_NS; n]);
         Self { arrivals, run, lanes: vec![LaneTimes::default(); lanes], lane_of, last_token_ns, stride: 1 }
     }
 
@@ -124,24 +126,27 @@ impl<'a> Recorder<'a> {
         self.run.drained_ns = now_ns;
     }
 
-    /// The request leaves its lane: when was its last token?
+    /// The request leaves its lane, if it is in one: when was its last token?
     fn out_of_lane(&mut self, id: u32) {
-        let lane = &mut self.lanes[usize::from(self.lane_of[id as usize])];
+        let Some(lane) = self.lanes.get_mut(usize::from(self.lane_of[id as usize])) else { return };
+        self.lane_of[id as usize] = NO_LANE;
         let at = lane.newcomers.iter().position(|&(_, other)| other == id);
         self.last_token_ns[id as usize] = at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0);
     }
 
-    /// Writes down an iteration that ends at `end_ns`, as the scheduler has applied it.
-    pub(crate) fn iteration(&mut self, scheduler: &Scheduler, end_ns: u64) {
+    /// Writes down who was taken out of a lane by the last plan.
+    pub(crate) fn parked(&mut self, scheduler: &Scheduler) {
+        for &slot in scheduler.last_plan().parked() {
+            self.out_of_lane(scheduler.view().request(slot).id as u32);
+        }
+    }
+
+    /// Writes down an iteration from `start_ns` to `end_ns`, as the scheduler has applied it.
+    pub(crate) fn iteration(&mut self, scheduler: &Scheduler, start_ns: u64, end_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for &(_, id) in plan.preempted() {
             self.run.preemptions[id as usize] += 1;
-            if self.run.first_token_ns[id as usize] != NEVER_NS {
-                self.out_of_lane(id as u32);
-            }
-        }
-        for &slot in plan.parked() {
-            self.out_of_lane(view.request(slot).id as u32);
+            self.out_of_lane(id as u32);
         }
         for &(slot, lane) in plan.unparked() {
             let id = view.request(slot).id as u32;
@@ -152,7 +157,7 @@ impl<'a> Recorder<'a> {
             let id = chunk.id as usize;
             self.run.prefill_tokens += u64::from(chunk.tokens);
             if chunk.start == 0 {
-                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(end_ns);
+                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(start_ns);
             }
             if chunk.last {
                 let request = view.request(chunk.slot);

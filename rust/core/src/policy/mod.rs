@@ -1,5 +1,13 @@
 //! Policies: one file each. A policy proposes a plan from the view and never changes anything but its own memory.
 
+mod boundary;
+mod clairvoyant;
+mod gate;
+mod nested_wait;
+mod planned;
+mod prefill_first;
+mod profile;
+mod sarathi;
 mod vllm;
 mod wait;
 
@@ -53,6 +61,11 @@ pub trait Policy {
         0
     }
 
+    /// The thresholds in force, requests per service: one a type or segment; none where the policy has none.
+    fn thresholds(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
     /// Learns what happened.
     fn observe(&mut self, _view: &View, _slot: Slot, _event: Event) {}
 
@@ -67,6 +80,14 @@ pub enum AnyPolicy {
     Vllm(vllm::Vllm),
     /// WAIT.
     Wait(wait::Wait),
+    /// Nested WAIT.
+    NestedWait(nested_wait::NestedWait),
+    /// Vidur's vLLM.
+    PrefillFirst(prefill_first::PrefillFirst),
+    /// Sarathi-Serve.
+    Sarathi(sarathi::Sarathi),
+    /// Known lengths, no evictions.
+    Clairvoyant(clairvoyant::Clairvoyant),
 }
 
 macro_rules! delegate {
@@ -74,6 +95,10 @@ macro_rules! delegate {
         match $self {
             AnyPolicy::Vllm($policy) => $call,
             AnyPolicy::Wait($policy) => $call,
+            AnyPolicy::NestedWait($policy) => $call,
+            AnyPolicy::PrefillFirst($policy) => $call,
+            AnyPolicy::Sarathi($policy) => $call,
+            AnyPolicy::Clairvoyant($policy) => $call,
         }
     };
 }
@@ -87,6 +112,10 @@ impl AnyPolicy {
         Ok(match config.policy {
             PolicyName::Vllm => Self::Vllm(vllm::Vllm),
             PolicyName::Wait => Self::Wait(wait::Wait::new(config)?),
+            PolicyName::NestedWait => Self::NestedWait(nested_wait::NestedWait::new(config)?),
+            PolicyName::PrefillFirst => Self::PrefillFirst(prefill_first::PrefillFirst),
+            PolicyName::Sarathi => Self::Sarathi(sarathi::Sarathi),
+            PolicyName::Clairvoyant => Self::Clairvoyant(clairvoyant::Clairvoyant::new(config)),
         })
     }
 }
@@ -110,6 +139,10 @@ impl Policy for AnyPolicy {
 
     fn lane(&self, request: &Tracked, stage: u32) -> usize {
         delegate!(self, policy => policy.lane(request, stage))
+    }
+
+    fn thresholds(&self) -> Vec<f64> {
+        delegate!(self, policy => policy.thresholds())
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {

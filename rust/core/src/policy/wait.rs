@@ -1,129 +1,163 @@
 //! WAIT (arXiv 2504.11320, Algorithm 1): output lengths known, a threshold n_j for each type.
 //!
-//! When the server is idle, J = {j : waiting_j ≥ n_j}. Every type of J is served: up to n_j of its waiting requests
-//! enter, and all of its residents advance one stage. Types outside J pause and keep their KV; if J is empty, the
-//! server waits for an arrival. Where n_j is not an integer it accrues as credit at each service of the type, and the
-//! whole part of the credit enters (`paced` where n_j < 1); residents of a type are then capped by n_j · l'_j.
+//! When the server is idle, J = {j : waiting_j ≥ n_j}. Every type of J is served: n_j of its waiting requests enter,
+//! the oldest first, and all of its residents advance one stage. Types outside J pause and keep their KV; if J is
+//! empty, the server waits for an arrival. Fractions of n_j accrue as credit, see `gate.rs`.
 //! `work_conserving` turns thresholds into caps: every type is served in every iteration, an idle GPU admits the head.
 
 use super::Policy;
+use super::gate::Gate;
+use super::planned;
 use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::{Request, Slot, Tracked};
+use crate::error::Result;
+use crate::plan::Plan;
+use crate::request::{LengthHint, Request, Slot, Tracked};
 use crate::view::View;
-use crate::workload::Workload;
+use crate::workload::{StageConvention, Workload};
 
-/// State of WAIT: thresholds and the credit accrued towards whole admissions.
+/// State of WAIT: a gate for each type.
 #[derive(Clone, Debug)]
 pub struct Wait {
     workload: Workload,
+    convention: StageConvention,
     gates: Vec<Gate>,
+    /// By type, in the current plan: requests that resume, residents that prefill, the next in line.
+    resuming: Vec<u32>,
+    prefilling: Vec<u32>,
+    next: Vec<Option<Slot>>,
     work_conserving: bool,
     max_hold_ns: Option<u64>,
 }
 
-#[derive(Clone, Debug)]
-struct Gate {
-    threshold: f64,
-    /// Threshold share accrued and not yet used.
-    credit: f64,
-    /// Most residents of the type: n_j at each of its l'_j stages.
-    residents: u32,
-    served: bool,
-}
-
 impl Wait {
     pub(super) fn new(config: &Config) -> Result<Self> {
-        let workload = Workload::new(config.types.clone())
-            .map_err(|error| Error::invalid("types", format!("{:?}", config.types), error.to_string()))?;
+        let workload = config.workload()?;
         let thresholds = match &config.thresholds {
             Some(thresholds) => thresholds.clone(),
-            None => largest_thresholds(&workload, config)?,
+            None => planned::wait(config, &workload)?,
         };
-        let gates = workload.types().iter().zip(thresholds).map(|(kind, threshold)| Gate {
-            threshold,
-            credit: 0.0,
-            residents: libm::ceil(threshold * (f64::from(config.convention.last_stage(kind.output)) + 1.0)).max(1.0)
-                as u32,
-            served: false,
-        });
+        let stages = |output| config.convention.last_stage(output) + 1;
+        let kinds = workload.types().iter().zip(thresholds);
+        let gates: Vec<Gate> = kinds.map(|(kind, n)| Gate::new(n, stages(kind.output))).collect();
         Ok(Self {
-            gates: gates.collect(),
+            convention: config.convention,
+            resuming: vec![0; gates.len()],
+            prefilling: vec![0; gates.len()],
+            next: vec![None; gates.len()],
+            gates,
             workload,
             work_conserving: config.work_conserving,
-            max_hold_ns: config.max_hold.map(|seconds| (seconds * 1e9) as u64),
+            max_hold_ns: config.max_hold_ns(),
         })
     }
 
-    /// The thresholds in force, requests per service.
-    pub fn thresholds(&self) -> impl Iterator<Item = f64> + '_ {
-        self.gates.iter().map(|gate| gate.threshold)
-    }
-
     fn overdue(&self, view: &View, slot: Slot) -> bool {
-        self.max_hold_ns.is_some_and(|limit| view.now_ns().saturating_sub(view.request(slot).arrival_ns) >= limit)
+        let age = view.now_ns().saturating_sub(view.request(slot).arrival_ns);
+        self.max_hold_ns.is_some_and(|limit| age >= limit)
     }
 
-    /// Residents of type j: its lane, and its prefills.
-    fn residents(view: &View, plan: &Plan, j: usize) -> u32 {
-        let of_type = |slot: Slot| usize::from(view.request(slot).type_id) == j;
-        let prefilling = view.prefilling().iter().filter(|&&slot| of_type(slot)).count();
-        let admitted = plan.chunks().iter().filter(|chunk| chunk.start == 0 && of_type(chunk.slot)).count();
-        view.lanes()[j].len() + (prefilling + admitted) as u32
+    /// Decides which types are served.
+    fn begin(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
+        count_types(view, view.iter_resuming(), &mut self.resuming);
+        count_types(view, view.prefilling().iter().copied(), &mut self.prefilling);
+        for j in 0..self.gates.len() {
+            let overdue = view.head(j).is_some_and(|slot| self.overdue(view, slot));
+            self.next[j] = view.head(j);
+            let waiting = view.waiting(j) + self.resuming[j];
+            let gate = &mut self.gates[j];
+            gate.begin(waiting, view.lanes()[j].len() + self.prefilling[j]);
+            gate.open |= conserving || overdue;
+            if !gate.open {
+                plan.hold_queue(j, gate.hold(waiting));
+                if let (Some(head), Some(limit)) = (view.head(j), self.max_hold_ns) {
+                    plan.wake_at(view.request(head).arrival_ns.saturating_add(limit));
+                }
+            }
+        }
     }
 
-    /// Residents of the types in J advance.
+    /// Residents of the served types advance.
     fn serve(&self, view: &View, plan: &mut Plan) {
         for (j, gate) in self.gates.iter().enumerate() {
-            if gate.served && !plan.runs(j) {
+            if gate.open && !plan.runs(j) {
                 plan.decode(view, j);
             }
         }
         plan.make_room(view);
         for &slot in view.prefilling() {
-            if self.gates[usize::from(view.request(slot).type_id)].served {
+            if self.gates[usize::from(view.request(slot).type_id)].open {
                 plan.continue_prefill(view, slot);
             }
         }
     }
 
-    /// Preempted requests are admitted first, ungated: their type has been charged for them.
-    fn resume(view: &View, plan: &mut Plan) -> bool {
+    /// Lets the waiting requests of the served types enter, the preempted before all others, then the oldest first.
+    fn admit(&mut self, view: &View, plan: &mut Plan) {
         for slot in view.iter_resuming() {
+            let gate = &mut self.gates[usize::from(view.request(slot).type_id)];
+            if !gate.admits() {
+                plan.hold_queue(view.queues(), gate.hold(0));
+                continue;
+            }
             if let Err(hold) = plan.seat(view).and_then(|()| plan.fits(view, slot, 0)) {
                 plan.hold_queue(view.queues(), hold);
-                return false;
-            }
-            plan.admit(view, slot, plan.tokens_left(), true);
-        }
-        true
-    }
-
-    fn admit(&mut self, view: &View, plan: &mut Plan, j: usize) {
-        let gate = &mut self.gates[j];
-        // What earlier services left over never lets more than ⌈n_j⌉ enter at once.
-        let carry = (libm::ceil(gate.threshold) + 1.0 - 1e-9 - gate.threshold).min(gate.credit);
-        gate.credit = carry + gate.threshold;
-        for (residents, slot) in (Self::residents(view, plan, j)..).zip(view.iter_waiting(j)) {
-            let overdue = self.overdue(view, slot);
-            let gate = &mut self.gates[j];
-            let share = if overdue {
-                Ok(())
-            } else if gate.credit < 1.0 - 1e-9 {
-                Err(Hold::new(HoldReason::BelowThreshold, 1.0, gate.credit))
-            } else if residents >= gate.residents {
-                Err(Hold::new(HoldReason::BelowThreshold, residents + 1, gate.residents))
-            } else {
-                Ok(())
-            };
-            if let Err(hold) = share.and_then(|()| plan.seat(view)).and_then(|()| plan.fits(view, slot, 0)) {
-                plan.hold_queue(j, hold);
                 return;
             }
+            gate.enter();
             plan.admit(view, slot, plan.tokens_left(), true);
-            gate.credit = (gate.credit - 1.0).max(0.0);
         }
+        while let Some((j, slot)) = self.oldest(view, |gate, overdue| gate.admits() || overdue) {
+            if let Err(hold) = plan.seat(view).and_then(|()| plan.fits(view, slot, 0)) {
+                (0..self.gates.len()).filter(|&j| self.gates[j].open).for_each(|j| plan.hold_queue(j, hold));
+                return;
+            }
+            self.enter(view, plan, j, slot);
+        }
+        for (j, gate) in self.gates.iter().enumerate() {
+            if gate.open && self.next[j].is_some() {
+                plan.hold_queue(j, gate.hold(0));
+            }
+        }
+    }
+
+    /// The oldest request next in line of a served type whose gate `lets` it in.
+    fn oldest(&self, view: &View, lets: impl Fn(&Gate, bool) -> bool) -> Option<(usize, Slot)> {
+        let next = self.next.iter().enumerate().filter_map(|(j, slot)| Some((j, (*slot)?)));
+        next.filter(|&(j, slot)| self.gates[j].open && lets(&self.gates[j], self.overdue(view, slot)))
+            .min_by_key(|&(_, slot)| (view.request(slot).arrival_ns, view.request(slot).id))
+    }
+
+    fn enter(&mut self, view: &View, plan: &mut Plan, j: usize, slot: Slot) {
+        plan.admit(view, slot, plan.tokens_left(), true);
+        self.next[j] = view.behind(slot);
+        self.gates[j].enter();
+    }
+
+    /// Nothing would run though a served type has requests: services without a batch take no time, so credit accrues
+    /// until the oldest may enter; and if paused types hold the memory that it needs, they go on, or nobody ever will.
+    fn unblock(&mut self, view: &View, plan: &mut Plan) {
+        let resumes = view.iter_resuming().find(|&slot| self.gates[usize::from(view.request(slot).type_id)].open);
+        let candidate = resumes.map(|slot| (None, slot)).or_else(|| {
+            let (j, slot) = self.oldest(view, |_, _| true)?;
+            Some((Some(j), slot))
+        });
+        let Some((j, slot)) = candidate else { return };
+        if plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok() {
+            match j {
+                Some(j) => self.enter(view, plan, j, slot),
+                None => plan.admit(view, slot, plan.tokens_left(), true),
+            }
+        } else if view.residents() > 0 {
+            self.gates.iter_mut().for_each(|gate| gate.open = true);
+            self.serve(view, plan);
+        }
+    }
+}
+
+fn count_types(view: &View, slots: impl Iterator<Item = Slot>, counts: &mut [u32]) {
+    counts.fill(0);
+    for slot in slots {
+        counts[usize::from(view.request(slot).type_id)] += 1;
     }
 }
 
@@ -141,10 +175,12 @@ impl Policy for Wait {
     }
 
     fn classify(&self, request: &Request) -> u16 {
-        let output = match request.output {
-            crate::LengthHint::Exact(tokens) | crate::LengthHint::Predicted { tokens, .. } => tokens,
-            crate::LengthHint::Unknown => request.max_tokens.unwrap_or(u32::MAX),
+        let iterations = match request.output {
+            LengthHint::Exact(tokens) | LengthHint::Predicted { tokens, .. } => tokens,
+            LengthHint::Unknown => request.max_tokens.unwrap_or(u32::MAX),
         };
+        // In the paper's convention a host declares l' + 1 tokens, one for each iteration.
+        let output = iterations.saturating_sub(self.convention.last_stage(1)).max(1);
         request.type_id.unwrap_or_else(|| self.workload.classify(request.prompt, output) as u16)
     }
 
@@ -152,63 +188,21 @@ impl Policy for Wait {
         usize::from(request.type_id)
     }
 
-    fn plan(&mut self, view: &View, plan: &mut Plan) {
-        let open = self.work_conserving || view.draining();
-        for j in 0..self.gates.len() {
-            let overdue = view.head(j).is_some_and(|slot| self.overdue(view, slot));
-            let gate = &mut self.gates[j];
-            gate.served = open || overdue || f64::from(view.waiting(j)) >= gate.threshold;
-            if !gate.served {
-                plan.hold_queue(j, Hold::new(HoldReason::BelowThreshold, gate.threshold, view.waiting(j)));
-                if let (Some(head), Some(limit)) = (view.head(j), self.max_hold_ns) {
-                    plan.wake_at(view.request(head).arrival_ns.saturating_add(limit));
-                }
-            }
-        }
-        self.serve(view, plan);
-        if plan.preempted().is_empty() && Self::resume(view, plan) {
-            for j in 0..self.gates.len() {
-                if self.gates[j].served {
-                    self.admit(view, plan, j);
-                }
-            }
-        }
-        if plan.is_empty() && view.residents() > 0 && self.gates.iter().any(|gate| gate.served) {
-            // Paused requests hold the memory that J needs: they go on, or nobody ever will.
-            self.gates.iter_mut().for_each(|gate| gate.served = true);
-            self.serve(view, plan);
-        }
-        if plan.is_empty() && open && view.residents() == 0 {
-            // The GPU would idle: the oldest head that fits goes, whatever its credit.
-            let heads = (0..view.queues()).filter_map(|j| view.head(j));
-            let oldest = heads.min_by_key(|&slot| (view.request(slot).arrival_ns, view.request(slot).id));
-            if let Some(slot) = oldest.filter(|&slot| plan.fits(view, slot, 0).is_ok()) {
-                plan.admit(view, slot, plan.tokens_left(), true);
-            }
-        }
+    fn thresholds(&self) -> Vec<f64> {
+        self.gates.iter().map(Gate::threshold).collect()
     }
-}
 
-/// n_j = λ_j Δ' with the largest Δ' that the memory allows: C / Σ λ_j A_j, where A_j counts whole blocks over the l'_j
-/// iterations of a request (its prefill emits the first token).
-fn largest_thresholds(workload: &Workload, config: &Config) -> Result<Vec<f64>> {
-    let footprint = |kind: &crate::workload::RequestType| -> f64 {
-        (0..=config.convention.last_stage(kind.output))
-            .map(|s| f64::from((kind.prompt + s).div_ceil(config.block_size)))
-            .sum()
-    };
-    let load: f64 = workload.types().iter().map(|kind| kind.rate * footprint(kind)).sum();
-    for (j, kind) in workload.types().iter().enumerate() {
-        if kind.rate <= 0.0 {
-            let rule = "must be above 0 when thresholds are planned from the rates";
-            return Err(Error::invalid(format!("types[{j}].rate"), kind.rate, rule));
+    fn plan(&mut self, view: &View, plan: &mut Plan) {
+        self.begin(view, plan, self.work_conserving || view.draining());
+        self.serve(view, plan);
+        if plan.preempted().is_empty() {
+            self.admit(view, plan);
+            if plan.is_empty() {
+                self.unblock(view, plan);
+            }
+        }
+        if !plan.is_empty() {
+            self.gates.iter_mut().for_each(Gate::settle);
         }
     }
-    // Whole requests enter where the threshold asks for fractions: a type may be one request ahead of its share. Types
-    // are ahead independently of each other, so their excesses add up like standard deviations.
-    let ahead =
-        |kind: &crate::workload::RequestType| f64::from((kind.prompt + kind.output).div_ceil(config.block_size));
-    let excess = libm::sqrt(workload.types().iter().map(|kind| ahead(kind) * ahead(kind)).sum());
-    let service = (f64::from(config.kv_blocks) - excess).max(0.5 * f64::from(config.kv_blocks)) / load;
-    Ok(workload.types().iter().map(|kind| kind.rate * service).collect())
 }

@@ -1,0 +1,137 @@
+//! Boundary queues of Nested WAIT: requests that have passed a segment without having finished, and wait, resident, to
+//! be let into the next one.
+//!
+//! A lane is a segment, and its members step together, so the tick at which a member reaches the boundary is known when
+//! it joins: a calendar for each lane. Entries are not taken out when a request leaves early; its stamp moves on, which
+//! makes them void.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use crate::request::{Phase, Slot};
+use crate::view::View;
+
+/// The queue before one segment. Void entries are skipped; `len` counts the others.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    line: VecDeque<(Slot, u32, u64)>,
+    len: u32,
+}
+
+/// What the queues know of a request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seat {
+    stamp: u32,
+    /// Segment it waits for; 0 while it waits for none.
+    queue: u16,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Boundaries {
+    /// Last stage of each segment; requests never leave the last segment.
+    last_stage: Vec<u32>,
+    /// For each lane but the last: (tick at the boundary, request, stamp).
+    calendars: Vec<BinaryHeap<Reverse<(i64, Slot, u32)>>>,
+    /// By segment; the first has none.
+    queues: Vec<Queue>,
+    seats: Vec<Seat>,
+}
+
+impl Boundaries {
+    /// Boundaries behind the given stages, ascending.
+    pub(super) fn new(last_stage: Vec<u32>) -> Self {
+        let segments = last_stage.len();
+        Self {
+            last_stage,
+            calendars: vec![BinaryHeap::new(); segments - 1],
+            queues: vec![Queue::default(); segments],
+            seats: Vec::new(),
+        }
+    }
+
+    pub(super) fn segments(&self) -> usize {
+        self.last_stage.len()
+    }
+
+    /// The lane of a request whose next stage is `stage`; at a boundary, the lane before it.
+    pub(super) fn lane(&self, stage: u32) -> usize {
+        // The first stage of a segment is served from the queue before it.
+        self.last_stage.partition_point(|&last| last + 1 < stage).min(self.segments() - 1)
+    }
+
+    /// Requests that wait for segment `k`.
+    pub(super) fn waiting(&self, k: usize) -> u32 {
+        self.queues[k].len
+    }
+
+    /// Since when the first request waits for segment `k`, ns.
+    pub(super) fn waiting_since_ns(&mut self, k: usize) -> Option<u64> {
+        let (queue, seats) = (&mut self.queues[k], &self.seats);
+        while queue.line.front().is_some_and(|&(slot, stamp, _)| seats[slot as usize].stamp != stamp) {
+            queue.line.pop_front();
+        }
+        queue.line.front().map(|&(_, _, since_ns)| since_ns)
+    }
+
+    fn seat(&mut self, slot: Slot) -> &mut Seat {
+        if self.seats.len() <= slot as usize {
+            self.seats.resize(slot as usize + 1, Seat::default());
+        }
+        &mut self.seats[slot as usize]
+    }
+
+    /// A request has joined a lane after its prefill.
+    pub(super) fn joined(&mut self, view: &View, slot: Slot) {
+        let lane = usize::from(view.request(slot).lane);
+        let left = i64::from(self.last_stage[lane] + 1) - i64::from(view.stage(slot));
+        self.follow(slot, lane, view.lanes()[lane].tick() + left);
+    }
+
+    fn follow(&mut self, slot: Slot, lane: usize, due: i64) {
+        let seat = self.seat(slot);
+        seat.stamp = seat.stamp.wrapping_add(1);
+        let stamp = seat.stamp;
+        if let Some(calendar) = self.calendars.get_mut(lane) {
+            calendar.push(Reverse((due, slot, stamp)));
+        }
+    }
+
+    /// A request has left the KV cache, or the engine.
+    pub(super) fn left(&mut self, slot: Slot) {
+        let seat = self.seat(slot);
+        seat.stamp = seat.stamp.wrapping_add(1);
+        let queue = usize::from(std::mem::take(&mut seat.queue));
+        if queue > 0 {
+            self.queues[queue].len -= 1;
+        }
+    }
+
+    /// Moves the members that stand at a boundary into the queue behind it; `reached` lists them, lane by lane.
+    pub(super) fn collect(&mut self, view: &View, reached: &mut Vec<Slot>) {
+        reached.clear();
+        for lane in 0..self.calendars.len() {
+            let tick = view.lanes()[lane].tick();
+            while let Some(&Reverse((_, slot, stamp))) = self.calendars[lane].peek().filter(|entry| entry.0.0 <= tick) {
+                self.calendars[lane].pop();
+                if self.seats[slot as usize].stamp == stamp && view.request(slot).phase == Phase::Decoding {
+                    let stamp = stamp.wrapping_add(1);
+                    self.seats[slot as usize] = Seat { stamp, queue: lane as u16 + 1 };
+                    self.queues[lane + 1].line.push_back((slot, stamp, view.now_ns()));
+                    self.queues[lane + 1].len += 1;
+                    reached.push(slot);
+                }
+            }
+        }
+    }
+
+    /// Lets the first request in the queue before segment `k` into its lane.
+    pub(super) fn take(&mut self, view: &View, k: usize) -> Option<Slot> {
+        self.waiting_since_ns(k)?;
+        let (slot, ..) = self.queues[k].line.pop_front()?;
+        self.queues[k].len -= 1;
+        self.seats[slot as usize].queue = 0;
+        let width = self.last_stage[k] - self.last_stage[k - 1];
+        self.follow(slot, k, view.lanes()[k].tick() + i64::from(width));
+        Some(slot)
+    }
+}

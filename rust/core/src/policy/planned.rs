@@ -1,0 +1,102 @@
+//! Thresholds for `wait` and `nested-wait` where the settings give none: planned from the rates of the types.
+//!
+//! A faithful policy (not work-conserving) with a law for the iteration time gets the thresholds of least expected
+//! latency, as planned by `threshold.rs` and `segment.rs`. Otherwise thresholds act as caps, or nothing is known of
+//! time, and the best of them are the largest: n = λ Δ' with Δ' such that the memory is full.
+
+use crate::config::Config;
+use crate::cost::IterationTime;
+use crate::error::{Error, Result};
+use crate::fluid::{GpuLimits, Setting};
+use crate::planning_error::PlanningError;
+use crate::segment::{NestedSetting, NestedThresholds, Segments};
+use crate::threshold::Thresholds;
+use crate::workload::Workload;
+
+fn limits(config: &Config) -> GpuLimits {
+    GpuLimits {
+        capacity: u64::from(config.kv_blocks) * u64::from(config.block_size),
+        max_running: Some(config.max_num_seqs),
+        token_budget: Some(u64::from(config.token_budget)),
+    }
+}
+
+fn law(config: &Config) -> Option<&IterationTime> {
+    config.iteration_time.as_ref().filter(|_| !config.work_conserving)
+}
+
+fn refused(error: &PlanningError) -> Error {
+    Error::invalid("types", "[…]", error.to_string())
+}
+
+/// Blocks in use without what admission leaves free and without `ahead` of whole requests.
+///
+/// Whole requests enter where a threshold asks for fractions: each type or segment may be one request ahead of its
+/// share, independently of the others, so the excesses add up like standard deviations.
+fn usable_blocks(config: &Config, ahead: impl Iterator<Item = f64>) -> f64 {
+    let blocks = f64::from(config.kv_blocks);
+    let excess = libm::sqrt(ahead.map(|blocks| blocks * blocks).sum());
+    (blocks - excess).max(0.5 * blocks)
+}
+
+/// WAIT's n_j, one a type.
+pub(super) fn wait(config: &Config, workload: &Workload) -> Result<Vec<f64>> {
+    for (j, kind) in workload.types().iter().enumerate() {
+        if kind.rate <= 0.0 {
+            let rule = "must be above 0 when thresholds are planned from the rates";
+            return Err(Error::invalid(format!("types[{j}].rate"), kind.rate, rule));
+        }
+    }
+    if let Some(law) = law(config) {
+        let setting = Setting { workload, law, convention: config.convention, limits: limits(config) };
+        return Ok(Thresholds::plan(&setting).map_err(|error| refused(&error))?.per_type);
+    }
+    let blocks = |tokens: u32| f64::from(tokens.div_ceil(config.block_size));
+    let load: f64 = workload
+        .types()
+        .iter()
+        .map(|kind| {
+            let stages = 0..=config.convention.last_stage(kind.output);
+            kind.rate * stages.map(|s| blocks(kind.prompt + s)).sum::<f64>()
+        })
+        .sum();
+    let usable = usable_blocks(config, workload.types().iter().map(|kind| blocks(kind.prompt + kind.output)));
+    Ok(workload.types().iter().map(|kind| kind.rate * usable / load).collect())
+}
+
+/// Nested WAIT's segments: at the given boundaries, or one for each distinct output length.
+pub(super) fn segments(config: &Config, workload: &Workload) -> Result<Segments> {
+    match &config.boundaries {
+        Some(boundaries) => Segments::coarse(workload, boundaries, config.convention),
+        None => Segments::exact(workload, config.convention),
+    }
+    .map_err(|error| refused(&error))
+}
+
+/// Nested WAIT's n_k, one a segment.
+pub(super) fn nested(config: &Config, segments: &Segments) -> Result<Vec<f64>> {
+    if let Some(law) = law(config) {
+        let setting = NestedSetting { segments, law, limits: limits(config), protection: config.protection };
+        match NestedThresholds::best(&setting, config.margin) {
+            Ok(best) => return Ok(best.per_segment),
+            // In overload the largest chain keeps the memory full, and leaves the rest waiting.
+            Err(PlanningError::Unstable { .. } | PlanningError::Infeasible { .. }) => {}
+            Err(error) => return Err(refused(&error)),
+        }
+    }
+    let block = f64::from(config.block_size);
+    let chain = NestedThresholds::chain(1.0, segments, config.margin).map_err(|error| refused(&error))?;
+    // A request's last block is half empty on average.
+    let footprint = |tokens: f64| (tokens + 0.5 * (block - 1.0)) / block;
+    let all = segments.as_slice();
+    let load: f64 = all
+        .iter()
+        .zip(&chain)
+        .map(|(s, n)| n * f64::from(s.width()) * footprint(s.tokens() / f64::from(s.width())))
+        .sum();
+    // The requests that wait at a boundary number n_k at the least.
+    let queues: f64 =
+        all.iter().zip(&chain).skip(1).map(|(s, n)| n * footprint(s.prompt + f64::from(s.first_stage))).sum();
+    let usable = usable_blocks(config, all.iter().map(|s| footprint(s.prompt + f64::from(s.last_stage))));
+    Ok(chain.iter().map(|n| n * usable / (load + queues)).collect())
+}

@@ -1,0 +1,72 @@
+//! Prefill first: vLLM before chunked prefill, as Vidur models it; the paper's baseline "vLLM".
+//!
+//! Admit first come first served while the whole prompt leaves the watermark of the blocks free and a seat is free, as
+//! long as (requests · longest prompt) stays within the token budget. If anything is admitted, the batch is prefill only
+//! and decodes stall. Otherwise all running requests decode, in the order of arrival; out of blocks, the latest arrival
+//! goes back to the front of the line and keeps its tokens, to be recomputed.
+//! A prompt longer than the budget, which Vidur's rule would never admit, goes alone.
+
+use super::Policy;
+use crate::plan::{Hold, HoldReason, Plan};
+use crate::request::{Phase, Slot};
+use crate::view::View;
+
+/// Vidur's `vllm` scheduler.
+#[derive(Clone, Debug)]
+pub struct PrefillFirst;
+
+impl Policy for PrefillFirst {
+    fn plan(&mut self, view: &View, plan: &mut Plan) {
+        let mut longest = 0;
+        'admissions: for queue in [view.queues(), 0] {
+            for slot in view.iter_waiting(queue) {
+                let prompt = view.request(slot).prefill_target();
+                longest = longest.max(prompt);
+                if let Err(hold) = seat(view, plan, longest).and_then(|()| plan.fits_above_watermark(view, slot)) {
+                    plan.hold_queue(queue, hold);
+                    plan.hold_queue(0, hold);
+                    break 'admissions;
+                }
+                plan.admit(view, slot, prompt, true);
+            }
+        }
+        if plan.is_empty() {
+            decode_all(view, plan);
+            // The host may have cut a prompt into chunks.
+            plan.continue_prefills(view);
+        }
+    }
+}
+
+/// A free seat, and room for one more in a batch that is padded to its longest prompt.
+fn seat(view: &View, plan: &Plan, longest: u32) -> Result<(), Hold> {
+    let (seats, budget) = (view.limits().max_num_seqs, plan.token_budget());
+    if plan.residents() >= seats {
+        return Err(Hold::new(HoldReason::BatchCap, plan.residents() + 1, seats));
+    }
+    let padded = (plan.chunks().len() as u64 + 1) * u64::from(longest);
+    if padded > u64::from(budget) && !plan.chunks().is_empty() {
+        return Err(Hold::new(HoldReason::BatchCap, padded as f64, budget));
+    }
+    Ok(())
+}
+
+/// Vidur's decode step: in the order of arrival every request finds a free block, whether it needs one or not; for want
+/// of one the latest arrival is evicted. The last request decides: those before it need no more than it finds.
+pub(super) fn decode_all(view: &View, plan: &mut Plan) {
+    plan.decode(view, 0);
+    while let Some(last) = last_decoding(view, plan) {
+        let spare = i64::from(plan.residents() > 1 && !view.needs_block(last));
+        if plan.free() >= spare || !plan.evict_last(view) {
+            break;
+        }
+    }
+}
+
+fn last_decoding(view: &View, plan: &Plan) -> Option<Slot> {
+    let mut last = plan.last_resident(view);
+    while let Some(slot) = last.filter(|&slot| view.request(slot).phase != Phase::Decoding) {
+        last = view.resident_before(slot);
+    }
+    last
+}

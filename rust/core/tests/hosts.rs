@@ -1,0 +1,149 @@
+//! Hosts that do other things than planned.
+
+mod common;
+
+use common::*;
+use wait_core::*;
+
+#[test]
+fn the_host_preempts_what_nobody_chose() {
+    let mut core = small();
+    with(&mut core, &[(1, 4), (2, 4), (3, 4)]);
+    core.plan(0);
+    core.plan(0);
+    assert_eq!((stage(&core, 1), kv(&core, 1)), (2, 5));
+    core.complete(&Report { preempted: &[1], ..Report::default() });
+    assert_eq!(
+        (phase(&core, 1), stage(&core, 1)),
+        (Phase::Waiting, 1),
+        "the second token was planned and not computed"
+    );
+    assert_eq!((core.stats().preemptions, core.stats().recomputed_tokens), (1, 4));
+    let plan = core.plan(0);
+    assert_eq!((plan.decodes(), plan.chunks()[0].id, plan.chunks()[0].tokens), (2, 1, 5));
+    assert_eq!(stage(&core, 1), 2);
+    core.complete(&Report { preempted: &[1], ..Report::default() });
+    assert_eq!((stage(&core, 1), core.stats().recomputed_tokens), (1, 4), "its prefill had not happened either");
+}
+
+#[test]
+fn the_host_refuses_admissions_and_the_line_keeps_its_order() {
+    let mut core = small();
+    with(&mut core, &[(1, 4), (2, 4), (3, 4), (4, 4)]);
+    core.plan(0);
+    core.complete(&Report { refused: &[2, 3, 4], ..Report::default() });
+    assert_eq!((core.stats().admitted, core.view().waiting_total(), core.view().pool().used()), (1, 3, 1));
+    assert_eq!(chunks(&mut core), [(2, 4), (3, 4), (4, 4)]);
+    assert_eq!((core.stats().admitted, core.stats().preemptions), (4, 0));
+}
+
+#[test]
+fn a_refusal_may_come_after_the_next_plan() {
+    let mut core = small();
+    with(&mut core, &[(1, 4), (2, 4)]);
+    core.plan(0);
+    core.plan(0);
+    core.complete(&Report { refused: &[2], ..Report::default() });
+    assert_eq!((stage(&core, 1), stage(&core, 2), phase(&core, 2)), (2, 0, Phase::Waiting));
+    assert_eq!(chunks(&mut core), [(2, 4)]);
+}
+
+#[test]
+fn the_next_iteration_is_planned_before_this_one_completes() {
+    let mut core = small();
+    with(&mut core, &[(1, 4), (2, 4)]);
+    assert_eq!(core.plan(0).chunks().len(), 2);
+    assert_eq!(core.plan(0).decodes(), 2);
+    core.complete(&Report { finished: &[1], ..Report::default() });
+    assert_eq!((kv(&core, 2), core.view().residents(), core.view().pool().used()), (5, 1, 2));
+    assert_eq!(core.plan(0).decodes(), 1);
+    core.complete(&Report::default());
+    core.complete(&Report { finished: &[2], ..Report::default() });
+    assert!(core.view().is_empty());
+}
+
+#[test]
+fn progress_places_a_request_where_the_host_says() {
+    let mut core = small();
+    with(&mut core, &[(1, 8), (2, 8)]);
+    core.plan(0);
+    // Speculative decoding: two tokens more than planned; and a chunk that was cut.
+    core.complete(&Report { progress: &[(1, 10), (2, 3)], ..Report::default() });
+    assert_eq!((kv(&core, 1), stage(&core, 1), phase(&core, 2), kv(&core, 2)), (10, 3, Phase::Prefilling, 3));
+    assert_eq!(core.view().pool().used(), 4);
+    assert_eq!(chunks(&mut core), [(2, 5)]);
+    assert_eq!((kv(&core, 1), stage(&core, 2)), (11, 1));
+}
+
+#[test]
+fn progress_that_cannot_be_is_cut_and_nothing_panics() {
+    let mut core = small();
+    with(&mut core, &[(1, 8), (2, 8)]);
+    core.plan(0);
+    core.complete(&Report { progress: &[(1, u32::MAX), (2, 0), (2, 0), (9, 4)], ..Report::default() });
+    assert_eq!((kv(&core, 1), kv(&core, 2), core.stats().unknown_ids), (40, 0, 1));
+    core.complete(&Report { preempted: &[2], ..Report::default() });
+    assert_eq!((stage(&core, 2), phase(&core, 2)), (0, Phase::Waiting));
+    core.complete(&Report { preempted: &[1], ..Report::default() });
+    assert_eq!(core.stats().preemptions, 2);
+}
+
+#[test]
+fn a_shrunken_cache_evicts_and_fills_again_when_it_grows() {
+    let mut core = small();
+    with(&mut core, &[(1, 12), (2, 12), (3, 12)]);
+    core.plan(0);
+    core.set_capacity(5).unwrap();
+    assert_eq!(core.view().pool().free(), -4);
+    let plan = core.plan(0);
+    assert_eq!(plan.preempted().iter().map(|&(_, id)| id).collect::<Vec<_>>(), [3, 2]);
+    assert_eq!((plan.decodes(), core.view().pool().free()), (1, 1));
+    core.set_capacity(10).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 13)]);
+    assert_eq!(core.explain(3), Some(Hold { reason: HoldReason::NoBlocks, needs: 4.0, limit: 2.0 }));
+}
+
+#[test]
+fn what_no_longer_fits_waits_until_the_cache_grows_again() {
+    let mut core = small();
+    with(&mut core, &[(1, 30), (2, 4)]);
+    core.set_capacity(4).unwrap();
+    for _ in 0..3 {
+        assert!(core.plan(0).is_empty());
+        assert_eq!(core.explain(1), Some(Hold { reason: HoldReason::NoBlocks, needs: 8.0, limit: 4.0 }));
+    }
+    core.set_capacity(10).unwrap();
+    assert_eq!(chunks(&mut core), [(1, 30), (2, 4)]);
+}
+
+#[test]
+fn a_reset_of_the_prefix_cache_sends_everyone_back_with_what_they_have() {
+    let mut core = small();
+    with(&mut core, &[(1, 4), (2, 6), (3, 4)]);
+    core.plan(0);
+    core.complete(&Report { free_blocks: Some(8), ..Report::default() });
+    core.plan(0);
+    // vLLM's reset_prefix_cache(reset_running_requests=True) preempts all that run, last admitted first.
+    core.complete(&Report { preempted: &[3, 2, 1], free_blocks: Some(10), ..Report::default() });
+    assert_eq!((core.view().residents(), core.view().pool().free(), core.view().resuming()), (0, 10, 3));
+    assert_eq!(chunks(&mut core), [(1, 5), (2, 7), (3, 5)]);
+}
+
+#[test]
+fn a_paused_engine_keeps_everything_and_goes_on() {
+    let mut core = small();
+    with(&mut core, &[(1, 4)]);
+    core.plan(0);
+    with(&mut core, &[(2, 4)]);
+    core.set_paused(true);
+    for _ in 0..3 {
+        let plan = core.plan(0);
+        assert!(plan.is_empty() && plan.preempted().is_empty());
+        assert_eq!(core.paused_ids(), [1]);
+        core.complete(&Report::default());
+    }
+    assert_eq!((kv(&core, 1), core.view().residents(), core.view().waiting_total()), (4, 1, 1));
+    assert!(core.abort(1));
+    core.set_paused(false);
+    assert_eq!(chunks(&mut core), [(2, 4)]);
+}

@@ -1,0 +1,153 @@
+//! The policies against engines that keep lists and walk them: the same iterations, one by one.
+
+mod oracle;
+
+use oracle::{Engine, Sizes, Step, v1::V1, wait::Wait};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use wait_core::{Config, LengthHint, Origin, Phase, Report, Request, Scheduler};
+
+/// (iterations planned before it arrives, prompt, output, type)
+type Arrival = (u32, u32, u32, usize);
+
+fn arrivals(most: usize) -> impl Strategy<Value = Vec<Arrival>> {
+    prop::collection::vec((prop_oneof![3 => Just(0), 1 => 0..6u32], 1..30u32, 1..20u32, 0..2usize), 1..most)
+}
+
+fn sizes() -> impl Strategy<Value = Sizes> {
+    (2..20u32, prop_oneof![Just(1), Just(4), Just(16)], 1..9usize, 0..40u32, any::<bool>()).prop_map(
+        |(blocks, block_size, seats, more, restart)| Sizes {
+            blocks,
+            block_size,
+            seats,
+            budget: seats as u32 + more,
+            restart,
+        },
+    )
+}
+
+fn scheduler(sizes: &Sizes, policy: &Value) -> Scheduler {
+    let mut settings = json!({
+        "kv_blocks": sizes.blocks,
+        "block_size": sizes.block_size,
+        "max_num_seqs": sizes.seats,
+        "token_budget": sizes.budget,
+        "preemption": if sizes.restart { "restart" } else { "recompute" },
+    });
+    settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+    Scheduler::new(&Config::from_map(settings.as_object().unwrap().clone()).unwrap()).unwrap()
+}
+
+const NS: u64 = 1000;
+
+/// Plans both engines side by side until the last request has ended.
+fn compare(core: &mut Scheduler, oracle: &mut impl Engine, arrivals: &[Arrival]) {
+    let mut rest = arrivals.iter().enumerate().peekable();
+    let (mut now_ns, mut due, mut idle) = (0, arrivals[0].0, 0);
+    let mut drained = false;
+    for iteration in 0.. {
+        assert!(iteration < 100_000, "no end in sight");
+        while let Some((id, &(_, prompt, output, kind))) = rest.next_if(|_| due == 0) {
+            let request = Request {
+                id: id as u64,
+                prompt,
+                output: LengthHint::Exact(output),
+                type_id: Some(kind as u16),
+                arrival_ns: now_ns,
+                ..Request::default()
+            };
+            if core.add(&request).is_ok() {
+                let (id, arrival_ns) = (request.id, now_ns);
+                oracle.add(oracle::Request { id, kind, arrival_ns, prompt, output, ..oracle::Request::default() });
+            }
+            due = rest.peek().map_or(0, |&(_, next)| next.0);
+        }
+        due = due.saturating_sub(1);
+        let emitting = plan(core, now_ns);
+        let expected = oracle.step(now_ns);
+        assert_eq!(emitting, Step { emitted: vec![], finished: vec![], ..expected.clone() }, "iteration {iteration}");
+        core.complete(&Report { finished: &expected.finished, ..Report::default() });
+        compare_states(core, oracle);
+        now_ns += NS;
+        if core.view().is_empty() && rest.peek().is_none() {
+            break;
+        }
+        idle = if expected.tokens() == 0 { idle + 1 } else { 0 };
+        if idle > 3 && rest.peek().is_none() {
+            assert!(!drained, "stalled");
+            drained = true;
+            idle = 0;
+            core.drain();
+            oracle.drain();
+        }
+    }
+    assert_eq!((oracle.running().len(), oracle.waiting()), (0, 0));
+}
+
+/// The core's next iteration, in the oracle's words.
+fn plan(core: &mut Scheduler, now_ns: u64) -> Step {
+    let before = core.clone();
+    let (before, plan) = (before.view(), core.plan(now_ns));
+    let of = |origin| plan.chunks().iter().filter(move |chunk| chunk.origin == origin).map(|chunk| chunk.id).collect();
+    let mut step = Step {
+        preempted: plan.preempted().iter().map(|&(_, id)| id).collect(),
+        prefills: plan.chunks().iter().map(|chunk| (chunk.id, chunk.start, chunk.tokens)).collect(),
+        admitted: of(Origin::Admitted),
+        resumed: of(Origin::Resumed),
+        ..Step::default()
+    };
+    for slot in before.iter_residents() {
+        let request = before.request(slot);
+        if request.phase == Phase::Decoding
+            && plan.runs(usize::from(request.lane))
+            && !step.preempted.contains(&request.id)
+        {
+            step.decodes.push((request.id, before.kv(slot) + 1));
+        }
+    }
+    step.blocks = core.view().pool().used() as u32;
+    step
+}
+
+fn compare_states(core: &Scheduler, oracle: &impl Engine) {
+    let view = core.view();
+    let found: Vec<_> = view
+        .iter_residents()
+        .map(|slot| (view.request(slot).id, view.kv(slot), view.blocks(slot), view.stage(slot)))
+        .collect();
+    let expected: Vec<_> = oracle.running().iter().map(|r| (r.id, r.computed, r.held, r.emitted)).collect();
+    assert_eq!(found, expected, "KV, blocks and stage of the residents in the order of admission");
+    assert_eq!(view.waiting_total() as usize, oracle.waiting());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn vllm_is_the_published_rule(sizes in sizes(), watermark in 0..4u32, arrivals in arrivals(50)) {
+        let watermark = f64::from(watermark) * 0.1;
+        let mut core = scheduler(&sizes, &json!({"policy": "vllm", "watermark": watermark}));
+        let mut oracle = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
+        compare(&mut core, &mut oracle, &arrivals);
+    }
+
+    #[test]
+    fn wait_is_the_rule_at_the_head_of_its_file(
+        sizes in sizes(),
+        thresholds in prop::collection::vec(prop_oneof![(1..6u32).prop_map(f64::from), 0.1..4.0], 2),
+        open in any::<bool>(),
+        hold in prop_oneof![Just(None), (0..20u64).prop_map(Some)],
+        arrivals in arrivals(50),
+    ) {
+        let types = json!([{"prompt": 8, "output": 5, "rate": 1.0}, {"prompt": 20, "output": 16, "rate": 1.0}]);
+        let mut policy = json!({"policy": "wait", "types": types, "thresholds": thresholds, "work_conserving": open});
+        if let Some(iterations) = hold {
+            policy["max_hold"] = json!((iterations * NS) as f64 * 1e-9);
+        }
+        let mut core = scheduler(&sizes, &policy);
+        let kinds = [(thresholds[0], 5), (thresholds[1], 16)];
+        // What the core makes of seconds, so that a tie is a tie.
+        let hold_ns = hold.map(|iterations| ((iterations * NS) as f64 * 1e-9 * 1e9) as u64);
+        compare(&mut core, &mut Wait::new(sizes, &kinds, open, hold_ns), &arrivals);
+    }
+}
