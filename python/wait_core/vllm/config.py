@@ -36,12 +36,15 @@ class Settings:
         Whether the core may see ``max_tokens``. Where clients set it far above what they use, false.
     known_lengths
         Whether ``max_tokens`` is the exact output length of a request that ignores EOS and has no stop condition.
+    fast_decode
+        Whether steady decode skips the work that vLLM does in vain; see `wait_core.vllm.fast_decode`.
     """
 
     policy: str = "wait"
     watchdog_s: float = 2.0
     use_max_tokens: bool = True
     known_lengths: bool = True
+    fast_decode: bool = False
     core: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +83,7 @@ def read(raw: object) -> Settings:
             how = f"set vLLM's {option} instead" if option else "it cannot be set"
             raise ConfigError(f"{KEY}.{name} = {value!r}: it follows the engine; {how}")
         (given if name in own else core)[name] = value
-    for name, kind in (("policy", str), ("use_max_tokens", bool), ("known_lengths", bool)):
+    for name, kind in (("policy", str), ("use_max_tokens", bool), ("known_lengths", bool), ("fast_decode", bool)):
         if name in given and not isinstance(given[name], kind):
             raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {given[name]!r}")
     seconds = given.get("watchdog_s", 0.0)
