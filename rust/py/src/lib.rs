@@ -3,6 +3,7 @@
 mod convert;
 mod error;
 mod plan;
+mod planning;
 mod scheduler;
 mod simulation;
 
@@ -13,6 +14,8 @@ mod _core {
     use super::error::{CapacityError, DuplicateIdError, QueueFullError, StalledError, WaitCoreError};
     #[pymodule_export]
     use super::plan::{Hold, Plan};
+    #[pymodule_export]
+    use super::planning::{Planner, SafetyBuffer};
     #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]
