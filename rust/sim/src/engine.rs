@@ -163,14 +163,12 @@ impl<'a> Engine<'a> {
     fn admit_arrivals(&mut self) -> Result<(), SimError> {
         while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
             let id = self.next as u64;
-            let mut sent_ns = arrival.at_ns;
-            if let Some(most) = self.setup.max_concurrency {
-                if self.scheduler.view().len() >= most {
-                    break;
-                }
-                // What the client held back is sent now.
-                sent_ns = sent_ns.max(self.freed_ns);
+            if self.holds_back() {
+                break;
             }
+            // What the client held back is sent when a request has ended.
+            let freed_ns = self.setup.max_concurrency.map_or(0, |_| self.freed_ns);
+            let sent_ns = arrival.at_ns.max(freed_ns);
             let output = match self.setup.lengths {
                 Lengths::Known => LengthHint::Exact(self.iterations(id)),
                 Lengths::Hidden => LengthHint::Unknown,
@@ -237,6 +235,11 @@ impl<'a> Engine<'a> {
         }
         self.recorder.finish_requests(&self.finished, self.now_ns);
         self.scheduler.complete(&Completed { finished: &self.finished, ..Completed::default() });
+        let evicts = !self.scheduler.last_plan().preempted().is_empty();
+        if evicts && self.next_arrival_ns().is_none() && !self.scheduler.paused_ids().is_empty() {
+            // Who pauses for company that never comes would hold the memory that the evicted needs, for ever.
+            self.drain();
+        }
         Ok(true)
     }
 
@@ -271,15 +274,30 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// The client keeps back what it has until a request ends.
+    fn holds_back(&self) -> bool {
+        self.setup.max_concurrency.is_some_and(|most| self.scheduler.view().len() >= most)
+    }
+
+    /// The next arrival to come by itself, ns.
+    fn next_arrival_ns(&self) -> Option<u64> {
+        self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(|_| !self.holds_back())
+    }
+
+    /// No more arrivals will come.
+    fn drain(&mut self) {
+        if !self.scheduler.view().draining() {
+            self.recorder.drain(self.now_ns);
+            self.scheduler.drain();
+        }
+    }
+
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
-        // An arrival that the client holds back is no event of its own.
-        let later = |ns: &u64| *ns > self.now_ns;
-        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(later);
-        let wake = plan.wake_ns().filter(later).filter(|&ns| ns <= LATEST_NS);
-        if let Some(next) = arrival.into_iter().chain(wake).min() {
-            self.now_ns = next;
+        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
+        if let Some(next) = self.next_arrival_ns().into_iter().chain(wake).min() {
+            self.now_ns = self.now_ns.max(next);
             return Ok(true);
         }
         let view = self.scheduler.view();
@@ -293,8 +311,7 @@ impl<'a> Engine<'a> {
                 resident: view.residents(),
             });
         }
-        self.recorder.drain(self.now_ns);
-        self.scheduler.drain();
+        self.drain();
         Ok(true)
     }
 }

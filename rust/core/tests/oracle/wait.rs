@@ -11,7 +11,24 @@ pub struct Gate {
     /// Most residents of the type.
     pub cap: usize,
     pub credit: f64,
+    pub open: bool,
+    /// Who may still enter, and who has, in this iteration.
+    pub share: usize,
+    pub entered: usize,
 }
+
+impl Gate {
+    fn most(&self) -> f64 {
+        (self.threshold - EPSILON).ceil()
+    }
+
+    fn due(&self) -> usize {
+        (self.credit + self.threshold + EPSILON).floor().min(self.most()) as usize
+    }
+}
+
+/// Rounding errors are not fractions.
+const EPSILON: f64 = 1e-9;
 
 #[derive(Clone, Debug)]
 pub struct Wait {
@@ -30,8 +47,11 @@ impl Wait {
     pub fn new(sizes: Sizes, types: &[(f64, u32)], open: bool, max_hold_ns: Option<u64>) -> Self {
         let gate = |&(threshold, iterations): &(f64, u32)| Gate {
             threshold,
-            cap: (threshold * f64::from(iterations)).ceil().max(1.0) as usize,
+            cap: (threshold * f64::from(iterations) - EPSILON).ceil().max(1.0) as usize,
             credit: 0.0,
+            open: false,
+            share: 0,
+            entered: 0,
         };
         Self {
             sizes,
@@ -58,8 +78,9 @@ impl Wait {
     }
 
     /// The residents of the types served advance: all decodes, then prefills in the order of their admission.
-    fn advance(&mut self, served: &[bool], step: &mut Step) {
+    fn advance(&mut self, step: &mut Step) {
         let sizes = self.sizes;
+        let served: Vec<bool> = self.gates.iter().map(|gate| gate.open).collect();
         loop {
             let decoding = self.running.iter().filter(|request| request.decodes && served[request.kind]);
             let needed: i64 = decoding.map(|r| i64::from(sizes.blocks_for(r.computed + 1) - r.held)).sum();
@@ -106,19 +127,63 @@ impl Wait {
         self.running.push(request);
     }
 
-    fn admit(&mut self, j: usize, now_ns: u64, step: &mut Step) {
-        let gate = &mut self.gates[j];
-        gate.credit = (gate.credit + gate.threshold).min(gate.threshold.ceil().max(1.0));
-        while let Some(request) = self.lines[j].front() {
-            let residents = self.running.iter().filter(|request| request.kind == j).count();
-            let gate = &self.gates[j];
-            let share = gate.credit >= 1.0 - 1e-9 && residents < gate.cap;
-            if !(self.overdue(request, now_ns) || share) || !self.has_room(request, step) {
-                break;
+    /// The type whose head is the oldest, of those that may go.
+    fn oldest(&self, may: impl Fn(usize, &Request) -> bool) -> Option<usize> {
+        let heads = (0..self.lines.len()).filter_map(|j| Some((j, self.lines[j].front()?)));
+        let open = heads.filter(|&(j, head)| self.gates[j].open && may(j, head));
+        open.map(|(j, head)| (head.arrival_ns, head.id, j)).min().map(|(.., j)| j)
+    }
+
+    fn enter_from(&mut self, j: usize, step: &mut Step) {
+        let request = self.lines[j].pop_front().expect("somebody waits");
+        self.gates[j].share = self.gates[j].share.saturating_sub(1);
+        self.gates[j].entered += 1;
+        self.enter(request, step);
+    }
+
+    fn admit(&mut self, now_ns: u64, step: &mut Step) {
+        let mut at = 0;
+        while at < self.resuming.len() {
+            let j = self.resuming[at].kind;
+            if !self.gates[j].open || self.gates[j].share == 0 {
+                at += 1;
+                continue;
             }
-            let request = self.lines[j].pop_front().expect("it was looked at");
-            self.gates[j].credit = (self.gates[j].credit - 1.0).max(0.0);
+            if !self.has_room(&self.resuming[at], step) {
+                return;
+            }
+            let request = self.resuming.remove(at).expect("it was looked at");
+            self.gates[j].share -= 1;
+            self.gates[j].entered += 1;
             self.enter(request, step);
+        }
+        while let Some(j) = self.oldest(|j, head| self.gates[j].share > 0 || self.overdue(head, now_ns)) {
+            if !self.has_room(&self.lines[j][0], step) {
+                return;
+            }
+            self.enter_from(j, step);
+        }
+    }
+
+    /// Nothing would run: the first that is served at all goes, or else those go on who hold its memory.
+    fn unblock(&mut self, step: &mut Step) {
+        if let Some(at) = self.resuming.iter().position(|request| self.gates[request.kind].open) {
+            if self.has_room(&self.resuming[at], step) {
+                let request = self.resuming.remove(at).expect("it was looked at");
+                return self.enter(request, step);
+            }
+        } else if let Some(j) = self.oldest(|_, _| true) {
+            if self.has_room(&self.lines[j][0], step) {
+                return self.enter_from(j, step);
+            }
+        } else {
+            return;
+        }
+        if !self.running.is_empty() {
+            for gate in &mut self.gates {
+                gate.open = true;
+            }
+            self.advance(step);
         }
     }
 }
@@ -134,38 +199,36 @@ impl Engine for Wait {
 
     fn step(&mut self, now_ns: u64) -> Step {
         let mut step = Step::default();
-        let idle = self.running.is_empty();
-        let mut served: Vec<bool> = (0..self.gates.len())
-            .map(|j| {
-                let overdue = self.lines[j].front().is_some_and(|head| self.overdue(head, now_ns));
-                self.open || overdue || self.lines[j].len() as f64 >= self.gates[j].threshold
-            })
-            .collect();
-        let any = served.contains(&true);
-        let held = (0..self.gates.len()).filter(|&j| !served[j]).filter_map(|j| self.lines[j].front());
-        self.wake_ns = held.filter_map(|head| Some(head.arrival_ns + self.max_hold_ns?)).min();
-        self.advance(&served, &mut step);
+        self.wake_ns = None;
+        for j in 0..self.gates.len() {
+            let head = self.lines[j].front();
+            let waiting = self.lines[j].len() + self.resuming.iter().filter(|request| request.kind == j).count();
+            let inside = self.running.iter().filter(|request| request.kind == j).count();
+            let overdue = head.is_some_and(|head| self.overdue(head, now_ns));
+            let due = self.gates[j].due();
+            let gate = Gate {
+                open: waiting >= due || self.open || overdue,
+                share: due.min(self.gates[j].cap.saturating_sub(inside)),
+                entered: 0,
+                ..self.gates[j].clone()
+            };
+            if let (false, Some(head), Some(limit)) = (gate.open, head, self.max_hold_ns) {
+                let wake = head.arrival_ns + limit;
+                self.wake_ns = Some(self.wake_ns.map_or(wake, |other| other.min(wake)));
+            }
+            self.gates[j] = gate;
+        }
+        self.advance(&mut step);
         if step.preempted.is_empty() {
-            while self.resuming.front().is_some_and(|request| self.has_room(request, &step)) {
-                let request = self.resuming.pop_front().expect("it was looked at");
-                self.enter(request, &mut step);
-            }
-            if self.resuming.is_empty() {
-                for j in (0..self.gates.len()).filter(|&j| served[j]) {
-                    self.admit(j, now_ns, &mut step);
-                }
+            self.admit(now_ns, &mut step);
+            if step.tokens() == 0 {
+                self.unblock(&mut step);
             }
         }
-        if step.tokens() == 0 && !idle && any {
-            served.fill(true);
-            self.advance(&served, &mut step);
-        }
-        if step.tokens() == 0 && idle && self.open {
-            let heads = (0..self.lines.len()).filter_map(|j| self.lines[j].front().map(|r| (r.arrival_ns, r.id, j)));
-            if let Some((.., j)) = heads.min().filter(|&(.., j)| self.has_room(&self.lines[j][0], &step)) {
-                let request = self.lines[j].pop_front().expect("it is the oldest");
-                self.enter(request, &mut step);
-            }
+        // A step that computes something is a service of the open gates.
+        for gate in self.gates.iter_mut().filter(|gate| gate.open && step.tokens() > 0) {
+            let most = gate.most() + 1.0;
+            gate.credit = ((gate.credit + gate.threshold).min(most) - gate.entered as f64).max(0.0);
         }
         step.finish(&mut self.running);
         step
