@@ -18,6 +18,7 @@ from wait_core._core import (
     WaitCoreError,
     __version__,
 )
+from wait_core.planning import PlanReport, plan
 from wait_core.simulation import Report, simulate
 
 if DEBUG_BUILD:
@@ -28,11 +29,13 @@ __all__ = [
     "DuplicateIdError",
     "Hold",
     "Plan",
+    "PlanReport",
     "QueueFullError",
     "Report",
     "Scheduler",
     "StalledError",
     "WaitCoreError",
     "__version__",
+    "plan",
     "simulate",
 ]

@@ -6,12 +6,15 @@ import numpy.typing as npt
 
 __all__ = [
     "DEBUG_BUILD",
+    "SETTINGS",
     "CapacityError",
     "DuplicateIdError",
     "Hold",
     "Plan",
+    "Planner",
     "QueueFullError",
     "Run",
+    "SafetyBuffer",
     "Scheduler",
     "StalledError",
     "WaitCoreError",
@@ -24,6 +27,7 @@ __all__ = [
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
+SETTINGS: Final[list[str]]
 
 class WaitCoreError(ValueError): ...
 class CapacityError(WaitCoreError): ...
@@ -110,6 +114,70 @@ class Scheduler:
     def thresholds(self) -> list[float]: ...
     @property
     def stats(self) -> dict[str, Any]: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+@final
+class Planner:
+    def __new__(
+        cls,
+        types: Sequence[tuple[int, int, float]],
+        law: Mapping[str, Any],
+        *,
+        capacity: int,
+        max_running: int | None = None,
+        token_budget: int | None = None,
+        convention: str = "vllm",
+    ) -> Planner: ...
+    @property
+    def load(self) -> float: ...
+    @property
+    def mean_token_iterations(self) -> float: ...
+    def equilibrium(self) -> dict[str, Any] | None: ...
+    def largest_stable_rate(self) -> dict[str, Any]: ...
+    def capacity_bound(self) -> dict[str, Any]: ...
+    def steady_state(self, block_size: int = 1) -> dict[str, Any]: ...
+    def saturated(self, block_size: int = 1) -> dict[str, Any]: ...
+    def thresholds(
+        self,
+        per_type: Sequence[float] | None = None,
+        *,
+        spacing: float | None = None,
+        block_size: int | None = None,
+    ) -> dict[str, Any]: ...
+    def segments(
+        self, boundaries: Sequence[int] | None = None, *, count: int | None = None
+    ) -> list[dict[str, Any]]: ...
+    def nested(
+        self,
+        boundaries: Sequence[int] | None = None,
+        *,
+        count: int | None = None,
+        per_segment: Sequence[float] | None = None,
+        margin: float = 0.05,
+        failure_probability: float | None = None,
+        horizon: float = 0.0,
+    ) -> dict[str, Any]: ...
+    def stage_caps(
+        self,
+        total: int,
+        boundaries: Sequence[int] | None = None,
+        *,
+        count: int | None = None,
+        margin: float = 0.05,
+    ) -> dict[str, Any]: ...
+    def safety_buffer(
+        self, per_segment: Sequence[float], boundaries: Sequence[int] | None = None, *, count: int | None = None
+    ) -> SafetyBuffer: ...
+
+@final
+class SafetyBuffer:
+    @property
+    def theta(self) -> list[float]: ...
+    def tokens(self, failure_probability: float, horizon: float) -> float: ...
+    def queue_bounds(self, failure_probability: float, horizon: float) -> list[float]: ...
+    def failure_probability(self, tokens: float, horizon: float) -> float: ...
+    def horizon(self, tokens: float, failure_probability: float) -> float: ...
 
 @final
 class Run:

@@ -48,3 +48,17 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WaitCoreError(f"iteration_time = {law!r}: not a JSON object")
     return value
+
+
+def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
+    """Return the KV capacity in blocks that goes with a law, if there is one.
+
+    Raises
+    ------
+    WaitCoreError
+        Only named laws have one, for blocks of 16 tokens.
+
+    """
+    if law != iteration_time(A100) or block_size != 16:
+        raise WaitCoreError("kv_blocks is missing: it has a default for the A100 law and block_size 16 only")
+    return KV_BLOCKS[A100]

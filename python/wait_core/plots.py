@@ -81,7 +81,7 @@ def latency_cdf(
     log : bool
         Logarithmic latency axis.
     metric : str
-        What is measured, for the axis.
+        What is measured.
     title : str
         Title of the figure.
 
@@ -252,6 +252,65 @@ def overview(
         left.supylabel("KV cache (thousand tokens)", fontsize="medium")
         _draw_cdf(right.subplots(), values, "end-to-end latency", log=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return Path(path)
+
+
+def stability_region(
+    path: str | os.PathLike[str],
+    capacity_tokens_grid: Floats,
+    rates: Mapping[str, Floats],
+    *,
+    rate: float,
+    capacity_tokens: float,
+    title: str = "Stability region",
+) -> Path:
+    """Draw the largest stable rate of a mix against the memory, and a workload on a GPU as a point.
+
+    Parameters
+    ----------
+    path : path
+        The PNG to write.
+    capacity_tokens_grid : array, shape (c,)
+        KV capacities (tokens), rising.
+    rates : dict of str to array, shape (c,)
+        Largest rates (requests/s): fluid (constant composition), engine (FCFS), bound (of any schedule).
+    rate, capacity_tokens : float
+        The point.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    """
+    memory = _vector("capacity_tokens_grid", capacity_tokens_grid) / 1e3
+    _check(bool(np.all(np.diff(memory) > 0)), "capacity_tokens_grid", capacity_tokens_grid, "rising")
+    lines = {name: _vector(name, data) for name, data in _some(rates, "rates").items()}
+    looks = {
+        "fluid": ("#0072B2", "-", "constant composition (fluid)"),
+        "engine": ("#009E73", (0, (4, 2)), "saturated engine, FCFS"),
+        "bound": ("#D55E00", "-", "no schedule beyond"),
+    }
+    right = max(1.12 * max(float(line.max()) for line in lines.values()), 1.1 * rate)
+    with new_figure(path, (6.4, 4.4)) as figure:
+        axis = figure.subplots()
+        for name, line in lines.items():
+            _check(len(line) == len(memory), name, line.shape, f"as long as the capacities, {memory.shape}")
+            colour, dashes, label = looks[name]
+            axis.plot(line, memory, color=colour, linestyle=dashes, label=label)
+        if "fluid" in lines:
+            axis.fill_betweenx(memory, 0, lines["fluid"], color=looks["fluid"][0], alpha=0.12, linewidth=0)
+        if "bound" in lines:
+            axis.fill_betweenx(memory, lines["bound"], right, color=looks["bound"][0], alpha=0.08, linewidth=0)
+        axis.axhline(capacity_tokens / 1e3, color=LIMIT, linestyle=(0, (4, 2)), linewidth=1.2)
+        axis.plot([rate], [capacity_tokens / 1e3], "o", color=INK, markersize=7, label="this workload, this GPU")
+        axis.set_xlim(0, right)
+        axis.set_ylim(0, float(memory[-1]))
+        axis.set(xlabel="arrival rate (requests/s)", ylabel="KV capacity (thousand tokens)")
+        axis.set_title(title)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=9)
     return Path(path)
 
 

@@ -129,6 +129,37 @@ def replayed(
     )
 
 
+def offered(  # noqa: PLR0917 - one keyword of `simulate` each
+    dataset_name: str | Dataset | None,
+    dataset_path: Trace | str | os.PathLike[str] | None,
+    requests: Requests | None,
+    request_rate: float | None,
+    num_prompts: int | None,
+    seed: int,
+    burstiness: float,
+) -> Requests:
+    """Make the requests that exactly one of a dataset, a trace and `requests` gives; see `sampled` and `replayed`."""
+    given = [value for value in (dataset_name, dataset_path, requests) if value is not None]
+    if len(given) != 1:
+        raise _core.WaitCoreError(f"give exactly one of dataset_name, dataset_path and requests, not {len(given)}")
+    if requests is not None:
+        return requests
+    if dataset_path is not None:
+        return replayed(
+            dataset_path, request_rate=request_rate, num_prompts=num_prompts, seed=seed, burstiness=burstiness
+        )
+    if request_rate is None:
+        raise _core.WaitCoreError("request_rate = None: a dataset needs a rate in requests per second")
+    assert dataset_name is not None  # noqa: S101 - one of three is given
+    return sampled(
+        dataset_name,
+        request_rate=request_rate,
+        num_prompts=1000 if num_prompts is None else num_prompts,
+        seed=seed,
+        burstiness=burstiness,
+    )
+
+
 def _at_least_one(num_prompts: int) -> None:
     if num_prompts < 1:
         raise _core.WaitCoreError(f"num_prompts = {num_prompts}: must be at least 1")

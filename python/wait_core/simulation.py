@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from wait_core import _core
-from wait_core.laws import A100, KV_BLOCKS, iteration_time
-from wait_core.requests import Requests, replayed, sampled
+from wait_core.laws import A100, iteration_time, kv_blocks_of
+from wait_core.requests import Requests, offered
 
 if TYPE_CHECKING:
     import os
@@ -154,30 +154,30 @@ def simulate(
         The policy left requests waiting for ever.
 
     """
-    offered = _offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
+    wanted = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
     law = iteration_time(iteration_time_law)
     known = _lengths_known(policy, lengths)
-    settings = {"policy": policy, "block_size": 16} | settings
+    # The planned server is the simulated one, unless the settings say otherwise.
+    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law}
+    settings = defaults | settings
     if "kv_blocks" not in settings:
-        if law != iteration_time(A100) or settings["block_size"] != 16:
-            raise _core.WaitCoreError("kv_blocks is missing: it has a default for the A100 law and block_size 16 only")
-        settings["kv_blocks"] = KV_BLOCKS[A100]
-    labels = np.zeros(len(offered), np.uint16)
+        settings["kv_blocks"] = kv_blocks_of(law, settings["block_size"])
+    labels = np.zeros(len(wanted), np.uint16)
     typed = policy in TYPED and "types" not in settings
     if typed:
-        types, labels = offered.types(num_types)
+        types, labels = wanted.types(num_types)
         settings["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
     if not (np.isfinite(overhead_s) and overhead_s >= 0):
         raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be finite and at least 0")
     with tqdm(
-        total=len(offered), desc=policy, unit="req", leave=False, disable=not (progress and sys.stderr.isatty())
+        total=len(wanted), desc=policy, unit="req", leave=False, disable=not (progress and sys.stderr.isatty())
     ) as bar:
         run = _core.run(
             settings,
             law,
-            offered.arrival_ns,
-            offered.prompt,
-            offered.output,
+            wanted.arrival_ns,
+            wanted.prompt,
+            wanted.output,
             labels,
             lengths_known=known,
             typed=typed,
@@ -186,37 +186,7 @@ def simulate(
             overhead_ns=round(overhead_s * 1e9),
             callback=lambda completed: bar.update(completed - bar.n),
         )
-    return Report(policy=policy, workload=offered.name, seed=seed, settings=settings, run=run)
-
-
-def _offered(  # noqa: PLR0917 - one keyword of `simulate` each
-    dataset_name: str | Dataset | None,
-    dataset_path: Trace | str | os.PathLike[str] | None,
-    requests: Requests | None,
-    request_rate: float | None,
-    num_prompts: int | None,
-    seed: int,
-    burstiness: float,
-) -> Requests:
-    given = [value for value in (dataset_name, dataset_path, requests) if value is not None]
-    if len(given) != 1:
-        raise _core.WaitCoreError(f"give exactly one of dataset_name, dataset_path and requests, not {len(given)}")
-    if requests is not None:
-        return requests
-    if dataset_path is not None:
-        return replayed(
-            dataset_path, request_rate=request_rate, num_prompts=num_prompts, seed=seed, burstiness=burstiness
-        )
-    if request_rate is None:
-        raise _core.WaitCoreError("request_rate = None: a dataset needs a rate in requests per second")
-    assert dataset_name is not None  # noqa: S101 - one of three is given
-    return sampled(
-        dataset_name,
-        request_rate=request_rate,
-        num_prompts=1000 if num_prompts is None else num_prompts,
-        seed=seed,
-        burstiness=burstiness,
-    )
+    return Report(policy=policy, workload=wanted.name, seed=seed, settings=settings, run=run)
 
 
 def _lengths_known(policy: str, lengths: str | None) -> bool:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from wait_core.vllm import fast_decode
 from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
 
@@ -30,6 +32,8 @@ class WaitScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wait_core = Bridge(self)
+        if self.wait_core.settings.fast_decode:
+            fast_decode.install(self)
 
     def add_request(self, request: Request) -> None:
         """Queue `request` with vLLM, then tell the core."""
@@ -45,3 +49,10 @@ class WaitScheduler(AsyncScheduler):
             self.wait_core.release()
         self.wait_core.after_step(output)
         return output
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Let our figures travel with vLLM's to the front end."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            self.wait_core.send(stats)
+        return stats

@@ -11,6 +11,7 @@ use crate::fluid::{FluidEquilibrium, Setting, equilibrium_time, kv, largest_stab
 use crate::planning_error::{PlanningError, Violation, invalid, non_negative, positive};
 use crate::workload::RequestType;
 
+mod paced;
 #[cfg(test)]
 mod tests;
 
@@ -109,8 +110,8 @@ impl Thresholds {
         Self::with_spacing(if spacing - edge < spacing * TOLERANCE { edge } else { spacing }, setting)
     }
 
-    /// [`Thresholds::best`] where that exists, and otherwise, in overload, the largest member that fits: it keeps the
-    /// memory full and leaves the rest waiting. In the second case `violations` says what fails.
+    /// [`Thresholds::best`] where that exists, and otherwise, in overload, the member that fits and serves the most: it
+    /// keeps the GPU full and leaves the rest waiting. In the second case `violations` says what fails.
     ///
     /// # Errors
     /// [`PlanningError::InvalidArgument`] if nothing arrives or a limit is out of range.
@@ -118,7 +119,7 @@ impl Thresholds {
         match Self::best(setting) {
             Err(PlanningError::Unstable { .. } | PlanningError::Infeasible { .. }) => {
                 let (largest, _) = setting.largest_spacing(&setting.workload.demand(setting.convention));
-                Self::with_spacing(largest, setting)
+                Self::with_spacing(paced::most_efficient(setting, largest), setting)
             }
             result => result,
         }
@@ -210,7 +211,7 @@ impl Thresholds {
     }
 }
 
-fn require_arrivals(setting: &Setting) -> Result<(), PlanningError> {
+pub(crate) fn require_arrivals(setting: &Setting) -> Result<(), PlanningError> {
     let rate = setting.workload.rate();
     if rate > 0.0 { Ok(()) } else { Err(invalid("Σ rate", &rate, "above 0")) }
 }

@@ -3,6 +3,7 @@
 mod convert;
 mod error;
 mod plan;
+mod planning;
 mod scheduler;
 mod simulation;
 
@@ -14,6 +15,8 @@ mod _core {
     #[pymodule_export]
     use super::plan::{Hold, Plan};
     #[pymodule_export]
+    use super::planning::{Planner, SafetyBuffer};
+    #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]
     use super::simulation::{Run, group_types, iteration_seconds, run, sample};
@@ -22,6 +25,7 @@ mod _core {
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         use pyo3::types::PyModuleMethods;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("SETTINGS", wait_core::Config::keys())?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }
 }

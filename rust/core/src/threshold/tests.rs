@@ -70,6 +70,27 @@ fn overload_is_unstable_and_still_planned() {
 }
 
 #[test]
+fn the_most_throughput_stays_within_a_tile() {
+    // C = 135,168 has room for 132 requests of 1,011.5 tokens; 129 and more take the next tile. Simulated with 128: 2,285
+    // tokens/s, with 129: 2,140.
+    let workload = of(&[(512, 1000, 4.0)]);
+    let limits = |capacity| GpuLimits { max_running: Some(256), ..GpuLimits::memory(capacity) };
+    let at = |law, limits| Setting { workload: &workload, law, convention: StageConvention::Vllm, limits };
+    let most = |setting: &Setting| Thresholds::most_throughput(setting, 16).unwrap();
+    let n = most(&at(&IterationTime::A100, limits(135_168))).per_type[0] * 1000.0;
+    assert!(n <= 128.0 && n > 127.999, "{n}");
+    // Where memory binds first it is filled, but for a request ahead of its share and the ends of blocks.
+    let n = most(&at(&IterationTime::A100, limits(118_784))).per_type[0] * 1000.0;
+    assert!((n - (118_784.0 - 1_520.0) / 1_019.0).abs() < 0.1, "{n}");
+    // Under the paper's law more is always better.
+    let law = law();
+    let n = most(&at(&law, limits(135_168))).per_type[0] * 1000.0;
+    assert!((n - (135_168.0 - 1_520.0) / 1_019.0).abs() < 0.1, "{n}");
+    let short = GpuLimits { max_running: Some(40), ..limits(135_168) };
+    assert!((most(&at(&law, short)).per_type[0] * 1000.0 - 40.0).abs() < 1e-6);
+}
+
+#[test]
 fn one_type_at_the_minimum_of_the_closed_form() {
     // With one type and n ≥ 1, L(Δ') = (λΔ' − 1)/(2λ) + T/(2λ(Δ' − T)) + T + l' Δ' and T = d0 + xΔ'; dL/dΔ' = 0 where
     // (½ + x + l') = d0/(2λ (1 − x)² (Δ' − ΔT*)²).

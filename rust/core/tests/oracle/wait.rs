@@ -1,5 +1,5 @@
 //! WAIT with its extensions: real thresholds accrue as credit, a type's residents are capped, preempted requests come
-//! back ungated, prompts are reserved whole, nothing is held while the engine would idle with the gates open.
+//! back first, prompts are reserved whole, the oldest enters first, nothing is held while the engine would idle.
 
 use std::collections::VecDeque;
 
@@ -11,24 +11,17 @@ pub struct Gate {
     /// Most residents of the type.
     pub cap: usize,
     pub credit: f64,
-    pub open: bool,
-    /// Who may still enter, and who has, in this iteration.
-    pub share: usize,
-    pub entered: usize,
+    /// In the current step: whether the type is served, how many may enter, how many have entered.
+    served: bool,
+    share: usize,
+    entered: u32,
 }
 
 impl Gate {
-    fn most(&self) -> f64 {
-        (self.threshold - EPSILON).ceil()
-    }
-
     fn due(&self) -> usize {
-        (self.credit + self.threshold + EPSILON).floor().min(self.most()) as usize
+        (self.credit + self.threshold + 1e-9).floor().min((self.threshold - 1e-9).ceil()) as usize
     }
 }
-
-/// Rounding errors are not fractions.
-const EPSILON: f64 = 1e-9;
 
 #[derive(Clone, Debug)]
 pub struct Wait {
@@ -47,9 +40,9 @@ impl Wait {
     pub fn new(sizes: Sizes, types: &[(f64, u32)], open: bool, max_hold_ns: Option<u64>) -> Self {
         let gate = |&(threshold, iterations): &(f64, u32)| Gate {
             threshold,
-            cap: (threshold * f64::from(iterations) - EPSILON).ceil().max(1.0) as usize,
+            cap: (threshold * f64::from(iterations) - 1e-9).ceil().max(1.0) as usize,
             credit: 0.0,
-            open: false,
+            served: false,
             share: 0,
             entered: 0,
         };
@@ -80,7 +73,7 @@ impl Wait {
     /// The residents of the types served advance: all decodes, then prefills in the order of their admission.
     fn advance(&mut self, step: &mut Step) {
         let sizes = self.sizes;
-        let served: Vec<bool> = self.gates.iter().map(|gate| gate.open).collect();
+        let served: Vec<bool> = self.gates.iter().map(|gate| gate.served).collect();
         loop {
             let decoding = self.running.iter().filter(|request| request.decodes && served[request.kind]);
             let needed: i64 = decoding.map(|r| i64::from(sizes.blocks_for(r.computed + 1) - r.held)).sum();
@@ -124,65 +117,57 @@ impl Wait {
         request.held = self.sizes.blocks_for(request.target());
         if request.preempted { &mut step.resumed } else { &mut step.admitted }.push(request.id);
         step.compute(&mut request, tokens);
+        let gate = &mut self.gates[request.kind];
+        if !request.preempted {
+            gate.share = gate.share.saturating_sub(1);
+            gate.entered += 1;
+        }
         self.running.push(request);
     }
 
-    /// The type whose head is the oldest, of those that may go.
-    fn oldest(&self, may: impl Fn(usize, &Request) -> bool) -> Option<usize> {
-        let heads = (0..self.lines.len()).filter_map(|j| Some((j, self.lines[j].front()?)));
-        let open = heads.filter(|&(j, head)| self.gates[j].open && may(j, head));
-        open.map(|(j, head)| (head.arrival_ns, head.id, j)).min().map(|(.., j)| j)
+    /// Which types are served, and how many of their requests may enter.
+    fn open_gates(&mut self, now_ns: u64) {
+        for j in 0..self.gates.len() {
+            let overdue = self.lines[j].front().is_some_and(|head| self.overdue(head, now_ns));
+            let inside = self.running.iter().filter(|request| request.kind == j).count();
+            let (open, gate) = (self.open, &mut self.gates[j]);
+            gate.served = open || overdue || self.lines[j].len() >= gate.due();
+            gate.share = gate.due().min(gate.cap.saturating_sub(inside));
+            gate.entered = 0;
+        }
     }
 
-    fn enter_from(&mut self, j: usize, step: &mut Step) {
-        let request = self.lines[j].pop_front().expect("somebody waits");
-        self.gates[j].share = self.gates[j].share.saturating_sub(1);
-        self.gates[j].entered += 1;
-        self.enter(request, step);
+    /// The type whose first request is the oldest, among the served; with `share`, among those that have any.
+    fn oldest(&self, now_ns: u64, share: bool) -> Option<usize> {
+        let heads = (0..self.lines.len()).filter_map(|j| Some((self.lines[j].front()?, j)));
+        let lets = |request, j: usize| !share || self.gates[j].share > 0 || self.overdue(request, now_ns);
+        let served = heads.filter(|&(request, j)| self.gates[j].served && lets(request, j));
+        served.min_by_key(|(request, _)| (request.arrival_ns, request.id)).map(|(_, j)| j)
     }
 
     fn admit(&mut self, now_ns: u64, step: &mut Step) {
-        let mut at = 0;
-        while at < self.resuming.len() {
-            let j = self.resuming[at].kind;
-            if !self.gates[j].open || self.gates[j].share == 0 {
-                at += 1;
-                continue;
-            }
-            if !self.has_room(&self.resuming[at], step) {
-                return;
-            }
-            let request = self.resuming.remove(at).expect("it was looked at");
-            self.gates[j].share -= 1;
-            self.gates[j].entered += 1;
+        while self.resuming.front().is_some_and(|request| self.has_room(request, step)) {
+            let request = self.resuming.pop_front().expect("it was looked at");
             self.enter(request, step);
         }
-        while let Some(j) = self.oldest(|j, head| self.gates[j].share > 0 || self.overdue(head, now_ns)) {
-            if !self.has_room(&self.lines[j][0], step) {
-                return;
-            }
-            self.enter_from(j, step);
+        if !self.resuming.is_empty() {
+            return;
+        }
+        while let Some(j) = self.oldest(now_ns, true).filter(|&j| self.has_room(&self.lines[j][0], step)) {
+            let request = self.lines[j].pop_front().expect("it was looked at");
+            self.enter(request, step);
         }
     }
 
-    /// Nothing would run: the first that is served at all goes, or else those go on who hold its memory.
-    fn unblock(&mut self, step: &mut Step) {
-        if let Some(at) = self.resuming.iter().position(|request| self.gates[request.kind].open) {
-            if self.has_room(&self.resuming[at], step) {
-                let request = self.resuming.remove(at).expect("it was looked at");
-                return self.enter(request, step);
-            }
-        } else if let Some(j) = self.oldest(|_, _| true) {
-            if self.has_room(&self.lines[j][0], step) {
-                return self.enter_from(j, step);
-            }
-        } else {
-            return;
-        }
-        if !self.running.is_empty() {
-            for gate in &mut self.gates {
-                gate.open = true;
-            }
+    /// Nothing runs though a served type has requests, or a preempted one waits.
+    fn unblock(&mut self, now_ns: u64, idle: bool, step: &mut Step) {
+        let oldest = self.oldest(now_ns, false);
+        let turn = self.resuming.is_empty() || idle;
+        if let Some(j) = oldest.filter(|&j| turn && self.has_room(&self.lines[j][0], step)) {
+            let request = self.lines[j].pop_front().expect("it is the oldest");
+            self.enter(request, step);
+        } else if !idle && (oldest.is_some() || !self.resuming.is_empty()) {
+            self.gates.iter_mut().for_each(|gate| gate.served = true);
             self.advance(step);
         }
     }
@@ -199,36 +184,22 @@ impl Engine for Wait {
 
     fn step(&mut self, now_ns: u64) -> Step {
         let mut step = Step::default();
-        self.wake_ns = None;
-        for j in 0..self.gates.len() {
-            let head = self.lines[j].front();
-            let waiting = self.lines[j].len() + self.resuming.iter().filter(|request| request.kind == j).count();
-            let inside = self.running.iter().filter(|request| request.kind == j).count();
-            let overdue = head.is_some_and(|head| self.overdue(head, now_ns));
-            let due = self.gates[j].due();
-            let gate = Gate {
-                open: waiting >= due || self.open || overdue,
-                share: due.min(self.gates[j].cap.saturating_sub(inside)),
-                entered: 0,
-                ..self.gates[j].clone()
-            };
-            if let (false, Some(head), Some(limit)) = (gate.open, head, self.max_hold_ns) {
-                let wake = head.arrival_ns + limit;
-                self.wake_ns = Some(self.wake_ns.map_or(wake, |other| other.min(wake)));
-            }
-            self.gates[j] = gate;
-        }
+        let idle = self.running.is_empty();
+        self.open_gates(now_ns);
+        let held = self.gates.iter().zip(&self.lines).filter(|(gate, _)| !gate.served).filter_map(|(_, l)| l.front());
+        self.wake_ns = held.filter_map(|head| Some(head.arrival_ns + self.max_hold_ns?)).min();
         self.advance(&mut step);
         if step.preempted.is_empty() {
             self.admit(now_ns, &mut step);
             if step.tokens() == 0 {
-                self.unblock(&mut step);
+                self.unblock(now_ns, idle, &mut step);
             }
         }
-        // A step that computes something is a service of the open gates.
-        for gate in self.gates.iter_mut().filter(|gate| gate.open && step.tokens() > 0) {
-            let most = gate.most() + 1.0;
-            gate.credit = ((gate.credit + gate.threshold).min(most) - gate.entered as f64).max(0.0);
+        if step.tokens() > 0 {
+            for gate in self.gates.iter_mut().filter(|gate| gate.served) {
+                let most = (gate.threshold - 1e-9).ceil() + 1.0;
+                gate.credit = ((gate.credit + gate.threshold).min(most) - f64::from(gate.entered)).max(0.0);
+            }
         }
         step.finish(&mut self.running);
         step

@@ -67,13 +67,14 @@ impl Host {
             }
             PolicyName::Wait => {
                 for queue in 0..before.queues() {
-                    let of_type = |ids: &[u64]| -> Vec<u64> {
-                        ids.iter().copied().filter(|id| usize::from(kind(id)) == queue).collect()
-                    };
-                    let (fresh, resumed) = (of_type(&fresh), of_type(&resumed));
+                    let of_line = |id: &&u64| usize::from(kind(id)) == queue;
+                    let fresh: Vec<u64> = fresh.iter().filter(of_line).copied().collect();
                     assert_eq!(fresh[..], waiting(queue)[..fresh.len()], "each line first come, first served");
-                    assert_eq!(resumed[..], of_type(&waiting(before.queues()))[..resumed.len()], "the resuming too");
                 }
+                let resuming = waiting(before.queues());
+                assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
+                let passes = before.residents() == 0 || resumed.len() == resuming.len();
+                assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
             }
             _ => {
                 assert_eq!(resumed[..], waiting(1)[..resumed.len()], "the preempted in their order");

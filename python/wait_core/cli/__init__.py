@@ -1,0 +1,35 @@
+"""The `wait-core` command: one file a sub-command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from wait_core import __version__
+from wait_core._core import StalledError, WaitCoreError
+from wait_core.cli import compare, demo, plan, replay, simulate
+from wait_core.traces import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status (2 for refused input, 130 when interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="wait-core", description="Scheduling for LLM inference: predict, compare, plan, without a GPU."
+    )
+    parser.add_argument("--version", action="version", version=f"wait-core {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (demo, plan, simulate, compare, replay):
+        command.add(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (WaitCoreError, StalledError, TraceError, OSError) as error:
+        print(f"wait-core: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wait-core: interrupted, nothing was written", file=sys.stderr)
+        return 130

@@ -1,0 +1,216 @@
+"""`wait-core plan`: stability, thresholds, buffer, expected delays and number of GPUs for one workload."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wait_core._core import WaitCoreError
+from wait_core.cli.workload import add_law, add_source
+from wait_core.planning import explain, plan, stability_region
+from wait_core.tables import table
+
+if TYPE_CHECKING:
+    from wait_core.planning import PlanReport
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("plan", help="is this traffic stable, with which thresholds, on how many GPUs?")
+    wanted = parser.add_argument_group("requests")
+    add_source(wanted).add_argument(
+        "--type", action="append", type=_type, metavar="PROMPT:OUTPUT:RATE", help="a request type; repeat for more"
+    )
+    wanted.add_argument("--num-prompts", type=int, help="requests that stand for the lengths (dataset: 4000)")
+    wanted.add_argument("--num-types", type=int, default=8, help="most types and segments (%(default)s)")
+    engine = parser.add_argument_group("engine")
+    add_law(engine)
+    engine.add_argument("--kv-blocks", type=int, help="KV blocks (default: what goes with the law)")
+    engine.add_argument("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
+    engine.add_argument("--max-num-seqs", type=int, default=256, help="most residents (%(default)s)")
+    engine.add_argument("--token-budget", type=int, default=2048, help="most tokens per iteration (%(default)s)")
+    asked = parser.add_argument_group("questions")
+    asked.add_argument("--failure-probability", type=float, default=0.05, help="delta of the buffer (%(default)s)")
+    asked.add_argument("--horizon", type=float, default=3600.0, metavar="S", help="over so many seconds (%(default)s)")
+    asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
+    asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
+    asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of the stability region, PNG")
+    parser.set_defaults(run=_plan)
+
+
+def _type(text: str) -> tuple[int, int, float]:
+    try:
+        prompt, output, rate = text.split(":")
+        return int(prompt), int(output), float(rate)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected PROMPT:OUTPUT:RATE, as 512:20:10.5") from None
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.dataset_name is not None and arguments.request_rate is None:
+        raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
+    report = plan(
+        types=arguments.type,
+        dataset_name=arguments.dataset_name,
+        dataset_path=arguments.dataset_path,
+        request_rate=arguments.request_rate,
+        num_prompts=arguments.num_prompts,
+        seed=arguments.seed,
+        iteration_time_law=arguments.iteration_time,
+        kv_blocks=arguments.kv_blocks,
+        block_size=arguments.block_size,
+        max_num_seqs=arguments.max_num_seqs,
+        token_budget=arguments.token_budget,
+        num_types=arguments.num_types,
+        margin=arguments.margin,
+        failure_probability=arguments.failure_probability,
+        horizon_s=arguments.horizon,
+        target_rate=arguments.target_rate,
+        utilisation=arguments.utilisation,
+    )
+    print(report.to_json() if arguments.json else text(report))
+    if arguments.picture is not None:
+        from wait_core import plots  # noqa: PLC0415 - matplotlib is needed here only
+
+        region = stability_region(report)
+        plots.stability_region(
+            arguments.picture,
+            region.pop("capacity"),
+            region,
+            rate=report.rate,
+            capacity_tokens=report.engine["capacity"],
+            title=f"Stability region of {report.workload}",
+        )
+        if not arguments.json:
+            print(f"picture: {arguments.picture}")
+    return 0
+
+
+def text(report: PlanReport) -> str:
+    """Return the report as paragraphs."""
+    return "\n\n".join(
+        part
+        for part in (_verdict(report), _rates(report), _delays(report), _wait(report), _nested(report), _gpus(report))
+        if part
+    )
+
+
+def _verdict(report: PlanReport) -> str:
+    engine = report.engine
+    share = report.rate / report.engine_limit["requests"]
+    lines = [
+        (
+            f"{report.workload} at {report.rate:.4g} requests/s on {engine['capacity']:,} KV tokens"
+            f" ({engine['kv_blocks']:,} blocks), max_num_seqs {engine['max_num_seqs']}, token_budget"
+            f" {engine['token_budget']:,}"
+        ),
+        (
+            f"{'STABLE' if report.stable else 'NOT STABLE'}: {share:.1%} of what the saturated engine serves,"
+            f" {report.rate / report.bound['requests']:.1%} of what any schedule could"
+        ),
+    ]
+    lines += [f"  - {reason}" for reason in report.reasons]
+    lines += [f"  ! {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def _rates(report: PlanReport) -> str:
+    rows = []
+    for name, limit in (
+        ("constant composition (fluid)", report.fluid_limit),
+        ("saturated engine, FCFS", report.engine_limit),
+        ("WAIT, thresholds as caps", report.wait["caps"]["saturated"]),
+        ("any schedule (bound)", report.bound),
+    ):
+        rows.append([name, limit["requests"], limit["throughput"], limit.get("binding", "")])
+    lines = [table(["largest rate of this mix", "requests/s", "output tok/s", "binds"], rows)]
+    if report.fluid is None:
+        lines.append(f"fluid equilibrium: none, x = {report.load:.4f} (below 1 is stable)")
+    else:
+        fluid = report.fluid
+        lines.append(
+            f"fluid equilibrium: x = {report.load:.4f}, iteration {fluid['iteration_time'] * 1e3:.4g} ms,"
+            f" M* = {fluid['memory']:,.0f} KV tokens, {fluid['resident']:.4g} residents"
+        )
+    return "\n".join(lines)
+
+
+def _delays(report: PlanReport) -> str:
+    if report.expected is None:
+        grows = report.rate - report.engine_limit["requests"]
+        return f"expected: no steady state; the line grows by {grows:.4g} requests/s"
+    return f"expected, FCFS without evictions: {_expected(report.expected)}"
+
+
+def _expected(expected: dict[str, Any]) -> str:
+    seat = f" ({_seconds(expected['wait'])} of it for a seat)" if expected["wait"] > 1e-4 else ""
+    return (
+        f"TTFT {_seconds(expected['ttft'])}{seat}, TPOT {_seconds(expected['tpot'])},"
+        f" latency {_seconds(expected['latency'])}, {expected['decodes']:.3g} decoding,"
+        f" KV {expected['memory']:,.0f} ± {expected['memory_deviation']:,.0f} tokens"
+    )
+
+
+def _seconds(value: float) -> str:
+    if value > 1e9:
+        return "ever"
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:,.4g} s"
+
+
+def _wait(report: PlanReport) -> str:
+    wait, caps = report.wait, report.wait["caps"]
+    columns = zip(report.types, wait["per_type"], caps["per_type"], wait["delays"], strict=True)
+    rows = [
+        [prompt, output, rate, n, cap, _seconds(delay["ttft"]), _seconds(delay["tpot"]), _seconds(delay["latency"])]
+        for (prompt, output, rate), n, cap, delay in columns
+    ]
+    lines = [
+        "wait: thresholds n, gated as in the paper, and as caps of a work-conserving engine",
+        table(["prompt", "output", "rate/s", "n gated", "n caps", "TTFT", "TPOT", "latency"], rows),
+        (
+            f"gated: iteration {wait['iteration_time'] * 1e3:.4g} ms, M^pi = {wait['memory']:,.0f} tokens, slack"
+            f" {wait['slack']:.1%}{', paced' if wait['paced'] else ''}; caps: at most {caps['residents']} residents"
+        ),
+    ]
+    if report.stable:
+        lines += [f"  - {explain(violation)}" for violation in wait["violations"]]
+    return "\n".join(lines)
+
+
+def _nested(report: PlanReport) -> str:
+    nested = report.nested_wait
+    per_segment = nested["per_segment"] or ["-"] * len(report.segments)
+    rows = [
+        [f"{segment['first_stage']}..{segment['last_stage']}", segment["rate"], segment["survival"], n]
+        for segment, n in zip(report.segments, per_segment, strict=True)
+    ]
+    lines = ["nested-wait", table(["stages", "rate/s", "p", "n"], rows)]
+    if nested.get("unstable"):
+        lines.append(f"  - {nested['unstable']}")
+    lines += [f"  - {explain(violation)}" for violation in nested["violations"]]
+    buffer = report.buffer
+    if buffer is not None:
+        verdict = "fits" if nested["protected"] else "does not fit: thresholds without it"
+        lines.append(
+            f"safety buffer for probability {buffer['failure_probability']:g} within {buffer['horizon']:,.4g} s:"
+            f" {buffer['tokens']:,.0f} tokens above M^pi = {nested['memory']:,.0f} ({verdict})"
+        )
+        if report.segments[1:]:
+            lines.append(
+                f"  the {buffer['tokens_left']:,.0f} tokens left keep it at {buffer['failure_probability_left']:.3g}"
+                f" over that time, at {buffer['failure_probability']:g} for {_seconds(buffer['horizon_left'])}"
+            )
+    return "\n".join(lines)
+
+
+def _gpus(report: PlanReport) -> str:
+    gpus = report.gpus
+    if gpus is None:
+        return ""
+    return (
+        f"{gpus['target_rate']:g} requests/s: {gpus['number']} GPUs at {gpus['rate_each']:.4g}/s each,"
+        f" {gpus['utilisation']:.0%} of the saturated rate; {_expected(gpus['expected'])}"
+    )

@@ -1,0 +1,35 @@
+"""`wait-core simulate`: one policy on one workload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wait_core.cli.workload import add_simulation, requests_of, run
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("simulate", help="one policy on one workload")
+    parser.add_argument("--policy", default="vllm", help="see docs/policies.md (%(default)s)")
+    add_simulation(parser)
+    parser.add_argument("--json", action="store_true", help="one line of JSON under the keys of `vllm bench serve`")
+    parser.add_argument("--save-result", type=Path, metavar="FILE", help="write that JSON to a file")
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    report = run(arguments, arguments.policy, requests_of(arguments))
+    line = report.to_json(slo_ttft_ms=arguments.slo_ttft, slo_tpot_ms=arguments.slo_tpot)
+    if arguments.save_result is not None:
+        arguments.save_result.write_text(line + "\n", encoding="utf-8")
+    if arguments.json:
+        print(line)
+        return 0
+    for key, value in json.loads(line).items():
+        print(f"{key:26} {value:.6g}" if isinstance(value, float) else f"{key:26} {value}")
+    return 0

@@ -1,0 +1,286 @@
+//! `Planner` and `SafetyBuffer`: the formulas of planning for one workload on one GPU. Results are dictionaries.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyDictMethods};
+use serde::Serialize;
+use wait_core::capacity::capacity_bound;
+use wait_core::cost::IterationTime;
+use wait_core::fluid::{FluidEquilibrium, GpuLimits, Setting, largest_stable_rate, load};
+use wait_core::planning_error::{PlanningError, Violation};
+use wait_core::safety::{Protection, SafetyBuffer as Buffer};
+use wait_core::segment::{NestedSetting, NestedThresholds, Segments, StageCaps};
+use wait_core::steady::SteadyState;
+use wait_core::threshold::Thresholds;
+use wait_core::workload::{RequestType, StageConvention, Workload};
+
+use crate::convert;
+use crate::error::{WaitCoreError, planning};
+
+type Answer<'py> = PyResult<Bound<'py, PyAny>>;
+
+fn refused<T>(result: Result<T, PlanningError>) -> PyResult<T> {
+    result.map_err(|error| planning(&error))
+}
+
+fn value<'py, T: Serialize + ?Sized>(py: Python<'py>, value: &T) -> Answer<'py> {
+    pythonize::pythonize(py, value).map_err(|error| WaitCoreError::new_err(error.to_string()))
+}
+
+/// A serialised result, with the inequalities that fail and what else is known about it.
+fn thresholds<'py>(py: Python<'py>, result: &impl Serialize, violations: &[Violation]) -> PyResult<Bound<'py, PyDict>> {
+    let dict = value(py, result)?.cast_into::<PyDict>()?;
+    dict.set_item("feasible", violations.is_empty())?;
+    dict.set_item("violations", explained(py, violations)?)?;
+    Ok(dict)
+}
+
+fn explained<'py>(py: Python<'py>, violations: &[Violation]) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let each = |violation: &Violation| {
+        let dict = PyDict::new(py);
+        dict.set_item("condition", &violation.condition)?;
+        dict.set_item("left", violation.left)?;
+        dict.set_item("right", violation.right)?;
+        dict.set_item("excess", violation.excess())?;
+        dict.set_item("remedy", &violation.remedy)?;
+        Ok(dict)
+    };
+    violations.iter().map(each).collect()
+}
+
+/// One workload on one GPU, and what follows from them: arXiv 2504.11320 §3 to §5 and the capacity bound.
+///
+/// `types` are (prompt, output, rate) in tokens and 1/s. `capacity` is C in KV tokens, `max_running` the most residents,
+/// `token_budget` the most tokens in an iteration. The convention says whether the prefill emits the first token
+/// ("vllm") or none ("paper"). Times are seconds, memory KV tokens.
+#[pyclass(frozen, module = "wait_core")]
+pub(crate) struct Planner {
+    workload: Workload,
+    law: IterationTime,
+    convention: StageConvention,
+    limits: GpuLimits,
+}
+
+impl Planner {
+    fn setting(&self) -> Setting<'_> {
+        Setting { workload: &self.workload, law: &self.law, convention: self.convention, limits: self.limits }
+    }
+
+    /// Segments that end at the boundaries; or `count` of equal decode range; or one per output length.
+    fn cut(&self, boundaries: Option<Vec<u32>>, count: Option<u32>) -> PyResult<Segments> {
+        refused(match (boundaries, count) {
+            (Some(_), Some(_)) => return Err(WaitCoreError::new_err("count: boundaries are given, which are exact")),
+            (Some(boundaries), None) => Segments::coarse(&self.workload, &boundaries, self.convention),
+            (None, Some(count)) => Segments::equal_ranges(&self.workload, count, self.convention),
+            (None, None) => Segments::exact(&self.workload, self.convention),
+        })
+    }
+}
+
+#[pymethods]
+impl Planner {
+    #[new]
+    #[pyo3(signature = (types, law, *, capacity, max_running = None, token_budget = None, convention = "vllm"))]
+    fn new(
+        types: Vec<(u32, u32, f64)>,
+        law: &Bound<'_, PyAny>,
+        capacity: u64,
+        max_running: Option<u32>,
+        token_budget: Option<u64>,
+        convention: &str,
+    ) -> PyResult<Self> {
+        let types = types.into_iter().map(|(prompt, output, rate)| RequestType { prompt, output, rate });
+        let convention = match convention {
+            "vllm" => StageConvention::Vllm,
+            "paper" => StageConvention::Paper,
+            other => return Err(WaitCoreError::new_err(format!("convention = {other:?}: vllm or paper"))),
+        };
+        let workload = refused(Workload::new(types.collect()))?;
+        let planner = Self {
+            workload,
+            law: convert::json(law, "iteration_time")?,
+            convention,
+            limits: GpuLimits { capacity, max_running, token_budget },
+        };
+        // The first question would find a bad limit or a workload without arrivals; here its name is still the caller's.
+        refused(largest_stable_rate(&planner.setting()))?;
+        Ok(planner)
+    }
+
+    /// x: the share of the GPU's time that the workload needs; stable with enough memory if and only if below 1.
+    #[getter]
+    fn load(&self) -> f64 {
+        load(&self.workload.demand(self.convention), &self.law)
+    }
+
+    /// E[A]: KV tokens · iterations of a request.
+    #[getter]
+    fn mean_token_iterations(&self) -> f64 {
+        self.workload.mean_token_iterations(self.convention)
+    }
+
+    /// The fluid equilibrium, or None where x ≥ 1.
+    fn equilibrium<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Ok(equilibrium) = FluidEquilibrium::new(&self.workload, &self.law, self.convention) else {
+            return Ok(None);
+        };
+        let dict = value(py, &equilibrium)?.cast_into::<PyDict>()?;
+        dict.set_item("fits", equilibrium.fits(&self.limits))?;
+        Ok(Some(dict))
+    }
+
+    /// The largest rate of this mix inside the stability region, and what binds there.
+    fn largest_stable_rate<'py>(&self, py: Python<'py>) -> Answer<'py> {
+        value(py, &refused(largest_stable_rate(&self.setting()))?)
+    }
+
+    /// The most that any schedule can carry: the linear program over compositions.
+    fn capacity_bound<'py>(&self, py: Python<'py>) -> Answer<'py> {
+        value(py, &refused(capacity_bound(&self.setting()))?)
+    }
+
+    /// What to expect of an engine that admits first come first served and never evicts, with KV blocks of so many tokens.
+    #[pyo3(signature = (block_size = 1))]
+    fn steady_state<'py>(&self, py: Python<'py>, block_size: u32) -> Answer<'py> {
+        let state = py.detach(|| SteadyState::new(&self.setting(), block_size));
+        value(py, &refused(state)?)
+    }
+
+    /// The first part of it: what the engine serves when there is always somebody waiting.
+    #[pyo3(signature = (block_size = 1))]
+    fn saturated<'py>(&self, py: Python<'py>, block_size: u32) -> Answer<'py> {
+        value(py, &refused(SteadyState::saturated(&self.setting(), block_size))?)
+    }
+
+    /// WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps, in
+    /// KV blocks of so many tokens; or, with no argument, the feasible ones with the least latency.
+    #[pyo3(signature = (per_type = None, *, spacing = None, block_size = None))]
+    fn thresholds<'py>(
+        &self,
+        py: Python<'py>,
+        per_type: Option<Vec<f64>>,
+        spacing: Option<f64>,
+        block_size: Option<u32>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let setting = self.setting();
+        let found = refused(match (per_type, spacing, block_size) {
+            (Some(per_type), None, None) => Thresholds::evaluate(per_type, &setting),
+            (None, Some(spacing), None) => Thresholds::with_spacing(spacing, &setting),
+            (None, None, Some(block_size)) => Thresholds::most_throughput(&setting, block_size),
+            (None, None, None) => Thresholds::plan(&setting),
+            _ => return Err(WaitCoreError::new_err("give one of per_type, spacing and block_size")),
+        })?;
+        let dict = thresholds(py, &found, &found.violations)?;
+        dict.set_item("slack", found.slack(&setting))?;
+        dict.set_item("delays", value(py, &found.delays(&setting))?)?;
+        dict.set_item("rounded", found.rounded(&setting).map(|rounded| rounded.per_type))?;
+        Ok(dict)
+    }
+
+    /// Segments of the workload: at these boundaries, or `count` of equal range, or one per output length.
+    #[pyo3(signature = (boundaries = None, *, count = None))]
+    fn segments<'py>(&self, py: Python<'py>, boundaries: Option<Vec<u32>>, count: Option<u32>) -> Answer<'py> {
+        value(py, self.cut(boundaries, count)?.as_slice())
+    }
+
+    /// Nested WAIT's thresholds: those given by segment, or the chain with this margin that has the least latency.
+    ///
+    /// Where no chain is feasible, per_segment is None and the violations say why.
+    #[pyo3(signature = (boundaries = None, *, count = None, per_segment = None, margin = 0.05, failure_probability = None,
+        horizon = 0.0))]
+    #[allow(clippy::too_many_arguments)] // one keyword per choice
+    fn nested<'py>(
+        &self,
+        py: Python<'py>,
+        boundaries: Option<Vec<u32>>,
+        count: Option<u32>,
+        per_segment: Option<Vec<f64>>,
+        margin: f64,
+        failure_probability: Option<f64>,
+        horizon: f64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let segments = self.cut(boundaries, count)?;
+        let protection = failure_probability.map(|failure_probability| Protection { failure_probability, horizon });
+        let setting = NestedSetting { segments: &segments, law: &self.law, limits: self.limits, protection };
+        let found = match per_segment {
+            Some(per_segment) => NestedThresholds::evaluate(per_segment, &setting),
+            None => NestedThresholds::best(&setting, margin),
+        };
+        let (message, violations) = match found {
+            Ok(found) => {
+                let dict = thresholds(py, &found, &found.violations)?;
+                dict.set_item("latency", found.latency(&setting))?;
+                return Ok(dict);
+            }
+            Err(PlanningError::Infeasible { violations }) => (None, violations),
+            Err(error @ PlanningError::Unstable { .. }) => (Some(error.to_string()), Vec::new()),
+            Err(error) => return Err(planning(&error)),
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("per_segment", py.None())?;
+        dict.set_item("feasible", false)?;
+        dict.set_item("violations", explained(py, &violations)?)?;
+        dict.set_item("unstable", message)?;
+        Ok(dict)
+    }
+
+    /// The paper's experimental construction: `total` requests in service, spread over segments and stages.
+    #[pyo3(signature = (total, boundaries = None, *, count = None, margin = 0.05))]
+    fn stage_caps<'py>(
+        &self,
+        py: Python<'py>,
+        total: u32,
+        boundaries: Option<Vec<u32>>,
+        count: Option<u32>,
+        margin: f64,
+    ) -> Answer<'py> {
+        value(py, &refused(StageCaps::spread(total, &self.cut(boundaries, count)?, margin))?)
+    }
+
+    /// The safety buffer of thresholds by segment.
+    #[pyo3(signature = (per_segment, boundaries = None, *, count = None))]
+    #[allow(clippy::needless_pass_by_value)] // extracted from a Python list
+    fn safety_buffer(
+        &self,
+        per_segment: Vec<f64>,
+        boundaries: Option<Vec<u32>>,
+        count: Option<u32>,
+    ) -> PyResult<SafetyBuffer> {
+        let segments = self.cut(boundaries, count)?;
+        Ok(SafetyBuffer { inner: refused(Buffer::new(&per_segment, &segments, &self.law))? })
+    }
+}
+
+/// Memory for the queues at the segment boundaries, as a function of how rarely it may overflow (§5).
+#[pyclass(frozen, module = "wait_core")]
+pub(crate) struct SafetyBuffer {
+    inner: Buffer,
+}
+
+#[pymethods]
+impl SafetyBuffer {
+    /// θ_k of the queue before each segment 2, 3, …
+    #[getter]
+    fn theta(&self) -> Vec<f64> {
+        self.inner.queues.iter().map(|queue| queue.theta).collect()
+    }
+
+    /// KV tokens to keep free for this probability of an overflow within a horizon of so many seconds.
+    fn tokens(&self, failure_probability: f64, horizon: f64) -> PyResult<f64> {
+        refused(self.inner.tokens(&Protection { failure_probability, horizon }))
+    }
+
+    /// Requests that the queue before each segment 2, 3, … may hold under that protection.
+    fn queue_bounds(&self, failure_probability: f64, horizon: f64) -> PyResult<Vec<f64>> {
+        refused(self.inner.queue_bounds(&Protection { failure_probability, horizon }))
+    }
+
+    /// The bound on the probability of an overflow that so many tokens give over a horizon in seconds.
+    fn failure_probability(&self, tokens: f64, horizon: f64) -> PyResult<f64> {
+        refused(self.inner.failure_probability(tokens, horizon))
+    }
+
+    /// The longest horizon in seconds over which so many tokens keep that probability.
+    fn horizon(&self, tokens: f64, failure_probability: f64) -> PyResult<f64> {
+        refused(self.inner.horizon(tokens, failure_probability))
+    }
+}

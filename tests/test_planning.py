@@ -1,0 +1,193 @@
+"""`plan` and the planning formulas seen from Python."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+
+import wait_core
+from wait_core._core import Planner
+from wait_core.cli import main
+from wait_core.planning import stability_region
+from wait_core.requests import sampled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LINEAR = {"law": "linear", "d0": 0.01, "d1": 2e-7}
+
+
+def test_the_fluid_equilibrium_by_hand() -> None:
+    # A = 21 * 522 = 10,962; x = 2e-7 * 10 * 10,962.
+    planner = Planner([(512, 20, 10.0)], LINEAR, capacity=12_000, convention="paper")
+    assert planner.mean_token_iterations == 10_962
+    assert planner.load == pytest.approx(0.021924)
+    fluid = planner.equilibrium()
+    assert fluid is not None
+    assert fluid["iteration_time"] == pytest.approx(0.01 / (1 - 0.021924))
+    assert fluid["memory"] == pytest.approx(fluid["iteration_time"] * 109_620)
+    assert fluid["fits"]
+    largest = planner.largest_stable_rate()
+    assert largest["requests"] == pytest.approx(12_000 / ((0.01 + 2e-7 * 12_000) * 10_962))
+    assert largest["binding"] == "memory"
+    assert planner.capacity_bound()["requests"] >= largest["requests"]
+
+
+def test_unstable_is_an_answer() -> None:
+    planner = Planner([(512, 1000, 40.0)], LINEAR, capacity=118_784)
+    assert planner.load > 1
+    assert planner.equilibrium() is None
+    assert planner.steady_state(16)["expected"] is None
+    nested = planner.nested()
+    assert (nested["per_segment"], nested["feasible"]) == (None, False)
+    assert "unstable" in nested["unstable"]
+    assert any(violation["condition"] == "x < 1" for violation in planner.thresholds()["violations"])
+
+
+def test_thresholds_and_what_fails_of_them() -> None:
+    planner = Planner([(512, 20, 10.0), (512, 50, 4.0)], LINEAR, capacity=2_000)
+    tight = planner.thresholds(spacing=0.02)
+    assert not tight["feasible"]
+    failed = {violation["condition"]: violation for violation in tight["violations"]}
+    assert failed["M^π ≤ C"]["excess"] == pytest.approx(tight["memory"] - 2_000)
+    assert "holds with C = " in failed["M^π ≤ C"]["remedy"]
+    roomy = Planner([(512, 20, 10.0), (512, 50, 4.0)], LINEAR, capacity=math.ceil(tight["memory"]))
+    assert roomy.thresholds(spacing=0.02)["feasible"]
+    assert roomy.thresholds([0.2, 0.08])["memory"] == pytest.approx(tight["memory"])
+    best = Planner([(512, 20, 10.0)], LINEAR, capacity=200_000).thresholds()
+    assert best["feasible"]
+    assert best["slack"] > 0
+    assert best["rounded"] == [math.ceil(best["per_type"][0])]
+
+
+def test_thresholds_as_caps_stay_within_a_tile() -> None:
+    caps = Planner([(512, 1000, 4.0)], {"law": "a100"}, capacity=135_168, max_running=256).thresholds(block_size=16)
+    assert caps["per_type"][0] == pytest.approx(0.128)
+    assert caps["per_type"][0] <= 0.128
+
+
+def test_segments_and_buffer() -> None:
+    planner = Planner([(512, 20, 14.0), (512, 50, 6.0)], LINEAR, capacity=60_000)
+    assert [segment["survival"] for segment in planner.segments()] == [1.0, pytest.approx(0.3)]
+    assert len(planner.segments(count=1)) == 1
+    nested = planner.nested(failure_probability=0.01, horizon=600)
+    assert nested["feasible"]
+    first, second = nested["per_segment"]
+    assert second / first == pytest.approx(0.35)
+    buffer = planner.safety_buffer(nested["per_segment"])
+    assert nested["buffer"] == pytest.approx(buffer.tokens(0.01, 600))
+    assert buffer.theta[0] >= 8 * (second - first * 0.3) / first
+    assert buffer.failure_probability(buffer.tokens(0.01, 600), 600) == pytest.approx(0.01)
+    assert buffer.horizon(buffer.tokens(0.01, 600), 0.01) == pytest.approx(600)
+    caps = planner.stage_caps(64, margin=0.05)
+    assert sum(caps["per_stage"]) == sum(caps["per_segment"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "within"), [("p512d1000", 1.4, 0.03), ("two-type", 14.5, 0.06), ("lmsys", 24.0, 0.06)]
+)
+def test_expected_delays_agree_with_the_simulator(name: str, rate: float, within: float) -> None:
+    requests = sampled(name, request_rate=rate, num_prompts=12_000, seed=3)
+    expected = wait_core.plan(requests=requests).expected
+    assert expected is not None
+    summary = wait_core.simulate("vllm", requests=requests).summary()
+    assert expected["latency"] * 1e3 == pytest.approx(summary["mean_e2el_ms"], rel=within)
+    assert expected["tpot"] * 1e3 == pytest.approx(summary["mean_tpot_ms"], rel=within)
+    assert expected["ttft"] * 1e3 == pytest.approx(summary["mean_ttft_ms"], rel=within)
+
+
+def test_the_saturated_rate_agrees_with_the_simulator() -> None:
+    requests = sampled("p512d1000", request_rate=4.0, num_prompts=4_000, seed=3)
+    report = wait_core.plan(requests=requests, kv_blocks=8448)
+    assert not report.stable
+    assert report.reasons[0].startswith("rate < saturated rate fails: 4/s against 2.1")
+    caps = report.wait["caps"]
+    run = wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps["per_type"]).summary()
+    assert run["preemptions"] == 0
+    assert run["output_throughput"] == pytest.approx(caps["saturated"]["throughput"], rel=0.02)
+    assert caps["saturated"]["requests"] < report.bound["requests"]
+
+
+def test_gpus_for_a_target() -> None:
+    report = wait_core.plan(types=[(512, 20, 7.0), (512, 50, 3.0)], target_rate=100.0, utilisation=0.7)
+    gpus = report.gpus
+    assert gpus is not None
+    limit = report.engine_limit["requests"]
+    assert 100.0 / gpus["number"] <= 0.7 * limit < 100.0 / (gpus["number"] - 1)
+    assert report.expected is not None
+    assert gpus["expected"]["latency"] > report.expected["latency"]
+    # The mix counts, not its rate.
+    assert wait_core.plan(types=[(512, 20, 0.7), (512, 50, 0.3)], target_rate=100.0, utilisation=0.7).gpus == {
+        key: pytest.approx(value) for key, value in gpus.items()
+    }
+
+
+def test_bursts_are_warned_of() -> None:
+    calm = wait_core.plan(dataset_name="chat", request_rate=3.0, num_prompts=2000)
+    bursts = wait_core.plan(dataset_name="bursts", request_rate=3.0, num_prompts=2000)
+    assert calm.warnings == []
+    assert any("as variable as a Poisson stream" in warning for warning in bursts.warnings)
+
+
+def test_the_stability_region_ends_where_the_plan_says() -> None:
+    report = wait_core.plan(types=[(512, 1000, 1.0)], kv_blocks=7424)
+    region = stability_region(report, points=5)
+    assert len({len(column) for column in region.values()}) == 1
+    for column in ("fluid", "engine", "bound"):
+        assert min(region[column]) > 0
+    assert all(fluid <= bound * (1 + 1e-9) for fluid, bound in zip(region["fluid"], region["bound"], strict=True))
+    assert region["bound"] == sorted(region["bound"])
+
+
+def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["plan", "--type", "512:20:7", "--type", "512:50:3", "--target-rate", "60"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for words in ("STABLE", "largest rate", "expected", "thresholds", "safety buffer", "GPUs"):
+        assert words in out
+    picture = tmp_path / "region.png"
+    assert main([*arguments, "--json", "--picture", str(picture)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["stable"]
+    assert report["gpus"]["number"] == 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["plan", "--dataset-name", "p512d1000", "--request-rate", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "NOT STABLE" in out
+    assert "x < 1 fails" in out
+    assert "the line grows by" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset-name", "chat"], "--request-rate"),
+        (["--type", "512:20:7", "--utilisation", "2"], "utilisation = 2"),
+        (["--type", "512:20:7", "--kv-blocks", "0"], "kv_blocks = 0"),
+        (["--type", "512:20:7", "--iteration-time", "linear:0.01,1e-7"], "kv_blocks is missing"),
+        (["--type", "512:20:0"], "Σ rate = 0"),
+        (["--type", "0:20:1"], "types[0].prompt = 0"),
+        (["--type", "512:20:nan"], "types[0].rate = NaN"),
+        (["--type", "512:20:7", "--failure-probability", "0"], "failure_probability = 0"),
+        (["--type", "512:20:7", "--target-rate", "-1"], "target_rate = -1"),
+        (["--type", "512:20:7", "--num-types", "0"], "num_types = 0"),
+    ],
+)
+def test_refusals_name_what_is_wrong(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_arguments_exclude_each_other() -> None:
+    with pytest.raises(wait_core.WaitCoreError, match="types are given"):
+        wait_core.plan(types=[(1, 1, 1.0)], dataset_name="chat")
+    planner = Planner([(512, 20, 10.0)], LINEAR, capacity=12_000)
+    with pytest.raises(wait_core.WaitCoreError, match="give one of"):
+        planner.thresholds([1.0], spacing=0.1)
+    with pytest.raises(wait_core.WaitCoreError, match="boundaries are given"):
+        planner.segments([20], count=2)
+    with pytest.raises(wait_core.WaitCoreError, match="convention"):
+        Planner([(512, 20, 10.0)], LINEAR, capacity=12_000, convention="other")
