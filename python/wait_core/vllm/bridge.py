@@ -216,14 +216,17 @@ class Bridge:
         if self._missing not in (0, ended) and not self._foreign:
             self._correct()
         self._missing = 0
-        left = set(finished)
-        left.update(aborted)
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        if not (finished or aborted or self._preempted or self._refused or self._progress):
+            self.core.complete(free_blocks=free)  # nearly every step: what the plan said came true
+            return
+        left = {*finished, *aborted}
         self.core.complete(
             finished=finished,
             preempted=_without(self._preempted, left),
             refused=_without(self._refused, left),
             progress=[p for p in self._progress if p[0] not in left] if left else self._progress,
-            free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+            free_blocks=free,
         )
         self._preempted, self._refused, self._progress, self._gone = [], [], [], []
         for number in aborted:
@@ -246,11 +249,11 @@ class Bridge:
             self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
-        step = scheduler.current_step + 2
-        paused = plan.paused
-        for number in paused:
-            requests[number].next_decode_eligible_step = step
-        self.counts["paused"] += len(paused)
+        if paused := plan.paused:
+            step = scheduler.current_step + 2
+            for number in paused:
+                requests[number].next_decode_eligible_step = step
+            self.counts["paused"] += len(paused)
         # Below one token per running request the last ones would starve, and without chunked prefill a long prompt
         # would wait for ever.
         if plan.token_budget < self._budget and scheduler.scheduler_config.enable_chunked_prefill:
@@ -342,6 +345,7 @@ class Bridge:
         if self._quiet_since_ns is None:
             self._quiet_since_ns = now_ns
             self.gates_open = False
+            return
         limit_ns = self.settings.watchdog_s * 1e9
         if self.gates_open or not limit_ns or not len(self.queue) or self.scheduler.pause_state != PauseState.UNPAUSED:
             return

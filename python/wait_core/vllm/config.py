@@ -41,6 +41,8 @@ class Settings:
         Whether the core may see ``max_tokens``. Where clients set it far above what they use, false.
     known_lengths
         Whether ``max_tokens`` is the exact output length of a request that ignores EOS and has no stop condition.
+    fast_decode
+        Whether steady decode skips the work that vLLM does in vain; see `wait_core.vllm.fast_decode`.
     shadow
         Decide and count, but let stock vLLM act.
     config_file
@@ -59,6 +61,7 @@ class Settings:
     watchdog_s: float = 2.0
     use_max_tokens: bool = True
     known_lengths: bool = True
+    fast_decode: bool = False
     shadow: bool = False
     config_file: str | None = None
     log_file: str | None = None
@@ -70,7 +73,7 @@ class Settings:
 OWN = tuple(f.name for f in fields(Settings) if f.name not in {"core", "sources"})
 """Settings of the adapter itself."""
 
-AT_START = ("config_file", "log_file", "log_max_mb")
+AT_START = ("config_file", "log_file", "log_max_mb", "fast_decode")
 """Those of them that stay as they are at the start, and so do not belong into the settings file."""
 
 FROM_ENGINE = {
@@ -137,7 +140,13 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
                 raise ConfigError(f"{where}: {name} = {value!r}: it is fixed at the start; set it beside the file")
             merged[name] = value
             sources[name] = "additional_config" if raw is additional else f"file {path}"
-    for name, kind in (("policy", str), ("use_max_tokens", bool), ("known_lengths", bool), ("shadow", bool)):
+    for name, kind in (
+        ("policy", str),
+        ("use_max_tokens", bool),
+        ("known_lengths", bool),
+        ("shadow", bool),
+        ("fast_decode", bool),
+    ):
         if name in merged and not isinstance(merged[name], kind):
             raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {merged[name]!r}")
     for name in ("config_file", "log_file"):

@@ -30,7 +30,7 @@ class GatedQueue(RequestQueue):
 
     def open(self, admitted: Iterable[Request]) -> None:
         """Let only `admitted` through, in this order; those no longer waiting are left out."""
-        self._gate = deque(r for r in admitted if r.request_id in self._line)
+        self._gate = deque([r for r in admitted if r.request_id in self._line])
 
     def close(self) -> None:
         """Take the gate away: the queue is whole again."""

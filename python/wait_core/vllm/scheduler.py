@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from wait_core.vllm import fast_decode
 from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class WaitScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wait_core = Bridge(self)
+        if self.wait_core.settings.fast_decode:
+            fast_decode.install(self)
 
     def add_request(self, request: Request) -> None:
         """Queue `request` with vLLM, then tell the core."""

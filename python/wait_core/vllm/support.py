@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from wait_core.vllm.config import ConfigError
@@ -33,6 +34,9 @@ def check(scheduler: Scheduler) -> None:
             len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
         ),
         "decode context parallelism": scheduler.dcp_world_size > 1,
+        "--scheduling-policy priority (its policies admit in the order of arrival)": (
+            scheduler.policy != SchedulingPolicy.FCFS
+        ),
     }
     for what, present in reasons.items():
         if present:

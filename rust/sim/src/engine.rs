@@ -68,8 +68,9 @@ pub enum SimError {
     },
 }
 
-/// How often the callback is called, in iterations: about every millisecond.
-const CALLBACK_EVERY: u64 = 4096;
+/// How often the callback is called, in iterations: about every ten milliseconds. Each call takes Python's lock, for
+/// which a busy thread beside this one may make it wait for five.
+const CALLBACK_EVERY: u64 = 1 << 15;
 
 /// The end of virtual time, 146 years: sums of times stay exact below it.
 const LATEST_NS: u64 = 1 << 62;

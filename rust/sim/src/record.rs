@@ -198,10 +198,13 @@ impl<'a> Recorder<'a> {
         let view = scheduler.view();
         let blocks = view.pool().used().max(0) as u32;
         self.run.peak_blocks = self.run.peak_blocks.max(blocks);
-        let running: u32 = view.lanes().iter().map(wait_core::Lane::len).sum();
-        let parked = view.residents() - running - view.prefilling().len() as u32;
-        self.run.peak_parked = self.run.peak_parked.max(parked);
-        if !self.run.iterations.is_multiple_of(self.stride) {
+        if let lanes @ [_, _, ..] = view.lanes() {
+            let running: u32 = lanes.iter().map(wait_core::Lane::len).sum();
+            let parked = view.residents() - running - view.prefilling().len() as u32;
+            self.run.peak_parked = self.run.peak_parked.max(parked);
+        }
+        // The stride is a power of two.
+        if self.run.iterations & (self.stride - 1) != 0 {
             return;
         }
         if self.run.series.len() == SAMPLES {

@@ -1,0 +1,187 @@
+"""vLLM's schedulers alone, in this process: no engine, no model, made-up tokens.
+
+What vLLM's own unit tests of its scheduler do: build it from a configuration, and answer each step with a
+``ModelRunnerOutput`` as a worker would.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import random
+import tempfile
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import ENVIRONMENT, LLAMA
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+EOS = LLAMA["eos_token_id"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One engine's configuration."""
+
+    scheduler: str = "AsyncScheduler"  # or "Scheduler", or "WaitScheduler"
+    wait_core: dict[str, Any] = field(default_factory=dict)
+    num_blocks: int = 1024
+    block_size: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 2048
+    prefix_caching: bool = True
+    policy: str = "fcfs"
+    ahead: int = 1  # steps scheduled before the first one's output is in: 1 is what vLLM's GPU engines do
+
+
+@cache
+def _model_folder(max_model_len: int) -> str:
+    folder = tempfile.TemporaryDirectory(prefix="wait-core-config-")
+    atexit.register(folder.cleanup)
+    config = LLAMA | {"max_position_embeddings": max_model_len}
+    (Path(folder.name) / "config.json").write_text(json.dumps(config))
+    return folder.name
+
+
+def make_scheduler(setup: Setup) -> Any:
+    """Build the scheduler as EngineCore does."""
+    import torch
+    from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from wait_core.vllm import WaitScheduler
+
+    model = ModelConfig(
+        model=_model_folder(setup.max_model_len), skip_tokenizer_init=True, dtype="float32", seed=0
+    )
+    cache_config = CacheConfig(block_size=setup.block_size, enable_prefix_caching=setup.prefix_caching)
+    cache_config.num_gpu_blocks = setup.num_blocks
+    config = VllmConfig(
+        model_config=model,
+        cache_config=cache_config,
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=setup.max_num_seqs,
+            max_num_batched_tokens=max(setup.max_num_batched_tokens, setup.max_num_seqs),
+            max_model_len=setup.max_model_len,
+            is_encoder_decoder=False,
+            enable_chunked_prefill=True,
+            policy=setup.policy,
+        ),
+        device_config=DeviceConfig("cpu"),
+        additional_config={"wait_core": setup.wait_core} if setup.wait_core else {},
+    )
+    config.scheduler_config.async_scheduling = setup.scheduler != "Scheduler"
+    spec = FullAttentionSpec(block_size=setup.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    groups = [KVCacheGroupSpec(["layer"], spec)]
+    kinds: dict[str, Callable[..., Any]] = {
+        "Scheduler": Scheduler, "AsyncScheduler": AsyncScheduler, "WaitScheduler": WaitScheduler
+    }  # fmt: skip
+    return kinds[setup.scheduler](
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(num_blocks=setup.num_blocks, kv_cache_tensors=[], kv_cache_groups=groups),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=setup.block_size,
+        log_stats=True,
+    )
+
+
+@dataclass
+class Step:
+    """What one step cost, and what it did."""
+
+    schedule_ns: int
+    update_ns: int  # of the step whose output came in, 0 when none did
+    scheduled: Any
+    outputs: Any
+
+
+class Driver:
+    """Runs one scheduler step by step, with outputs made up per request, the same for every scheduler."""
+
+    def __init__(self, setup: Setup) -> None:
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+
+        self.setup = setup
+        self.scheduler = make_scheduler(setup)
+        hash_function = get_hash_fn_by_name("sha256")
+        init_none_hash(hash_function)
+        self._hasher = get_request_block_hasher(setup.block_size, hash_function) if setup.prefix_caching else None
+        self._in_flight: deque[tuple[Any, Any]] = deque()
+
+    def add(self, name: str, prompt: Sequence[int], max_tokens: int, priority: int = 0, **sampling: Any) -> None:
+        """Queue a request."""
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling)
+        params.update_from_generation_config({}, EOS)
+        request = Request(
+            request_id=name,
+            prompt_token_ids=list(prompt),
+            sampling_params=params,
+            pooling_params=None,
+            priority=priority,
+            arrival_time=float(len(self.scheduler.requests)),
+            block_hasher=self._hasher,
+        )
+        self.scheduler.add_request(request)
+
+    def abort(self, name: str) -> None:
+        """End a request as a client that goes away does."""
+        from vllm.v1.request import RequestStatus
+
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+
+    def step(self) -> Step:
+        """Schedule one step and, when more than `ahead` are in flight, bring in the output of the oldest."""
+        clock = time.thread_time_ns
+        begin = clock()
+        scheduled = self.scheduler.schedule()
+        schedule_ns = clock() - begin
+        if scheduled.total_num_scheduled_tokens:
+            self._in_flight.append((scheduled, self._answer(scheduled)))
+        update_ns, outputs = 0, None
+        ahead = self.setup.ahead if scheduled.total_num_scheduled_tokens else 0
+        if len(self._in_flight) > ahead:
+            item = self._in_flight.popleft()
+            begin = clock()
+            outputs = self.scheduler.update_from_output(*item)
+            update_ns = clock() - begin
+        return Step(schedule_ns, update_ns, scheduled, outputs)
+
+    def _answer(self, scheduled: Any) -> Any:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        requests = self.scheduler.requests
+        names = list(scheduled.num_scheduled_tokens)
+        tokens = []
+        for name in names:
+            request = requests[name]
+            # A made-up model: the next token is a function of the request and the position; one in 97 ends it.
+            draw = zlib.crc32(f"{name} {request.num_computed_tokens}".encode())
+            token = 3 + draw % (LLAMA["vocab_size"] - 3) if draw % 97 else EOS
+            tokens.append([] if request.is_prefill_chunk else [token])
+        return ModelRunnerOutput(
+            req_ids=names, req_id_to_index={name: i for i, name in enumerate(names)}, sampled_token_ids=tokens
+        )
+
+
+def random_prompt(draw: random.Random, length: int) -> list[int]:
+    """Draw `length` token ids."""
+    return [draw.randrange(3, LLAMA["vocab_size"]) for _ in range(length)]

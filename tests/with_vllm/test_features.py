@@ -1,0 +1,119 @@
+"""Nothing lost: vLLM's features under the adapter, with the tokens of stock; and what it cannot serve is refused."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WAIT = {"policy": "wait", "types": [{"prompt": 95, "output": 34, "rate": 1.0}]}
+ASYNC = {"async_scheduling": True}
+LORA = {"engine": {"enable_lora": True, "max_lora_rank": 8}}
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+NGRAM = {"engine": {"speculative_config": DRAFTS}}
+
+
+def serve(run: Run, **job: Any) -> dict[str, Any]:
+    """Run ``features.py`` and check what holds of every engine, stock or not."""
+    result = run(program="features.py", **job)
+    assert result["free_blocks_at_end"] == result["usable_blocks"]
+    return result
+
+
+def assert_same(mine: dict[str, Any], stock: dict[str, Any]) -> None:
+    """Every request got the tokens it gets from stock; aborted ones a beginning of them."""
+    assert mine["scheduler"] == "WaitScheduler"
+    assert mine["adapter"]["active"]
+    assert mine["log"].count("wait-core failed") == 0
+    left = {*mine["aborted"], *stock["aborted"]}
+    assert {name for name in stock["received"] if name not in left} <= set(mine["received"])
+    for name, samples in mine["received"].items():
+        for index, tokens in samples.items():
+            theirs = stock["received"].get(name, {}).get(index, [])
+            if name in left:
+                short = min(len(tokens), len(theirs))
+                assert tokens[:short] == theirs[:short], name
+            else:
+                assert tokens == theirs, name
+
+
+@pytest.mark.parametrize(
+    "settings", [WAIT, {"policy": "vllm", "fast_decode": True}], ids=["wait", "vllm-fast-decode"]
+)
+def test_features_side_by_side(run: Run, settings: dict[str, Any]) -> None:
+    """Asynchronous scheduling; several samples; structured output; streaming; aborts; resets; pauses; sleep."""
+    stock = serve(run, **ASYNC)
+    mine = serve(run, **ASYNC, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=settings)
+    assert_same(mine, stock)
+    kinds = {name.partition("-")[0] for name in mine["received"]}
+    assert kinds >= {"plain", "samples", "structured", "streaming"}
+    wanted = {"waiting", "prefilling", "decoding", "finished"}
+    assert set(mine["aborted"].values()) >= (wanted | {"preempted"} if settings["policy"] == "vllm" else wanted)
+    for name, samples in mine["received"].items():
+        if name.startswith("samples"):
+            assert set(samples) == {"0", "1", "2"}, name
+        if name.startswith("streaming"):
+            assert mine["streamed"][name] >= len(samples["0"]) // 2, "token by token"
+        if name.startswith("structured"):
+            assert re.fullmatch(r"[a-f]{5}[01]{9}z+", decoded(samples["0"])), name
+
+
+def decoded(tokens: list[int]) -> str:
+    """Return the text of byte-level `tokens`, without the end of the sequence."""
+    from tokenizers import pre_tokenizers
+
+    text = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=3))
+    return "".join(text[token] for token in tokens if token != 2)
+
+
+def test_lora(run: Run) -> None:
+    stock, without = serve(run, **LORA), serve(run, **ASYNC)
+    mine = serve(run, **LORA, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=WAIT)
+    assert_same(mine, stock)
+    assert stock["received"] != without["received"], "the adapter must matter"
+
+
+def test_speculative_decoding(run: Run) -> None:
+    stock = serve(run, **NGRAM)
+    mine = serve(run, **NGRAM, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=WAIT)
+    assert mine["spec"] == 3
+    assert_same(mine, stock)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("connector", object(), "a KV connector"),
+        ("ec_connector", object(), "an encoder-cache connector"),
+        ("is_encoder_decoder", True, "an encoder-decoder model"),
+        ("dcp_world_size", 2, "decode context parallelism"),
+        ("kv_cache_config", SimpleNamespace(kv_cache_groups=[]), "KV cache groups"),
+    ],
+)
+def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: object, message: str) -> None:
+    from in_process import Setup, make_scheduler
+
+    from wait_core.vllm import support
+    from wait_core.vllm.config import ConfigError
+
+    scheduler = make_scheduler(Setup())
+    support.check(scheduler)
+    setattr(scheduler, attribute, value)
+    with pytest.raises(ConfigError, match=message):
+        support.check(scheduler)
+
+
+def test_priorities_are_refused_not_ignored() -> None:
+    from in_process import Setup, make_scheduler
+
+    from wait_core.vllm.config import ConfigError
+
+    with pytest.raises(ConfigError, match="priorit"):
+        make_scheduler(Setup(scheduler="WaitScheduler", wait_core={"policy": "vllm"}, policy="priority"))
