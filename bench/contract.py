@@ -64,12 +64,15 @@ class Bench:
 
 
 def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
-    """Read the options that all benchmarks have, and those of `extra` (flag name without dashes to add_argument's)."""
+    """Read the options that all benchmarks have, and those of `extra` (flag name without dashes to add_argument's).
+
+    `positional` in `extra` is no flag but the arguments without one.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the same measurement at a size that fits in a minute")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on a line")
     for flag, keywords in extra.items():
-        parser.add_argument(f"--{flag.replace('_', '-')}", **keywords)
+        parser.add_argument(flag if flag == "positional" else f"--{flag.replace('_', '-')}", **keywords)
     return Bench(name, parser.parse_args())
 
 

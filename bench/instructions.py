@@ -2,21 +2,25 @@
 
 Counts two runs of `rust/core/examples/step.rs` that differ in their number of iterations only, and subtracts. With
 --check the counts are compared with bench/instructions.json, and a cell that grew by more than the tolerance is an
-error; --update writes that file.
+error; --update writes that file. --profile tells where the instructions of an iteration go.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from callgrind import Profile, profile
 from contract import start
+
+if TYPE_CHECKING:
+    from contract import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "bench" / "instructions.json"
@@ -35,22 +39,37 @@ def build() -> Path:
     return ROOT / "target" / "release" / "examples" / "step"
 
 
-def count(binary: Path, policy: str, running: int, waiting: int, iterations: int) -> int:
-    """Instructions of one whole run."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
-        command += [str(binary), policy, str(running), str(waiting), str(iterations)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"Collected : (\d+)", result.stderr)
-    if result.returncode != 0 or found is None:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
-    return int(found.group(1))
+def run(binary: Path, policy: str, running: int, waiting: int, iterations: int) -> Profile:
+    """Count one whole run."""
+    return profile([str(binary), policy, str(running), str(waiting), str(iterations)])
 
 
 def per_iteration(binary: Path, policy: str, running: int, waiting: int) -> float:
     """Instructions of one iteration: plan, one finish, one admission, one arrival."""
-    few, many = (count(binary, policy, running, waiting, iterations) for iterations in ITERATIONS)
+    few, many = (run(binary, policy, running, waiting, iterations).total for iterations in ITERATIONS)
     return (many - few) / (ITERATIONS[1] - ITERATIONS[0])
+
+
+def where(bench: Bench, binary: Path, policy: str, running: int, waiting: int) -> None:
+    """Tell where the instructions of one iteration go: by function, callees included, and by source file."""
+    few, many = (run(binary, policy, running, waiting, iterations) for iterations in ITERATIONS)
+    spent: Counter[str] = Counter()
+    for name, end in many.functions.items():
+        spent[name.replace("wait_core::", "")] += end - few.functions[name]
+    for path, end in many.files.items():
+        spent[source(path)] += end - few.files[path]
+    for name, instructions in spent.most_common():
+        each = instructions / (ITERATIONS[1] - ITERATIONS[0])
+        if each >= 1 and ("::" in name or name.startswith("in ")) and "std::" not in name:
+            bench.rows.append({"policy": policy, "instructions": each, "of": name})
+
+
+def source(path: str) -> str:
+    """Name the part of the program that a source file belongs to."""
+    if "hashbrown" in path or "rustc-hash" in path:
+        return "in the hash map of ids"
+    core = path.partition("rust/core/src/")[2]
+    return f"in {core}" if core else "in the standard library: slices, vectors, memcpy"
 
 
 def exponent(sizes: list[int], instructions: list[float]) -> float:
@@ -65,10 +84,16 @@ def main() -> None:
         "Instructions per iteration of the core, by callgrind.",
         check={"action": "store_true", "help": f"fail where a count exceeds the baseline by {TOLERANCE:.0%}"},
         update={"action": "store_true", "help": "write the baseline"},
+        profile={"action": "store_true", "help": "tell where the instructions of an iteration go"},
     )
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed (Debian: apt-get install valgrind)")
     binary = build()
+    if bench.options.profile:
+        for policy in POLICIES:
+            where(bench, binary, policy, *CHECKED[0])
+        bench.finish()
+        return
     if bench.options.check or bench.options.update:
         counts = {
             f"{policy} {running} running {waiting} waiting": round(per_iteration(binary, policy, running, waiting))

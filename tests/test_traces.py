@@ -46,6 +46,13 @@ FILES = {
         ' {"id": "c", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y z w"},'
         ' {"from": "human", "value": "ignored"}]}\n]\n'
     ),
+    "wait-core-log": (
+        '{"format":"wait-core-log","version":1,"wait_core":"0.1.0","settings":{"kv_blocks":90}}\n'
+        '{"add":0,"prompt_tokens":374,"priority":0,"now_ns":7000}\n'
+        '{"add":1,"prompt_tokens":396,"max_tokens":200,"priority":0,"now_ns":7500}\n'
+        '{"plan":7600,"admitted":[0,1],"prefill":[[0,374],[1,396]],"decodes":0,"budget":2048,"held":0}\n'
+        '{"end":1,"tokens":109}\n{"end":0,"tokens":44}\n'
+    ),
 }
 
 

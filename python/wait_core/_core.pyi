@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 __all__ = [
     "DEBUG_BUILD",
+    "SETTINGS",
     "CapacityError",
     "DuplicateIdError",
     "Hold",
@@ -26,6 +27,7 @@ __all__ = [
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
+SETTINGS: Final[list[str]]
 
 class WaitCoreError(ValueError): ...
 class CapacityError(WaitCoreError): ...
@@ -112,6 +114,8 @@ class Scheduler:
     def thresholds(self) -> list[float]: ...
     @property
     def stats(self) -> dict[str, Any]: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
 
 @final
 class Planner:

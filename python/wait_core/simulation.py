@@ -157,7 +157,8 @@ def simulate(
     wanted = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
     law = iteration_time(iteration_time_law)
     known = _lengths_known(policy, lengths)
-    defaults: dict[str, Any] = {"policy": policy, "block_size": 16}
+    # The planned server is the simulated one, unless the settings say otherwise.
+    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law}
     settings = defaults | settings
     if "kv_blocks" not in settings:
         settings["kv_blocks"] = kv_blocks_of(law, settings["block_size"])

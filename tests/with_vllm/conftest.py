@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.timeout(300))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _needs_vllm() -> None:
     if find_spec("vllm") is None:
         if os.environ.get("WAIT_CORE_REQUIRE_VLLM") == "1":

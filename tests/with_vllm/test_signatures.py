@@ -124,3 +124,34 @@ def test_vllm_is_as_the_adapter_expects() -> None:
     everything = inspect.getsource(module)
     assert everything.count("pop_request()") == 2
     assert everything.count("peek_request()") == 1
+
+
+def test_the_way_of_our_figures_is_as_expected() -> None:
+    from vllm.config import ParallelConfig
+    from vllm.plugins import STAT_LOGGER_PLUGINS_GROUP
+    from vllm.v1.core.sched import scheduler as module
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.metrics import loggers
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.request import Request
+    from vllm.version import __version__
+
+    assert "make_stats" not in vars(AsyncScheduler)
+    # Once a step, and the difference reaches a front end.
+    assert inspect.getsource(module).count("self.make_stats(") == 1
+    field = SchedulerStats.__dataclass_fields__["num_kv_fetch_reqs_by_stage"]
+    assert str(field.type) == "dict[str, int]"
+    assert field.default_factory is dict
+    # vLLM's loggers read the names they know and sums only.
+    uses = re.findall(r"(?:kv_fetch|num_kv_fetch_reqs_by_stage)\.(\w+)\(", inspect.getsource(loggers))
+    assert set(uses) <= {"get", "values", "items"}
+    assert STAT_LOGGER_PLUGINS_GROUP == "vllm.stat_logger_plugins"
+    base = loggers.AggregateStatLoggerBase
+    assert base.__abstractmethods__ == {"__init__", "record", "log_engine_initialized"}
+    record = inspect.signature(base.record).parameters
+    assert list(record) == ["self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"]
+    assert list(inspect.signature(base.__init__).parameters) == ["self", "vllm_config", "engine_indexes"]
+    assert hasattr(base, "record_admission_rejection")
+    assert isinstance(Request.num_output_tokens, property)
+    assert {"data_parallel_size", "data_parallel_rank"} <= set(ParallelConfig.__dataclass_fields__)
+    assert __version__

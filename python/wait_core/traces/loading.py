@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from wait_core.traces.csv_formats import CSV_FORMATS, detect_csv, read_csv
 from wait_core.traces.fields import MAX_TOKENS, TraceError
 from wait_core.traces.json_formats import TextLengths, read_mooncake, read_sharegpt, read_vllm
+from wait_core.traces.log_format import read_log
 
 if TYPE_CHECKING:
     import os
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from wait_core.traces.trace import Trace
 
 _CSV = {form.name: form for form in CSV_FORMATS}
-FORMATS = ("mooncake", *_CSV, "vllm", "sharegpt")
+FORMATS = ("mooncake", *_CSV, "vllm", "sharegpt", "wait-core-log")
 # What `vllm bench serve` takes for a custom dataset (--custom-output-len).
 DEFAULT_OUTPUT = 256
 
@@ -77,6 +78,8 @@ def load(
             return read_vllm(file, limit, lengths)
         if name == "sharegpt":
             return read_sharegpt(file, limit, lengths)
+        if name == "wait-core-log":
+            return read_log(file, limit)
         return read_csv(file, _CSV[name], limit)
     except UnicodeDecodeError as error:
         raise TraceError(file, f"not UTF-8 text: {error}") from None
@@ -100,11 +103,14 @@ def detect(path: str | os.PathLike[str]) -> str:
         return "sharegpt"
     if first.startswith("{"):
         try:
-            keys = set(json.loads(first))
+            row = json.loads(first)
+            keys = set(row)
         except (ValueError, RecursionError) as error:
             raise TraceError(file, f"not JSON: {error}", line=1, value=first) from None
         if "input_length" in keys:
             return "mooncake"
+        if row.get("format") == "wait-core-log":
+            return "wait-core-log"
         if "prompt" in keys:
             return "vllm"
         raise TraceError(file, f"keys {sorted(keys)} are of no known format ({', '.join(FORMATS)})", line=1)

@@ -10,7 +10,9 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
-from wait_core.vllm import config, support
+from wait_core import WaitCoreError
+from wait_core.vllm import telemetry, transfer
+from wait_core.vllm.control import Control
 from wait_core.vllm.gated_queue import GatedQueue
 
 if TYPE_CHECKING:
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
     from wait_core import Plan
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
 
 class Bridge:
@@ -41,21 +44,11 @@ class Bridge:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.settings = config.read(scheduler.vllm_config.additional_config.get(config.KEY))
-        support.check(scheduler)
-        pool = scheduler.kv_cache_manager.block_pool
-        self.core = config.make_core(
-            self.settings,
-            {
-                "kv_blocks": pool.num_gpu_blocks - 1,  # one is vLLM's null block
-                "block_size": scheduler.block_size,
-                "max_num_seqs": scheduler.max_num_active_reqs,
-                "token_budget": scheduler.max_num_scheduled_tokens,
-                "max_model_len": scheduler.max_model_len,
-                "watermark": scheduler.scheduler_config.watermark,
-                "host_preempts": True,
-            },
-        )
+        self.control = Control(scheduler)
+        self.core = self.control.core
+        self.settings = self.control.settings
+        self.log = self.control.log
+        self.telemetry = telemetry.Telemetry()
         self.active = True
         self.queue = GatedQueue(scheduler.waiting)
         scheduler.waiting = self.queue
@@ -63,10 +56,12 @@ class Bridge:
         self._next = 0
         self._ids: dict[str, int] = {}
         self._requests: dict[int, Request] = {}
+        self._arrivals: dict[int, int] = {}  # id -> ns
         self._foreign: dict[str, Request] = {}
         self._prefilling: dict[int, int] = {}  # id -> tokens computed when last looked at
         self._plan: Plan | None = None
         self._offered: list[int] = []
+        self._held = {"held": 0, "paused": 0}
         self._preempted_before: frozenset[str] = frozenset()
         self._budget = scheduler.max_num_scheduled_tokens
 
@@ -80,6 +75,7 @@ class Bridge:
         self._quiet_since_ns: int | None = None
         self.gates_open = False
         self.counts = {"steps": 0, "paused": 0, "refused": 0, "watchdog": 0, "foreign": 0, "corrected": 0}
+        self.counts |= {"ungated": 0, "reconfigured": 0}
 
     # -- entry points: they never raise ---------------------------------------------------------------------------
 
@@ -95,9 +91,12 @@ class Bridge:
         """Report what has happened, ask for a plan, and set gate, pauses and token budget for one step."""
         if self.active:
             try:
+                now_ns = time.monotonic_ns()
                 self._report()
+                self._exchange(now_ns)
                 if self.scheduler.pause_state != PauseState.PAUSED_ALL:
-                    self._decide()
+                    self._decide(now_ns)
+                    self.telemetry.decisions_ns.append(time.monotonic_ns() - now_ns)
             except BaseException as error:  # noqa: BLE001
                 self._fail("before schedule", error)
 
@@ -114,6 +113,22 @@ class Bridge:
             except BaseException as error:  # noqa: BLE001
                 self._fail("after schedule", error)
 
+    def send(self, stats: SchedulerStats) -> None:
+        """Put our figures into what vLLM sends to its front end."""
+        if self.telemetry.failed:
+            return
+        try:
+            now_ns = time.monotonic_ns()
+            if not self.telemetry.is_due(now_ns, idle=not self.scheduler.running):
+                return
+            state: dict[str, Any] = {"active": self.active, "policy": self.settings.policy}
+            if self.active:
+                state |= {"shadow": self.settings.shadow, "blocks": self.control.engine["kv_blocks"], **self._held}
+                state |= self.telemetry.collect(self.core, now_ns, self.counts)
+            self.telemetry.attach(stats, state, now_ns)
+        except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
+            self.telemetry.fail(error)
+
     def report(self) -> dict[str, Any]:
         """Return the adapter's counts since the start."""
         return {"active": self.active, "policy": self.settings.policy, **self.counts}
@@ -125,40 +140,57 @@ class Bridge:
         if self.scheduler.requests.get(name) is not request:
             return  # a further input chunk of a streaming session
         if name in self._ids:  # reused before the core heard that its first bearer had left
-            self._gone.append(self._forget(name))
+            self._gone.append(self._left(name))
         if request.resumable:
-            self._make_foreign(request, "a streaming session")
+            self._make_foreign(request, None)
             return
         number = self._next
         self._next += 1
-        room = max(1, self.scheduler.max_model_len - request.num_prompt_tokens)
-        length = min(request.max_tokens, room)
-        error = self._core_error()
+        now_ns = time.monotonic_ns()
+        self.telemetry.arrived(now_ns)
         try:
-            self.core.add(
-                number,
-                request.num_prompt_tokens,
-                length if self.settings.use_max_tokens else None,
-                output_tokens=length if self.settings.known_lengths and _length_is_known(request) else None,
-                priority=request.priority,
-                now_ns=time.monotonic_ns(),
+            length = self.scheduler.max_model_len
+            transfer.declare(
+                self.core, number, request, settings=self.settings, max_model_len=length, arrival_ns=now_ns
             )
-        except error as refusal:
-            self._make_foreign(request, str(refusal))
+        except WaitCoreError as refusal:
+            self._make_foreign(request, refusal)
             return
+        self._arrivals[number] = now_ns
         self._ids[name] = number
         self._requests[number] = request
 
-    def _make_foreign(self, request: Request, why: str) -> None:
+    def _make_foreign(self, request: Request, refusal: WaitCoreError | None) -> None:
         self._foreign[request.request_id] = request
         self.counts["foreign"] += 1
+        self.telemetry.rejected_for(refusal)
+        why = "a streaming session" if refusal is None else refusal
         logger.debug("wait-core lets request %s through ungated: %s", request.request_id, why)
 
     def _forget(self, name: str) -> int:
         number = self._ids.pop(name)
-        del self._requests[number]
+        del self._requests[number], self._arrivals[number]
         self._prefilling.pop(number, None)
         return number
+
+    def _left(self, name: str) -> int:
+        if self.log is not None:
+            number = self._ids[name]
+            self.core.ended(number, self._requests[number].num_output_tokens)
+        return self._forget(name)
+
+    def _exchange(self, now_ns: int) -> None:
+        """Look whether another core has taken over, and whom it refuses."""
+        refused = self.control.poll(now_ns, self.scheduler, self._requests, self._arrivals)
+        if refused is None:
+            return
+        self.core, self.settings = self.control.core, self.control.settings
+        self.telemetry.restart(self.core)
+        self.counts["reconfigured"] += 1
+        for number, refusal in refused.items():
+            request = self._requests[number]
+            self._forget(request.request_id)
+            self._make_foreign(request, refusal)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -174,7 +206,7 @@ class Bridge:
                 continue
             status = self._requests[number].status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
-            (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._forget(name))
+            (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._left(name))
         # Preempted between two steps, by a reset of the prefix cache: the next step may already resume them.
         self._preempted_before = frozenset(scheduler.reset_preempted_req_ids)
         for name in self._preempted_before:
@@ -202,13 +234,18 @@ class Bridge:
         for number in aborted:
             self.core.abort(number)
 
-    def _decide(self) -> None:
+    def _decide(self, now_ns: int) -> None:
         scheduler = self.scheduler
-        now_ns = time.monotonic_ns()
-        self._watch(now_ns)
+        if not self.settings.shadow:
+            self._watch(now_ns)
         plan = self._plan = self.core.plan(now_ns)
         requests = self._requests
         self._offered = [*plan.resumed, *plan.admitted]
+        self._held = {"held": plan.held, "paused": len(plan.paused)}
+        if plan.held:
+            self.telemetry.explain(self.core, self.queue, self._ids)
+        if self.settings.shadow:
+            return
         if not self.gates_open:
             offered = [requests[number] for number in self._offered]
             self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
@@ -240,8 +277,13 @@ class Bridge:
                 self._prefilling[number] = 0
             else:
                 self._refused.append(number)
-        if self.gates_open:
-            self._note_ungated(output)
+        if plan.admitted:
+            now_ns = time.monotonic_ns()
+            admitted = [n for n in plan.admitted if n in self._prefilling]
+            self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
+        unplanned = self._note_ungated(output) if self.gates_open or self.settings.shadow else 0
+        if self.settings.shadow and plan.paused:
+            unplanned += self._note_unpaused(plan.paused, output)
         self.counts["refused"] += len(self._refused)
         chunks = dict(plan.prefill)
         done = []
@@ -261,7 +303,8 @@ class Bridge:
                     self._progress.append((known, self._requests[known].num_computed_tokens))
         else:
             named = len(self._preempted) + len(self._refused)
-            self._missing = plan.num_decodes + len(chunks) - named - len(output.num_scheduled_tokens)
+            scheduled = len(output.num_scheduled_tokens) - unplanned
+            self._missing = plan.num_decodes + len(chunks) - named - scheduled
         if output.total_num_scheduled_tokens:
             self._quiet_since_ns = None
 
@@ -271,15 +314,22 @@ class Bridge:
             self._prefilling.pop(number, None)
             self._preempted.append(number)
 
-    def _note_ungated(self, output: SchedulerOutput) -> None:
+    def _note_ungated(self, output: SchedulerOutput) -> int:
         """Tell the core of requests that vLLM took by itself: progress of a waiting request means it was admitted."""
         offered = set(self._offered)
         names = [data.req_id for data in output.scheduled_new_reqs]
         names += output.scheduled_cached_reqs.resumed_req_ids
-        for name in names:
-            number = self._ids.get(name)
-            if number is not None and number not in offered:
-                self._prefilling[number] = -1  # differs from any chunk: progress is reported below
+        taken = [number for name in names if (number := self._ids.get(name)) is not None and number not in offered]
+        for number in taken:
+            self._prefilling[number] = -1  # differs from any chunk: progress is reported below
+        self.counts["ungated"] += len(taken)
+        return len(taken)
+
+    def _note_unpaused(self, paused: Iterable[int], output: SchedulerOutput) -> int:
+        """Tell the core of requests that vLLM ran although the plan paused them."""
+        ran = [n for n in paused if self._requests[n].request_id in output.num_scheduled_tokens]
+        self._progress += [(n, self._requests[n].num_computed_tokens) for n in ran if n not in self._prefilling]
+        return len(ran)
 
     def _correct(self) -> None:
         """Report every running request: vLLM left out decodes that the plan counted on, or ran others."""
@@ -322,11 +372,12 @@ class Bridge:
 
     def _fail(self, where: str, error: BaseException) -> None:
         """Leave scheduling to vLLM for the rest of the process."""
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise error
+        telemetry.let_pass(error)
         self.active = False
         self._plan = None
         self.release()
+        if self.log is not None:
+            self.log.close()
         try:
             stock = create_request_queue(self.scheduler.policy)
             for request in self.queue:
@@ -342,25 +393,6 @@ class Bridge:
             error,
             exc_info=error,
         )
-
-    @staticmethod
-    def _core_error() -> type[Exception]:
-        from wait_core import WaitCoreError  # noqa: PLC0415  beside `config.make_core`, the only users of the extension
-
-        return WaitCoreError
-
-
-def _length_is_known(request: Request) -> bool:
-    """Whether `request` ends at ``max_tokens`` and nowhere else, unless the client aborts it."""
-    params = request.sampling_params
-    return (
-        params is not None
-        and params.ignore_eos
-        and not params.stop
-        and not params.stop_token_ids
-        and params.repetition_detection is None
-        and request.structured_output_request is None
-    )
 
 
 def _without(numbers: list[int], left: Iterable[int]) -> list[int]:

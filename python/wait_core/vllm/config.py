@@ -1,9 +1,12 @@
-"""Settings of the adapter, read from vLLM's own configuration."""
+"""Settings of the adapter: vLLM's own configuration, and a file that may change while it serves."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,15 +15,17 @@ if TYPE_CHECKING:
     from wait_core import Scheduler
 
 KEY = "wait_core"
+FILE_VARIABLE = "WAIT_CORE_CONFIG_FILE"
+"""Environment variable that names the settings file where ``config_file`` does not."""
 
 
 class ConfigError(ValueError):
-    """A setting under ``additional_config["wait_core"]`` is wrong, or vLLM runs something the core cannot serve."""
+    """A setting of the adapter is wrong, or vLLM runs something the core cannot serve."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The object under ``additional_config["wait_core"]``.
+    """The object under ``additional_config["wait_core"]``, and over it that in the settings file.
 
     Keys that are not listed here go to `wait_core.Scheduler`, which checks them; those that describe the engine
     (`FROM_ENGINE`) are vLLM's to set.
@@ -38,6 +43,18 @@ class Settings:
         Whether ``max_tokens`` is the exact output length of a request that ignores EOS and has no stop condition.
     fast_decode
         Whether steady decode skips the work that vLLM does in vain; see `wait_core.vllm.fast_decode`.
+    shadow
+        Decide and count, but let stock vLLM act.
+    config_file
+        JSON object of settings that override these; read again, while serving, whenever it changes.
+    log_file
+        Where to log every decision (JSONL); none by default.
+    log_max_mb
+        Size in MB (10^6 bytes) at which that log ends.
+    core
+        What goes to the core.
+    sources
+        Where each value that is not a default came from.
     """
 
     policy: str = "wait"
@@ -45,8 +62,19 @@ class Settings:
     use_max_tokens: bool = True
     known_lengths: bool = True
     fast_decode: bool = False
+    shadow: bool = False
+    config_file: str | None = None
+    log_file: str | None = None
+    log_max_mb: float = 256.0
     core: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
+
+OWN = tuple(f.name for f in fields(Settings) if f.name not in {"core", "sources"})
+"""Settings of the adapter itself."""
+
+AT_START = ("config_file", "log_file", "log_max_mb", "fast_decode")
+"""Those of them that stay as they are at the start, and so do not belong into the settings file."""
 
 FROM_ENGINE = {
     "kv_blocks": "num_gpu_blocks_override",
@@ -62,34 +90,77 @@ FROM_ENGINE = {
 """Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each."""
 
 
-def read(raw: object) -> Settings:
-    """Check the value of ``additional_config["wait_core"]`` as far as it concerns the adapter.
+def load(additional: object) -> Settings:
+    """Read the settings at the start: the value of ``additional_config["wait_core"]``, and the file if one is named.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key and the value, or the file that cannot be read.
+    """
+    path = read(additional).config_file or os.environ.get(FILE_VARIABLE)
+    return read(additional, None if path is None else read_file(path), path)
+
+
+def read_file(path: str) -> object:
+    """Parse the settings file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"settings file {path}: {error}") from error
+
+
+def read(additional: object, in_file: object = None, path: str | None = None) -> Settings:
+    """Check settings as far as they concern the adapter; those `in_file`, read from `path`, override `additional`.
 
     Raises
     ------
     ConfigError
         Naming the key and the value.
     """
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f'additional_config["{KEY}"] must be an object, got {raw!r}')
-    own = {f.name: f.type for f in fields(Settings) if f.name != "core"}
-    given: dict[str, Any] = {}
-    core: dict[str, Any] = {}
-    for name, value in raw.items():
-        if name in FROM_ENGINE:
-            option = FROM_ENGINE[name]
-            how = f"set vLLM's {option} instead" if option else "it cannot be set"
-            raise ConfigError(f"{KEY}.{name} = {value!r}: it follows the engine; {how}")
-        (given if name in own else core)[name] = value
-    for name, kind in (("policy", str), ("use_max_tokens", bool), ("known_lengths", bool), ("fast_decode", bool)):
-        if name in given and not isinstance(given[name], kind):
-            raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {given[name]!r}")
-    seconds = given.get("watchdog_s", 0.0)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
-        raise ConfigError(f"{KEY}.watchdog_s must be a number of seconds, 0 or more, got {seconds!r}")
-    return Settings(**given, core=core)
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for raw, where in ((additional, f'additional_config["{KEY}"]'), (in_file, f"settings file {path}")):
+        if raw is None:
+            continue
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{where} must be an object, got {raw!r}")
+        for name, value in raw.items():
+            if name in FROM_ENGINE:
+                option = FROM_ENGINE[name]
+                how = f"set vLLM's {option} instead" if option else "it cannot be set"
+                raise ConfigError(f"{where}: {name} = {value!r}: it follows the engine; {how}")
+            if raw is in_file and name in AT_START:
+                raise ConfigError(f"{where}: {name} = {value!r}: it is fixed at the start; set it beside the file")
+            merged[name] = value
+            sources[name] = "additional_config" if raw is additional else f"file {path}"
+    for name, kind in (
+        ("policy", str),
+        ("use_max_tokens", bool),
+        ("known_lengths", bool),
+        ("shadow", bool),
+        ("fast_decode", bool),
+    ):
+        if name in merged and not isinstance(merged[name], kind):
+            raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {merged[name]!r}")
+    for name in ("config_file", "log_file"):
+        if not isinstance(merged.get(name), str | None):
+            raise ConfigError(f"{KEY}.{name} must be a path, got {merged[name]!r}")
+    for name, unit in (("watchdog_s", "seconds"), ("log_max_mb", "megabytes")):
+        number = merged.get(name, 0.0)
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
+            raise ConfigError(f"{KEY}.{name} must be a number of {unit}, 0 or more, got {number!r}")
+    if path is not None:
+        sources.setdefault("config_file", f"environment {FILE_VARIABLE}")
+        merged["config_file"] = path
+    own = {name: value for name, value in merged.items() if name in OWN}
+    return Settings(**own, core={k: v for k, v in merged.items() if k not in own}, sources=sources)
 
 
 def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
@@ -100,12 +171,41 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
     ConfigError
         Where the core refuses a setting; the text is the core's.
     """
-    from wait_core import Scheduler, WaitCoreError  # noqa: PLC0415  `read` works without the extension
+    from wait_core import Scheduler  # noqa: PLC0415  `read` works without the extension
+    from wait_core._core import SETTINGS  # noqa: PLC0415
 
+    for name in settings.core:
+        # The core knows its own names; a slip may also be meant for one of the adapter's.
+        if name not in SETTINGS and (near := difflib.get_close_matches(name, [*OWN, *SETTINGS], n=1)):
+            where = settings.sources.get(name, KEY)
+            raise ConfigError(f'{where}: unknown setting "{name}"; did you mean "{near[0]}"?')
     try:
         return Scheduler(settings.policy, **settings.core, **engine)
-    except (WaitCoreError, TypeError, ValueError) as error:
-        known = [f.name for f in fields(Settings)]
-        near = [m for name in settings.core for m in difflib.get_close_matches(name, known, n=1)]
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f'additional_config["{KEY}"]: {error}{hint}') from error
+    except (TypeError, ValueError) as error:  # WaitCoreError is a ValueError
+        raise ConfigError(f"{KEY}: {error}") from error
+
+
+def describe(settings: Settings, core: Scheduler, engine: Mapping[str, Any]) -> str:
+    """Return the settings in force as a table: name, value, and where the value came from."""
+    from wait_core import __version__  # noqa: PLC0415
+
+    in_force = core.settings
+    rows = [("policy", settings.policy, settings.sources.get("policy", "default"))]
+    rows.append(("capacity", f"{in_force['kv_blocks'] * in_force['block_size']:,} tokens", "vLLM"))
+    rows += [(name, _shown(getattr(settings, name)), settings.sources.get(name, "default")) for name in OWN[1:]]
+    for name, value in in_force.items():
+        if name == "policy":
+            continue
+        source = "vLLM" if name in engine else settings.sources.get(name, "default")
+        if name == "thresholds" and value is None and core.thresholds:
+            value, source = [round(n, 3) for n in core.thresholds], "planned"  # noqa: PLW2901
+        rows.append((name, _shown(value), source))
+    head = f"wait-core {__version__} " + ("watches (shadow mode: stock vLLM acts)" if settings.shadow else "schedules")
+    width = max(len(name) for name, _, _ in rows)
+    shown = max(len(value) for _, value, _ in rows)
+    return "\n".join([head, *(f"  {name:{width}}  {value:{shown}}  {source}" for name, value, source in rows)])
+
+
+def _shown(value: object) -> str:
+    text = "-" if value is None or value == [] else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:59] + "…"

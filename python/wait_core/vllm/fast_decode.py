@@ -16,7 +16,13 @@ import hashlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.core import block_pool, kv_cache_coordinator, kv_cache_manager, kv_cache_utils, single_type_kv_cache_manager
+from vllm.v1.core import (
+    block_pool,
+    kv_cache_coordinator,
+    kv_cache_manager,
+    kv_cache_utils,
+    single_type_kv_cache_manager,
+)
 from vllm.v1.core.sched import async_scheduler, scheduler, utils
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.utils import check_stop

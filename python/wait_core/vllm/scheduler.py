@@ -15,6 +15,7 @@ from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
 
@@ -48,3 +49,10 @@ class WaitScheduler(AsyncScheduler):
             self.wait_core.release()
         self.wait_core.after_step(output)
         return output
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Let our figures travel with vLLM's to the front end."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            self.wait_core.send(stats)
+        return stats

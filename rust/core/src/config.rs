@@ -86,7 +86,8 @@ pub struct Config {
     pub boundaries: Option<Vec<u32>>,
     /// η: by how much planned thresholds of `nested-wait` exceed the share of requests that go on (0.05).
     pub margin: f64,
-    /// The law that faithful thresholds are planned with; without it they are the largest that memory allows.
+    /// The iteration-time law of the GPU, with which thresholds are planned; without it they are the largest that memory
+    /// allows.
     pub iteration_time: Option<IterationTime>,
     /// How rarely memory may overflow: the safety buffer of planned, faithful `nested-wait` (none).
     pub protection: Option<Protection>,

@@ -127,20 +127,26 @@ impl Scheduler {
         }
         let length = self.view.limits().max_model_len;
         let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        for (limit, what) in
-            [(u64::from(length), "max_model_len allows"), (self.view.pool().tokens(), "the KV cache holds")]
-        {
-            if needs > limit {
-                return Err(Error::TooLarge { id, needs, limit, what });
-            }
+        let (most, tokens) = (u64::from(length), self.view.pool().tokens());
+        if needs > most {
+            return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
+        }
+        if needs > tokens {
+            return Err(Error::TooLarge { id, needs, limit: tokens, what: "the KV cache holds" });
         }
         let room = length - request.prompt;
-        let (queued, tokens) = (self.view.waiting_total(), self.view.waiting_tokens());
-        if let Some(bound) = self.max_queued_requests.filter(|&bound| queued >= bound) {
-            return Err(Error::QueueFull { queued: u64::from(queued), bound: u64::from(bound), unit: "requests" });
+        // The lines are summed up only where there is a bound to compare with.
+        if let Some(bound) = self.max_queued_requests {
+            let queued = self.view.waiting_total();
+            if queued >= bound {
+                return Err(Error::QueueFull { queued: u64::from(queued), bound: u64::from(bound), unit: "requests" });
+            }
         }
-        if let Some(bound) = self.max_queued_tokens.filter(|&bound| tokens + u64::from(request.prompt) > bound) {
-            return Err(Error::QueueFull { queued: tokens, bound, unit: "tokens" });
+        if let Some(bound) = self.max_queued_tokens {
+            let queued = self.view.waiting_tokens();
+            if queued + u64::from(request.prompt) > bound {
+                return Err(Error::QueueFull { queued, bound, unit: "tokens" });
+            }
         }
         Ok(request.max_tokens.unwrap_or(room).min(room))
     }
@@ -202,10 +208,12 @@ impl Scheduler {
         if !plan.chunks().is_empty() {
             view.sweep_prefilling();
         }
-        for queue in 0..=view.queues() {
+        let resuming = view.queues();
+        // A half-open range: the loop over a closed one costs more than its body.
+        for queue in 0..resuming + usize::from(view.resuming() > 0) {
             let Some(head) = view.head(queue) else { continue };
             // A policy that says nothing of a line left it behind the preempted, or spent the iteration on an eviction.
-            let hold = plan.hold(queue).or_else(|| plan.hold(view.queues())).unwrap_or_else(|| {
+            let hold = plan.hold(queue).or_else(|| plan.hold(resuming)).unwrap_or_else(|| {
                 let blocks = view.pool().blocks_for(view.request(head).prefill_target());
                 Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
             });

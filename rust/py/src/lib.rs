@@ -25,6 +25,7 @@ mod _core {
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         use pyo3::types::PyModuleMethods;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("SETTINGS", wait_core::Config::keys())?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }
 }

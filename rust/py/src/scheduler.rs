@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wait_core::policy::Policy;
-use wait_core::{HoldReason, LengthHint, Report, Request};
+use wait_core::{Config, HoldReason, LengthHint, Report, Request};
 
 use crate::convert;
 use crate::error::{self, WaitCoreError};
@@ -16,6 +16,7 @@ use crate::plan::{Hold, Plan};
 #[pyclass(module = "wait_core")]
 pub(crate) struct Scheduler {
     inner: wait_core::Scheduler,
+    config: Config,
 }
 
 #[pymethods]
@@ -29,7 +30,14 @@ impl Scheduler {
         };
         all.set_item("policy", policy)?;
         let config = convert::config(Some(&all))?;
-        Ok(Self { inner: wait_core::Scheduler::new(&config).map_err(error::core)? })
+        let inner = wait_core::Scheduler::new(&config).map_err(error::core)?;
+        Ok(Self { inner, config })
+    }
+
+    /// Every setting in force, defaults included, under the names that the constructor takes.
+    #[getter]
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        pythonize::pythonize(py, &self.config).map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
     /// Puts a request in line. Lengths in tokens, `now_ns` is its arrival on the caller's clock.

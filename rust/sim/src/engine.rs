@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::ops::ControlFlow;
 
 use wait_core::cost::IterationTime;
+use wait_core::policy::Policy;
 use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler};
 
 use crate::dataset::Arrival;
@@ -67,8 +68,9 @@ pub enum SimError {
     },
 }
 
-/// How often the callback is called, in iterations: about every millisecond.
-const CALLBACK_EVERY: u64 = 4096;
+/// How often the callback is called, in iterations: about every ten milliseconds. Each call takes Python's lock, for
+/// which a busy thread beside this one may make it wait for five.
+const CALLBACK_EVERY: u64 = 1 << 15;
 
 /// The end of virtual time, 146 years: sums of times stay exact below it.
 const LATEST_NS: u64 = 1 << 62;
@@ -134,6 +136,8 @@ struct Engine<'a> {
     finished: Vec<u64>,
     /// When the last request ended.
     freed_ns: u64,
+    /// The policy has thresholds, which hold requests for want of company.
+    gated: bool,
     recorder: Recorder<'a>,
 }
 
@@ -150,6 +154,7 @@ impl<'a> Engine<'a> {
             stamps: vec![0; arrivals.len()],
             finished: Vec::new(),
             freed_ns: 0,
+            gated: !scheduler.policy().thresholds().is_empty(),
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
             scheduler,
         })
@@ -219,7 +224,8 @@ impl<'a> Engine<'a> {
             self.stamps[id as usize] += 1;
         }
         // An eviction frees memory, so the plan after one may well not be empty.
-        let idle = plan.is_empty() && plan.preempted().is_empty();
+        let evicts = !plan.preempted().is_empty();
+        let idle = plan.is_empty() && !evicts;
         // Requests are parked even by a plan that computes nothing.
         for &slot in self.scheduler.last_plan().parked() {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
@@ -227,6 +233,10 @@ impl<'a> Engine<'a> {
         self.recorder.parked(&self.scheduler);
         if idle {
             return self.idle();
+        }
+        if evicts && self.gated && self.next_arrival_ns(start_ns).is_none() {
+            // Paused requests that hold the memory others need could wait for company for ever.
+            self.drain();
         }
         self.recorder.iteration(&self.scheduler, start_ns, self.now_ns);
         self.finished.clear();
@@ -274,11 +284,8 @@ impl<'a> Engine<'a> {
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
-        // An arrival that the client holds back is no event of its own.
-        let later = |ns: &u64| *ns > self.now_ns;
-        let arrival = self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(later);
-        let wake = plan.wake_ns().filter(later).filter(|&ns| ns <= LATEST_NS);
-        if let Some(next) = arrival.into_iter().chain(wake).min() {
+        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
+        if let Some(next) = self.next_arrival_ns(self.now_ns).into_iter().chain(wake).min() {
             self.now_ns = next;
             return Ok(true);
         }
@@ -293,9 +300,21 @@ impl<'a> Engine<'a> {
                 resident: view.residents(),
             });
         }
-        self.recorder.drain(self.now_ns);
-        self.scheduler.drain();
+        self.drain();
         Ok(true)
+    }
+
+    /// The next arrival to come by itself after a plan at `after_ns`: one that the client holds back is no event of its own.
+    fn next_arrival_ns(&self, after_ns: u64) -> Option<u64> {
+        self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(|&ns| ns > after_ns)
+    }
+
+    /// No more arrivals will come: the gates open.
+    fn drain(&mut self) {
+        if !self.scheduler.view().draining() {
+            self.recorder.drain(self.now_ns);
+            self.scheduler.drain();
+        }
     }
 }
 

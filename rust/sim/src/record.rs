@@ -196,7 +196,8 @@ impl<'a> Recorder<'a> {
         let view = scheduler.view();
         let blocks = view.pool().used().max(0) as u32;
         self.run.peak_blocks = self.run.peak_blocks.max(blocks);
-        if !self.run.iterations.is_multiple_of(self.stride) {
+        // The stride is a power of two.
+        if self.run.iterations & (self.stride - 1) != 0 {
             return;
         }
         if self.run.series.len() == SAMPLES {

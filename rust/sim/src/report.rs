@@ -31,7 +31,7 @@ impl Spread {
         if weight == 0 {
             return Self { mean: f64::NAN, median: f64::NAN, std: f64::NAN, p99: f64::NAN };
         }
-        values.sort_unstable();
+        sort(&mut values);
         let percentile = |share: f64| {
             let rank = libm::ceil(share * weight as f64) as u64;
             let mut seen = 0;
@@ -47,6 +47,22 @@ impl Spread {
         let mean = average(&|ms| ms);
         let std = libm::sqrt(average(&|ms| (ms - mean) * (ms - mean)));
         Self { mean, median: percentile(0.5), std, p99: percentile(0.99) }
+    }
+}
+
+/// Sorts in ascending order. Pairs that fit one machine word together sort as such, in a fraction of the time.
+fn sort(values: &mut [(u64, u32)]) {
+    let (value, weight) = values.iter().fold((0, 0), |most, pair| (most.0 | pair.0, most.1 | pair.1));
+    let shift = u32::BITS - weight.leading_zeros();
+    if value.leading_zeros() < shift {
+        values.sort_unstable();
+        return;
+    }
+    let mask = (1 << shift) - 1;
+    let mut words: Vec<u64> = values.iter().map(|&(value, weight)| value << shift | u64::from(weight)).collect();
+    words.sort_unstable();
+    for (pair, word) in values.iter_mut().zip(words) {
+        *pair = (word >> shift, (word & mask) as u32);
     }
 }
 
@@ -148,5 +164,28 @@ impl Summary {
             }
         }
         items
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn words_sort_as_pairs_do(
+            value_bits in 1..=64u32,
+            weight_bits in 1..=32u32,
+            raw in prop::collection::vec((any::<u64>(), any::<u32>()), 0..200),
+        ) {
+            let mut values: Vec<(u64, u32)> =
+                raw.into_iter().map(|(v, w)| (v >> (64 - value_bits), w >> (32 - weight_bits))).collect();
+            let mut expected = values.clone();
+            expected.sort_unstable();
+            sort(&mut values);
+            prop_assert_eq!(values, expected);
+        }
     }
 }

@@ -33,8 +33,9 @@ struct Book {
     drained_ns: u64,
 }
 
-/// `extra` is 1 where a request takes an iteration more than it has output tokens (the paper's convention).
-fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u32) -> Book {
+/// `extra` is 1 where a request takes an iteration more than it has output tokens (the paper's convention); `gated`
+/// engines drain when they evict after the last arrival.
+fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u32, gated: bool) -> Book {
     let n = arrivals.len();
     let mut book = Book {
         admitted_ns: vec![NEVER_NS; n],
@@ -76,9 +77,14 @@ fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u3
             let at = &mut book.admitted_ns[id as usize];
             *at = now_ns.min(*at);
         }
+        let last = arrivals.get(next).is_none_or(|arrival| arrival.at_ns <= now_ns);
         if step.tokens() > 0 {
             now_ns += D0_NS + D1_NS * step.kv() + OVERHEAD_NS;
             book.iterations += 1;
+        }
+        if gated && last && !step.preempted.is_empty() && book.drained_ns == NEVER_NS {
+            book.drained_ns = now_ns;
+            engine.drain();
         }
         book.decode_tokens += step.decodes.len() as u64;
         book.prefill_tokens += u64::from(step.tokens()) - step.decodes.len() as u64;
@@ -186,7 +192,7 @@ proptest! {
         });
         let setup = setup(&sizes, &policy, if hidden { Lengths::Hidden } else { Lengths::Known });
         let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
-        compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, u32::from(paper)));
+        compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, u32::from(paper), false));
     }
 
     #[test]
@@ -207,6 +213,6 @@ proptest! {
         let kinds = [(thresholds[0], 5), (thresholds[1], 16)];
         let hold_ns = hold_ms.map(|ms| (ms as f64 * 1e-3 * 1e9) as u64);
         let mut engine = Wait::new(sizes, &kinds, open, hold_ns);
-        compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, 0));
+        compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, 0, true));
     }
 }

@@ -13,6 +13,8 @@ const EPSILON: f64 = 1e-9;
 #[derive(Clone, Debug)]
 pub(super) struct Gate {
     threshold: f64,
+    /// Most that may enter at one service: the threshold, rounded up.
+    width: f64,
     /// Share accrued in earlier services and not used.
     credit: f64,
     /// Most requests inside: n at each of the stages behind the gate.
@@ -29,7 +31,7 @@ impl Gate {
     /// A gate before `stages` stages.
     pub(super) fn new(threshold: f64, stages: u32) -> Self {
         let cap = libm::ceil(threshold * f64::from(stages) - EPSILON).max(1.0) as u32;
-        Self { threshold, credit: 0.0, cap, open: false, share: 0, entered: 0, inside: 0 }
+        Self { threshold, width: width(threshold), credit: 0.0, cap, open: false, share: 0, entered: 0, inside: 0 }
     }
 
     pub(super) fn threshold(&self) -> f64 {
@@ -42,17 +44,12 @@ impl Gate {
     }
 
     pub(super) fn set_threshold(&mut self, threshold: f64) {
-        self.threshold = threshold;
-    }
-
-    /// Most that may enter at one service.
-    fn width(&self) -> f64 {
-        libm::ceil(self.threshold - EPSILON)
+        (self.threshold, self.width) = (threshold, width(threshold));
     }
 
     /// Requests that enter at the next service, if so many wait.
     pub(super) fn due(&self) -> u32 {
-        libm::floor(self.credit + self.threshold + EPSILON).min(self.width()) as u32
+        libm::floor(self.credit + self.threshold + EPSILON).min(self.width) as u32
     }
 
     /// Begins a plan with so many requests before and behind the gate: it opens if as many wait as are due.
@@ -78,7 +75,7 @@ impl Gate {
     pub(super) fn settle(&mut self) {
         if self.open {
             // What earlier services left unused never lets more than `width` enter at once.
-            let most = self.width() + 1.0;
+            let most = self.width + 1.0;
             self.credit = ((self.credit + self.threshold).min(most) - f64::from(self.entered)).max(0.0);
         }
     }
@@ -93,6 +90,10 @@ impl Gate {
         };
         Hold::new(HoldReason::BelowThreshold, needs, limit)
     }
+}
+
+fn width(threshold: f64) -> f64 {
+    libm::ceil(threshold - EPSILON)
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Thresholds for `wait` and `nested-wait` where the settings give none: planned from the rates of the types.
 //!
 //! A faithful policy (not work-conserving) with a law for the iteration time gets the thresholds of least expected
-//! latency, as planned by `threshold.rs` and `segment.rs`. Otherwise thresholds act as caps, or nothing is known of
-//! time, and the best of them are the largest: n = λ Δ' with Δ' such that the memory is full.
+//! latency, as planned by `threshold.rs` and `segment.rs`. Where thresholds act as caps, WAIT gets those that serve the
+//! most under the law. Where nothing is known of time the best are the largest: n = λ Δ' with the memory full.
 
 use crate::config::Config;
-use crate::cost::IterationTime;
 use crate::error::{Error, Result};
 use crate::fluid::{GpuLimits, Setting};
 use crate::planning_error::PlanningError;
@@ -19,10 +18,6 @@ fn limits(config: &Config) -> GpuLimits {
         max_running: Some(config.max_num_seqs),
         token_budget: Some(u64::from(config.token_budget)),
     }
-}
-
-fn law(config: &Config) -> Option<&IterationTime> {
-    config.iteration_time.as_ref().filter(|_| !config.work_conserving)
 }
 
 fn refused(error: &PlanningError) -> Error {
@@ -47,9 +42,14 @@ pub(super) fn wait(config: &Config, workload: &Workload) -> Result<Vec<f64>> {
             return Err(Error::invalid(format!("types[{j}].rate"), kind.rate, rule));
         }
     }
-    if let Some(law) = law(config) {
+    if let Some(law) = &config.iteration_time {
         let setting = Setting { workload, law, convention: config.convention, limits: limits(config) };
-        return Ok(Thresholds::plan(&setting).map_err(|error| refused(&error))?.per_type);
+        let planned = if config.work_conserving {
+            Thresholds::most_throughput(&setting, config.block_size)
+        } else {
+            Thresholds::plan(&setting)
+        };
+        return Ok(planned.map_err(|error| refused(&error))?.per_type);
     }
     let blocks = |tokens: u32| f64::from(tokens.div_ceil(config.block_size));
     let load: f64 = workload
@@ -75,7 +75,7 @@ pub(super) fn segments(config: &Config, workload: &Workload) -> Result<Segments>
 
 /// Nested WAIT's n_k, one a segment.
 pub(super) fn nested(config: &Config, segments: &Segments) -> Result<Vec<f64>> {
-    if let Some(law) = law(config) {
+    if let Some(law) = config.iteration_time.as_ref().filter(|_| !config.work_conserving) {
         let setting = NestedSetting { segments, law, limits: limits(config), protection: config.protection };
         match NestedThresholds::best(&setting, config.margin) {
             Ok(best) => return Ok(best.per_segment),

@@ -21,8 +21,7 @@ pub struct Wait {
     workload: Workload,
     convention: StageConvention,
     gates: Vec<Gate>,
-    /// By type, in the current plan: requests that resume, residents that prefill, the next in line.
-    resuming: Vec<u32>,
+    /// By type, in the current plan: residents that prefill, and the next in line.
     prefilling: Vec<u32>,
     next: Vec<Option<Slot>>,
     work_conserving: bool,
@@ -41,7 +40,6 @@ impl Wait {
         let gates: Vec<Gate> = kinds.map(|(kind, n)| Gate::new(n, stages(kind.output))).collect();
         Ok(Self {
             convention: config.convention,
-            resuming: vec![0; gates.len()],
             prefilling: vec![0; gates.len()],
             next: vec![None; gates.len()],
             gates,
@@ -58,17 +56,18 @@ impl Wait {
 
     /// Decides which types are served.
     fn begin(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
-        count_types(view, view.iter_resuming(), &mut self.resuming);
-        count_types(view, view.prefilling().iter().copied(), &mut self.prefilling);
+        self.prefilling.fill(0);
+        for &slot in view.prefilling() {
+            self.prefilling[usize::from(view.request(slot).type_id)] += 1;
+        }
         for j in 0..self.gates.len() {
             let overdue = view.head(j).is_some_and(|slot| self.overdue(view, slot));
             self.next[j] = view.head(j);
-            let waiting = view.waiting(j) + self.resuming[j];
             let gate = &mut self.gates[j];
-            gate.begin(waiting, view.lanes()[j].len() + self.prefilling[j]);
+            gate.begin(view.waiting(j), view.lanes()[j].len() + self.prefilling[j]);
             gate.open |= conserving || overdue;
             if !gate.open {
-                plan.hold_queue(j, gate.hold(waiting));
+                plan.hold_queue(j, gate.hold(view.waiting(j)));
                 if let (Some(head), Some(limit)) = (view.head(j), self.max_hold_ns) {
                     plan.wake_at(view.request(head).arrival_ns.saturating_add(limit));
                 }
@@ -91,19 +90,14 @@ impl Wait {
         }
     }
 
-    /// Lets the waiting requests of the served types enter, the preempted before all others, then the oldest first.
+    /// Lets the waiting requests of the served types enter, the oldest first; before them the preempted, whatever the
+    /// gates say: their types have been charged for them.
     fn admit(&mut self, view: &View, plan: &mut Plan) {
         for slot in view.iter_resuming() {
-            let gate = &mut self.gates[usize::from(view.request(slot).type_id)];
-            if !gate.admits() {
-                plan.hold_queue(view.queues(), gate.hold(0));
-                continue;
-            }
             if let Err(hold) = plan.seat(view).and_then(|()| plan.fits(view, slot, 0)) {
                 plan.hold_queue(view.queues(), hold);
                 return;
             }
-            gate.enter();
             plan.admit(view, slot, plan.tokens_left(), true);
         }
         while let Some((j, slot)) = self.oldest(view, |gate, overdue| gate.admits() || overdue) {
@@ -111,7 +105,9 @@ impl Wait {
                 (0..self.gates.len()).filter(|&j| self.gates[j].open).for_each(|j| plan.hold_queue(j, hold));
                 return;
             }
-            self.enter(view, plan, j, slot);
+            self.next[j] = view.behind(slot);
+            self.gates[j].enter();
+            plan.admit(view, slot, plan.tokens_left(), true);
         }
         for (j, gate) in self.gates.iter().enumerate() {
             if gate.open && self.next[j].is_some() {
@@ -127,37 +123,20 @@ impl Wait {
             .min_by_key(|&(_, slot)| (view.request(slot).arrival_ns, view.request(slot).id))
     }
 
-    fn enter(&mut self, view: &View, plan: &mut Plan, j: usize, slot: Slot) {
-        plan.admit(view, slot, plan.tokens_left(), true);
-        self.next[j] = view.behind(slot);
-        self.gates[j].enter();
-    }
-
     /// Nothing would run though a served type has requests: services without a batch take no time, so credit accrues
     /// until the oldest may enter; and if paused types hold the memory that it needs, they go on, or nobody ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan) {
-        let resumes = view.iter_resuming().find(|&slot| self.gates[usize::from(view.request(slot).type_id)].open);
-        let candidate = resumes.map(|slot| (None, slot)).or_else(|| {
-            let (j, slot) = self.oldest(view, |_, _| true)?;
-            Some((Some(j), slot))
-        });
-        let Some((j, slot)) = candidate else { return };
-        if plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok() {
-            match j {
-                Some(j) => self.enter(view, plan, j, slot),
-                None => plan.admit(view, slot, plan.tokens_left(), true),
-            }
-        } else if view.residents() > 0 {
+        let oldest = self.oldest(view, |_, _| true);
+        // A preempted request that is too large for an idle engine has to wait until the cache grows again.
+        let turn = view.resuming() == 0 || view.residents() == 0;
+        let fits = |slot| turn && plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok();
+        if let Some((j, slot)) = oldest.filter(|&(_, slot)| fits(slot)) {
+            self.gates[j].enter();
+            plan.admit(view, slot, plan.tokens_left(), true);
+        } else if view.residents() > 0 && (oldest.is_some() || view.resuming() > 0) {
             self.gates.iter_mut().for_each(|gate| gate.open = true);
             self.serve(view, plan);
         }
-    }
-}
-
-fn count_types(view: &View, slots: impl Iterator<Item = Slot>, counts: &mut [u32]) {
-    counts.fill(0);
-    for slot in slots {
-        counts[usize::from(view.request(slot).type_id)] += 1;
     }
 }
 

@@ -1,5 +1,5 @@
 //! WAIT with its extensions: real thresholds accrue as credit, a type's residents are capped, preempted requests come
-//! back ungated, prompts are reserved whole, nothing is held while the engine would idle with the gates open.
+//! back first, prompts are reserved whole, the oldest enters first, nothing is held while the engine would idle.
 
 use std::collections::VecDeque;
 
@@ -11,6 +11,16 @@ pub struct Gate {
     /// Most residents of the type.
     pub cap: usize,
     pub credit: f64,
+    /// In the current step: whether the type is served, how many may enter, how many have entered.
+    served: bool,
+    share: usize,
+    entered: u32,
+}
+
+impl Gate {
+    fn due(&self) -> usize {
+        (self.credit + self.threshold + 1e-9).floor().min((self.threshold - 1e-9).ceil()) as usize
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -30,8 +40,11 @@ impl Wait {
     pub fn new(sizes: Sizes, types: &[(f64, u32)], open: bool, max_hold_ns: Option<u64>) -> Self {
         let gate = |&(threshold, iterations): &(f64, u32)| Gate {
             threshold,
-            cap: (threshold * f64::from(iterations)).ceil().max(1.0) as usize,
+            cap: (threshold * f64::from(iterations) - 1e-9).ceil().max(1.0) as usize,
             credit: 0.0,
+            served: false,
+            share: 0,
+            entered: 0,
         };
         Self {
             sizes,
@@ -58,8 +71,9 @@ impl Wait {
     }
 
     /// The residents of the types served advance: all decodes, then prefills in the order of their admission.
-    fn advance(&mut self, served: &[bool], step: &mut Step) {
+    fn advance(&mut self, step: &mut Step) {
         let sizes = self.sizes;
+        let served: Vec<bool> = self.gates.iter().map(|gate| gate.served).collect();
         loop {
             let decoding = self.running.iter().filter(|request| request.decodes && served[request.kind]);
             let needed: i64 = decoding.map(|r| i64::from(sizes.blocks_for(r.computed + 1) - r.held)).sum();
@@ -103,22 +117,58 @@ impl Wait {
         request.held = self.sizes.blocks_for(request.target());
         if request.preempted { &mut step.resumed } else { &mut step.admitted }.push(request.id);
         step.compute(&mut request, tokens);
+        let gate = &mut self.gates[request.kind];
+        if !request.preempted {
+            gate.share = gate.share.saturating_sub(1);
+            gate.entered += 1;
+        }
         self.running.push(request);
     }
 
-    fn admit(&mut self, j: usize, now_ns: u64, step: &mut Step) {
-        let gate = &mut self.gates[j];
-        gate.credit = (gate.credit + gate.threshold).min(gate.threshold.ceil().max(1.0));
-        while let Some(request) = self.lines[j].front() {
-            let residents = self.running.iter().filter(|request| request.kind == j).count();
-            let gate = &self.gates[j];
-            let share = gate.credit >= 1.0 - 1e-9 && residents < gate.cap;
-            if !(self.overdue(request, now_ns) || share) || !self.has_room(request, step) {
-                break;
-            }
-            let request = self.lines[j].pop_front().expect("it was looked at");
-            self.gates[j].credit = (self.gates[j].credit - 1.0).max(0.0);
+    /// Which types are served, and how many of their requests may enter.
+    fn open_gates(&mut self, now_ns: u64) {
+        for j in 0..self.gates.len() {
+            let overdue = self.lines[j].front().is_some_and(|head| self.overdue(head, now_ns));
+            let inside = self.running.iter().filter(|request| request.kind == j).count();
+            let (open, gate) = (self.open, &mut self.gates[j]);
+            gate.served = open || overdue || self.lines[j].len() >= gate.due();
+            gate.share = gate.due().min(gate.cap.saturating_sub(inside));
+            gate.entered = 0;
+        }
+    }
+
+    /// The type whose first request is the oldest, among the served; with `share`, among those that have any.
+    fn oldest(&self, now_ns: u64, share: bool) -> Option<usize> {
+        let heads = (0..self.lines.len()).filter_map(|j| Some((self.lines[j].front()?, j)));
+        let lets = |request, j: usize| !share || self.gates[j].share > 0 || self.overdue(request, now_ns);
+        let served = heads.filter(|&(request, j)| self.gates[j].served && lets(request, j));
+        served.min_by_key(|(request, _)| (request.arrival_ns, request.id)).map(|(_, j)| j)
+    }
+
+    fn admit(&mut self, now_ns: u64, step: &mut Step) {
+        while self.resuming.front().is_some_and(|request| self.has_room(request, step)) {
+            let request = self.resuming.pop_front().expect("it was looked at");
             self.enter(request, step);
+        }
+        if !self.resuming.is_empty() {
+            return;
+        }
+        while let Some(j) = self.oldest(now_ns, true).filter(|&j| self.has_room(&self.lines[j][0], step)) {
+            let request = self.lines[j].pop_front().expect("it was looked at");
+            self.enter(request, step);
+        }
+    }
+
+    /// Nothing runs though a served type has requests, or a preempted one waits.
+    fn unblock(&mut self, now_ns: u64, idle: bool, step: &mut Step) {
+        let oldest = self.oldest(now_ns, false);
+        let turn = self.resuming.is_empty() || idle;
+        if let Some(j) = oldest.filter(|&j| turn && self.has_room(&self.lines[j][0], step)) {
+            let request = self.lines[j].pop_front().expect("it is the oldest");
+            self.enter(request, step);
+        } else if !idle && (oldest.is_some() || !self.resuming.is_empty()) {
+            self.gates.iter_mut().for_each(|gate| gate.served = true);
+            self.advance(step);
         }
     }
 }
@@ -135,36 +185,20 @@ impl Engine for Wait {
     fn step(&mut self, now_ns: u64) -> Step {
         let mut step = Step::default();
         let idle = self.running.is_empty();
-        let mut served: Vec<bool> = (0..self.gates.len())
-            .map(|j| {
-                let overdue = self.lines[j].front().is_some_and(|head| self.overdue(head, now_ns));
-                self.open || overdue || self.lines[j].len() as f64 >= self.gates[j].threshold
-            })
-            .collect();
-        let any = served.contains(&true);
-        let held = (0..self.gates.len()).filter(|&j| !served[j]).filter_map(|j| self.lines[j].front());
+        self.open_gates(now_ns);
+        let held = self.gates.iter().zip(&self.lines).filter(|(gate, _)| !gate.served).filter_map(|(_, l)| l.front());
         self.wake_ns = held.filter_map(|head| Some(head.arrival_ns + self.max_hold_ns?)).min();
-        self.advance(&served, &mut step);
+        self.advance(&mut step);
         if step.preempted.is_empty() {
-            while self.resuming.front().is_some_and(|request| self.has_room(request, &step)) {
-                let request = self.resuming.pop_front().expect("it was looked at");
-                self.enter(request, &mut step);
-            }
-            if self.resuming.is_empty() {
-                for j in (0..self.gates.len()).filter(|&j| served[j]) {
-                    self.admit(j, now_ns, &mut step);
-                }
+            self.admit(now_ns, &mut step);
+            if step.tokens() == 0 {
+                self.unblock(now_ns, idle, &mut step);
             }
         }
-        if step.tokens() == 0 && !idle && any {
-            served.fill(true);
-            self.advance(&served, &mut step);
-        }
-        if step.tokens() == 0 && idle && self.open {
-            let heads = (0..self.lines.len()).filter_map(|j| self.lines[j].front().map(|r| (r.arrival_ns, r.id, j)));
-            if let Some((.., j)) = heads.min().filter(|&(.., j)| self.has_room(&self.lines[j][0], &step)) {
-                let request = self.lines[j].pop_front().expect("it is the oldest");
-                self.enter(request, &mut step);
+        if step.tokens() > 0 {
+            for gate in self.gates.iter_mut().filter(|gate| gate.served) {
+                let most = (gate.threshold - 1e-9).ceil() + 1.0;
+                gate.credit = ((gate.credit + gate.threshold).min(most) - f64::from(gate.entered)).max(0.0);
             }
         }
         step.finish(&mut self.running);

@@ -1,0 +1,115 @@
+"""Which core is in charge: made from the settings at the start, and made anew when their file changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+from vllm.version import __version__ as vllm_version
+
+from wait_core.decision_log import DecisionLog, LoggedCore
+from wait_core.vllm import config, support, transfer
+from wait_core.vllm.settings_file import SettingsFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+    from wait_core import WaitCoreError
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+
+
+class Control:
+    """The settings in force and the core that follows them.
+
+    Raises
+    ------
+    ConfigError
+        At the start, where a setting is wrong or the engine is one that the core cannot account for.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        additional = scheduler.vllm_config.additional_config.get(config.KEY)
+        self.settings = config.load(additional)
+        support.check(scheduler)
+        self.engine = {
+            "kv_blocks": scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block
+            "block_size": scheduler.block_size,
+            "max_num_seqs": scheduler.max_num_active_reqs,
+            "token_budget": scheduler.max_num_scheduled_tokens,
+            "max_model_len": scheduler.max_model_len,
+            "watermark": scheduler.scheduler_config.watermark,
+            "host_preempts": True,
+        }
+        core = config.make_core(self.settings, self.engine)
+        self.log = _open_log(scheduler, self.settings)
+        self.core: Any = core if self.log is None else LoggedCore(core, self.log, vllm=vllm_version)
+        path = self.settings.config_file
+        self._file = None if path is None else SettingsFile(path, additional)
+        logger.info("%s", config.describe(self.settings, core, self.engine))
+
+    def poll(
+        self, now_ns: int, scheduler: Scheduler, requests: Mapping[int, Request], arrivals: Mapping[int, int]
+    ) -> dict[int, WaitCoreError] | None:
+        """Let a core with other settings take over if the file has changed; return the requests that it refuses.
+
+        None if nothing changes: also where the new settings, or the way of the requests to the new core, fail.
+        """
+        settings = None if self._file is None else self._file.poll(now_ns)
+        if self._file is None or settings is None:
+            return None
+        try:
+            core = config.make_core(settings, self.engine)
+            description = config.describe(settings, core, self.engine)
+            # Logged apart until it is sure that this core takes over.
+            kept = _Kept()
+            logged: Any = core if self.log is None else LoggedCore(core, kept, vllm=vllm_version)
+            refused = transfer.move(logged, scheduler, requests, arrivals, settings)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  a panic of the new core must not end the old one's service
+            self._file.refuse(error)
+            return None
+        if self.log is not None:
+            for event in kept.events:
+                self.log.write(event)
+            logged.log_to(self.log)
+        self.core, self.settings = logged, settings
+        logger.info("settings changed: %s", description)
+        return refused
+
+
+class _Kept:
+    """Stands for a log whose events are not written yet."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Keep `event`."""
+        self.events.append(event)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def flush_now_and_then(self, now_ns: int) -> None:
+        """Nothing is buffered."""
+
+
+def _open_log(scheduler: Scheduler, settings: config.Settings) -> DecisionLog | None:
+    if settings.log_file is None:
+        return None
+    path = Path(settings.log_file)
+    parallel = scheduler.vllm_config.parallel_config
+    if parallel.data_parallel_size > 1:  # one scheduler a rank
+        path = path.with_name(f"{path.stem}.rank{parallel.data_parallel_rank}{path.suffix}")
+    try:
+        log = DecisionLog(path, max_bytes=int(settings.log_max_mb * 1e6))
+    except OSError as error:
+        raise config.ConfigError(f"{config.KEY}.log_file = {settings.log_file!r}: {error}") from error
+    logger.info("wait-core logs its decisions to %s, up to %g MB", log.path, settings.log_max_mb)
+    return log

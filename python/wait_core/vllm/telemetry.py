@@ -1,0 +1,139 @@
+"""What the engine's process sends to the front end's metrics, and says in its log.
+
+vLLM carries one `SchedulerStats` object from the engine's process to a front end after each step and knows no place in
+it for a scheduler's own figures. A mapping from names to integers in it, of which vLLM reads only the names it knows,
+takes ours: one further name that holds them as JSON, with the value 0, so that sums over the mapping stay right.
+Counters travel as differences, because with several front ends each step's figures reach only one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+
+from wait_core import CapacityError, QueueFullError, WaitCoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.request import Request
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+
+CARRIER = "wait_core "
+"""What the name begins with under which our figures travel."""
+EVERY_NS = 100_000_000
+"""Time between two sendings while the engine is busy."""
+RATE_WINDOW_S = 60.0
+"""Time constant of the arrival rate, an exponential average."""
+_REASONS: dict[type[WaitCoreError], str] = {CapacityError: "too_large", QueueFullError: "queue_full"}
+
+
+def detach(stats: SchedulerStats) -> dict[str, Any] | None:
+    """Take our figures out again, so that vLLM's own loggers never see them; None if there are none."""
+    found = None
+    for name in [name for name in stats.num_kv_fetch_reqs_by_stage if name.startswith(CARRIER)]:
+        del stats.num_kv_fetch_reqs_by_stage[name]
+        found = json.loads(name[len(CARRIER) :])
+    return found
+
+
+class Telemetry:
+    """Collects figures between two sendings."""
+
+    def __init__(self) -> None:
+        self.decisions_ns: list[int] = []
+        self.holds_ns: list[int] = []
+        self.rejected: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
+        self._sent_ns = 0
+        self._rate = 0.0
+        self._rate_ns = 0
+        self._said: dict[int, str] = {}
+        self.failed = False
+
+    def fail(self, error: BaseException) -> None:
+        """Send nothing from now on."""
+        let_pass(error)
+        self.failed = True
+        logger.error("wait-core sends no metrics from now on: %r", error, exc_info=error)
+
+    def arrived(self, now_ns: int) -> None:
+        """Count an arrival."""
+        self._rate = self._rate_at(now_ns) + 1 / RATE_WINDOW_S
+        self._rate_ns = now_ns
+
+    def _rate_at(self, now_ns: int) -> float:
+        return self._rate * math.exp((self._rate_ns - now_ns) / 1e9 / RATE_WINDOW_S)
+
+    def is_due(self, now_ns: int, *, idle: bool) -> bool:
+        """Whether to send: seldom, but always when the engine is about to rest, so that no figure stays behind."""
+        return idle or now_ns - self._sent_ns >= EVERY_NS
+
+    def restart(self, core: Any) -> None:
+        """Count on from a new core, whose counters begin anew."""
+        for name, value in _counters(core.stats).items():
+            self._sent[name] = value
+
+    def attach(self, stats: SchedulerStats, figures: Mapping[str, Any], now_ns: int) -> None:
+        """Put `figures` into what vLLM sends."""
+        self._sent_ns = now_ns
+        stats.num_kv_fetch_reqs_by_stage[CARRIER + json.dumps(figures)] = 0
+
+    def rejected_for(self, refusal: WaitCoreError | None) -> None:
+        """Count a request that the core refuses to plan, by reason; None stands for a streaming session."""
+        reason = "streaming" if refusal is None else _REASONS.get(type(refusal), "invalid")
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def collect(self, core: Any, now_ns: int, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Return what has been counted since the last time, and the state now; integers, ratios and names."""
+        totals = _counters(core.stats) | {f"adapter {name}": value for name, value in counts.items()}
+        changed = {name: value - self._sent.get(name, 0) for name, value in totals.items()}
+        self._sent |= totals
+        figures = {
+            "counters": {name: value for name, value in changed.items() if value > 0},
+            "rejected": self.rejected,
+            "arrival_rate": self._rate_at(now_ns),
+            "used_blocks": max(0, core.used_blocks),
+            "decisions_ns": self.decisions_ns,
+            "holds_ns": self.holds_ns,
+        }
+        self.decisions_ns, self.holds_ns, self.rejected = [], [], {}
+        return figures
+
+    def explain(self, core: Any, waiting: Iterable[Request], ids: Mapping[str, int]) -> None:
+        """Say at debug level why each request waits, with the limiting number; again only when the reason changes."""
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        said: dict[int, str] = {}
+        for request in waiting:
+            number = ids.get(request.request_id)
+            hold = None if number is None else core.explain(number)
+            if number is None or hold is None:
+                continue
+            said[number] = hold.reason
+            if self._said.get(number) != hold.reason:
+                logger.debug(
+                    "wait-core holds %s: %s, needs %g, limit %g",
+                    request.request_id,
+                    hold.reason,
+                    hold.needs,
+                    hold.limit,
+                )
+        self._said = said
+
+
+def let_pass(error: BaseException) -> None:
+    """Raise `error` again if it is meant to end the process."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+
+
+def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
+    flat = {name: stats[name] for name in ("admitted", "preemptions", "recomputed_tokens", "unknown_ids")}
+    return flat | {f"holds {reason}": value for reason, value in stats["holds"].items()}

@@ -1,0 +1,94 @@
+"""How a request of vLLM is told to the core: a new one, and all those present when the core is exchanged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.request import RequestStatus
+
+from wait_core import WaitCoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+    from wait_core.vllm.config import Settings
+
+
+def declare(
+    core: Any, number: int, request: Request, *, settings: Settings, max_model_len: int, arrival_ns: int
+) -> None:
+    """Add `request` to `core` with the lengths that the settings let it see.
+
+    Raises
+    ------
+    WaitCoreError
+        Where the core refuses it.
+    """
+    room = max(1, max_model_len - request.num_prompt_tokens)
+    length = min(request.max_tokens, room)
+    core.add(
+        number,
+        request.num_prompt_tokens,
+        length if settings.use_max_tokens else None,
+        output_tokens=length if settings.known_lengths and _length_is_known(request) else None,
+        priority=request.priority,
+        now_ns=arrival_ns,
+    )
+
+
+def move(
+    core: Any, scheduler: Scheduler, requests: Mapping[int, Request], arrivals: Mapping[int, int], settings: Settings
+) -> dict[int, WaitCoreError]:
+    """Tell the fresh `core` of every request present, from what vLLM knows of each; return those it refuses.
+
+    Residents come first, in the order of their admission, then the preempted, then the line, each in vLLM's order.
+    """
+    numbers = {request.request_id: number for number, request in requests.items()}
+    refused: dict[int, WaitCoreError] = {}
+    seen: dict[str, Any] = {"settings": settings, "max_model_len": scheduler.max_model_len}
+    # A report is read against the plan before it, so there has to be one.
+    core.plan(max(arrivals.values(), default=0))
+
+    def add(names: Iterable[str]) -> list[int]:
+        added = []
+        for name in names:
+            number = numbers.pop(name, None)
+            if number is None:
+                continue
+            try:
+                declare(core, number, requests[number], arrival_ns=arrivals[number], **seen)
+            except WaitCoreError as refusal:
+                refused[number] = refusal
+            else:
+                added.append(number)
+        return added
+
+    running = add(request.request_id for request in scheduler.running)
+    waiting = add([request.request_id for request in scheduler.waiting] + list(numbers))
+    preempted = [
+        number
+        for number in waiting
+        if requests[number].status == RequestStatus.PREEMPTED and requests[number].num_output_tokens
+    ]
+    core.complete(progress=[(number, requests[number].num_computed_tokens) for number in running])
+    # A preempted request comes back with the output it has: it was resident, and lost its place.
+    core.complete(progress=[(n, requests[n].num_prompt_tokens + requests[n].num_output_tokens - 1) for n in preempted])
+    # The one sent back last stands first.
+    core.complete(preempted=preempted[::-1], free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+    return refused
+
+
+def _length_is_known(request: Request) -> bool:
+    """Whether `request` ends at ``max_tokens`` and nowhere else, unless the client aborts it."""
+    params = request.sampling_params
+    return (
+        params is not None
+        and params.ignore_eos
+        and not params.stop
+        and not params.stop_token_ids
+        and params.repetition_detection is None
+        and request.structured_output_request is None
+    )

@@ -1,0 +1,125 @@
+"""The experiments of the paper: thresholds, verdicts, the summary's marks, and the fluid experiment as a command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+from reproduce import document, runs, sweeps, workloads  # noqa: E402
+
+
+def outcome(completion: float = 1.0, growth: float = 1.0) -> runs.Outcome:
+    return runs.Outcome(latency_s=1.0, ttft_s=0.1, completion=completion, growth=growth, preempted=0.0)
+
+
+def cell(*outcomes: runs.Outcome) -> runs.Cell:
+    return runs.Cell(runs.Setting("sarathi", 128, 512), outcomes)
+
+
+def test_thresholds_of_two_types_by_hand() -> None:
+    # p_2 = 0.3, so n_2 = 0.35 n_1; 20 n_1 + 30 n_2 = 30.5 n_1 = 61.
+    outputs = np.array([20] * 7 + [50] * 3, np.uint32)
+    assert workloads.spread_total(61.0, outputs, [20, 50], 0.05) == pytest.approx([2.0, 0.7])
+
+
+def test_thresholds_never_grow_from_segment_to_segment() -> None:
+    # Nobody ends in the first segment: p_2 = 1, and q_2 = 0.99 keeps n_2 < n_1.
+    thresholds = workloads.spread_total(199.0, np.full(5, 200, np.uint32), [100, 200], 0.05)
+    assert thresholds == pytest.approx([1.0, 0.99])
+
+
+@pytest.mark.parametrize(
+    ("longest", "count", "expected"), [(10, 3, (4, 7, 10)), (3, 5, (1, 2, 3)), (500, 2, (250, 500))]
+)
+def test_equal_ranges(longest: int, count: int, expected: tuple[int, ...]) -> None:
+    assert workloads.equal_ranges(longest, count) == expected
+
+
+def test_wait_spreads_its_total_over_types_by_their_load() -> None:
+    source = workloads.Workload(name="two", source=workloads.TWO_TYPES, rates=(10,), sizes=(29,), chunks=(512,))
+    thresholds = runs.Setting("wait", 29, 512).keywords(source, 10.0)["thresholds"]
+    assert thresholds == pytest.approx([0.7, 0.3]), "20 * 0.7 + 50 * 0.3 = 29"
+
+
+def test_time_varying_arrivals_have_the_rates_and_mixes_of_their_windows() -> None:
+    workload = workloads.TimeVarying(
+        name="v", source=workloads.TWO_TYPES, rates=(15.0,), sizes=(1,), windows=((10.0, 0.2), (20.0, 0.4)),
+        window_s=50.0, planned_share=0.4,
+    )  # fmt: skip
+    requests = workload.requests(15.0, 30_000, seed=3)
+    assert len(requests) == 30_000
+    assert np.all(np.diff(requests.arrival_ns.astype(np.int64)) >= 0)
+    window = (requests.arrival_ns * 1e-9 / 50.0).astype(int)
+    busy = window % 2 == 1
+    whole = window < window.max()
+    seconds = 50.0 * np.array([len(np.unique(window[whole & (busy == odd)])) for odd in (False, True)])
+    counts = np.array([np.count_nonzero(whole & (busy == odd)) for odd in (False, True)])
+    assert counts / seconds == pytest.approx([10.0, 20.0], rel=0.05)
+    assert [np.mean(requests.output[busy == odd] == 50) for odd in (False, True)] == pytest.approx([0.2, 0.4], abs=0.02)
+
+
+def test_a_rate_is_stable_by_completions_and_by_growth() -> None:
+    assert cell(outcome()).stable
+    assert not cell(outcome(completion=0.97)).stable
+    assert not cell(outcome(growth=1.6)).stable
+    assert cell(outcome(growth=1.6), outcome(growth=1.2)).stable, "on the means over the seeds"
+
+
+def test_stable_rates_end_at_the_first_that_is_not() -> None:
+    cells = {3.0: cell(outcome()), 1.0: cell(outcome()), 2.0: cell(outcome(completion=0.5))}
+    assert sweeps.stable_up_to(cells) == 1.0
+    assert sweeps.stable_up_to({1.0: cells[2.0]}) == 0.0
+
+
+def test_an_overloaded_run_is_found_unstable() -> None:
+    setting = runs.Setting("sarathi", 128, 512)
+    assert runs.cell(setting, workloads.SINGLE, 18.0, 2_000, (0,)).stable
+    assert not runs.cell(setting, workloads.SINGLE, 40.0, 2_000, (0,)).stable
+
+
+def test_the_summary_replaces_what_stands_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{document.BEGIN}\nold\n{document.END}\nafter\n", encoding="utf-8")
+    row = {"experiment": "e", "quantity": "a|b", "paper": "", "ours": "2"}
+    document.write(page, [row], "protocol")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| e | a/b | — | 2 |" in text
+    document.write(page, [row], "protocol")
+    assert page.read_text(encoding="utf-8") == text, "writing twice changes nothing"
+    document.write(page, [row | {"experiment": "f"}], "protocol")
+    document.write(page, [row | {"ours": "3"}], "protocol")
+    text = page.read_text(encoding="utf-8")
+    assert "| e | a/b | — | 3 |\n| f | a/b | — | 2 |" in text, "only what was run is replaced, in its place"
+    assert "| — | 2 |\n| f" not in text
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected one"):
+        document.write(page, [row], "protocol")
+
+
+def test_the_fluid_experiment_as_a_command() -> None:
+    command = [sys.executable, str(BENCH / "paper.py"), "fluid", "--quick", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = json.loads(result.stdout.splitlines()[-1])
+    assert line["bench"] == "paper"
+    peaks = [claim["value"] for claim in line["claims"] if "peak KV / M^π" in claim["name"]]
+    assert peaks
+    assert peaks == pytest.approx([1.0] * len(peaks)), "WAIT's peak is exactly M^π"
+    assert all(claim["holds"] for claim in line["claims"])
+
+
+def test_an_unknown_experiment_is_refused() -> None:
+    command = [sys.executable, str(BENCH / "paper.py"), "singel"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "singel" in result.stderr

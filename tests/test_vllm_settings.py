@@ -1,0 +1,94 @@
+"""Settings of the vLLM adapter, which need no vLLM to be read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from wait_core.vllm import config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENGINE = {"kv_blocks": 100, "block_size": 16, "max_num_seqs": 8, "token_budget": 64, "host_preempts": True}
+TYPES = [{"prompt": 50, "output": 20, "rate": 2.0}]
+
+
+def test_the_file_overrides_and_both_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"max_hold": 2.5, "shadow": True}))
+    monkeypatch.setenv(config.FILE_VARIABLE, str(path))
+    settings = config.load({"policy": "wait", "types": TYPES, "max_hold": 9, "watchdog_s": 1})
+    assert (settings.shadow, settings.watchdog_s, settings.core["max_hold"]) == (True, 1, 2.5)
+    core = config.make_core(settings, ENGINE)
+    shown = {line.split()[0]: line for line in config.describe(settings, core, ENGINE).splitlines()[1:]}
+    assert shown.keys() >= {"policy", "capacity", "thresholds", "max_hold", "kv_blocks", "shadow", "types"}
+    for name, ending in {
+        "policy": "additional_config",
+        "capacity": "vLLM",
+        "kv_blocks": "vLLM",
+        "max_hold": f"file {path}",
+        "watchdog_s": "additional_config",
+        "known_lengths": "default",
+        "work_conserving": "default",
+        "thresholds": "planned",
+        "config_file": f"environment {config.FILE_VARIABLE}",
+    }.items():
+        assert shown[name].endswith(f"  {ending}"), shown[name]
+    assert "1,600 tokens" in shown["capacity"]
+
+
+def test_a_path_in_the_configuration_beats_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.FILE_VARIABLE, str(tmp_path / "absent.json"))
+    path = tmp_path / "settings.json"
+    path.write_text('{"watchdog_s": 7}')
+    assert config.load({"config_file": str(path)}).watchdog_s == 7
+    with pytest.raises(config.ConfigError, match=r"absent\.json.*No such file"):
+        config.load({})
+
+
+@pytest.mark.parametrize(
+    ("given", "in_file", "message"),
+    [
+        ([], None, "must be an object"),
+        ({}, 5, "must be an object, got 5"),
+        ({"kv_blocks": 4}, None, "kv_blocks = 4: it follows the engine; set vLLM's num_gpu_blocks_override"),
+        ({"host_preempts": False}, None, "it cannot be set"),
+        ({"policy": 3}, None, "policy must be of type str, got 3"),
+        ({"shadow": "yes"}, None, "shadow must be of type bool"),
+        ({"watchdog_s": -1}, None, "watchdog_s must be a number of seconds"),
+        ({"watchdog_s": True}, None, "watchdog_s must be a number"),
+        ({"log_max_mb": float("nan")}, None, "log_max_mb must be a number of megabytes"),
+        ({"log_file": 1}, None, "log_file must be a path"),
+        ({}, {"log_file": "a"}, "log_file = 'a': it is fixed at the start"),
+    ],
+)
+def test_what_is_wrong_is_named(given: Any, in_file: Any, message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.read(given, in_file, "settings.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"watchdgo_s": 3}, 'additional_config: unknown setting "watchdgo_s"; did you mean "watchdog_s"'),
+        ({"treshold": [1]}, 'did you mean "thresholds"'),
+        ({"zzzzzzzzzz": 1}, "unknown setting"),
+        ({"policy": "wiat", "types": TYPES}, "wiat"),
+        ({"types": TYPES, "max_hold": -2}, "max_hold = -2"),
+        ({"types": TYPES, "thresholds": [1, 2]}, "one threshold a type"),
+        ({"policy": "wait"}, "needs at least one request type"),
+    ],
+)
+def test_the_core_refuses_what_is_its_own(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.make_core(config.read(given), ENGINE)
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text("{")
+    with pytest.raises(config.ConfigError, match=r"settings\.json: Expecting"):
+        config.load({"config_file": str(path)})
