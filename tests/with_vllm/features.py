@@ -1,8 +1,9 @@
 """Serve one workload in which requests use vLLM's features side by side; print what each received as JSON.
 
 A program like ``engine.py``, whose model it uses: one engine runs chunked prefill and prefix caching for requests with
-several samples, structured output and streaming, all with a LoRA adapter where the job enables it, while requests are aborted in every state they pass
-through, the prefix cache is reset, the engine is paused and resumed, and sleeps and wakes.
+several samples, structured output and streaming, all with a LoRA adapter where the job enables it, while requests are
+aborted in every state they pass through, the prefix cache is reset, the engine is paused and resumed, and sleeps and
+wakes.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _guard_blocks(manager: Any, group: Any) -> None:
 
 
 def _guard_schedule(scheduler: Any, nothing: KVCacheBlocks) -> None:
-    """The two loops over what a step runs: a comprehension per column, one pass instead of two."""
+    """Replace the two loops over what a step runs: a comprehension per column, one pass instead of two."""
     stock = scheduler._make_cached_request_data
     requests, previous = scheduler.requests, scheduler.prev_step_scheduled_req_ids
     keeps_tokens = not scheduler.use_v2_model_runner
@@ -201,7 +201,7 @@ def _guard_update(scheduler: Any, manager: Any, group: Any) -> None:
         request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         if len(new_token_ids) != 1:
-            return stock(request, new_token_ids, is_stale)
+            return stock(request, new_token_ids, is_stale)  # type: ignore[no-any-return]
         status = request.status
         token = new_token_ids[0]
         tokens, output, sampling = request._all_token_ids, request._output_token_ids, request.sampling_params
@@ -218,7 +218,7 @@ def _guard_update(scheduler: Any, manager: Any, group: Any) -> None:
         ) and check_stop(request, longest)
         if not is_stale:
             request.num_output_placeholders -= 1
-            assert request.num_output_placeholders >= 0
+            assert request.num_output_placeholders >= 0  # noqa: S101 - stock's own check
         if caching and status is running:
             computed = request.num_computed_tokens - request.num_output_placeholders
             if computed // size > cached_of.get(request.request_id, 0):
