@@ -113,7 +113,8 @@ def main() -> None:
         bench.claim(
             f"10,000 aborts: one, {policy}", statistics.median(abort_us(policy) for _ in range(3)), "us", "<= 1"
         )
-    bench.claim("empty call across the border", floor_us(), "us")
+    # A floor: whatever else the machine does can only add to it.
+    bench.claim("empty call across the border, least of 20", min(floor_us() for _ in range(20)), "us")
     bench.finish()
 
 

@@ -30,7 +30,8 @@ def replay(core: Any, path: str, max_sim_time_ms: float | None) -> dict[str, Any
     # Its traces name prefix blocks of 512 tokens.
     done = core.run_mocker_trace_replay([path], settings, trace_block_size=512, max_sim_time_ms=max_sim_time_ms)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall_s": wall, "cpu_s": cpu, "completed": done.summary["completed_requests"]}
+    figures = {name: done.summary.get(name) for name in ("completed_requests", "committed_prefill_tokens")}
+    return {"wall_s": wall, "cpu_s": cpu, **figures}
 
 
 def main() -> None:

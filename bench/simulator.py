@@ -160,8 +160,8 @@ def side_by_side(bench: Bench, environment: str, n: int, rounds: int) -> None:
                 for _ in range(rounds):
                     print(path, file=other.stdin, flush=True)
                     reply = json.loads(other.stdout.readline())
-                    if reply["completed"] != n:
-                        raise RuntimeError(f"the other simulator completed {reply['completed']} of {n} requests")
+                    if reply["completed_requests"] != n:
+                        raise RuntimeError(f"the other simulator: {reply} for {n} requests")
                     theirs.append(reply["cpu_s"] - reply["read_cpu_s"])
                     ours.append(Cost.of(partial(run, "vllm", requests)).cpu_s)
                 tokens = int(requests.prompt.sum()) + int(requests.output.sum())
@@ -170,6 +170,8 @@ def side_by_side(bench: Bench, environment: str, n: int, rounds: int) -> None:
                 bench.claim(f"wait-core: tokens of the requests/s, {name}", tokens / cpu_s / 1e6, "M/s")
                 bench.claim(f"ai-dynamo-runtime: tokens of the requests/s, {name}", tokens / other_s / 1e6, "M/s")
                 bench.claim(f"ratio of processor time, {name}", other_s / cpu_s, "", ">= 1")
+                prefilled = reply["committed_prefill_tokens"] / run("vllm", requests)["prefill_tokens"]
+                bench.claim(f"prefill tokens it computed over ours, {name}", prefilled, "")
         other.stdin.close()
 
 

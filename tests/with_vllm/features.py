@@ -114,7 +114,8 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
         if kind == "samples" and not scheduler.num_spec_tokens:  # nor sample by top_k when nothing is to be verified
             more |= {"n": 3, "temperature": 1.0, "top_k": 1}  # vLLM refuses n > 1 with temperature 0
         if kind == "structured":
-            more |= {"ignore_eos": False, "structured_outputs": StructuredOutputsParams(regex="[a-f]{5}(0|1){9}z+")}
+            shape = StructuredOutputsParams(regex="[a-f]{5}(0|1){9}z+")
+            more |= {"ignore_eos": False, "max_tokens": 30, "structured_outputs": shape}
         if kind == "streaming":
             more |= {"output_kind": RequestOutputKind.DELTA}
         params = SamplingParams(detokenize=False, **more)

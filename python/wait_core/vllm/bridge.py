@@ -221,11 +221,13 @@ class Bridge:
             self.core.complete(free_blocks=free)  # nearly every step: what the plan said came true
             return
         left = {*finished, *aborted}
+        # Progress of a request that a reset has preempted since would read as its admission.
+        stale = left.union(self._preempted)
         self.core.complete(
             finished=finished,
             preempted=_without(self._preempted, left),
             refused=_without(self._refused, left),
-            progress=[p for p in self._progress if p[0] not in left] if left else self._progress,
+            progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
             free_blocks=free,
         )
         self._preempted, self._refused, self._progress, self._gone = [], [], [], []
