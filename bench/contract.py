@@ -14,6 +14,9 @@ from typing import Any
 
 from wait_core.tables import table
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository."""
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -43,6 +43,13 @@ class Requests:
     def __len__(self) -> int:
         return len(self.prompt)
 
+    def window(self, start: float, count: int) -> Requests:
+        """Return `count` requests in a row, from the fraction `start` of what can be skipped; times begin at 0."""
+        first = round(start * max(0, len(self) - count))
+        part = slice(first, first + count)
+        arrival_ns = self.arrival_ns[part]
+        return replace(self, arrival_ns=arrival_ns - arrival_ns[0], prompt=self.prompt[part], output=self.output[part])
+
     def types(self, most: int) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]:
         """Group the requests into at most `most` types by quantiles of the output length.
 

@@ -1,0 +1,211 @@
+"""The panel: every workload x load x policy on the simulated A100, and what is claimed of `adaptive` there.
+
+Everything fixed is in python/wait_core/panel.json: memory, seats, number of requests, seeds, loads relative to the
+bound that no schedule exceeds, the grid of static settings. In each cell the reference is the best static pair of watermark
+and token budget of vLLM, chosen on one half of the seeds (by mean latency below capacity, by throughput from capacity
+on) and compared with on the other, by paired ratios with 95 % intervals. Runs are kept in bench/results/panel.jsonl and
+not repeated. Held-out workloads were never used for tuning; they are marked with a star.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from contract import ROOT, Bench, start
+from tqdm import tqdm
+
+from wait_core import simulate
+from wait_core.datasets import Dataset, panel
+from wait_core.planning import plan
+from wait_core.requests import Requests, replayed, sampled
+from wait_core.traces import load as load_trace
+
+FIXED = panel()
+TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
+RESULTS = ROOT / "bench" / "results" / "panel.jsonl"
+KEEP: tuple[str, ...] = (
+    "output_throughput",
+    "duration",
+    "mean_e2el_ms",
+    "p99_e2el_ms",
+    "mean_ttft_ms",
+    "p99_ttft_ms",
+    "mean_tpot_ms",
+)
+KEEP += ("preemptions", "recomputed_tokens", "goodput", "completed")
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 9: 2.26}
+STATIC = {
+    f"vllm {watermark:g}/{budget}": {"policy": "vllm", "watermark": watermark, "token_budget": budget}
+    for watermark in FIXED.watermarks
+    for budget in FIXED.token_budgets
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "sarathi": {"policy": "sarathi", "token_budget": 512},
+    "wait": {"policy": "wait"},
+    "nested-wait": {"policy": "nested-wait"},
+    "adaptive": {"policy": "adaptive"},
+    "clairvoyant": {"policy": "clairvoyant"},
+    "clairvoyant 384": {"policy": "clairvoyant", "token_budget": 384},
+}
+Job = tuple[str, float, str, int]
+
+
+def offered(name: str, rate: float, seed: int) -> Requests:
+    """Make the requests of a cell; a trace gives each seed a stretch of its own (they overlap)."""
+    workload = FIXED.workloads[name]
+    if isinstance(workload, Dataset):
+        return sampled(workload, request_rate=rate, num_prompts=FIXED.num_requests, seed=seed)
+    trace = load_trace(TRACES / workload.trace)
+    return replayed(trace, request_rate=rate).window((seed - 1) / 9.0, FIXED.num_requests)
+
+
+def capacity(name: str) -> float:
+    """Requests/s that no schedule exceeds."""
+    requests = offered(name, 1.0, FIXED.seeds["choose"][0])
+    return float(plan(requests=requests, kv_blocks=FIXED.kv_blocks, max_num_seqs=FIXED.max_num_seqs).bound["requests"])
+
+
+def run(job: tuple[Job, float]) -> tuple[Job, dict[str, float]]:
+    """Simulate one cell, policy and seed."""
+    (name, load, policy, seed), bound = job
+    settings = (STATIC | OTHERS)[policy]
+    report = simulate(
+        requests=offered(name, load * bound, seed),
+        seed=seed,
+        kv_blocks=FIXED.kv_blocks,
+        max_num_seqs=FIXED.max_num_seqs,
+        **settings,
+    )
+    slo = FIXED.slo
+    summary = report.summary(slo_ttft_ms=1e3 * slo["ttft_s"], slo_tpot_ms=1e3 * slo["tpot_s"])
+    if summary["completed"] != FIXED.num_requests:
+        raise RuntimeError(f"{job}: {summary['completed']} of {FIXED.num_requests} requests finished")
+    return job[0], {key: float(summary[key]) for key in KEEP}
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """Mean of paired ratios, and half the width of its 95 % interval."""
+    mean = statistics.mean(ratios)
+    if len(ratios) < 2:
+        return mean, math.inf
+    return mean, T95[len(ratios) - 1] * statistics.stdev(ratios) / math.sqrt(len(ratios))
+
+
+class Panel:
+    """The runs made so far, on disk and in memory."""
+
+    def __init__(self, bounds: dict[str, float]) -> None:
+        self.bounds = bounds
+        self.runs: dict[Job, dict[str, float]] = {}
+        if RESULTS.exists():
+            for line in RESULTS.read_text(encoding="utf-8").splitlines():
+                key, figures = json.loads(line)
+                self.runs[tuple(key)] = figures
+
+    def complete(self, jobs: list[Job], processes: int) -> None:
+        """Make the runs that are missing."""
+        missing = [(job, self.bounds[job[0]]) for job in jobs if job not in self.runs]
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("a", encoding="utf-8") as file, multiprocessing.Pool(processes) as pool:
+            progress = tqdm(pool.imap_unordered(run, missing, 4), total=len(missing), disable=not sys.stderr.isatty())
+            for job, figures in progress:
+                self.runs[job] = figures
+                file.write(json.dumps([job, figures]) + "\n")
+
+    def mean(self, name: str, load: float, policy: str, key: str, seeds: tuple[int, ...]) -> float:
+        """Mean of a figure over seeds."""
+        return statistics.mean(self.runs[name, load, policy, seed][key] for seed in seeds)
+
+    def ratio(self, name: str, load: float, against: str, key: str, seeds: tuple[int, ...]) -> tuple[float, float]:
+        """Paired ratio of `adaptive` to another policy."""
+        pairs = [(self.runs[name, load, "adaptive", seed], self.runs[name, load, against, seed]) for seed in seeds]
+        return interval([(mine[key] + 1e-12) / (theirs[key] + 1e-12) for mine, theirs in pairs])
+
+    def reference(self, name: str, load: float, seeds: tuple[int, ...]) -> str:
+        """Find the best static pair of a cell."""
+        if load < 1.0:
+            return min(STATIC, key=lambda pair: self.mean(name, load, pair, "mean_e2el_ms", seeds))
+        return max(STATIC, key=lambda pair: self.mean(name, load, pair, "output_throughput", seeds))
+
+
+def judge(bench: Bench, made: Panel, name: str, load: float, choose: tuple[int, ...], compare: tuple[int, ...]) -> None:  # noqa: PLR0917
+    """Compare `adaptive` with the reference of one cell."""
+    reference = made.reference(name, load, choose)
+    best = max(
+        ("clairvoyant", "clairvoyant 384"),
+        key=lambda policy: made.mean(name, load, policy, "output_throughput", compare),
+    )
+    star = "*" if name in FIXED.held_out else ""
+    cell = f"{name}{star}, load {load:g}"
+    goals = [("goodput", reference, ">= 1")]
+    if load < 1.0:
+        goals += [("mean_e2el_ms", reference, "<= 1.02"), ("p99_ttft_ms", reference, "<= 1.02")]
+    else:
+        goals += [("output_throughput", reference, ">= 0.99"), ("duration", reference, "<= 1.01")]
+        goals += [("output_throughput", best, ">= 0.98")]
+    row: dict[str, Any] = {"workload": name + star, "load": load, "reference": reference}
+    for key, against, goal in goals:
+        mean, half = made.ratio(name, load, against, key, compare)
+        bench.claim(f"{cell}: {key} / {against}", mean, f"+-{half:.3f}", goal)
+        row[f"{key} / {'reference' if against == reference else 'clairvoyant'}"] = f"{mean:.3f}+-{half:.3f}"
+    mine, stock = (
+        sum(made.runs[name, load, policy, seed]["preemptions"] for seed in compare)
+        for policy in ("adaptive", "vllm 0/2048")
+    )
+    offered_total = len(compare) * FIXED.num_requests
+    allowed = max(0.01 * stock, offered_total / 1_000)
+    bench.claim(f"{cell}: preemptions / allowed", mine / allowed, "", "<= 1")
+    row |= {"preemptions": int(mine), "stock's": int(stock)}
+    rate = made.mean(name, load, "adaptive", "output_throughput", compare)
+    outputs = offered(name, 1.0, compare[0]).output.mean()
+    row["of the bound"] = f"{rate / (made.bounds[name] * float(outputs)):.3f}"
+    bench.rows.append(row)
+
+
+def main() -> None:
+    """Make the runs, print the table and the claims."""
+    bench = start(
+        "panel",
+        str(__doc__).splitlines()[0],
+        workloads={"nargs": "+", "default": list(FIXED.workloads), "help": "(all)"},
+        processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
+        policies={"action": "store_true", "help": "print the figures of every policy as well"},
+    )
+    choose, compare = FIXED.seeds["choose"], FIXED.seeds["compare"]
+    names, loads = bench.options.workloads, FIXED.loads
+    if bench.options.quick:
+        choose, compare, loads = choose[:1], compare[:2], (0.9, 1.2)
+        names = [name for name in names if name in {"chat", "lognormal-870", "p512d1000"}]
+    absent = [name for name in names if not isinstance(FIXED.workloads[name], Dataset)]
+    absent = [name for name in absent if not (TRACES / FIXED.workloads[name].trace).is_file()]  # type: ignore[union-attr]
+    for name in absent:
+        print(f"{name}: skipped, its trace is not in {TRACES} (set WAIT_CORE_TRACES)")
+    names = [name for name in names if name not in absent]
+    made = Panel({name: capacity(name) for name in names})
+    for name in names:
+        print(f"{name}: at most {made.bounds[name]:.4g} requests/s")
+    cells = [(name, load) for name in names for load in loads]
+    jobs = [(*cell, policy, seed) for cell in cells for policy in STATIC for seed in (*choose, *compare)]
+    jobs += [(*cell, policy, seed) for cell in cells for policy in OTHERS for seed in compare]
+    made.complete(jobs, bench.options.processes)
+    for cell in cells:
+        judge(bench, made, *cell, choose, compare)
+        if bench.options.policies:
+            for policy in ("vllm 0/2048", *OTHERS):
+                figures = {key: f"{made.mean(*cell, policy, key, compare):.4g}" for key in KEEP}
+                print(json.dumps({"workload": cell[0], "load": cell[1], "policy": policy} | figures))
+    missed = [claim for claim in bench.claims if claim.holds is False]
+    bench.finish()
+    print(f"{len(bench.claims) - len(missed)} of {len(bench.claims)} goals hold", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
