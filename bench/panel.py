@@ -1,10 +1,10 @@
 """The panel: every workload x load x policy on the simulated A100, and what is claimed of `adaptive` there.
 
 Everything fixed is in python/wait_core/panel.json: memory, seats, number of requests, seeds, loads relative to the
-bound that no schedule exceeds, the grid of static settings. In each cell the reference is the best static pair of watermark
-and token budget of vLLM, chosen on one half of the seeds (by mean latency below capacity, by throughput from capacity
-on) and compared with on the other, by paired ratios with 95 % intervals. Runs are kept in bench/results/panel.jsonl and
-not repeated. Held-out workloads were never used for tuning; they are marked with a star.
+bound that no schedule exceeds, the grid of static settings. In each cell the reference is the best static pair of
+watermark and token budget of vLLM, chosen on one half of the seeds (by mean latency below capacity, by throughput from
+capacity on) and compared with on the other, by paired ratios with 95 % intervals. Runs are kept in
+bench/results/panel.jsonl and not repeated. Held-out workloads were never used for tuning; they are marked with a star.
 """
 
 from __future__ import annotations
