@@ -1,8 +1,9 @@
 """What the adapter adds to vLLM's own scheduler: `schedule()` and `update_from_output()`, ours against stock.
 
 Both schedulers live in this process, with made-up tokens, and take turns step by step, so that whatever else the
-machine does meets both; what is counted is CPU time. Every row is steady decode: all running requests decode, none finishes; blocks of 16 tokens,
-prompts of 512, prefix caching on, one step scheduled ahead. Times are medians in microseconds.
+machine does meets both; what is counted is CPU time. Every row is steady decode: all running requests decode, none
+finishes; blocks of 16 tokens, prompts of 512, prefix caching on, one step scheduled ahead. Times are medians in
+microseconds.
 
     VENV/bin/python bench/vllm_overhead.py       VENV from scripts/install-vllm-cpu.sh, with wait-core in it
 """
@@ -38,7 +39,9 @@ ARMS: dict[str, dict[str, Any]] = {
 def loaded(arm: str, running: int, waiting: int) -> Driver:
     """Return a driver of `arm` with `running` decodes, every seat taken, and `waiting` requests behind them."""
     blocks = running * -(-(PROMPT + OUTPUT) // 16) + 1
-    setup = Setup(num_blocks=blocks, max_num_seqs=running, max_num_batched_tokens=8_192, max_model_len=4_096, **ARMS[arm])
+    setup = Setup(
+        num_blocks=blocks, max_num_seqs=running, max_num_batched_tokens=8_192, max_model_len=4_096, **ARMS[arm]
+    )
     driver = Driver(setup)
     prompts = range(3, 3 + PROMPT)
     for i in range(running):
@@ -79,7 +82,9 @@ def compare(bench: Bench, arms: list[str], running: int, waiting: int, steps: in
         if len(driver.scheduler.running) != running:
             raise RuntimeError(f"{arm}: {len(driver.scheduler.running)} run, not {running}: not steady decode")
     where = f"{running:,} running, {waiting:,} waiting" + (", one abort a step" if aborts else "")
-    both = {arm: [sum(x) for x in zip(schedule[arm], update[arm], abort[arm] or [0] * steps)] for arm in arms}
+    both = {
+        arm: [sum(x) for x in zip(schedule[arm], update[arm], abort[arm] or [0] * steps, strict=True)] for arm in arms
+    }
     for arm in arms:
         row = {"running": running, "waiting": waiting, "scheduler": arm}
         for name, times in (("schedule", schedule), ("update", update), ("abort", abort), ("sum", both)):

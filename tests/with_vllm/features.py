@@ -1,8 +1,8 @@
 """Serve one workload in which requests use vLLM's features side by side; print what each received as JSON.
 
 A program like ``engine.py``, whose model it uses: one engine runs chunked prefill and prefix caching for requests with
-several samples, structured output and streaming, all with a LoRA adapter where the job enables it, while requests are aborted in every state they pass
-through, the prefix cache is reset, the engine is paused and resumed, and sleeps and wakes.
+several samples, structured output and streaming, all with a LoRA adapter where the job enables it, while requests are
+aborted in every state they pass through, the prefix cache is reset, the engine is paused and resumed, sleeps and wakes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ def write_tokenizer(folder: Path) -> None:
 
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
     vocabulary |= {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=3)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def write_adapter(folder: Path) -> Path:

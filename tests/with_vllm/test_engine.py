@@ -68,7 +68,7 @@ def test_the_model_reads_its_kv_cache(run: Run) -> None:
 
 def test_a_shared_prefix(run: Run) -> None:
     """Blocks shared between requests: the core counts them for each, the reported free blocks set it right."""
-    job = CACHING | {"shared_prefix": 64, "prompt_tokens": [8, 100], "async_scheduling": True}
+    job: dict[str, Any] = CACHING | {"shared_prefix": 64, "prompt_tokens": [8, 100], "async_scheduling": True}
     stock, mine = run(**job), ours(run, **job)
     print(f"steps {stock['steps']} stock, {mine['steps']} ours")
     assert mine["adapter"]["active"]

@@ -72,7 +72,12 @@ def test_the_same_steps_as_stock(extra: dict[str, Any], seed: int) -> None:
     stock, fast = Driver(setup), Driver(setup)
     asked: list[int] = []
     allocate = fast.scheduler.kv_cache_manager.allocate_slots
-    fast.scheduler.kv_cache_manager.allocate_slots = lambda *a, **k: asked.append(1) or allocate(*a, **k)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(1)
+        return allocate(*args, **kwargs)
+
+    fast.scheduler.kv_cache_manager.allocate_slots = counted
     fast_decode.install(fast.scheduler)
 
     draw = random.Random(seed)
@@ -81,7 +86,9 @@ def test_the_same_steps_as_stock(extra: dict[str, Any], seed: int) -> None:
     for i in range(300):
         for _ in range(draw.choice([0, 0, 0, 0, 1, 3])):
             prompt = (prefix if draw.random() < 0.5 else []) + random_prompt(draw, draw.randint(1, 120))
-            sampling = draw.choice([{"ignore_eos": True}, {}, {"min_tokens": 3}, {"stop_token_ids": [7, 8, 9, 10]}])
+            sampling: dict[str, Any] = draw.choice(
+                [{"ignore_eos": True}, {}, {"min_tokens": 3}, {"stop_token_ids": [7, 8, 9, 10]}]
+            )
             job = (f"r{added}", prompt, draw.randint(3, 90), draw.randint(0, 2))
             stock.add(*job, **sampling)
             fast.add(*job, **sampling)
