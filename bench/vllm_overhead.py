@@ -39,9 +39,13 @@ ARMS: dict[str, dict[str, Any]] = {
 def loaded(arm: str, running: int, waiting: int) -> Driver:
     """Return a driver of `arm` with `running` decodes, every seat taken, and `waiting` requests behind them."""
     blocks = running * -(-(PROMPT + OUTPUT) // 16) + 1
-    setup = Setup(
-        num_blocks=blocks, max_num_seqs=running, max_num_batched_tokens=8_192, max_model_len=4_096, **ARMS[arm]
-    )
+    sizes: dict[str, Any] = {
+        "num_blocks": blocks,
+        "max_num_seqs": running,
+        "max_num_batched_tokens": 8_192,
+        "max_model_len": 4_096,
+    }
+    setup = Setup(**sizes, **ARMS[arm])
     driver = Driver(setup)
     prompts = range(3, 3 + PROMPT)
     for i in range(running):
@@ -82,9 +86,8 @@ def compare(bench: Bench, arms: list[str], running: int, waiting: int, steps: in
         if len(driver.scheduler.running) != running:
             raise RuntimeError(f"{arm}: {len(driver.scheduler.running)} run, not {running}: not steady decode")
     where = f"{running:,} running, {waiting:,} waiting" + (", one abort a step" if aborts else "")
-    both = {
-        arm: [sum(x) for x in zip(schedule[arm], update[arm], abort[arm] or [0] * steps, strict=True)] for arm in arms
-    }
+    parts = {arm: (schedule[arm], update[arm], abort[arm] or [0] * steps) for arm in arms}
+    both = {arm: [sum(times) for times in zip(*parts[arm], strict=True)] for arm in arms}
     for arm in arms:
         row = {"running": running, "waiting": waiting, "scheduler": arm}
         for name, times in (("schedule", schedule), ("update", update), ("abort", abort), ("sum", both)):

@@ -19,6 +19,7 @@ __all__ = [
     "StalledError",
     "WaitCoreError",
     "__version__",
+    "batch",
     "group_types",
     "iteration_seconds",
     "run",
@@ -204,6 +205,19 @@ class Run:
 def sample(
     dataset: Mapping[str, Any], num_requests: int, request_rate: float, seed: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]: ...
+def batch(
+    settings: dict[str, Any],
+    law: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    *,
+    request_rate: float,
+    horizon_ns: int,
+    runs: int,
+    first_seed: int,
+    lengths_known: bool,
+    typed: bool,
+    threads: int = 1,
+) -> dict[str, npt.NDArray[Any]]: ...
 def group_types(
     prompt: npt.NDArray[np.uint32], output: npt.NDArray[np.uint32], rate: float, classes: int
 ) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]: ...

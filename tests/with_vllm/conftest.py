@@ -37,7 +37,7 @@ def _needs_vllm() -> None:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Serve a workload (for ``engine.py``: the fields of its ``Job``) and return what happened; equal jobs run once."""
+    """Serve a workload (for ``engine.py``, the fields of its ``Job``); equal jobs run once a session."""
     known: dict[str, dict[str, Any]] = {}
 
     def run(program: str = "engine.py", **job: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A program like ``engine.py``, whose model it uses: one engine runs chunked prefill and prefix caching for requests with
 several samples, structured output and streaming, all with a LoRA adapter where the job enables it, while requests are
-aborted in every state they pass through, the prefix cache is reset, the engine is paused and resumed, sleeps and wakes.
+aborted in every state they pass through, the prefix cache is reset, the engine is paused and resumed, and sleeps and
+wakes.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ def write_tokenizer(folder: Path) -> None:
 
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
     vocabulary |= {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), start=3)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
 
 
 def write_adapter(folder: Path) -> Path:

@@ -73,9 +73,9 @@ def test_the_same_steps_as_stock(extra: dict[str, Any], seed: int) -> None:
     asked: list[int] = []
     allocate = fast.scheduler.kv_cache_manager.allocate_slots
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
+    def counted(*arguments: Any, **keywords: Any) -> Any:
         asked.append(1)
-        return allocate(*args, **kwargs)
+        return allocate(*arguments, **keywords)
 
     fast.scheduler.kv_cache_manager.allocate_slots = counted
     fast_decode.install(fast.scheduler)

@@ -10,8 +10,6 @@ Each guard restates what one version of vLLM does, so it is tied to the text of 
 which any of `GUARDED` reads differently.
 """
 
-# ruff: noqa: SLF001 -- it stands in for methods that have no public name
-
 from __future__ import annotations
 
 import hashlib
@@ -105,7 +103,7 @@ def install(scheduler: Any) -> None:
 
 
 def _guard_blocks(manager: Any, group: Any) -> None:
-    """Guard allocate_slots: nothing happens while the tokens fit the blocks held and no further block becomes full."""
+    """allocate_slots: nothing happens while the tokens fit the blocks held and no further block becomes full."""
     stock = manager.allocate_slots
     blocks_of, cached_of, size = group.req_to_blocks, group.num_cached_block, group.block_size
     caching, longest, nothing = group.enable_caching, manager.max_model_len, manager.empty_kv_cache_blocks
@@ -124,8 +122,8 @@ def _guard_blocks(manager: Any, group: Any) -> None:
             end = request.num_computed_tokens + num_new_tokens
             known = len(request._all_token_ids)
             if (
-                (end if end < longest else longest) <= len(blocks_of.get(name, ())) * size  # noqa: FURB136  min() costs more
-                and not (caching and (end if end < known else known) // size > cached_of.get(name, 0))  # noqa: FURB136
+                (end if end < longest else longest) <= len(blocks_of.get(name, ())) * size
+                and not (caching and (end if end < known else known) // size > cached_of.get(name, 0))
                 and not (num_new_computed_tokens or num_lookahead_tokens)
             ):
                 return nothing
@@ -137,7 +135,7 @@ def _guard_blocks(manager: Any, group: Any) -> None:
 
 
 def _guard_schedule(scheduler: Any, nothing: KVCacheBlocks) -> None:
-    """Guard the two loops over what a step runs: a comprehension per column, one pass instead of two."""
+    """Replace the two loops over what a step runs: a comprehension per column, one pass instead of two."""
     stock = scheduler._make_cached_request_data
     requests, previous = scheduler.requests, scheduler.prev_step_scheduled_req_ids
     keeps_tokens = not scheduler.use_v2_model_runner
@@ -193,7 +191,7 @@ def _guard_schedule(scheduler: Any, nothing: KVCacheBlocks) -> None:
 
 
 def _guard_update(scheduler: Any, manager: Any, group: Any) -> None:
-    """Guard what is done with one token that arrived: hash and cache a block only when one has become full."""
+    """One token that arrived: hash and cache a block only when one has become full."""
     stock = scheduler._update_request_with_output
     longest, size = scheduler.max_model_len, group.block_size
     cached_of, caching = group.num_cached_block, group.enable_caching
@@ -203,8 +201,7 @@ def _guard_update(scheduler: Any, manager: Any, group: Any) -> None:
         request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         if len(new_token_ids) != 1:
-            result: tuple[list[int], bool] = stock(request, new_token_ids, is_stale)
-            return result
+            return stock(request, new_token_ids, is_stale)  # type: ignore[no-any-return]
         status = request.status
         token = new_token_ids[0]
         tokens, output, sampling = request._all_token_ids, request._output_token_ids, request.sampling_params
@@ -221,7 +218,7 @@ def _guard_update(scheduler: Any, manager: Any, group: Any) -> None:
         ) and check_stop(request, longest)
         if not is_stale:
             request.num_output_placeholders -= 1
-            assert request.num_output_placeholders >= 0  # noqa: S101  as stock does
+            assert request.num_output_placeholders >= 0  # noqa: S101 - stock's own check
         if caching and status is running:
             computed = request.num_computed_tokens - request.num_output_placeholders
             if computed // size > cached_of.get(request.request_id, 0):

@@ -287,7 +287,7 @@ impl Scheduler {
 
     /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
     pub fn paused_ids(&self) -> Vec<RequestId> {
-        if self.plan.decodes() as usize + self.plan.chunks().len() == self.view.residents() as usize {
+        if self.plan.decodes() as usize + self.plan.chunks().len() == self.plan.residents() as usize {
             return Vec::new();
         }
         let standing = self.view.iter_residents().filter(|&slot| !self.runs(slot));

@@ -1,5 +1,6 @@
 //! `wait_core._core`: thin wrappers around the crates, one file a class. Nothing is decided here.
 
+mod batch;
 mod convert;
 mod error;
 mod plan;
@@ -10,6 +11,8 @@ mod simulation;
 /// The compiled core of wait-core.
 #[pyo3::pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::batch::batch;
     #[pymodule_export]
     use super::error::{CapacityError, DuplicateIdError, QueueFullError, StalledError, WaitCoreError};
     #[pymodule_export]

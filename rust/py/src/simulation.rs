@@ -63,6 +63,9 @@ fn lengths(prompt: &PyReadonlyArray1<'_, u32>, output: &PyReadonlyArray1<'_, u32
     Ok(prompt.iter().copied().zip(output.iter().copied()).collect())
 }
 
+/// Most tokens of anything in an iteration: products of two, and sums of many, stay exact.
+const MOST_TOKENS: u64 = 1 << 30;
+
 /// Seconds that one iteration takes under a law: `decodes` requests that read `decode_kv` tokens, and prefill chunks
 /// of (tokens, tokens computed before).
 #[pyfunction]
@@ -74,6 +77,11 @@ pub(crate) fn iteration_seconds(
     chunks: Vec<(u64, u64)>,
 ) -> PyResult<f64> {
     let law: IterationTime = convert::json(law, "iteration_time")?;
+    let largest = chunks.iter().map(|&(tokens, before)| tokens.max(before)).fold(decodes.max(decode_kv), u64::max);
+    if largest > MOST_TOKENS {
+        let message = format!("tokens = {largest}: an iteration has at most {MOST_TOKENS}");
+        return Err(WaitCoreError::new_err(message));
+    }
     let mut shape = BatchShape { decodes, decode_kv, ..BatchShape::default() };
     for (tokens, before) in chunks {
         shape.add_prefill(tokens, before);

@@ -103,6 +103,17 @@ pub fn run(
     }
 }
 
+/// As `run`, up to the end of the first iteration that ends at `horizon_ns` or later. Arrivals reach beyond that.
+pub(crate) fn run_until(setup: &Setup, arrivals: &[Arrival], horizon_ns: u64) -> Result<Run, SimError> {
+    check(arrivals)?;
+    let mut engine = Engine::new(setup, arrivals)?;
+    while engine.now_ns < horizon_ns {
+        engine.admit_arrivals()?;
+        engine.step()?;
+    }
+    Ok(engine.recorder.finish(&engine.scheduler))
+}
+
 fn check(arrivals: &[Arrival]) -> Result<(), Error> {
     if u32::try_from(arrivals.len()).is_err() {
         return Err(Error::invalid("arrivals", arrivals.len(), "at most 2^32 - 1 requests"));

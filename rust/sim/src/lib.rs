@@ -3,12 +3,14 @@
 //! Integer nanoseconds, seeded randomness, no platform mathematics: the same inputs give the same report everywhere.
 #![forbid(unsafe_code)]
 
+mod batch;
 pub mod dataset;
 mod engine;
 mod record;
 mod report;
 mod rng;
 
+pub use batch::{Batch, Outcome, batch};
 pub use dataset::{Arrival, Dataset};
 pub use engine::{Lengths, Setup, SimError, run};
 pub use record::{NEVER_NS, Run, Sample};

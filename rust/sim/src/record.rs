@@ -34,6 +34,8 @@ pub struct Run {
     pub failed: usize,
     /// Most KV blocks in use after an iteration.
     pub peak_blocks: u32,
+    /// Most requests parked between two segments after an iteration.
+    pub peak_parked: u32,
     /// Usable KV blocks.
     pub kv_blocks: u32,
     /// When the gates opened because no more arrivals came; `NEVER_NS` if it was not needed.
@@ -196,6 +198,11 @@ impl<'a> Recorder<'a> {
         let view = scheduler.view();
         let blocks = view.pool().used().max(0) as u32;
         self.run.peak_blocks = self.run.peak_blocks.max(blocks);
+        if let lanes @ [_, _, ..] = view.lanes() {
+            let running: u32 = lanes.iter().map(wait_core::Lane::len).sum();
+            let parked = view.residents() - running - view.prefilling().len() as u32;
+            self.run.peak_parked = self.run.peak_parked.max(parked);
+        }
         // The stride is a power of two.
         if self.run.iterations & (self.stride - 1) != 0 {
             return;

@@ -148,6 +148,8 @@ fn virtual_time_has_an_end_and_says_so() {
     assert!(refusal(&slow, &[arrival(0, 4, 4)]).starts_with("iteration_time = 18446744073709551615 ns: ends after"));
     let held = Setup { overhead_ns: u64::MAX, ..setup(json!({"kv_blocks": 10})) };
     assert!(refusal(&held, &[arrival(0, 4, 4)]).starts_with("iteration_time = "));
+    let nobody = Setup { max_concurrency: Some(0), ..setup(json!({"kv_blocks": 10})) };
+    assert!(refusal(&nobody, &[arrival(0, 4, 4)]).starts_with("max_concurrency = 0: must be at least 1"));
     let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
     let patient = json!({"policy": "wait", "kv_blocks": 10, "types": types, "thresholds": [5.0], "work_conserving": false,
         "max_hold": 1e300});
@@ -292,10 +294,15 @@ fn bad_datasets_are_refused_by_name() {
         let message = refused(pointer, value);
         assert!(message.starts_with(expected), "{message:?} should start with {expected:?}");
     }
-    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+    for rate in [0.0, -1.0, f64::NAN, f64::NEG_INFINITY] {
         let message = dataset().sample(3, rate, 0).unwrap_err().to_string();
-        assert!(message.starts_with(&format!("request_rate = {rate}: must be finite and above 0")), "{message}");
+        assert!(message.starts_with(&format!("request_rate = {rate}: must be above 0")), "{message}");
     }
+    let at_once = dataset().sample(3, f64::INFINITY, 0).unwrap();
+    assert_eq!(at_once.iter().map(|row| row.at_ns).collect::<Vec<_>>(), [0; 3]);
+    let slow = dataset().sample(3, 1e-300, 0).unwrap();
+    let refused = refusal(&setup(json!({"kv_blocks": 1000})), &slow);
+    assert!(refused.starts_with("arrivals[0].at_ns = 18446744073709551615"), "{refused}");
     let many = dataset().sample(usize::MAX, 1.0, 0).unwrap_err().to_string();
     assert!(many.starts_with("num_requests = 18446744073709551615: must be at most 100000000"), "{many}");
 }

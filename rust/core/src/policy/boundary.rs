@@ -3,7 +3,8 @@
 //!
 //! A lane is a segment, and its members step together, so the tick at which a member reaches the boundary is known when
 //! it joins: a calendar for each lane. Entries are not taken out when a request leaves early; its stamp moves on, which
-//! makes them void.
+//! makes them void. Stamps ascend in the order in which requests join, which is the order among those that arrive at a
+//! boundary together.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -14,14 +15,14 @@ use crate::view::View;
 /// The queue before one segment. Void entries are skipped; `len` counts the others.
 #[derive(Clone, Debug, Default)]
 struct Queue {
-    line: VecDeque<(Slot, u32, u64)>,
+    line: VecDeque<(Slot, u64, u64)>,
     len: u32,
 }
 
 /// What the queues know of a request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
-    stamp: u32,
+    stamp: u64,
     /// Segment it waits for; 0 while it waits for none.
     queue: u16,
 }
@@ -30,11 +31,13 @@ struct Seat {
 pub(super) struct Boundaries {
     /// Last stage of each segment; requests never leave the last segment.
     last_stage: Vec<u32>,
-    /// For each lane but the last: (tick at the boundary, request, stamp).
-    calendars: Vec<BinaryHeap<Reverse<(i64, Slot, u32)>>>,
+    /// For each lane but the last: (tick at the boundary, stamp, request).
+    calendars: Vec<BinaryHeap<Reverse<(i64, u64, Slot)>>>,
     /// By segment; the first has none.
     queues: Vec<Queue>,
     seats: Vec<Seat>,
+    /// The last stamp given out.
+    stamp: u64,
 }
 
 impl Boundaries {
@@ -46,6 +49,7 @@ impl Boundaries {
             calendars: vec![BinaryHeap::new(); segments - 1],
             queues: vec![Queue::default(); segments],
             seats: Vec::new(),
+            stamp: 0,
         }
     }
 
@@ -73,11 +77,13 @@ impl Boundaries {
         queue.line.front().map(|&(_, _, since_ns)| since_ns)
     }
 
-    fn seat(&mut self, slot: Slot) -> &mut Seat {
+    /// Gives a request a new stamp and the queue it waits in (0 for none); returns the one it had.
+    fn seat(&mut self, slot: Slot, queue: usize) -> Seat {
         if self.seats.len() <= slot as usize {
             self.seats.resize(slot as usize + 1, Seat::default());
         }
-        &mut self.seats[slot as usize]
+        self.stamp += 1;
+        std::mem::replace(&mut self.seats[slot as usize], Seat { stamp: self.stamp, queue: queue as u16 })
     }
 
     /// A request has joined a lane after its prefill.
@@ -88,19 +94,15 @@ impl Boundaries {
     }
 
     fn follow(&mut self, slot: Slot, lane: usize, due: i64) {
-        let seat = self.seat(slot);
-        seat.stamp = seat.stamp.wrapping_add(1);
-        let stamp = seat.stamp;
+        self.seat(slot, 0);
         if let Some(calendar) = self.calendars.get_mut(lane) {
-            calendar.push(Reverse((due, slot, stamp)));
+            calendar.push(Reverse((due, self.stamp, slot)));
         }
     }
 
     /// A request has left the KV cache, or the engine.
     pub(super) fn left(&mut self, slot: Slot) {
-        let seat = self.seat(slot);
-        seat.stamp = seat.stamp.wrapping_add(1);
-        let queue = usize::from(std::mem::take(&mut seat.queue));
+        let queue = usize::from(self.seat(slot, 0).queue);
         if queue > 0 {
             self.queues[queue].len -= 1;
         }
@@ -111,12 +113,11 @@ impl Boundaries {
         reached.clear();
         for lane in 0..self.calendars.len() {
             let tick = view.lanes()[lane].tick();
-            while let Some(&Reverse((_, slot, stamp))) = self.calendars[lane].peek().filter(|entry| entry.0.0 <= tick) {
+            while let Some(&Reverse((_, stamp, slot))) = self.calendars[lane].peek().filter(|entry| entry.0.0 <= tick) {
                 self.calendars[lane].pop();
                 if self.seats[slot as usize].stamp == stamp && view.request(slot).phase == Phase::Decoding {
-                    let stamp = stamp.wrapping_add(1);
-                    self.seats[slot as usize] = Seat { stamp, queue: lane as u16 + 1 };
-                    self.queues[lane + 1].line.push_back((slot, stamp, view.now_ns()));
+                    self.seat(slot, lane + 1);
+                    self.queues[lane + 1].line.push_back((slot, self.stamp, view.now_ns()));
                     self.queues[lane + 1].len += 1;
                     reached.push(slot);
                 }
@@ -129,7 +130,6 @@ impl Boundaries {
         self.waiting_since_ns(k)?;
         let (slot, ..) = self.queues[k].line.pop_front()?;
         self.queues[k].len -= 1;
-        self.seats[slot as usize].queue = 0;
         let width = self.last_stage[k] - self.last_stage[k - 1];
         self.follow(slot, k, view.lanes()[k].tick() + i64::from(width));
         Some(slot)

@@ -14,7 +14,7 @@ use super::profile::{Course, Profile};
 use super::{Event, Policy};
 use crate::config::{Config, Order};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::{Phase, RequestId, Slot, Tracked};
+use crate::request::{RequestId, Slot, Tracked};
 use crate::view::View;
 
 /// State of the clairvoyant policy.
@@ -180,7 +180,8 @@ impl Policy for Clairvoyant {
                     self.known[slot as usize].course = Some(course);
                 }
             }
-            Event::Admitted => debug_assert_eq!(view.request(slot).phase, Phase::Prefilling),
+            // Still in line if the host has admitted it on its own.
+            Event::Admitted => _ = self.line.remove(&(self.known[slot as usize].key, slot)),
         }
     }
 

@@ -81,8 +81,11 @@ impl Grouping {
     /// at most `classes` of them, quantile classes of the output length otherwise.
     ///
     /// # Errors
-    /// As [`Grouping::by_output_quantiles`].
+    /// As [`Grouping::by_output_quantiles`], and for more classes than a type id can tell apart.
     pub fn typed(lengths: &[(u32, u32)], rate: f64, classes: usize) -> Result<(Workload, Vec<u16>), PlanningError> {
+        if classes > usize::from(u16::MAX) {
+            return Err(invalid("classes", &classes, "at most 65,535"));
+        }
         let exact = Workload::from_lengths(lengths, rate)?;
         if exact.types().len() <= classes {
             let pairs: Vec<(u32, u32)> = exact.types().iter().map(|t| (t.output, t.prompt)).collect();

@@ -30,6 +30,8 @@ fn bad_arguments_are_named() {
     assert!(of(&[(1, 1, 1.0)]).scaled(0.0).unwrap_err().to_string().starts_with("factor = 0"));
     let zero = Grouping::by_output_quantiles(&[(1, 1)], 1.0, 0, Representative::Mean).unwrap_err().to_string();
     assert!(zero.starts_with("classes = 0"), "{zero}");
+    let many = Grouping::typed(&[(1, 1)], 1.0, 1 << 16).unwrap_err().to_string();
+    assert!(many.starts_with("classes = 65536"), "{many}");
 }
 
 #[test]

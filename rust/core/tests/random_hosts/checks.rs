@@ -1,0 +1,140 @@
+//! What must hold of every plan, whatever the host has done before.
+
+use std::collections::BTreeMap;
+
+use wait_core::config::{Order, PolicyName};
+use wait_core::cost::BatchShape;
+use wait_core::{Chunk, HoldReason, Origin, Phase, Plan, RequestId, Scheduler, Slot, View};
+
+use crate::Host;
+
+pub(crate) fn sequence(view: &View, slots: impl Iterator<Item = Slot>) -> Vec<RequestId> {
+    slots.map(|slot| view.request(slot).id).collect()
+}
+
+impl Host {
+    /// Compares the plan just made with the state before it.
+    pub(crate) fn check(&self, before: &View) {
+        self.check_limits(before);
+        recount(before, &self.core);
+        self.check_order(before);
+        self.check_holds();
+    }
+
+    fn check_limits(&self, before: &View) {
+        let (plan, view) = (self.core.last_plan(), self.core.view());
+        let config = &self.config;
+        // Decodes always run, even where the host has admitted more than there are seats; and Vidur's prefill-first pads
+        // its budget, and admits a prompt that is too long for it alone.
+        let most = match plan.chunks() {
+            [_] if config.policy == PolicyName::PrefillFirst => u32::MAX,
+            _ => config.token_budget.max(plan.decodes()),
+        };
+        assert!(plan.tokens() <= plan.token_budget() && plan.token_budget() <= most, "token budget");
+        assert!(view.residents() <= config.max_num_seqs.max(before.residents()), "seats");
+        if !config.host_preempts && !self.paused {
+            // A host may say that others use the cache: then there is nobody to evict.
+            assert!(view.pool().free() >= 0 || view.residents() == 0, "the plan fits");
+            assert!(plan.free() >= 0 || plan.residents() == 0, "the plan knows that it fits");
+        }
+        // Victims are the residents admitted last, last first.
+        let mut victims = sequence(before, before.iter_residents());
+        victims.reverse();
+        victims.truncate(plan.preempted().len());
+        assert_eq!(plan.preempted().iter().map(|&(_, id)| id).collect::<Vec<_>>(), victims);
+        let admits = plan.chunks().iter().any(|chunk| chunk.origin != Origin::Resident);
+        assert!(victims.is_empty() || !admits, "who evicts does not admit");
+        assert!(!self.paused || plan.is_empty() && victims.is_empty(), "a paused engine does nothing");
+    }
+
+    /// The preempted first, then each line in its order.
+    fn check_order(&self, before: &View) {
+        let admitted = |origin| {
+            let chunks = self.core.last_plan().chunks().iter().filter(move |chunk| chunk.origin == origin);
+            chunks.map(|chunk: &Chunk| chunk.id).collect::<Vec<_>>()
+        };
+        let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
+        let waiting = |line: usize| sequence(before, before.iter_waiting(line));
+        let kind = |id: &RequestId| before.request(before.slot(*id).unwrap()).type_id;
+        match self.config.policy {
+            PolicyName::Clairvoyant if self.config.order == Order::Shortest => {}
+            PolicyName::Clairvoyant => {
+                let mut both = [resumed, fresh].concat();
+                both.sort_unstable();
+                let mut line = [waiting(0), waiting(1)].concat();
+                line.sort_unstable();
+                assert_eq!(both[..], line[..both.len()], "in the order of their arrival");
+            }
+            PolicyName::Wait => {
+                for queue in 0..before.queues() {
+                    let of_line = |id: &&u64| usize::from(kind(id)) == queue;
+                    let fresh: Vec<u64> = fresh.iter().filter(of_line).copied().collect();
+                    assert_eq!(fresh[..], waiting(queue)[..fresh.len()], "each line first come, first served");
+                }
+                let resuming = waiting(before.queues());
+                assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
+                let passes = before.residents() == 0 || resumed.len() == resuming.len();
+                assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
+            }
+            _ => {
+                assert_eq!(resumed[..], waiting(1)[..resumed.len()], "the preempted in their order");
+                assert_eq!(fresh[..], waiting(0)[..fresh.len()], "first come, first served");
+                assert!(fresh.is_empty() || resumed.len() == waiting(1).len(), "the preempted before all others");
+            }
+        }
+    }
+
+    fn check_holds(&self) {
+        let (plan, view) = (self.core.last_plan(), self.core.view());
+        for &id in self.outputs.keys() {
+            let slot = view.slot(id).unwrap();
+            let waits = match view.request(slot).phase {
+                Phase::Waiting | Phase::Parked => true,
+                Phase::Decoding => !plan.runs(usize::from(view.request(slot).lane)),
+                Phase::Prefilling => plan.chunks().iter().all(|chunk| chunk.slot != slot),
+            };
+            // Whoever joined its lane in this iteration has run.
+            let ran = plan.chunks().iter().any(|chunk| chunk.slot == slot);
+            assert_eq!(self.core.explain(id).is_some(), waits && !ran, "request {id} is explained if it waits");
+            let paused = self.core.explain(id).is_some_and(|hold| hold.reason == HoldReason::EnginePaused);
+            assert_eq!(paused, self.paused);
+        }
+    }
+}
+
+/// What the plan says of itself, counted request by request from the state before and after it.
+fn recount(before: &View, core: &Scheduler) {
+    let (plan, after): (&Plan, &View) = (core.last_plan(), core.view());
+    let out = |slot: Slot| plan.preempted().iter().any(|&(other, _)| other == slot) || plan.parked().contains(&slot);
+    let mut shape = BatchShape::default();
+    let mut expected = BTreeMap::new();
+    for slot in before.iter_residents() {
+        let request = before.request(slot);
+        let joins = plan.unparked().iter().any(|&(other, _)| other == slot);
+        let decodes = request.phase == Phase::Decoding && plan.runs(usize::from(request.lane)) && !out(slot) || joins;
+        if decodes {
+            shape.add_decode(u64::from(before.kv(slot)) + 1);
+        }
+        expected.insert(request.id, (before.kv(slot) + u32::from(decodes), before.stage(slot) + u32::from(decodes)));
+    }
+    for chunk in plan.chunks() {
+        assert!(chunk.tokens > 0);
+        assert_eq!(chunk.start, before.kv(chunk.slot));
+        assert!(chunk.blocks >= before.pool().blocks_for(chunk.start + chunk.tokens));
+        shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
+        let target = before.request(chunk.slot).prefill_target();
+        assert_eq!(chunk.last, chunk.start + chunk.tokens == target);
+        expected.insert(chunk.id, (chunk.start + chunk.tokens, before.stage(chunk.slot) + u32::from(chunk.last)));
+    }
+    for &(_, id) in plan.preempted() {
+        expected.remove(&id);
+    }
+    assert_eq!(*plan.shape(), shape);
+    assert_eq!((u64::from(plan.decodes()), u64::from(plan.tokens())), (shape.decodes, shape.tokens()));
+    assert_eq!(plan.residents(), after.residents());
+    let found: BTreeMap<_, _> =
+        after.iter_residents().map(|slot| (after.request(slot).id, (after.kv(slot), after.stage(slot)))).collect();
+    assert_eq!(found, expected, "KV and stage of every resident");
+    let blocks = |view: &View| view.iter_residents().map(|slot| i64::from(view.blocks(slot))).sum::<i64>();
+    assert_eq!(before.pool().free() - plan.free(), blocks(after) - blocks(before), "blocks taken");
+}

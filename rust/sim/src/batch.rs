@@ -1,0 +1,214 @@
+//! Many runs of one setting, one a seed, each cut at a horizon T: what statements about [0, T] are measured with.
+
+use std::ops::ControlFlow;
+use std::ops::Range;
+
+use wait_core::Error;
+
+use crate::dataset::{Arrival, Dataset};
+use crate::engine::{Setup, SimError, run_until};
+use crate::record::Run;
+
+/// What to repeat.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Policy, engine and law.
+    pub setup: Setup,
+    /// Arrivals and lengths.
+    pub dataset: Dataset,
+    /// Mean requests per second.
+    pub request_rate: f64,
+    /// T, ns; arrivals go on beyond it.
+    pub horizon_ns: u64,
+    /// Run on so many threads; the results do not depend on it.
+    pub threads: usize,
+}
+
+/// What happened in [0, T].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Requests that arrived.
+    pub arrived: u64,
+    /// Requests that completed.
+    pub completed: u64,
+    /// Output tokens of the completed.
+    pub output_tokens: u64,
+    /// Mean over the arrived of the time spent in the system up to T, s: latency, cut at T.
+    pub latency_s: f64,
+    /// The same up to the first token, s.
+    pub ttft_s: f64,
+    /// Most KV blocks in use.
+    pub peak_blocks: u32,
+    /// Most requests parked at boundaries.
+    pub peak_parked: u32,
+    /// Evictions.
+    pub preemptions: u64,
+    /// Iterations.
+    pub iterations: u64,
+}
+
+/// One outcome a seed. `callback` is called after each run of the first thread, with the number it has done, and may
+/// stop the batch.
+///
+/// # Errors
+/// [`SimError`] for refused settings, an interruption, or a policy that stalls.
+pub fn batch(
+    batch: &Batch,
+    seeds: Range<u64>,
+    mut callback: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Vec<Outcome>, SimError> {
+    if batch.threads == 0 {
+        return Err(Error::invalid("threads", 0, "must be at least 1").into());
+    }
+    if batch.horizon_ns == 0 || !batch.request_rate.is_finite() {
+        let given = format!("{} ns at {} requests/s", batch.horizon_ns, batch.request_rate);
+        return Err(Error::invalid("horizon", given, "must be above 0, at a finite rate").into());
+    }
+    let all: Vec<u64> = seeds.collect();
+    let share = all.len().div_ceil(batch.threads).max(1);
+    let one = |&seed: &u64| Ok(outcome(&run_until(&batch.setup, &batch.arrivals(seed)?, batch.horizon_ns)?, batch));
+    std::thread::scope(|scope| {
+        let mut shares = all.chunks(share);
+        let first = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|seeds| scope.spawn(move || seeds.iter().map(one).collect())).collect();
+        let mut outcomes = Vec::with_capacity(all.len());
+        for seed in first {
+            outcomes.push(one(seed)?);
+            if callback(outcomes.len()).is_break() {
+                return Err(SimError::Interrupted { completed: outcomes.len(), offered: all.len() });
+            }
+        }
+        for thread in others {
+            let rest: Result<Vec<Outcome>, SimError> =
+                thread.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause));
+            outcomes.extend(rest?);
+        }
+        Ok(outcomes)
+    })
+}
+
+impl Batch {
+    /// Arrivals to beyond the horizon, so that no policy sees the end of them before.
+    fn arrivals(&self, seed: u64) -> Result<Vec<Arrival>, Error> {
+        let mean = self.request_rate * self.horizon_ns as f64 * 1e-9;
+        let mut n = (mean + 6.0 * libm::sqrt(mean)) as usize + 16;
+        loop {
+            let arrivals = self.dataset.sample(n, self.request_rate, seed)?;
+            if arrivals.last().is_some_and(|last| last.at_ns > self.horizon_ns) {
+                return Ok(arrivals);
+            }
+            n *= 2;
+        }
+    }
+}
+
+fn outcome(run: &Run, batch: &Batch) -> Outcome {
+    let horizon = batch.horizon_ns;
+    let arrived = run.arrival_ns.iter().filter(|&&at| at <= horizon).count();
+    let done = |i: &usize| run.finished_ns[*i] <= horizon;
+    let spent = |until: &[u64]| {
+        let each = run.arrival_ns.iter().zip(until).take(arrived);
+        each.map(|(&from, &until)| (until.min(horizon) - from) as f64 * 1e-9).sum::<f64>() / arrived as f64
+    };
+    Outcome {
+        arrived: arrived as u64,
+        completed: (0..arrived).filter(done).count() as u64,
+        output_tokens: (0..arrived).filter(done).map(|i| u64::from(run.output[i])).sum(),
+        latency_s: spent(&run.finished_ns),
+        ttft_s: spent(&run.first_token_ns),
+        peak_blocks: run.peak_blocks,
+        peak_parked: run.peak_parked,
+        preemptions: run.stats.preemptions,
+        iterations: run.iterations,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wait_core::Config;
+    use wait_core::config::PolicyName;
+    use wait_core::cost::IterationTime;
+
+    use super::*;
+    use crate::dataset::{Component, Lengths, Phase, Process};
+    use crate::record::NEVER_NS;
+
+    fn example(threads: usize) -> Batch {
+        let lengths = |value| Lengths::Constant { value };
+        let component = Component { name: "one".to_owned(), weight: 1.0, prompt: lengths(5), output: lengths(4) };
+        let config = Config {
+            policy: PolicyName::NestedWait,
+            kv_blocks: 200,
+            block_size: 1,
+            boundaries: Some(vec![2, 4]),
+            thresholds: Some(vec![3.0, 2.0]),
+            work_conserving: false,
+            ..Config::default()
+        };
+        Batch {
+            setup: Setup {
+                config,
+                law: IterationTime::linear(0.01, 1e-5).unwrap(),
+                lengths: crate::Lengths::Hidden,
+                typed: false,
+                max_tokens: None,
+                max_concurrency: None,
+                overhead_ns: 0,
+            },
+            dataset: Dataset {
+                arrivals: Process::Poisson,
+                phases: vec![Phase { start: 0.0, components: vec![component] }],
+            },
+            request_rate: 50.0,
+            horizon_ns: 3_000_000_000,
+            threads,
+        }
+    }
+
+    #[test]
+    fn threads_change_nothing_and_the_order_is_that_of_the_seeds() {
+        let go = |_| ControlFlow::Continue(());
+        let one = batch(&example(1), 10..17, go).unwrap();
+        assert_eq!(one.len(), 7);
+        assert_eq!(batch(&example(3), 10..17, go).unwrap(), one);
+        assert_eq!(batch(&example(20), 10..17, go).unwrap(), one);
+        assert_eq!(batch(&example(2), 12..13, go).unwrap(), [one[2]]);
+        assert_eq!(batch(&example(2), 5..5, go).unwrap(), []);
+    }
+
+    #[test]
+    fn an_outcome_is_what_a_whole_run_did_up_to_the_horizon() {
+        let example = example(1);
+        let arrivals = example.arrivals(3).unwrap();
+        let outcome = batch(&example, 3..4, |_| ControlFlow::Continue(())).unwrap()[0];
+        let whole = crate::run(&example.setup, &arrivals, |_| ControlFlow::Continue(())).unwrap();
+        let by = |times: &[u64]| times.iter().filter(|&&ns| ns <= example.horizon_ns).count() as u64;
+        assert_eq!((outcome.arrived, outcome.completed), (by(&whole.arrival_ns), by(&whole.finished_ns)));
+        assert_eq!(outcome.output_tokens, 4 * outcome.completed);
+        let waited: u64 = whole
+            .arrival_ns
+            .iter()
+            .zip(&whole.first_token_ns)
+            .take(outcome.arrived as usize)
+            .map(|(&a, &f)| f.min(example.horizon_ns) - a)
+            .sum();
+        assert!((outcome.ttft_s - waited as f64 * 1e-9 / outcome.arrived as f64).abs() < 1e-9);
+        assert!(outcome.latency_s > outcome.ttft_s && outcome.peak_parked > 0 && outcome.iterations > 20);
+        assert!(whole.drained_ns > example.horizon_ns && whole.drained_ns != NEVER_NS);
+    }
+
+    #[test]
+    fn interruptions_and_bad_values_are_reported() {
+        let stopped = batch(&example(1), 0..5, |_| ControlFlow::Break(()));
+        assert_eq!(stopped, Err(SimError::Interrupted { completed: 1, offered: 5 }));
+        let refused = |change: fn(&mut Batch)| {
+            let mut bad = example(1);
+            change(&mut bad);
+            batch(&bad, 0..1, |_| ControlFlow::Continue(())).unwrap_err().to_string()
+        };
+        assert!(refused(|batch| batch.threads = 0).starts_with("threads = 0"));
+        assert!(refused(|batch| batch.horizon_ns = 0).starts_with("horizon = 0 ns"));
+        assert!(refused(|batch| batch.request_rate = f64::INFINITY).starts_with("horizon = "));
+        assert!(refused(|batch| batch.setup.config.kv_blocks = 0).starts_with("kv_blocks = 0"));
+    }
+}
