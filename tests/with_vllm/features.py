@@ -105,7 +105,7 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
     prefix = [draw.randrange(3, 259) for _ in range(40)]
     received: dict[str, dict[int, list[int]]] = {}
     streamed: dict[str, int] = {}
-    aborting = {f"abort-{state}-{i}": state for state in STATES for i in range(3)}
+    aborting = {f"abort-{state}-{i}": state for state in STATES for i in range(8 if state == "preempted" else 3)}
     kinds = ["plain", "samples", "structured", "streaming"] * 12 + [*aborting]
     draw.shuffle(kinds)
     todo = []
@@ -141,14 +141,14 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
             engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=request_lora)
         step()
         steps += 1
-        added = {name for name, *_ in todo}
+        if steps % 40 == 0:
+            engine.reset_prefix_cache(reset_running_requests=True)  # preempts all that run
+        absent = {name for name, *_ in todo}
         for name, wanted in aborting.items():
-            if name not in aborted and name not in added and state_of(scheduler, name) == wanted:
+            if name not in aborted and name not in absent and state_of(scheduler, name) == wanted:
                 engine.abort_request([name])
                 engine.abort_request([name, "never-existed"])  # twice, and one that was never there
                 aborted[name] = wanted
-        if steps == 40:
-            engine.reset_prefix_cache(reset_running_requests=True)
         if steps in (60, 90):
             before = watch.steps
             core.pause_scheduler("keep", clear_cache=False) if steps == 60 else engine.sleep(0, "keep")

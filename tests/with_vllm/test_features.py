@@ -52,8 +52,7 @@ def test_features_side_by_side(run: Run, settings: dict[str, Any]) -> None:
     assert_same(mine, stock)
     kinds = {name.partition("-")[0] for name in mine["received"]}
     assert kinds >= {"plain", "samples", "structured", "streaming"}
-    wanted = {"waiting", "prefilling", "decoding", "finished"}
-    assert set(mine["aborted"].values()) >= (wanted | {"preempted"} if settings["policy"] == "vllm" else wanted)
+    assert set(mine["aborted"].values()) == {"waiting", "prefilling", "decoding", "preempted", "finished"}
     for name, samples in mine["received"].items():
         if name.startswith("samples"):
             assert set(samples) == {"0", "1", "2"}, name

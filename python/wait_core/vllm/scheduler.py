@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from wait_core.vllm import fast_decode
 from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ class WaitScheduler(AsyncScheduler):
         super().__init__(*args, **kwargs)
         self.wait_core = Bridge(self)
         if self.wait_core.settings.fast_decode:
+            from wait_core.vllm import fast_decode  # noqa: PLC0415  names much of vLLM that nothing else here needs
+
             fast_decode.install(self)
 
     def add_request(self, request: Request) -> None:
