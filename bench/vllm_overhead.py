@@ -38,7 +38,9 @@ ARMS: dict[str, dict[str, Any]] = {
 def loaded(arm: str, running: int, waiting: int) -> Driver:
     """Return a driver of `arm` with `running` decodes, every seat taken, and `waiting` requests behind them."""
     blocks = running * -(-(PROMPT + OUTPUT) // 16) + 1
-    setup = Setup(num_blocks=blocks, max_num_seqs=running, max_num_batched_tokens=8_192, max_model_len=4_096, **ARMS[arm])
+    setup = Setup(
+        num_blocks=blocks, max_num_seqs=running, max_num_batched_tokens=8_192, max_model_len=4_096, **ARMS[arm]
+    )
     driver = Driver(setup)
     prompts = range(3, 3 + PROMPT)
     for i in range(running):

@@ -66,9 +66,7 @@ def make_scheduler(setup: Setup) -> Any:
 
     from wait_core.vllm import WaitScheduler
 
-    model = ModelConfig(
-        model=_model_folder(setup.max_model_len), skip_tokenizer_init=True, dtype="float32", seed=0
-    )
+    model = ModelConfig(model=_model_folder(setup.max_model_len), skip_tokenizer_init=True, dtype="float32", seed=0)
     cache_config = CacheConfig(block_size=setup.block_size, enable_prefix_caching=setup.prefix_caching)
     cache_config.num_gpu_blocks = setup.num_blocks
     config = VllmConfig(

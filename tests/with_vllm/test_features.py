@@ -44,9 +44,7 @@ def assert_same(mine: dict[str, Any], stock: dict[str, Any]) -> None:
                 assert tokens == theirs, name
 
 
-@pytest.mark.parametrize(
-    "settings", [WAIT, {"policy": "vllm", "fast_decode": True}], ids=["wait", "vllm-fast-decode"]
-)
+@pytest.mark.parametrize("settings", [WAIT, {"policy": "vllm", "fast_decode": True}], ids=["wait", "vllm-fast-decode"])
 def test_features_side_by_side(run: Run, settings: dict[str, Any]) -> None:
     """Asynchronous scheduling; several samples; structured output; streaming; aborts; resets; pauses; sleep."""
     stock = serve(run, **ASYNC)
