@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract import start
-from reproduce import sweeps, variations
+from reproduce import sweeps, theorems, variations
 from reproduce.document import write
 from reproduce.fluid import fluid
 from reproduce.runs import COMPLETES, GROWS, TUNING_SEEDS, WATERMARK, WINDOW
@@ -37,6 +37,9 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "no-waiting": variations.no_waiting,
     "ablation": variations.ablation,
     "time-varying": variations.time_varying,
+    "theorem1": theorems.theorem1,
+    "hidden": theorems.hidden,
+    "overflow": theorems.overflow,
 }
 
 

@@ -1,0 +1,299 @@
+"""The theorems, measured: gap and delays against ζT, the cost of hidden lengths at C = M*, how often memory overflows.
+
+Instances are small enough for thousands of runs, in the paper's convention and with its law; block size 1. Scaling
+λ → ζλ, d → d/ζ only changes the unit of time, so ζT is varied through T.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wait_core import _core
+from wait_core.datasets import Component, Constant, Dataset, Phase, Poisson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from reproduce.study import Study
+
+    Floats = npt.NDArray[np.float64]
+
+LARGE = 10**6
+"""Memory, seats and token budget that never bind."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Types (prompt, output, rate) under the law d0 + d1 KV; seconds and tokens."""
+
+    types: tuple[tuple[int, int, float], ...]
+    d0: float = 0.01
+    d1: float = 1e-4
+
+    @staticmethod
+    def at_equilibrium(kinds: Sequence[tuple[int, int]], n: Sequence[int], load: float = 1.0) -> Instance:
+        """Rates λ_j = load n_j/ΔT(n): at load 1 the thresholds n are the fluid equilibrium, without slack."""
+        law = Instance(())
+        spacing = law.d0 + law.d1 * sum(count * cost(*kind) for count, kind in zip(n, kinds, strict=True))
+        rates = [load * count / spacing for count in n]
+        return Instance(tuple((*kind, rate) for kind, rate in zip(kinds, rates, strict=True)))
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return sum(rate for *_, rate in self.types)
+
+    @property
+    def throughput(self) -> float:
+        """Throughput*: output tokens per second of the fluid model."""
+        return sum(rate * output for _, output, rate in self.types)
+
+    @property
+    def load(self) -> float:
+        """The paper's x."""
+        return self.d1 * sum(rate * cost(prompt, output) for prompt, output, rate in self.types)
+
+    @property
+    def memory(self) -> float:
+        """M*, for x < 1."""
+        return self.load / self.d1 * self.d0 / (1 - self.load)
+
+    def planner(self, capacity: int = LARGE) -> _core.Planner:
+        """Return the formulas for this instance."""
+        return _core.Planner(list(self.types), self.law, capacity=capacity, convention="paper")
+
+    @property
+    def law(self) -> dict[str, Any]:
+        """The iteration-time law."""
+        return {"law": "linear", "d0": self.d0, "d1": self.d1}
+
+    def scaled(self, zeta: float) -> Instance:
+        """λ → ζλ, d → d/ζ."""
+        types = tuple((prompt, output, rate * zeta) for prompt, output, rate in self.types)
+        return Instance(types, self.d0 / zeta, self.d1 / zeta)
+
+    def repeat(
+        self, policy: str, horizon_s: float, runs: int, *, capacity: int = LARGE, first_seed: int = 0, **settings: Any
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Simulate [0, T] `runs` times; the columns of `_core.batch`, and `lost`: throughput* T - output tokens."""
+        components = tuple(
+            Component(str(j), rate, Constant(prompt), Constant(output))
+            for j, (prompt, output, rate) in enumerate(self.types)
+        )
+        dataset = Dataset(name="types", description="", arrivals=Poisson(), phases=(Phase(0.0, components),))
+        common = {
+            "policy": policy,
+            "kv_blocks": capacity,
+            "block_size": 1,
+            "max_num_seqs": LARGE,
+            "token_budget": LARGE,
+            "convention": "paper",
+            "preemption": "restart",
+            "work_conserving": False,
+            "types": [{"prompt": prompt, "output": output, "rate": rate} for prompt, output, rate in self.types],
+        }
+        found = _core.batch(
+            common | settings,
+            self.law,
+            dataset.to_dict(),
+            request_rate=self.rate,
+            horizon_ns=round(horizon_s * 1e9),
+            runs=runs,
+            first_seed=first_seed,
+            lengths_known=policy in {"wait", "clairvoyant"},
+            typed=True,
+            threads=os.cpu_count() or 1,
+        )
+        return found | {"lost": self.throughput * horizon_s - found["output_tokens"]}
+
+
+def cost(prompt: int, output: int) -> float:
+    """Return A = (l' + 1)(l + l'/2)."""
+    return (output + 1) * (prompt + output / 2)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Means over the runs of what was lost (output tokens), latency and TTFT (s), by horizon."""
+
+    horizons: tuple[float, ...]
+    lost: Floats
+    latency: Floats
+    ttft: Floats
+    gap: Floats
+    peak: int
+    evictions: int
+
+    @staticmethod
+    def measure(instance: Instance, policy: str, horizons: Sequence[float], runs: int, **settings: Any) -> Growth:
+        """Run the same seeds up to each horizon."""
+        found = [instance.repeat(policy, horizon, runs, **settings) for horizon in horizons]
+        mean = {name: np.array([columns[name].mean() for columns in found]) for name in ("lost", "latency_s", "ttft_s")}
+        return Growth(
+            tuple(horizons),
+            mean["lost"],
+            mean["latency_s"],
+            mean["ttft_s"],
+            mean["lost"] / np.array(horizons) / instance.throughput,
+            max(int(columns["peak_kv_blocks"].max()) for columns in found),
+            sum(int(columns["preemptions"].sum()) for columns in found),
+        )
+
+    def rates(self) -> Floats:
+        """Output tokens lost per second between one horizon and the next."""
+        return np.diff(self.lost) / np.diff(self.horizons)
+
+
+def increment_exponent(horizons: Sequence[float], values: Floats) -> float:
+    """Return p of values = a + b T^p, horizons being geometric: the growth of the increments, in which a cancels."""
+    return exponent(horizons[1:], np.diff(values))
+
+
+def exponent(horizons: Sequence[float], values: Floats) -> float:
+    """Return p of values = b T^p."""
+    return float(np.polyfit(np.log(horizons), np.log(values), 1)[0])
+
+
+KINDS: Mapping[str, tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = {
+    "one type": (((4, 3),), (10,)),
+    "two types": (((4, 3), (2, 6)), (20, 10)),
+}
+"""Types (prompt, output) and integer thresholds."""
+
+
+def theorem1(study: Study) -> None:
+    """WAIT: exponents of gap and delays in ζT, without slack (C = M* = M^π) and with 5 %."""
+    horizons, runs = ((2.0, 8.0, 32.0, 128.0), 100) if study.quick else ((8.0, 32.0, 128.0, 512.0), 400)
+    for name, (kinds, n) in KINDS.items():
+        capacity = round(sum(count * cost(*kind) for count, kind in zip(n, kinds, strict=True)))
+        for load, slack in ((1.0, "no slack"), (0.95, "5 % slack")):
+            instance = Instance.at_equilibrium(kinds, n, load)
+            growth = Growth.measure(instance, "wait", horizons, runs, capacity=capacity, thresholds=n)
+            if load == 1.0:
+                gap = increment_exponent(horizons, growth.lost) - 1
+                delays = [increment_exponent(horizons, values) for values in (growth.latency, growth.ttft)]
+                goals = ("<= -0.4", "<= 0.6")
+            else:
+                gap = exponent(horizons, growth.gap)
+                delays = [exponent(horizons[1:], values[1:]) for values in (growth.latency, growth.ttft)]
+                goals = ("<= -0.9", "<= 0.05")
+            study.bench.rows += [
+                {"experiment": "theorem1", "types": name, "slack": slack, "T s": horizon, "gap": growth.gap[i],
+                 "latency s": growth.latency[i], "TTFT s": growth.ttft[i]}
+                for i, horizon in enumerate(horizons)
+            ]  # fmt: skip
+            for quantity, value, goal, paper in (
+                ("gap", gap, goals[0], "≤ -1/2" if load == 1.0 else "≤ -1"),
+                ("latency", delays[0], goals[1], "≤ 1/2" if load == 1.0 else "≤ 0"),
+                ("TTFT", delays[1], goals[1], "≤ 1/2" if load == 1.0 else "≤ 0"),
+            ):
+                study.bench.claim(f"Theorem 1, {name}, {slack}: exponent of {quantity} in T", value, "", goal)
+                study.state("theorem1", f"exponent of the {quantity} in ζT, {name}, {slack}", paper, f"{value:.2f}")
+            study.bench.claim(f"Theorem 1, {name}, {slack}: peak memory / M^π", growth.peak / capacity, "", "<= 1")
+            study.bench.claim(f"Theorem 1, {name}, {slack}: evictions", growth.evictions, "requests", "<= 0")
+
+
+HIDDEN: Mapping[str, dict[str, Any]] = {
+    "vllm": {},
+    "sarathi": {},
+    "prefill-first": {},
+    "nested-wait": {"boundaries": [3, 8], "thresholds": [10, 5]},
+    "nested-wait, waiting off": {"boundaries": [3, 8], "thresholds": [10, 5], "work_conserving": True},
+}
+"""Policies that do not see output lengths, for types (4, 3) and (4, 8) at 6:4."""
+
+
+def hidden_lengths(horizons: Sequence[float], runs: int) -> dict[str, Growth]:
+    """Output lost at C = M* with hidden lengths, and by WAIT, which sees them."""
+    instance = Instance.at_equilibrium([(4, 3), (4, 8)], [6, 4])
+    capacity = round(instance.memory)
+    growths = {
+        name: Growth.measure(instance, name.split(",")[0], horizons, runs, capacity=capacity, **settings)
+        for name, settings in HIDDEN.items()
+    }
+    return growths | {"wait": Growth.measure(instance, "wait", horizons, runs, capacity=capacity, thresholds=[6, 4])}
+
+
+def hidden(study: Study) -> None:
+    """At C = M* what WAIT loses per second vanishes, what policies lose that cannot see lengths does not."""
+    horizons, runs = ((32.0, 128.0, 512.0), 10) if study.quick else ((32.0, 128.0, 512.0, 2048.0), 50)
+    throughput = Instance.at_equilibrium([(4, 3), (4, 8)], [6, 4]).throughput
+    for name, growth in hidden_lengths(horizons, runs).items():
+        rates = growth.rates() / throughput
+        study.bench.rows += [
+            {"experiment": "hidden", "policy": name, "from s": begin, "to s": end, "loss rate": rate}
+            for begin, end, rate in zip(horizons, horizons[1:], rates, strict=False)
+        ]
+        goal = "<= 0.7" if name == "wait" else ">= 0.9"
+        study.bench.claim(f"C = M*, {name}: loss rate, last window / the one before", rates[-1] / rates[-2], "", goal)
+        study.state("hidden", f"C = M*, share of throughput* lost after {horizons[-2]:.0f} s, {name}",
+                    "→ 0" if name == "wait" else "Ω(1)", f"{rates[-1]:.2%}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NestedCase:
+    """Outputs of the types, all with prompt 4, the share of requests that pass each boundary, and thresholds."""
+
+    boundaries: tuple[int, ...]
+    survival: tuple[float, ...]
+    thresholds: tuple[int, ...]
+    load: float = 0.95
+
+    def instance(self) -> Instance:
+        """Rates at which the first threshold has the slack 1 - load."""
+        shares = np.array([1.0, *np.cumprod(self.survival), 0.0])
+        kinds = [(4, output, share) for output, share in zip(self.boundaries, -np.diff(shares), strict=True)]
+        planned = Instance(tuple(kinds)).planner().nested(list(self.boundaries), per_segment=list(self.thresholds))
+        rate = self.load * self.thresholds[0] / planned["iteration_time"]
+        return Instance(tuple((prompt, output, share * rate) for prompt, output, share in kinds))
+
+    def planned(self, delta: float, horizon_s: float) -> tuple[int, int]:
+        """Return M^π and M^π with the safety buffer, whole tokens."""
+        plan = self.instance().planner().nested(
+            list(self.boundaries), per_segment=list(self.thresholds), failure_probability=delta, horizon=horizon_s
+        )  # fmt: skip
+        if not plan["feasible"]:
+            raise ValueError(f"{self}: {plan['violations']}")
+        return round(plan["memory"]), int(np.ceil(plan["memory"] + plan["buffer"]))
+
+    def peaks(self, horizon_s: float, runs: int, first_seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """Outcomes with memory that never binds: the peak of a run is the memory it needed."""
+        settings: dict[str, Any] = {"boundaries": self.boundaries, "thresholds": self.thresholds}
+        return self.instance().repeat("nested-wait", horizon_s, runs, first_seed=first_seed, **settings)
+
+
+CASES = (
+    NestedCase((3, 8), (0.4,), (10, 5)),
+    NestedCase((3, 8), (0.3,), (10, 4)),
+    NestedCase((2, 5, 9), (0.5, 0.4), (12, 7, 4)),
+)
+DELTAS = (0.5, 0.2, 0.05, 0.01)
+
+
+def overflow(study: Study) -> None:
+    """Nested WAIT: how often memory overflows that is planned for (δ, T), and how much of the buffer was needed."""
+    horizons, runs = ((2.0,), 2_000) if study.quick else ((2.0, 20.0), 10_000)
+    worst = 0.0
+    for case in CASES:
+        for horizon in horizons:
+            peaks = case.peaks(horizon, runs)["peak_kv_blocks"]
+            for delta in DELTAS:
+                base, capacity = case.planned(delta, horizon)
+                observed = float(np.mean(peaks > capacity))
+                needed = float(np.quantile(peaks, 1 - delta, method="higher")) - base
+                worst = max(worst, observed / delta)
+                study.bench.rows.append(
+                    {"experiment": "overflow", "n": case.thresholds, "p": case.survival, "T s": horizon, "δ": delta,
+                     "M^π": base, "buffer": capacity - base, "needed": needed, "observed": observed,
+                     "without buffer": float(np.mean(peaks > base))}
+                )  # fmt: skip
+                study.state("overflow", f"n = {case.thresholds}, T = {horizon:g} s, δ = {delta}: overflows in {runs:,} "
+                            "runs; buffer planned / needed (tokens)", f"≤ {delta}",
+                            f"{observed:.4f}; {capacity - base} / {needed:.0f}")  # fmt: skip
+    study.bench.claim("Theorem 2: overflow frequency / δ, worst case", worst, "", "<= 1")
