@@ -17,6 +17,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "wait": {"types": TYPES},
     "nested-wait": {"types": TYPES},
     "prefill-first": {},
+    "adaptive": {},
     "sarathi": {},
     "clairvoyant": {},
 }

@@ -13,7 +13,7 @@ from wait_core import StalledError, WaitCoreError, simulate
 from wait_core.datasets import dataset
 from wait_core.requests import Requests, sampled
 
-POLICIES = ["vllm", "wait"]
+POLICIES = ["vllm", "wait", "adaptive"]
 
 
 def tiny(**changes: object) -> dict[str, object]:

@@ -24,6 +24,8 @@ pub enum PolicyName {
     Sarathi,
     /// Output lengths known, never evicts.
     Clairvoyant,
+    /// Output lengths learned online, KV use forecast.
+    Adaptive,
 }
 
 /// In what order `clairvoyant` admits.

@@ -15,6 +15,8 @@ fn policies() -> Vec<Value> {
     vec![
         json!({"policy": "vllm", "watermark": 0.3}),
         json!({"policy": "prefill-first", "watermark": 0.1}),
+        json!({"policy": "adaptive"}),
+        json!({"policy": "adaptive", "iteration_time": {"law": "a100"}}),
         json!({"policy": "sarathi", "watermark": 0.1}),
         json!({"policy": "wait", "types": types}),
         json!({"policy": "wait", "types": types, "work_conserving": false}),

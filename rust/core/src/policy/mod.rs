@@ -1,5 +1,6 @@
 //! Policies: one file each. A policy proposes a plan from the view and never changes anything but its own memory.
 
+mod adaptive;
 mod boundary;
 mod clairvoyant;
 mod gate;
@@ -88,6 +89,8 @@ pub enum AnyPolicy {
     Sarathi(sarathi::Sarathi),
     /// Known lengths, no evictions.
     Clairvoyant(clairvoyant::Clairvoyant),
+    /// Lengths learned online, memory forecast.
+    Adaptive(Box<adaptive::Adaptive>),
 }
 
 macro_rules! delegate {
@@ -99,6 +102,7 @@ macro_rules! delegate {
             AnyPolicy::PrefillFirst($policy) => $call,
             AnyPolicy::Sarathi($policy) => $call,
             AnyPolicy::Clairvoyant($policy) => $call,
+            AnyPolicy::Adaptive($policy) => $call,
         }
     };
 }
@@ -116,6 +120,7 @@ impl AnyPolicy {
             PolicyName::PrefillFirst => Self::PrefillFirst(prefill_first::PrefillFirst),
             PolicyName::Sarathi => Self::Sarathi(sarathi::Sarathi),
             PolicyName::Clairvoyant => Self::Clairvoyant(clairvoyant::Clairvoyant::new(config)),
+            PolicyName::Adaptive => Self::Adaptive(Box::new(adaptive::Adaptive::new(config))),
         })
     }
 }

@@ -1,0 +1,163 @@
+//! Online survival of output lengths: which share of the requests that reached a stage goes on for h more tokens.
+//!
+//! Stages are cut into rows: width 1 below 16, eight to the octave above. For each row the estimator counts passages
+//! (requests at risk: a request still running counts for the part of the row it has behind it, so nothing is learned
+//! late and nothing is biased towards short outputs) and the outputs that ended there, with mean and spread of where in
+//! the row they did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row that has
+//! seen little leans on the row before it and on a prior under which a request of age s lasts about s more tokens.
+
+use serde::{Deserialize, Serialize};
+
+/// Rows to the octave.
+const OCTAVE: u32 = 8;
+/// Rows in all; the last one is open.
+pub(crate) const ROWS: usize = 112;
+/// Expected tokens of a request of which nothing is known.
+const PRIOR_TOKENS: f64 = 256.0;
+/// Weight of the prior: so many outputs ended, but never more than so many passages.
+const PRIOR_ENDS: f64 = 0.3;
+const PRIOR_PASSAGES: f64 = 4.0;
+/// No row is so deadly that nobody passes it.
+const MOST_ENDS: f64 = 0.999;
+/// Shares of requests below this are none.
+const LEAST_ALIVE: f64 = 1e-200;
+
+/// The row of a stage.
+pub(crate) fn row_of(stage: u32) -> usize {
+    if stage < 2 * OCTAVE {
+        return stage as usize;
+    }
+    let shift = stage.ilog2() - OCTAVE.ilog2();
+    ((shift * OCTAVE + (stage >> shift)) as usize).min(ROWS - 1)
+}
+
+/// First stage of a row.
+pub(crate) fn row_start(row: usize) -> u32 {
+    let row = row as u32;
+    if row < 2 * OCTAVE { row } else { (row % OCTAVE + OCTAVE) << (row / OCTAVE - 1) }
+}
+
+/// Stages in a row.
+pub(crate) fn row_width(row: usize) -> u32 {
+    row_start(row + 1) - row_start(row)
+}
+
+/// What was seen of one row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Seen {
+    /// Stages passed in the row; one that ended counts as if it had passed the whole row.
+    exposure: f64,
+    /// Outputs that ended in the row.
+    ends: f64,
+    /// Sum, and sum of squares, of where they ended, as a share of the row.
+    place: f64,
+    place_squared: f64,
+}
+
+/// Learned survival of the output lengths of one class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Survival {
+    rows: Vec<Seen>,
+}
+
+impl Default for Survival {
+    fn default() -> Self {
+        Self { rows: vec![Seen::default(); ROWS] }
+    }
+}
+
+impl Survival {
+    /// Requests passed so many stages of a row.
+    pub(crate) fn expose(&mut self, row: usize, stages: f64) {
+        self.rows[row].exposure += stages;
+    }
+
+    /// An output ended with the token after `stage`.
+    pub(crate) fn end(&mut self, stage: u32) {
+        let row = row_of(stage);
+        let (start, width) = (row_start(row), row_width(row));
+        let place = ((f64::from(stage - start) + 0.5) / f64::from(width)).min(1.0);
+        let seen = &mut self.rows[row];
+        seen.ends += 1.0;
+        seen.exposure += f64::from((start + width).saturating_sub(stage + 1));
+        seen.place += place;
+        seen.place_squared += place * place;
+    }
+
+    /// Forgets what lies more than `memory` passages of a row back.
+    pub(crate) fn fade(&mut self, memory: f64) {
+        for (row, seen) in self.rows.iter_mut().enumerate() {
+            let most = memory * f64::from(row_width(row));
+            if seen.exposure > most {
+                let keep = most / seen.exposure;
+                seen.exposure = most;
+                seen.ends *= keep;
+                seen.place *= keep;
+                seen.place_squared *= keep;
+            }
+        }
+    }
+
+    /// The estimate; where `wider` is given, the curve of all classes, it takes the place of the prior.
+    pub(crate) fn curve(&self, wider: Option<&Curve>) -> Curve {
+        let mut curve = Curve::default();
+        // The hazard is carried from row to row as odds per stage, so that no exponential is needed.
+        let mut before = 1.0 / PRIOR_TOKENS;
+        for (row, seen) in self.rows.iter().enumerate() {
+            let (start, width) = (f64::from(row_start(row)), f64::from(row_width(row)));
+            let expected = if let Some(wider) = wider {
+                wider.ends(row)
+            } else {
+                let odds = width * libm::sqrt(before / (PRIOR_TOKENS + start));
+                odds / (1.0 + odds)
+            };
+            let passages = (PRIOR_ENDS / expected).min(PRIOR_PASSAGES);
+            let ends = (seen.ends + passages * expected) / (seen.exposure / width + passages);
+            let ends = ends.min(MOST_ENDS);
+            before = ends / (1.0 - ends) / width * (PRIOR_TOKENS + start) / (PRIOR_TOKENS + start + width);
+            curve.at[row + 1] = (curve.at[row] * (1.0 - ends)).max(LEAST_ALIVE);
+            curve.fall[row] = seen.fall();
+        }
+        curve
+    }
+}
+
+impl Seen {
+    /// Where in the row the outputs end: uniformly over an interval with their mean and variance, to which a uniform
+    /// one over the whole row is added as one observation.
+    fn fall(&self) -> (f64, f64) {
+        let count = self.ends + 1.0;
+        let mean = (self.place + 0.5) / count;
+        let variance = (self.place_squared + 1.0 / 3.0) / count - mean * mean;
+        let half = libm::sqrt(3.0 * variance.max(0.0)).min(mean).min(1.0 - mean).max(0.005);
+        (mean - half, 0.5 / half)
+    }
+}
+
+/// Survival as a function of the stage.
+#[derive(Clone, Debug)]
+pub(crate) struct Curve {
+    /// Share alive at the start of each row.
+    at: [f64; ROWS + 1],
+    /// Where the outputs that end in a row begin to do so, and how fast they then do, in shares of the row.
+    fall: [(f64, f64); ROWS],
+}
+
+impl Default for Curve {
+    fn default() -> Self {
+        Self { at: [1.0; ROWS + 1], fall: [(0.0, 1.0); ROWS] }
+    }
+}
+
+impl Curve {
+    /// Share of the requests that reach a place in a row, `into` from 0 at its start to 1 at its end.
+    pub(crate) fn alive(&self, row: usize, into: f64) -> f64 {
+        let (from, slope) = self.fall[row];
+        self.at[row] + (self.at[row + 1] - self.at[row]) * ((into - from) * slope).clamp(0.0, 1.0)
+    }
+
+    /// Share of those that enter a row which end in it.
+    fn ends(&self, row: usize) -> f64 {
+        1.0 - self.at[row + 1] / self.at[row]
+    }
+}
