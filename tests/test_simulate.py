@@ -28,8 +28,8 @@ def test_every_request_finishes_in_overload(policy: str) -> None:
     assert summary["failed"] == 0
     assert summary["total_output_tokens"] == 200 * 32
     assert summary["peak_kv_blocks"] <= 60
-    # Each output token but the first is one decode, or the end of a recomputation.
-    assert summary["decode_tokens"] + summary["preemptions"] == 200 * 31
+    # Each output token but the first is one decode, or the end of a recomputation (none for a prompt cut short).
+    assert summary["decode_tokens"] <= 200 * 31 <= summary["decode_tokens"] + summary["preemptions"]
     assert summary["prefill_tokens"] >= 200 * 64
     assert (report.run.first_token_ns <= report.run.finished_ns).all()
     assert (report.run.arrival_ns < report.run.first_token_ns).all()

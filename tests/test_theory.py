@@ -95,7 +95,7 @@ def test_beyond_x_1_every_queue_grows_without_bound(policy: str) -> None:
     stable = Instance(((4, 3, 60.0), (4, 8, 40.0)))
     latency = {}
     for x in (0.5, 1.3):
-        instance = Instance(tuple((prompt, output, rate * x / stable.load) for prompt, output, rate in stable.types))
+        instance = Instance(tuple((p, output, rate * x / stable.load) for p, output, rate in stable.types))
         assert instance.load == pytest.approx(x)
         growth = Growth.measure(instance, policy, (40.0, 80.0), 2, **SETTINGS[policy])
         latency[x] = growth.latency
