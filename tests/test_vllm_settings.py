@@ -78,7 +78,7 @@ def test_what_is_wrong_is_named(given: Any, in_file: Any, message: str) -> None:
         ({"zzzzzzzzzz": 1}, "unknown setting"),
         ({"policy": "wiat", "types": TYPES}, "wiat"),
         ({"types": TYPES, "max_hold": -2}, "max_hold = -2"),
-        ({"types": TYPES, "thresholds": [1, 2]}, "one threshold a type"),
+        ({"policy": "wait", "types": TYPES, "thresholds": [1, 2]}, "one threshold a type"),
         ({"policy": "wait"}, "needs at least one request type"),
     ],
 )

@@ -48,7 +48,7 @@ def run() -> Run:
             )
             if done.returncode != 0:
                 pytest.fail(f"the engine failed on {key}:\n{done.stderr[-4000:]}")
-            known[program + key] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+            known[program + key] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr + done.stdout}
         return known[program + key]
 
     return run

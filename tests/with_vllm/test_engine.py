@@ -104,6 +104,22 @@ def test_arrivals_while_serving(run: Run) -> None:
     assert mine["tokens"] == stock["tokens"]
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_adaptive_needs_no_settings(run: Run, hidden: bool) -> None:
+    """The default policy: lengths known from max_tokens and ignore_eos, or withheld from it altogether."""
+    stock = run(async_scheduling=True)
+    settings = {"known_lengths": False, "use_max_tokens": False} if hidden else {}
+    mine = run(scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=settings, async_scheduling=True)
+    counts = [f"{r['steps']} steps, {r['preemptions']} preemptions" for r in (stock, mine)]
+    print(f"stock {counts[0]}; adaptive {counts[1]}")
+    assert mine["adapter"]["active"]
+    assert mine["adapter"]["policy"] == "adaptive"
+    assert_complete(mine)
+    assert mine["tokens"] == stock["tokens"]
+    assert mine["preemptions"] <= stock["preemptions"] / 4
+    assert mine["steps"] <= 1.5 * stock["steps"]
+
+
 @pytest.mark.parametrize("kind", ["error", "panic"])
 @pytest.mark.parametrize(("call", "after"), [("add", 100), ("plan", 0), ("plan", 100), ("complete", 100), ("abort", 5)])
 def test_an_error_of_ours_leaves_stock_scheduling(run: Run, call: str, after: int, kind: str) -> None:

@@ -57,7 +57,7 @@ class Settings:
         Where each value that is not a default came from.
     """
 
-    policy: str = "wait"
+    policy: str = "adaptive"
     watchdog_s: float = 2.0
     use_max_tokens: bool = True
     known_lengths: bool = True
