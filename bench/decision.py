@@ -14,7 +14,7 @@ from contract import start
 
 from wait_core import Scheduler
 
-POLICIES = ("vllm", "wait", "nested-wait")
+POLICIES = ("vllm", "wait", "nested-wait", "adaptive")
 TYPES = [{"prompt": 272, "output": 3_000, "rate": 1.0}]
 GOALS = {(256, 1_000): (5.0, 25.0), (1_024, 10_000): (10.0, None), (8_192, 1_000_000): (50.0, None)}
 
