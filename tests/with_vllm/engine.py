@@ -88,7 +88,15 @@ class FaultyCore:
                 return method(*args, **kwargs)
             if self.fault.kind == "stall":
                 return SimpleNamespace(
-                    admitted=[], resumed=[], preempted=[], prefill=[], paused=[], num_decodes=0, token_budget=2048
+                    admitted=[],
+                    resumed=[],
+                    preempted=[],
+                    prefill=[],
+                    paused=[],
+                    num_decodes=0,
+                    token_budget=2048,
+                    held=len(self.core),
+                    wake_ns=None,
                 )
             raise {"error": RuntimeError, "panic": Panic}[self.fault.kind](f"injected into {name}")
 
