@@ -17,6 +17,9 @@ from wait_core.tables import table
 ROOT = Path(__file__).resolve().parent.parent
 """The repository."""
 
+TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
+"""The folder of recorded traces, which are not part of the repository."""
+
 
 @dataclass(frozen=True)
 class Claim:

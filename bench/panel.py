@@ -3,33 +3,34 @@
 Everything fixed is in python/wait_core/panel.json: memory, seats, number of requests, seeds, loads relative to the
 bound that no schedule exceeds, the grid of static settings. In each cell the reference is the best static pair of
 watermark and token budget of vLLM, chosen on one half of the seeds (by mean latency below capacity, by throughput from
-capacity on) and compared with on the other, by paired ratios with 95 % intervals. Runs are kept in
-bench/results/panel.jsonl and not repeated. Held-out workloads were never used for tuning; they are marked with a star.
+capacity on) and compared with on the other, by paired ratios with 95 % intervals. The runs of a build are kept in
+bench/results and not repeated. Held-out workloads were never used for tuning; they are marked with a star.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
 import os
 import statistics
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from contract import ROOT, Bench, start
+from contract import ROOT, TRACES, Bench, start
 from tqdm import tqdm
 
-from wait_core import simulate
+from wait_core import _core, simulate
 from wait_core.datasets import Dataset, panel
 from wait_core.planning import plan
 from wait_core.requests import Requests, replayed, sampled
+from wait_core.traces import Trace
 from wait_core.traces import load as load_trace
 
 FIXED = panel()
-TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
-RESULTS = ROOT / "bench" / "results" / "panel.jsonl"
 KEEP: tuple[str, ...] = (
     "output_throughput",
     "duration",
@@ -58,13 +59,26 @@ OTHERS: dict[str, dict[str, Any]] = {
 Job = tuple[str, float, str, int]
 
 
+@cache
+def trace(name: str) -> Trace:
+    """Read a trace once."""
+    return load_trace(TRACES / name)
+
+
+def results() -> Path:
+    """Where the runs of this build are kept: another build may decide otherwise, and its runs are not ours."""
+    build = hashlib.sha256()
+    for file in (Path(_core.__file__), ROOT / "python" / "wait_core" / "panel.json"):
+        build.update(file.read_bytes())
+    return ROOT / "bench" / "results" / f"panel-{build.hexdigest()[:12]}.jsonl"
+
+
 def offered(name: str, rate: float, seed: int) -> Requests:
     """Make the requests of a cell; a trace gives each seed a stretch of its own (they overlap)."""
     workload = FIXED.workloads[name]
     if isinstance(workload, Dataset):
         return sampled(workload, request_rate=rate, num_prompts=FIXED.num_requests, seed=seed)
-    trace = load_trace(TRACES / workload.trace)
-    return replayed(trace, request_rate=rate).window((seed - 1) / 9.0, FIXED.num_requests)
+    return replayed(trace(workload.trace), request_rate=rate).window((seed - 1) / 9.0, FIXED.num_requests)
 
 
 def capacity(name: str) -> float:
@@ -104,17 +118,18 @@ class Panel:
 
     def __init__(self, bounds: dict[str, float]) -> None:
         self.bounds = bounds
+        self.file = results()
         self.runs: dict[Job, dict[str, float]] = {}
-        if RESULTS.exists():
-            for line in RESULTS.read_text(encoding="utf-8").splitlines():
+        if self.file.exists():
+            for line in self.file.read_text(encoding="utf-8").splitlines():
                 key, figures = json.loads(line)
                 self.runs[tuple(key)] = figures
 
     def complete(self, jobs: list[Job], processes: int) -> None:
         """Make the runs that are missing."""
         missing = [(job, self.bounds[job[0]]) for job in jobs if job not in self.runs]
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a", encoding="utf-8") as file, multiprocessing.Pool(processes) as pool:
+        self.file.parent.mkdir(exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file, multiprocessing.Pool(processes) as pool:
             progress = tqdm(pool.imap_unordered(run, missing, 4), total=len(missing), disable=not sys.stderr.isatty())
             for job, figures in progress:
                 self.runs[job] = figures

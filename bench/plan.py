@@ -6,13 +6,11 @@ bound (the rate that no schedule exceeds). `--markdown` prints the table of docs
 
 from __future__ import annotations
 
-import os
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contract import start
+from contract import TRACES, start
 
 from wait_core import simulate
 from wait_core.datasets import Dataset, TraceWorkload, panel
@@ -20,7 +18,6 @@ from wait_core.planning import PlanReport, plan
 from wait_core.requests import Requests, replayed, sampled
 from wait_core.tables import table
 
-TRACES = Path(os.environ.get("WAIT_CORE_TRACES", Path(__file__).resolve().parents[2] / "shared" / "traces"))
 FIGURES = {
     "output tok/s": "output_throughput",
     "TTFT s": "ttft",

@@ -7,18 +7,17 @@ mean lengths and the rate of its members; thresholds are below one there, so adm
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from contract import start
+from contract import TRACES, start
 
 from wait_core import simulate
 from wait_core.requests import replayed
 
 POLICIES = ("vllm", "wait", "nested-wait", "clairvoyant")
 RATES = (3.0, 4.0, 4.5, 5.0, 5.53, 7.0)
-DEFAULT = Path(os.environ.get("WAIT_CORE_TRACES", "../shared/traces")) / "azure_conv_2023.csv"
+DEFAULT = TRACES / "azure_conv_2023.csv"
 
 
 def main() -> None:

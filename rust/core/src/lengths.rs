@@ -6,8 +6,6 @@
 //! the row they did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row that has
 //! seen little leans on the row before it and on a prior under which a request of age s lasts about s more tokens.
 
-use serde::{Deserialize, Serialize};
-
 /// Rows to the octave.
 const OCTAVE: u32 = 8;
 /// Rows in all; the last one is open.
@@ -43,7 +41,7 @@ pub(crate) fn row_width(row: usize) -> u32 {
 }
 
 /// What was seen of one row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Seen {
     /// Stages passed in the row; one that ended counts as if it had passed the whole row.
     exposure: f64,
@@ -54,8 +52,8 @@ struct Seen {
     place_squared: f64,
 }
 
-/// Learned survival of the output lengths of one class.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Learned survival of the output lengths.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Survival {
     rows: Vec<Seen>,
 }
@@ -98,19 +96,15 @@ impl Survival {
         }
     }
 
-    /// The estimate; where `wider` is given, the curve of all classes, it takes the place of the prior.
-    pub(crate) fn curve(&self, wider: Option<&Curve>) -> Curve {
+    /// The estimate.
+    pub(crate) fn curve(&self) -> Curve {
         let mut curve = Curve::default();
         // The hazard is carried from row to row as odds per stage, so that no exponential is needed.
         let mut before = 1.0 / PRIOR_TOKENS;
         for (row, seen) in self.rows.iter().enumerate() {
             let (start, width) = (f64::from(row_start(row)), f64::from(row_width(row)));
-            let expected = if let Some(wider) = wider {
-                wider.ends(row)
-            } else {
-                let odds = width * libm::sqrt(before / (PRIOR_TOKENS + start));
-                odds / (1.0 + odds)
-            };
+            let odds = width * libm::sqrt(before / (PRIOR_TOKENS + start));
+            let expected = odds / (1.0 + odds);
             let passages = (PRIOR_ENDS / expected).min(PRIOR_PASSAGES);
             let ends = (seen.ends + passages * expected) / (seen.exposure / width + passages);
             let ends = ends.min(MOST_ENDS);
@@ -154,10 +148,5 @@ impl Curve {
     pub(crate) fn alive(&self, row: usize, into: f64) -> f64 {
         let (from, slope) = self.fall[row];
         self.at[row] + (self.at[row + 1] - self.at[row]) * ((into - from) * slope).clamp(0.0, 1.0)
-    }
-
-    /// Share of those that enter a row which end in it.
-    fn ends(&self, row: usize) -> f64 {
-        1.0 - self.at[row + 1] / self.at[row]
     }
 }

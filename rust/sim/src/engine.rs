@@ -201,12 +201,14 @@ impl<'a> Engine<'a> {
                 ..Request::default()
             };
             self.recorder.send(sent_ns);
-            let added = if self.fits(arrival) { self.scheduler.add(&request) } else { Ok(()) };
-            match added {
-                Ok(()) if self.fits(arrival) => {}
-                // What can never fit, or finds the line full, is refused at the door and counted as failed.
-                Ok(()) | Err(Error::TooLarge { .. } | Error::QueueFull { .. }) => self.recorder.reject(),
-                Err(error) => return Err(error.into()),
+            // What can never fit, or finds the line full, is refused at the door and counted as failed.
+            if !self.fits(id) {
+                self.recorder.reject();
+            } else if let Err(error) = self.scheduler.add(&request) {
+                match error {
+                    Error::TooLarge { .. } | Error::QueueFull { .. } => self.recorder.reject(),
+                    error => return Err(error.into()),
+                }
             }
             self.next += 1;
         }
@@ -214,9 +216,9 @@ impl<'a> Engine<'a> {
     }
 
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
-    fn fits(&self, arrival: &Arrival) -> bool {
-        let iterations = u64::from(self.setup.config.convention.last_stage(arrival.output)) + 1;
-        u64::from(arrival.prompt) + iterations <= u64::from(self.scheduler.view().limits().max_model_len)
+    fn fits(&self, id: u64) -> bool {
+        let tokens = u64::from(self.arrivals[id as usize].prompt) + u64::from(self.iterations(id));
+        tokens <= u64::from(self.scheduler.view().limits().max_model_len)
     }
 
     /// One iteration, or a jump to the next event. False when all is done.

@@ -8,15 +8,15 @@
 //! the logarithm of 1/δ times the spread of how many requests go on, here of the residents as they are.
 
 mod budget;
-mod classes;
+mod learned;
 mod pace;
 
 use self::budget::TokenBudget;
-use self::classes::Classes;
+use self::learned::Learned;
 use self::pace::Pace;
 use super::{Event, Policy};
 use crate::config::Config;
-use crate::forecast::{Candidate, Forecast, Outlook};
+use crate::forecast::{CERTAIN, Candidate, Forecast, Outlook, POOLED};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::Slot;
 use crate::view::View;
@@ -24,15 +24,16 @@ use crate::view::View;
 /// Standard error of the forecast's mean, relative: what the curves get wrong for all residents alike.
 const MODEL_ERROR: f32 = 0.015;
 
+/// z(δ): the buffer, in standard deviations.
+const DEVIATIONS: f32 = 2.0;
+
 /// State of `adaptive`.
 #[derive(Clone, Debug)]
 pub struct Adaptive {
     forecast: Forecast,
-    classes: Classes,
+    learned: Learned,
     pace: Pace,
     budget: Option<TokenBudget>,
-    /// z(δ): the buffer, in standard deviations.
-    deviations: f32,
     /// Who may enter in the current plan.
     entering: Vec<Slot>,
 }
@@ -54,10 +55,9 @@ impl Adaptive {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             forecast: Forecast::new(),
-            classes: Classes::new(),
+            learned: Learned::default(),
             pace: Pace::default(),
             budget: config.iteration_time.as_ref().map(|law| TokenBudget::new(law, config.token_budget)),
-            deviations: 2.0,
             entering: Vec::new(),
         }
     }
@@ -75,7 +75,7 @@ impl Adaptive {
     fn candidate(view: &View, slot: Slot) -> Candidate {
         let request = view.request(slot);
         Candidate {
-            class: Classes::of(request),
+            class: if request.output.exact().is_some() { CERTAIN } else { POOLED },
             kv: request.prefill_target(),
             stage: request.kept + 1,
             last: request.output.exact().unwrap_or(u32::MAX).min(request.max_tokens),
@@ -87,7 +87,7 @@ impl Adaptive {
         let pool = view.pool();
         let overhead = 0.5 * (pool.block_size() - 1) as f32;
         let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
-        self.classes.refresh(&mut self.forecast);
+        self.learned.refresh(&mut self.forecast);
         let mut entry = Entry {
             outlook: self.forecast.outlook(overhead),
             capacity: pool.tokens() as f64 + shared,
@@ -107,7 +107,8 @@ impl Adaptive {
         entry
     }
 
-    /// Collects who may enter, the preempted first, first come first served; false if somebody has to wait for memory or a seat.
+    /// Collects who may enter, the preempted first, first come first served; false if somebody has to wait for memory or
+    /// a seat.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
         for queue in [view.queues(), 0] {
             for slot in view.iter_waiting(queue) {
@@ -150,7 +151,7 @@ impl Adaptive {
         let mut outlook = entry.outlook;
         self.forecast.add(&mut outlook, &candidate, entry.overhead);
         if !idle && outlook.reserved > entry.capacity {
-            let (needs, limit) = (self.worst(&outlook), entry.capacity);
+            let (needs, limit) = (Self::worst(&outlook), entry.capacity);
             if needs > limit {
                 return Err(Hold::new(HoldReason::ForecastOverflow, needs, limit));
             }
@@ -166,11 +167,11 @@ impl Adaptive {
     }
 
     /// The largest of mean + buffer over the horizons, KV tokens.
-    fn worst(&self, outlook: &Outlook) -> f64 {
+    fn worst(outlook: &Outlook) -> f64 {
         let mut worst = 0.0_f32;
         for ((certain, mean), variance) in outlook.certain.iter().zip(&outlook.mean).zip(&outlook.variance) {
             let error = MODEL_ERROR * mean;
-            let buffer = self.deviations * libm::sqrtf(variance + error * error);
+            let buffer = DEVIATIONS * libm::sqrtf(variance + error * error);
             worst = worst.max(certain + mean + buffer);
         }
         f64::from(worst)
@@ -195,7 +196,7 @@ impl Policy for Adaptive {
             Event::Finished => {
                 self.advance(view);
                 if let Some((class, stage)) = self.forecast.leave(slot) {
-                    self.classes.end(class, stage - 1);
+                    self.learned.end(class, stage - 1);
                     let kv = f64::from(view.request(slot).prompt) + 0.5 * f64::from(stage);
                     self.pace.learn(f64::from(stage), kv);
                 }
@@ -212,14 +213,15 @@ impl Policy for Adaptive {
         plan.decode(view, 0);
         plan.make_room(view);
         self.entering.clear();
-        let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
-        let mut backlog = view.prefilling().iter().map(left).sum();
-        let mut held = !plan.preempted().is_empty();
-        if !held && view.waiting_total() > 0 {
+        let evicts = !plan.preempted().is_empty();
+        let (backlog, held) = if evicts || view.waiting_total() == 0 {
+            let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
+            (view.prefilling().iter().map(left).sum(), evicts)
+        } else {
             let mut entry = self.entry(view, plan);
-            held = !self.collect(view, plan, &mut entry);
-            backlog = entry.backlog;
-        }
+            let held = !self.collect(view, plan, &mut entry);
+            (entry.backlog, held)
+        };
         if let Some(budget) = &self.budget {
             plan.set_budget(view, budget.choose(view, plan.decodes(), backlog, held));
         }

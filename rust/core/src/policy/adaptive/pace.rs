@@ -5,8 +5,6 @@
 //! which each admission takes E[A], spreads them. How much it may hold grows with the variance of the lengths, for
 //! different lengths disperse a cohort by themselves.
 
-use serde::{Deserialize, Serialize};
-
 /// Rate of the bucket over C: what is not used in one iteration may be in another.
 const SLACK: f64 = 1.05;
 /// What the bucket holds for equal lengths, and what it gains with their squared coefficient of variation, in C · E[l'].
@@ -17,7 +15,7 @@ const FIRST: f64 = 50.0;
 const MEMORY: f64 = 500.0;
 
 /// The bucket, and the means that set its size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Pace {
     /// Completions seen, and over the last of them the means of l', l'² and A.
     ended: f64,
