@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -29,6 +30,8 @@ CARRIER = "wait_core "
 """What the name begins with under which our figures travel."""
 EVERY_NS = 100_000_000
 """Time between two sendings while the engine is busy."""
+MOST = 10_000
+"""Most durations kept between two sendings; at one a step this is far more than `EVERY_NS` has room for."""
 RATE_WINDOW_S = 60.0
 """Time constant of the arrival rate, an exponential average."""
 _REASONS: dict[type[WaitCoreError], str] = {CapacityError: "too_large", QueueFullError: "queue_full"}
@@ -47,8 +50,9 @@ class Telemetry:
     """Collects figures between two sendings."""
 
     def __init__(self) -> None:
-        self.decisions_ns: list[int] = []
-        self.holds_ns: list[int] = []
+        # Bounded: where vLLM's statistics are off, nobody ever fetches them.
+        self.decisions_ns: deque[int] = deque(maxlen=MOST)
+        self.holds_ns: deque[int] = deque(maxlen=MOST)
         self.rejected: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._sent_ns = 0
@@ -100,10 +104,12 @@ class Telemetry:
             "rejected": self.rejected,
             "arrival_rate": self._rate_at(now_ns),
             "used_blocks": max(0, core.used_blocks),
-            "decisions_ns": self.decisions_ns,
-            "holds_ns": self.holds_ns,
+            "decisions_ns": list(self.decisions_ns),
+            "holds_ns": list(self.holds_ns),
         }
-        self.decisions_ns, self.holds_ns, self.rejected = [], [], {}
+        self.decisions_ns.clear()
+        self.holds_ns.clear()
+        self.rejected = {}
         return figures
 
     def explain(self, core: Any, waiting: Iterable[Request], ids: Mapping[str, int]) -> None:
