@@ -23,7 +23,6 @@ pub(super) fn cover<const N: usize>(supply: &[[f64; N]], costs: &[f64], active: 
     let mut rows: Vec<[f64; N]> = supply.to_vec();
     let mut values = costs.to_vec();
     let mut gain = active.map(|on| if on { 1.0 } else { 0.0 });
-    let mut total = 0.0;
     let mut nonbasic: [usize; N] = std::array::from_fn(|i| i);
     let mut basic: Vec<usize> = (N..N + costs.len()).collect();
     while let Some(enter) = (0..N).filter(|&i| gain[i] > TINY).min_by_key(|&i| nonbasic[i]) {
@@ -54,7 +53,6 @@ pub(super) fn cover<const N: usize>(supply: &[[f64; N]], costs: &[f64], active: 
             }
         }
         let factor = gain[enter];
-        total += factor * ratio;
         gain[enter] = 0.0;
         for (g, s) in gain.iter_mut().zip(solved) {
             *g -= factor * s;
@@ -63,17 +61,35 @@ pub(super) fn cover<const N: usize>(supply: &[[f64; N]], costs: &[f64], active: 
         values[pivot] = ratio;
         std::mem::swap(&mut basic[pivot], &mut nonbasic[enter]);
     }
-    let mut solution = Cover { cost: total, shares: vec![0.0; costs.len()], prices: [0.0; N] };
-    for (variable, value) in basic.into_iter().zip(values) {
-        if variable < N {
-            solution.prices[variable] = value;
-        }
+    // The basis is right though pivots have rounded its figures: these are solved again from the program itself.
+    let (tight, used): (Vec<usize>, Vec<usize>) = (
+        (0..N).filter(|i| !nonbasic.contains(i)).collect(),
+        nonbasic.iter().filter(|&&v| v >= N).map(|v| v - N).collect(),
+    );
+    let by_need = tight.iter().map(|&i| used.iter().map(|&c| supply[c][i]).chain([1.0]).collect()).collect();
+    let by_column = used.iter().map(|&c| tight.iter().map(|&i| supply[c][i]).chain([costs[c]]).collect()).collect();
+    let mut solution = Cover { cost: 0.0, shares: vec![0.0; costs.len()], prices: [0.0; N] };
+    for (&column, share) in used.iter().zip(solve(by_need)) {
+        solution.shares[column] = share.max(0.0);
+        solution.cost += solution.shares[column] * costs[column];
     }
-    // The objective is total − Σ share · slack.
-    for (variable, g) in nonbasic.into_iter().zip(gain) {
-        if variable >= N {
-            solution.shares[variable - N] = (-g).max(0.0);
-        }
+    for (&need, price) in tight.iter().zip(solve(by_column)) {
+        solution.prices[need] = price.max(0.0);
     }
     Some(solution)
+}
+
+/// Solves a regular system of linear equations, each given as its coefficients and its right side.
+fn solve(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
+    let n = rows.len();
+    for i in 0..n {
+        let largest = (i..n).max_by(|&a, &b| rows[a][i].abs().total_cmp(&rows[b][i].abs())).unwrap_or(i);
+        rows.swap(i, largest);
+        let pivot = rows[i].clone();
+        for row in rows.iter_mut().enumerate().filter(|&(r, _)| r != i).map(|(_, row)| row) {
+            let factor = row[i] / pivot[i];
+            row.iter_mut().zip(&pivot).for_each(|(a, p)| *a -= factor * p);
+        }
+    }
+    rows.iter().enumerate().map(|(i, row)| row[n] / row[i]).collect()
 }

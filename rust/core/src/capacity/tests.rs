@@ -134,9 +134,11 @@ proptest! {
         let setting = Setting { workload: &workload, law: &law, convention: StageConvention::Vllm, limits };
         let constant = largest_stable_rate(&setting).unwrap();
         let mixture = capacity_bound(&setting).unwrap();
-        // Where less than one decode or prefill token falls to an iteration, the fluid batch is none that exists.
+        // A fluid batch of less than one decode or prefill token, or of more decodes than have room, is none that exists.
         let batch = workload.demand(StageConvention::Vllm).scaled(constant.scale * constant.iteration_time);
-        prop_assume!(batch.decodes >= 1.0 && batch.prefill_tokens >= 1.0);
+        let shortest = types.iter().map(|t| u64::from(t.0)).min().unwrap();
+        let room = (capacity / (shortest + 1)) as f64;
+        prop_assume!(batch.decodes >= 1.0 && batch.prefill_tokens >= 1.0 && batch.decodes <= room);
         prop_assert!(mixture.scale >= constant.scale * (1.0 - 1e-9), "{} {}", mixture.scale, constant.scale);
     }
 
