@@ -6,10 +6,13 @@
 //! the row they did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row that has
 //! seen little leans on the row before it and on a prior under which a request of age s lasts about s more tokens.
 
+#[cfg(test)]
+mod tests;
+
 /// Rows to the octave.
 const OCTAVE: u32 = 8;
 /// Rows in all; the last one is open.
-pub(crate) const ROWS: usize = 112;
+pub(crate) const ROWS: usize = 120;
 /// Expected tokens of a request of which nothing is known.
 const PRIOR_TOKENS: f64 = 256.0;
 /// Weight of the prior: so many outputs ended, but never more than so many passages.
@@ -70,8 +73,12 @@ impl Survival {
         self.rows[row].exposure += stages;
     }
 
-    /// An output ended with the token after `stage`.
+    /// An output ended with the token after `stage`. One that ended with its prefill, at stage 0, never decoded and says
+    /// nothing of those that do.
     pub(crate) fn end(&mut self, stage: u32) {
+        if stage == 0 {
+            return;
+        }
         let row = row_of(stage);
         let (start, width) = (row_start(row), row_width(row));
         let place = ((f64::from(stage - start) + 0.5) / f64::from(width)).min(1.0);

@@ -146,7 +146,7 @@ impl Adaptive {
             return Err(Hold::new(HoldReason::NoBlocks, blocks, entry.free as f64));
         }
         let mut candidate = Self::candidate(view, slot);
-        entry.backlog += candidate.kv;
+        let prompt = candidate.kv;
         candidate.kv -= view.request(slot).shared_prefix;
         let mut outlook = entry.outlook;
         self.forecast.add(&mut outlook, &candidate, entry.overhead);
@@ -161,6 +161,7 @@ impl Adaptive {
             }
         }
         entry.outlook = outlook;
+        entry.backlog += prompt;
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
         Ok(())

@@ -11,8 +11,8 @@ use crate::view::View;
 /// An engine is busy if prefills take more than this share of its time …
 const PREFILL_SHARE: f64 = 0.15;
 /// … or more than this share of its memory, or of its seats, is in use.
-const MEMORY_SHARE: f64 = 0.65;
-const SEAT_SHARE: f64 = 0.95;
+const MEMORY_SHARE: f64 = 0.25;
+const SEAT_SHARE: f64 = 0.25;
 /// Most iterations in a row that may leave behind what the best edge has room for.
 const PATIENCE: u32 = 16;
 /// Time over which the share of prefills is taken, iterations.
