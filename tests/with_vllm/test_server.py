@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from engine import ENVIRONMENT, LLAMA, write_model
 
+import wait_core
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -92,7 +94,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         "additional-config": json.dumps({"wait_core": WAIT_CORE}),
     }
     options = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    path = os.pathsep.join([str(folder), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    # The package as this process found it: the source tree of a clean clone has no compiled module.
+    path = os.pathsep.join([str(folder), str(Path(wait_core.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "INFO", "PYTHONPATH": path}
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]  # the engine runs in a process of its own
     log = folder / "server.log"
