@@ -89,8 +89,10 @@ def test_a_malformed_row_is_named_by_its_line(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_ctrl_c_stops_at_once_with_a_clean_message() -> None:
-    command = [sys.executable, "-m", "wait_core.cli", "simulate", "--dataset-name", "reasoning-2700"]
-    command += ["--request-rate", "1", "--num-prompts", "2000000"]
+    # A shell lets what it runs in the background ignore the signal, and children inherit that.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heed}; from wait_core.cli import main; sys.exit(main())", "simulate"]
+    command += ["--dataset-name", "reasoning-2700", "--request-rate", "1", "--num-prompts", "2000000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     time.sleep(2.5)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
