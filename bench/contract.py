@@ -10,9 +10,12 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wait_core.tables import table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository."""
@@ -80,6 +83,12 @@ def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
     for flag, keywords in extra.items():
         parser.add_argument(flag if flag == "positional" else f"--{flag.replace('_', '-')}", **keywords)
     return Bench(name, parser.parse_args())
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table for the documents."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def machine() -> str:

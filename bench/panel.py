@@ -4,7 +4,8 @@ Everything fixed is in python/wait_core/panel.json: memory, seats, number of req
 bound that no schedule exceeds, the grid of static settings. In each cell the reference is the best static pair of
 watermark and token budget of vLLM, chosen on one half of the seeds (by mean latency below capacity, by throughput from
 capacity on) and compared with on the other, by paired ratios with 95 % intervals. The runs of a build are kept in
-bench/results and not repeated. Held-out workloads were never used for tuning; they are marked with a star.
+bench/results and not repeated. Held-out workloads were never used for tuning; they are marked with a star. `--markdown`
+prints the tables of docs/panel.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from contract import ROOT, TRACES, Bench, start
+from contract import ROOT, TRACES, Bench, markdown, start
 from tqdm import tqdm
 
 from wait_core import _core, simulate
@@ -185,6 +186,27 @@ def judge(bench: Bench, made: Panel, name: str, load: float, choose: tuple[int, 
     bench.rows.append(row)
 
 
+def document(bench: Bench) -> str:
+    """Return the tables of docs/panel.md: how many goals hold, which miss, and all cells."""
+    held: dict[str, list[bool]] = {}
+    misses = []
+    for claim in bench.claims:
+        cell, _, goal = claim.name.partition(": ")
+        figure, _, against = goal.partition(" / ")
+        kind = f"{figure} / clairvoyant" if against.startswith("clairvoyant") else figure
+        held.setdefault(kind, []).append(claim.holds is True)
+        if not held[kind][-1]:
+            misses.append([kind, cell, f"{claim.value:.4f} {claim.unit}".strip(), claim.goal])
+    misses.sort(key=lambda miss: list(held).index(miss[0]))
+    header = list(dict.fromkeys(key for row in bench.rows for key in row))
+    tables = [
+        markdown(["goal", "holds"], [[kind, f"{sum(each)} of {len(each)}"] for kind, each in held.items()]),
+        markdown(["goal", "workload, load", "measured", "goal is"], misses),
+        markdown(header, [[row.get(key, "") for key in header] for row in bench.rows]),
+    ]
+    return "\n\n".join(tables)
+
+
 def main() -> None:
     """Make the runs, print the table and the claims."""
     bench = start(
@@ -192,6 +214,7 @@ def main() -> None:
         str(__doc__).splitlines()[0],
         workloads={"nargs": "+", "default": list(FIXED.workloads), "help": "(all)"},
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
+        markdown={"action": "store_true", "help": "print the tables of docs/panel.md as well"},
         policies={"action": "store_true", "help": "print the figures of every policy as well"},
     )
     choose, compare = FIXED.seeds["choose"], FIXED.seeds["compare"]
@@ -218,6 +241,8 @@ def main() -> None:
                 figures = {key: f"{made.mean(*cell, policy, key, compare):.4g}" for key in KEEP}
                 print(json.dumps({"workload": cell[0], "load": cell[1], "policy": policy} | figures))
     missed = [claim for claim in bench.claims if claim.holds is False]
+    if bench.options.markdown:
+        print(document(bench))
     bench.finish()
     print(f"{len(bench.claims) - len(missed)} of {len(bench.claims)} goals hold", file=sys.stderr)
 

@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from contract import TRACES, start
+from contract import TRACES, markdown, start
 
 from wait_core import simulate
 from wait_core.datasets import Dataset, TraceWorkload, panel
@@ -163,19 +163,18 @@ def main() -> None:
     bench.claim("median error of the saturated throughput, Poisson", statistics.median(saturated) * 100, "%", "<= 5")
     bench.claim("largest error of the saturated throughput, Poisson", max(saturated) * 100, "%", "<= 10")
     if bench.options.markdown:
-        print(markdown(bench.rows))
+        print(document(bench.rows))
     bench.finish()
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def document(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table, figures and errors in one cell."""
-    lines = ["| workload | load | of saturated | " + " | ".join(FIGURES) + " | preemptions |"]
-    lines.append("|---" * (len(FIGURES) + 4) + "|")
+    lines = []
     for cells in rows:
         figures = [f"{cells[title]} {cells[f'{title} error']}".strip() for title in FIGURES]
         lead = [cells["workload"], f"{cells['load']:g}", cells["of saturated"]]
-        lines.append("| " + " | ".join([*lead, *figures, f"{cells['preemptions']:,}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*lead, *figures, f"{cells['preemptions']:,}"])
+    return markdown(["workload", "load", "of saturated", *FIGURES, "preemptions"], lines)
 
 
 if __name__ == "__main__":
