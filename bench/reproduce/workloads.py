@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from contract import TRACES
 
 from wait_core.datasets import Component, Constant, Dataset, Phase, Poisson, dataset
 from wait_core.laws import A100
@@ -148,12 +147,9 @@ def word_counts(*, least: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.u
     """Return the word counts of lmsys-chat-1m, both below 500 and at least `least`; None where the file is absent.
 
     The paper's population has the conversations with an empty answer (least = 0); none can be served (least = 1).
-
-    It is looked for in the folder that the environment variable WAIT_CORE_TRACES names.
     """
-    folder = os.environ.get("WAIT_CORE_TRACES")
-    path = Path(folder) / LMSYS_WORDS if folder else None
-    if path is None or not path.is_file():
+    path = TRACES / LMSYS_WORDS
+    if not path.is_file():
         return None
     rows = np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.uint32)
     kept = rows[np.all((rows >= least) & (rows < LMSYS_LONGEST), axis=1)]
