@@ -138,7 +138,7 @@ def test_theorem_1_with_slack(name: str) -> None:
     assert abs(exponent(growth.horizons[1:], growth.ttft[1:])) < 0.05
 
 
-@pytest.mark.parametrize("order", ["wait", "fcfs", "paced", "shortest"])
+@pytest.mark.parametrize("order", ["wait", "fcfs", "paced", "srpt"])
 def test_at_the_boundary_the_square_root_cannot_be_avoided(order: str) -> None:
     instance = Instance.at_equilibrium([(4, 3), (4, 8)], [6, 4])
     policy, chosen = ("wait", {"thresholds": [6, 4]}) if order == "wait" else ("clairvoyant", {"order": order})

@@ -9,6 +9,7 @@ import warnings
 from wait_core._core import (
     DEBUG_BUILD,
     CapacityError,
+    DeadlineError,
     DuplicateIdError,
     Hold,
     Plan,
@@ -26,6 +27,7 @@ if DEBUG_BUILD:
 
 __all__ = [
     "CapacityError",
+    "DeadlineError",
     "DuplicateIdError",
     "Hold",
     "Plan",

@@ -61,6 +61,36 @@ class Requests:
         return _core.group_types(self.prompt, self.output, rate, most)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a host may tell of its requests besides their prompts. Columns have one entry a request.
+
+    Attributes
+    ----------
+    predicted_tokens : ndarray of uint32, shape (n,), optional
+        Predicted output lengths, tokens.
+    predicted_log_error : float
+        Stated standard deviation of ln(true / predicted).
+    label : ndarray of uint16, shape (n,), optional
+        Class labels.
+    priority : ndarray of int32, shape (n,), optional
+        Priorities; lower goes first.
+
+    """
+
+    predicted_tokens: npt.NDArray[np.uint32] | None = None
+    predicted_log_error: float = 0.0
+    label: npt.NDArray[np.uint16] | None = None
+    priority: npt.NDArray[np.int32] | None = None
+
+    @staticmethod
+    def predicting(requests: Requests, log_error: float, seed: int) -> Hints:
+        """Predict the lengths with lognormal errors of the given deviation, which is stated truly."""
+        errors = np.random.default_rng(seed).normal(0.0, log_error, len(requests))
+        tokens = np.clip(np.rint(requests.output * np.exp(errors)), 1, np.iinfo(np.uint32).max)
+        return Hints(predicted_tokens=tokens.astype(np.uint32), predicted_log_error=log_error)
+
+
 def sampled(
     source: str | Dataset,
     *,

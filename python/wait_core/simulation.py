@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from wait_core import _core
 from wait_core.laws import A100, iteration_time, kv_blocks_of
-from wait_core.requests import Requests, offered
+from wait_core.requests import Hints, Requests, offered
 
 if TYPE_CHECKING:
     import os
@@ -107,6 +107,7 @@ def simulate(
     lengths: str | None = None,
     max_tokens: int | None = None,
     num_types: int = 8,
+    hints: Hints | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Report:
@@ -136,6 +137,8 @@ def simulate(
         Declared for every request; absent means the model's limit.
     num_types : int
         Most types for policies that need them, see `Requests.types`.
+    hints : Hints, optional
+        What the host tells of its requests besides: predicted lengths, labels, priorities.
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
     **settings
@@ -184,9 +187,18 @@ def simulate(
             max_tokens=max_tokens,
             max_concurrency=max_concurrency,
             overhead_ns=round(overhead_s * 1e9),
+            **_columns(hints),
             callback=lambda completed: bar.update(completed - bar.n),
         )
     return Report(policy=policy, workload=wanted.name, seed=seed, settings=settings, run=run)
+
+
+def _columns(hints: Hints | None) -> dict[str, Any]:
+    if hints is None:
+        return {}
+    columns = {"predicted": hints.predicted_tokens, "classes": hints.label, "priorities": hints.priority}
+    given: dict[str, Any] = {name: column.tolist() for name, column in columns.items() if column is not None}
+    return given | {"predicted_log_error": hints.predicted_log_error}
 
 
 def _lengths_known(policy: str, lengths: str | None) -> bool:

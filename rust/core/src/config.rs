@@ -28,7 +28,7 @@ pub enum PolicyName {
     Adaptive,
 }
 
-/// In what order `clairvoyant` admits.
+/// In what order `clairvoyant` and `adaptive` admit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
@@ -37,8 +37,24 @@ pub enum Order {
     Fcfs,
     /// First come, first served, at C/E[A] requests an iteration.
     Paced,
-    /// Least KV tokens · iterations first.
-    Shortest,
+    /// Shortest first: least KV tokens · iterations, known (`clairvoyant`) or expected (`adaptive`).
+    Srpt,
+}
+
+/// A part of `adaptive` that can be left out, to measure what it buys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// Tokens of an iteration chosen from the iteration-time law.
+    TokenBudget,
+    /// Admission paced where lengths are alike.
+    Pacing,
+    /// Lengths seen long ago count less.
+    Forgetting,
+    /// Curves of their own for class labels and predictions.
+    Classes,
+    /// Deviations added to the expected KV.
+    Buffer,
 }
 
 /// What becomes of the output of a preempted request.
@@ -93,8 +109,17 @@ pub struct Config {
     pub iteration_time: Option<IterationTime>,
     /// How rarely memory may overflow: the safety buffer of planned, faithful `nested-wait` (none).
     pub protection: Option<Protection>,
-    /// In what order `clairvoyant` admits (`fcfs`).
+    /// In what order `clairvoyant` and `adaptive` admit (`fcfs`).
     pub order: Order,
+    /// Seconds of waiting that outweigh one level of priority, the longest expected work against the shortest
+    /// (`order` = `srpt`), or a place behind the head (`skip_ahead`): how long `adaptive` lets a request be overtaken (30).
+    pub ageing: f64,
+    /// How many behind a head that lacks memory `adaptive` looks at for one that fits (0).
+    pub skip_ahead: u32,
+    /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make; needs `iteration_time` (none).
+    pub tpot_target: Option<f64>,
+    /// Parts of `adaptive` that are left out, to measure what each buys (none).
+    pub without: Vec<Part>,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
     pub work_conserving: bool,
     /// Longest time in seconds that a threshold may hold a request that fits (no bound).
@@ -123,6 +148,10 @@ impl Default for Config {
             iteration_time: None,
             protection: None,
             order: Order::default(),
+            ageing: 30.0,
+            skip_ahead: 0,
+            tpot_target: None,
+            without: Vec::new(),
             work_conserving: true,
             max_hold: None,
         }
@@ -196,6 +225,21 @@ impl Config {
         }
         if let Some(seconds) = self.max_hold.filter(|seconds| !(seconds.is_finite() && *seconds >= 0.0)) {
             return Err(Error::invalid("max_hold", seconds, "must be finite and at least 0 seconds"));
+        }
+        if !(self.ageing.is_finite() && (0.0..=1e9).contains(&self.ageing)) {
+            return Err(Error::invalid("ageing", self.ageing, "must be between 0 and 1e9 seconds"));
+        }
+        if let Some(seconds) = self.tpot_target {
+            if !(seconds.is_finite() && seconds > 0.0) {
+                return Err(Error::invalid("tpot_target", seconds, "must be finite and above 0 seconds"));
+            }
+            if self.iteration_time.is_none() {
+                let rule = "needs iteration_time, the law by which iterations are timed";
+                return Err(Error::invalid("tpot_target", seconds, rule));
+            }
+        }
+        if self.policy == PolicyName::Adaptive && self.order == Order::Paced {
+            return Err(Error::invalid("order", "\"paced\"", "policy \"adaptive\" takes \"fcfs\" or \"srpt\""));
         }
         if self.max_queued_requests == Some(0) {
             return Err(Error::invalid("max_queued_requests", 0, "must be at least 1, or nothing is ever accepted"));

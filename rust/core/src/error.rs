@@ -42,7 +42,7 @@ pub enum Error {
         id: RequestId,
     },
     /// The queue bound is reached: try later or elsewhere.
-    #[error("queue full: {queued} {unit} wait already, the bound is {bound}")]
+    #[error("queue full: {queued} {unit} wait already, the bound is {bound}; predicted wait {:.3} s", *predicted_wait_ns as f64 * 1e-9)]
     QueueFull {
         /// What waits.
         queued: u64,
@@ -50,6 +50,18 @@ pub enum Error {
         bound: u64,
         /// Requests or tokens.
         unit: &'static str,
+        /// How long it would have waited, ns.
+        predicted_wait_ns: u64,
+    },
+    /// It would wait longer than it may.
+    #[error("request {id} would wait {:.3} s, longer than the {:.3} s it may", *predicted_wait_ns as f64 * 1e-9, *max_wait_ns as f64 * 1e-9)]
+    DeadlineUnreachable {
+        /// The request.
+        id: RequestId,
+        /// How long it would wait, ns.
+        predicted_wait_ns: u64,
+        /// How long it may, ns.
+        max_wait_ns: u64,
     },
 }
 

@@ -8,11 +8,14 @@
 
 #![allow(clippy::needless_range_loop)] // several columns move together, and the loops vectorise as they stand
 
-use crate::lengths::{Curve, ROWS, Survival, row_of, row_start, row_width};
+use crate::lengths::{Curve, ROWS, row_of, row_start, row_width};
 use crate::request::Slot;
 
+mod row;
 #[cfg(test)]
 mod tests;
+
+use self::row::Row;
 
 /// Horizons, iterations ahead.
 pub(crate) const HORIZONS: [u32; COLUMNS] = [
@@ -26,7 +29,6 @@ const NIL: u32 = u32::MAX;
 
 /// A value for each horizon.
 type Column = [f32; COLUMNS];
-type ExactColumn = [f64; COLUMNS];
 
 /// Class of the requests whose length is known.
 pub(crate) const CERTAIN: usize = 0;
@@ -49,64 +51,14 @@ struct Member {
     place: u32,
 }
 
-/// Residents of one class in one row of progress.
-#[derive(Clone, Debug)]
-struct Row {
-    members: i64,
-    /// Sum of their bases.
-    base: i64,
-    /// Stages that members have passed here since `since`, and before it.
-    exposure: i64,
-    since: i64,
-    /// Members that end before some horizon, and by horizon how many have ended and the sum of their bases. All
-    /// integers, exact below 2^53.
-    bounded: u32,
-    ended: ExactColumn,
-    ended_base: ExactColumn,
-    /// Chance that a member runs at a horizon, and the curve it comes from.
-    alive: Column,
-    version: u64,
-}
-
-impl Row {
-    fn new() -> Self {
-        let none = [0.0; COLUMNS];
-        Self {
-            members: 0,
-            base: 0,
-            exposure: 0,
-            since: 0,
-            bounded: 0,
-            ended: none,
-            ended_base: none,
-            alive: [1.0; COLUMNS],
-            version: 0,
-        }
-    }
-
-    fn change(&mut self, sign: i64, base: i64, columns: u32, tick: i64) {
-        self.exposure += self.members * (tick - self.since);
-        self.since = tick;
-        self.members += sign;
-        self.base += sign * base;
-        let columns = columns as usize;
-        if columns < COLUMNS {
-            self.bounded = self.bounded.wrapping_add_signed(sign as i32);
-            let (count, sum) = (sign as f64, (sign * base) as f64);
-            for j in columns..COLUMNS {
-                self.ended[j] += count;
-                self.ended_base[j] += sum;
-            }
-        }
-    }
-}
-
 /// The residents that decode, by class and progress.
 #[derive(Clone, Debug)]
 pub(crate) struct Forecast {
     tick: i64,
     /// By class, then by row.
     rows: Vec<Row>,
+    /// Members of each class.
+    population: Vec<u32>,
     curves: Vec<Curve>,
     version: u64,
     members: Vec<Member>,
@@ -161,6 +113,11 @@ fn columns(left: i64) -> u32 {
 
 impl Forecast {
     pub(crate) fn new() -> Self {
+        Self::at(0)
+    }
+
+    /// One that begins at a tick of the lane.
+    pub(crate) fn at(tick: i64) -> Self {
         let target = |row: usize, h: u32| {
             let stage = middle(row) + f64::from(h);
             let target = row_of(stage as u32);
@@ -168,8 +125,9 @@ impl Forecast {
             (target as u16, into.min(1.0) as f32)
         };
         let mut forecast = Self {
-            tick: 0,
+            tick,
             rows: Vec::new(),
+            population: Vec::new(),
             curves: Vec::new(),
             version: 0,
             members: Vec::new(),
@@ -188,6 +146,7 @@ impl Forecast {
     pub(crate) fn add_class(&mut self) -> usize {
         self.rows.resize(self.rows.len() + ROWS, Row::new());
         self.curves.push(Curve::default());
+        self.population.push(0);
         self.curves.len() - 1
     }
 
@@ -203,12 +162,17 @@ impl Forecast {
         self.version += 1;
     }
 
-    /// Hands over the stages passed since the last call.
-    pub(crate) fn drain_exposure(&mut self, class: usize, into: &mut Survival) {
+    /// The survival of a class.
+    pub(crate) fn curve(&self, class: usize) -> &Curve {
+        &self.curves[class]
+    }
+
+    /// Hands over the stages passed since the last call, by row.
+    pub(crate) fn drain_exposure(&mut self, class: usize, mut into: impl FnMut(usize, f64)) {
         for (row, seen) in self.rows[class * ROWS..(class + 1) * ROWS].iter_mut().enumerate() {
             seen.change(0, 0, COLUMNS as u32, self.tick);
             if seen.exposure > 0 {
-                into.expose(row, std::mem::take(&mut seen.exposure) as f64);
+                into(row, std::mem::take(&mut seen.exposure) as f64);
             }
         }
     }
@@ -251,6 +215,7 @@ impl Forecast {
             self.index.resize(slot as usize + 1, NIL);
         }
         self.index[slot as usize] = at;
+        self.population[candidate.class] += 1;
         self.put_in(at);
     }
 
@@ -263,7 +228,9 @@ impl Forecast {
         self.vacant.push(at);
         let member = &self.members[at as usize];
         self.reserved -= member.end - member.base;
-        Some((member.row as usize / ROWS, (self.tick - member.birth) as u32))
+        let class = member.row as usize / ROWS;
+        self.population[class] -= 1;
+        Some((class, (self.tick - member.birth) as u32))
     }
 
     fn unlink(&mut self, at: u32) {
@@ -328,12 +295,16 @@ impl Forecast {
             variance: [0.0; COLUMNS],
             reserved: self.reserved as f64 + f64::from(overhead) * (self.members.len() - self.vacant.len()) as f64,
         };
-        for index in 0..self.rows.len() {
-            if self.rows[index].members == 0 {
+        for class in 0..self.curves.len() {
+            if self.population[class] == 0 {
                 continue;
             }
-            self.refresh(index);
-            self.rows[index].add_to(&mut sum, index / ROWS == CERTAIN, self.tick, overhead);
+            for index in class * ROWS..(class + 1) * ROWS {
+                if self.rows[index].members > 0 {
+                    self.refresh(index);
+                    self.rows[index].add_to(&mut sum, class == CERTAIN, self.tick, overhead);
+                }
+            }
         }
         sum
     }
@@ -355,33 +326,6 @@ impl Forecast {
                 sum.mean[j] += expected;
                 sum.variance[j] += expected * (1.0 - alive[j]) * weight;
             }
-        }
-    }
-}
-
-impl Row {
-    fn add_to(&self, sum: &mut Outlook, certain: bool, tick: i64, overhead: f32) {
-        let count = self.members as f32;
-        let kv = (self.members * tick - self.base) as f32 + count * overhead;
-        let each = kv / count;
-        let mut total: Column = HORIZONS.map(|h| kv + count * h as f32);
-        if self.bounded > 0 {
-            let tick = tick as f64;
-            for j in 0..COLUMNS {
-                let (ended, base) = (self.ended[j], self.ended_base[j]);
-                total[j] -= (ended * tick - base) as f32 + ended as f32 * (overhead + HORIZONS[j] as f32);
-            }
-        }
-        if certain {
-            for j in 0..COLUMNS {
-                sum.certain[j] += total[j];
-            }
-            return;
-        }
-        for j in 0..COLUMNS {
-            let expected = self.alive[j] * total[j];
-            sum.mean[j] += expected;
-            sum.variance[j] += expected * (1.0 - self.alive[j]) * (each + HORIZONS[j] as f32);
         }
     }
 }

@@ -6,6 +6,8 @@
 //! the row they did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row that has
 //! seen little leans on the row before it and on a prior under which a request of age s lasts about s more tokens.
 
+use serde::{Deserialize, Serialize};
+
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,10 @@ const PRIOR_TOKENS: f64 = 256.0;
 /// Weight of the prior: so many outputs ended, but never more than so many passages.
 const PRIOR_ENDS: f64 = 0.3;
 const PRIOR_PASSAGES: f64 = 4.0;
+/// Weight, in passages of a row, of the curve that a class leans on.
+const LEAN: f64 = 6.0;
+/// Share of the requests that may be of any length, whatever was seen so far.
+const UNSEEN: f64 = 1e-4;
 /// No row is so deadly that nobody passes it.
 const MOST_ENDS: f64 = 0.999;
 /// Shares of requests below this are none.
@@ -44,7 +50,7 @@ pub(crate) fn row_width(row: usize) -> u32 {
 }
 
 /// What was seen of one row.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Seen {
     /// Stages passed in the row; one that ended counts as if it had passed the whole row.
     exposure: f64,
@@ -56,7 +62,7 @@ struct Seen {
 }
 
 /// Learned survival of the output lengths.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Survival {
     rows: Vec<Seen>,
 }
@@ -101,6 +107,28 @@ impl Survival {
                 seen.place_squared *= keep;
             }
         }
+    }
+
+    /// Whether it could have been learned: the right number of rows, and no number that counting does not give.
+    pub(crate) fn is_sound(&self) -> bool {
+        let sound = |seen: &Seen| {
+            let sums = [seen.exposure, seen.ends, seen.place, seen.place_squared];
+            sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0) && seen.place <= seen.ends + 1e-9
+        };
+        self.rows.len() == ROWS && self.rows.iter().all(sound)
+    }
+
+    /// The estimate for a class of requests, which leans on another curve where the class has seen little.
+    pub(crate) fn leaning(&self, on: &Curve) -> Curve {
+        let mut curve = Curve::default();
+        for (row, seen) in self.rows.iter().enumerate() {
+            let expected = 1.0 - on.at[row + 1] / on.at[row];
+            let passages = seen.exposure / f64::from(row_width(row));
+            let ends = ((seen.ends + LEAN * expected) / (passages + LEAN)).min(MOST_ENDS);
+            curve.at[row + 1] = (curve.at[row] * (1.0 - ends)).max(LEAST_ALIVE);
+            curve.fall[row] = if seen.ends > 0.0 { seen.fall() } else { on.fall[row] };
+        }
+        curve
     }
 
     /// The estimate.
@@ -151,6 +179,44 @@ impl Default for Curve {
 }
 
 impl Curve {
+    /// The lengths of those among all that get a prediction, by Bayes' rule: the predictions made for a length are
+    /// lognormal around it, with the given deviation of the logarithm. A useless prediction leaves the curve of all.
+    pub(crate) fn given(&self, predicted: f64, deviation: f64) -> Self {
+        let mut weights = [0.0; ROWS];
+        let mut most = f64::NEG_INFINITY;
+        for (row, weight) in weights.iter_mut().enumerate() {
+            let middle = f64::from(row_start(row)) + 0.5 * f64::from(row_width(row)) + 0.5;
+            let away = libm::log(middle / predicted) / deviation;
+            let share = (1.0 - UNSEEN) * (self.at[row] - self.at[row + 1]) + UNSEEN / ROWS as f64;
+            *weight = libm::log(share) - 0.5 * away * away;
+            most = most.max(*weight);
+        }
+        let mut curve = Self { fall: self.fall, ..Self::default() };
+        // Summed from the end: what is left beyond the likely lengths keeps its digits.
+        let mut left = 0.0;
+        for (row, weight) in weights.iter().enumerate().rev() {
+            curve.at[row + 1] = left;
+            left += libm::exp(weight - most);
+        }
+        for row in 0..ROWS {
+            let least = curve.at[row] * (1.0 - MOST_ENDS);
+            curve.at[row + 1] = (curve.at[row + 1] / left).max(least).max(LEAST_ALIVE);
+        }
+        curve
+    }
+
+    /// Mean of the lengths and of their squares, tokens.
+    pub(crate) fn moments(&self) -> (f64, f64) {
+        let (mut mean, mut squared) = (0.0, 0.0);
+        for row in 0..ROWS {
+            let (start, width) = (f64::from(row_start(row)), f64::from(row_width(row)));
+            let alive = 0.5 * (self.at[row] + self.at[row + 1]) * width;
+            mean += alive;
+            squared += alive * (2.0 * start + width);
+        }
+        (mean, squared)
+    }
+
     /// Share of the requests that reach a place in a row, `into` from 0 at its start to 1 at its end.
     pub(crate) fn alive(&self, row: usize, into: f64) -> f64 {
         let (from, slope) = self.fall[row];

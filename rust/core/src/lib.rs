@@ -14,6 +14,7 @@ mod hold;
 mod invariants;
 mod lane;
 mod lengths;
+mod line;
 mod list;
 mod memory;
 mod mixture;
@@ -28,6 +29,7 @@ pub mod segment;
 pub mod steady;
 pub mod threshold;
 mod view;
+mod waiting_time;
 pub mod workload;
 
 pub use config::Config;

@@ -68,6 +68,16 @@ impl List {
         self.len += 1;
     }
 
+    /// Just behind `before`; first of all without one.
+    pub(crate) fn insert_after(&mut self, table: &mut [Tracked], before: Option<Slot>, slot: Slot) {
+        let Some(before) = before else { return self.push_front(table, slot) };
+        let Some(next) = some(table[before as usize].link.next) else { return self.push_back(table, slot) };
+        table[slot as usize].link = Link { prev: before, next };
+        table[before as usize].link.next = slot;
+        table[next as usize].link.prev = slot;
+        self.len += 1;
+    }
+
     pub(crate) fn remove(&mut self, table: &mut [Tracked], slot: Slot) {
         let Link { prev, next } = table[slot as usize].link;
         match some(prev) {
@@ -115,7 +125,7 @@ mod tests {
         let mut view = View::new(&config, 1, 1);
         (0..n)
             .map(|id| {
-                let slot = view.insert(&Request { id, prompt: 1, ..Request::default() }, 1, 0);
+                let slot = view.insert(&Request { id, prompt: 1, ..Request::default() }, 1, 0, 0);
                 Tracked { link: Link::default(), ..view.request(slot).clone() }
             })
             .collect()

@@ -51,13 +51,15 @@ pub struct Request {
     pub output: LengthHint,
     /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or does not care.
     pub type_id: Option<u16>,
-    /// Lower runs first where the policy orders by priority.
+    /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
     pub priority: i32,
     /// Tokens of the prompt whose KV blocks are already resident and shared (a prefix cache hit); a forecast does not
     /// charge them twice.
     pub shared_prefix: u32,
     /// Arrival, ns on the host's clock.
     pub arrival_ns: u64,
+    /// Longest time it may be expected to wait for its admission, ns; `add` refuses it if the prediction is longer.
+    pub max_wait_ns: Option<u64>,
 }
 
 /// Where a request is.
@@ -95,8 +97,8 @@ pub struct Tracked {
     /// KV blocks held, unless decoding.
     pub(crate) blocks: u32,
     pub(crate) link: Link,
-    /// Lower runs first where the policy orders by priority.
-    pub priority: i32,
+    /// Its place in line: lower goes first, first come first served among equals.
+    pub(crate) rank: i64,
     /// Prompt tokens whose blocks are shared with a resident prefix.
     pub shared_prefix: u32,
     /// Type or class, 0 where the policy knows only one.

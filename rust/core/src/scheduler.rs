@@ -10,6 +10,7 @@ use crate::plan::{Hold, HoldReason, Origin, Plan};
 use crate::policy::{AnyPolicy, Event, Policy};
 use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
 use crate::view::View;
+use crate::waiting_time::WaitingTime;
 
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub struct Scheduler {
     max_queued_requests: Option<u32>,
     max_queued_tokens: Option<u64>,
     paused: bool,
+    waiting_time: WaitingTime,
 }
 
 impl Scheduler {
@@ -63,6 +65,7 @@ impl Scheduler {
             max_queued_requests: config.max_queued_requests,
             max_queued_tokens: config.max_queued_tokens,
             paused: false,
+            waiting_time: WaitingTime::default(),
         })
     }
 
@@ -90,14 +93,16 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Error::Invalid`] for lengths of zero, [`Error::DuplicateId`], [`Error::TooLarge`] for a request that could not
-    /// run even alone, [`Error::QueueFull`] when a bound on the line is reached. Nothing changes then.
+    /// run even alone, [`Error::QueueFull`] when a bound on the line is reached, [`Error::DeadlineUnreachable`] when it
+    /// would wait longer than it may. Nothing changes then.
     pub fn add(&mut self, request: &Request) -> Result<()> {
         let max_tokens = self.admissible(request)?;
         let type_id = self.policy.classify(request);
         if let Some(types) = self.policy.types().filter(|&types| usize::from(type_id) >= types) {
             return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
         }
-        let slot = self.view.insert(request, max_tokens, type_id);
+        let rank = self.policy.rank(&self.view, request, max_tokens);
+        let slot = self.view.insert(request, max_tokens, type_id, rank);
         self.view.advance_clock(request.arrival_ns);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
@@ -139,16 +144,48 @@ impl Scheduler {
         if let Some(bound) = self.max_queued_requests {
             let queued = self.view.waiting_total();
             if queued >= bound {
-                return Err(Error::QueueFull { queued: u64::from(queued), bound: u64::from(bound), unit: "requests" });
+                return Err(self.full(u64::from(queued), u64::from(bound), "requests"));
             }
         }
         if let Some(bound) = self.max_queued_tokens {
             let queued = self.view.waiting_tokens();
             if queued + u64::from(request.prompt) > bound {
-                return Err(Error::QueueFull { queued, bound, unit: "tokens" });
+                return Err(self.full(queued, bound, "tokens"));
+            }
+        }
+        if let Some(max_wait_ns) = request.max_wait_ns {
+            let predicted_wait_ns = self.predicted_wait_ns();
+            if predicted_wait_ns > max_wait_ns {
+                return Err(Error::DeadlineUnreachable { id, predicted_wait_ns, max_wait_ns });
             }
         }
         Ok(request.max_tokens.unwrap_or(room).min(room))
+    }
+
+    fn full(&self, queued: u64, bound: u64, unit: &'static str) -> Error {
+        Error::QueueFull { queued, bound, unit, predicted_wait_ns: self.predicted_wait_ns() }
+    }
+
+    /// How long a request that arrived now, and stood last in line, would wait for its admission, ns: those ahead times
+    /// the mean gap between the last admissions out of a line. 0 while nobody waits.
+    pub fn predicted_wait_ns(&self) -> u64 {
+        self.waiting_time.predict_ns(self.view.waiting_total())
+    }
+
+    /// What the policy has learned from the traffic, to be restored in another scheduler; none where it learns nothing.
+    pub fn learned(&self) -> Option<serde_json::Value> {
+        self.policy.learned()
+    }
+
+    /// Takes over what a scheduler of the same policy had learned. Nothing changes on error.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] while requests are present, or for a state that cannot be used.
+    pub fn restore(&mut self, state: &serde_json::Value) -> Result<()> {
+        if !self.view.is_empty() {
+            return Err(Error::invalid("learned", "…", "can be restored only while no request is present"));
+        }
+        self.policy.restore(&self.view, state).map_err(|rule| Error::invalid("learned", "…", rule))
     }
 
     /// Proposes the next iteration and assumes that it happens.
@@ -163,7 +200,10 @@ impl Scheduler {
             self.plan.make_room(&self.view);
         }
         self.plan.measure(&self.view);
+        let residents = self.view.residents() - self.plan.preempted().len() as u32;
         self.apply();
+        let admitted = self.view.residents() - residents;
+        self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
         if cfg!(debug_assertions) {
             self.view.check();
         }

@@ -6,6 +6,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::config::Config;
 use crate::lane::Lane;
+use crate::line::Line;
 use crate::list::{Link, List, following, previous};
 use crate::memory::BlockPool;
 use crate::request::{Phase, Request, RequestId, Slot, Tracked};
@@ -28,13 +29,6 @@ pub struct Limits {
     pub host_preempts: bool,
 }
 
-/// One waiting line, first come first served.
-#[derive(Clone, Debug, Default)]
-struct Queue {
-    list: List,
-    tokens: u64,
-}
-
 /// The state of the scheduler as a policy sees it.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -46,7 +40,7 @@ pub struct View {
     limits: Limits,
     lanes: Vec<Lane>,
     /// One line a type, and last the line of the preempted, which go before all others.
-    lines: Vec<Queue>,
+    lines: Vec<Line>,
     /// Resident requests, in the order of their admission.
     residents: List,
     prefilling: Vec<Slot>,
@@ -70,7 +64,7 @@ impl View {
             },
             pool,
             lanes: vec![Lane::new(config.block_size); lanes],
-            lines: vec![Queue::default(); queues + 1],
+            lines: vec![Line::default(); queues + 1],
             residents: List::default(),
             prefilling: Vec::new(),
             now_ns: 0,
@@ -147,17 +141,17 @@ impl View {
 
     /// Requests in waiting line `queue`.
     pub fn waiting(&self, queue: usize) -> u32 {
-        self.lines[queue].list.len()
+        self.lines[queue].list().len()
     }
 
     /// First request of waiting line `queue`.
     pub fn head(&self, queue: usize) -> Option<Slot> {
-        self.lines[queue].list.head()
+        self.lines[queue].list().head()
     }
 
-    /// Waiting line `queue`, first come first.
+    /// Waiting line `queue`, lowest rank first, first come first among equals.
     pub fn iter_waiting(&self, queue: usize) -> impl Iterator<Item = Slot> + '_ {
-        self.lines[queue].list.iter(&self.table)
+        self.lines[queue].list().iter(&self.table)
     }
 
     /// The request that stands in line just behind this one.
@@ -177,12 +171,12 @@ impl View {
 
     /// All requests outside the KV cache.
     pub fn waiting_total(&self) -> u32 {
-        self.lines.iter().map(|line| line.list.len()).sum()
+        self.lines.iter().map(|line| line.list().len()).sum()
     }
 
     /// Tokens that all requests outside the KV cache would prefill.
     pub fn waiting_tokens(&self) -> u64 {
-        self.lines.iter().map(|line| line.tokens).sum()
+        self.lines.iter().map(Line::tokens).sum()
     }
 
     /// Tokens of KV that a request holds.
@@ -244,7 +238,7 @@ impl View {
         self.now_ns = self.now_ns.max(now_ns);
     }
 
-    pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16) -> Slot {
+    pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16, rank: i64) -> Slot {
         let tracked = Tracked {
             id: request.id,
             arrival_ns: request.arrival_ns,
@@ -256,7 +250,7 @@ impl View {
             computed: 0,
             blocks: 0,
             link: Link::default(),
-            priority: request.priority,
+            rank,
             shared_prefix: request.shared_prefix.min(request.prompt - 1),
             type_id,
             lane: 0,
@@ -271,7 +265,8 @@ impl View {
             (self.table.len() - 1) as Slot
         };
         self.index.insert(request.id, slot);
-        self.enqueue_back(slot);
+        let line = self.line_of(slot);
+        self.lines[line].insert(&mut self.table, slot);
         slot
     }
 
@@ -285,22 +280,9 @@ impl View {
         }
     }
 
-    fn enqueue_back(&mut self, slot: Slot) {
-        let line = self.line_of(slot);
-        self.lines[line].list.push_back(&mut self.table, slot);
-        self.lines[line].tokens += u64::from(self.request(slot).prefill_target());
-    }
-
-    fn enqueue_front(&mut self, slot: Slot) {
-        let line = self.line_of(slot);
-        self.lines[line].list.push_front(&mut self.table, slot);
-        self.lines[line].tokens += u64::from(self.request(slot).prefill_target());
-    }
-
     fn dequeue(&mut self, slot: Slot) {
         let line = self.line_of(slot);
-        self.lines[line].list.remove(&mut self.table, slot);
-        self.lines[line].tokens -= u64::from(self.request(slot).prefill_target());
+        self.lines[line].remove(&mut self.table, slot);
     }
 
     /// Waiting → prefilling.
@@ -378,7 +360,10 @@ impl View {
         request.kept = kept;
         request.phase = Phase::Waiting;
         request.preemptions = request.preemptions.saturating_add(u16::from(preempted));
-        self.enqueue_front(slot);
+        match self.line_of(slot) {
+            line if line == self.queues() => self.lines[line].push_front(&mut self.table, slot),
+            line => self.lines[line].put_back(&mut self.table, slot),
+        }
     }
 
     /// Any state → gone.

@@ -81,10 +81,13 @@ fn a_bounded_line_says_that_it_is_full() {
         scheduler(&json!({"kv_blocks": 10, "block_size": 4, "max_queued_requests": 2, "max_queued_tokens": 9}));
     with(&mut core, &[(1, 5)]);
     let error = core.add(&request(2, 5)).unwrap_err();
-    assert_eq!(error, Error::QueueFull { queued: 5, bound: 9, unit: "tokens" });
-    assert_eq!(error.to_string(), "queue full: 5 tokens wait already, the bound is 9");
+    assert_eq!(error, Error::QueueFull { queued: 5, bound: 9, unit: "tokens", predicted_wait_ns: 0 });
+    assert_eq!(error.to_string(), "queue full: 5 tokens wait already, the bound is 9; predicted wait 0.000 s");
     with(&mut core, &[(2, 4)]);
-    assert_eq!(core.add(&request(3, 1)), Err(Error::QueueFull { queued: 2, bound: 2, unit: "requests" }));
+    assert_eq!(
+        core.add(&request(3, 1)),
+        Err(Error::QueueFull { queued: 2, bound: 2, unit: "requests", predicted_wait_ns: 0 })
+    );
     core.plan(0);
     with(&mut core, &[(3, 1)]);
 }

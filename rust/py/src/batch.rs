@@ -38,6 +38,7 @@ pub(crate) fn batch<'py>(
         typed,
         max_tokens: None,
         max_concurrency: None,
+        hints: Vec::new(),
         overhead_ns: 0,
     };
     let dataset = convert::json(dataset, "dataset")?;

@@ -10,6 +10,7 @@ create_exception!(wait_core, WaitCoreError, PyValueError, "An input that wait-co
 create_exception!(wait_core, CapacityError, WaitCoreError, "A request that could not run even alone.");
 create_exception!(wait_core, DuplicateIdError, WaitCoreError, "A request id that is in use.");
 create_exception!(wait_core, QueueFullError, WaitCoreError, "The bound on waiting requests or tokens is reached.");
+create_exception!(wait_core, DeadlineError, WaitCoreError, "A request that would wait longer than it may.");
 create_exception!(wait_core, StalledError, PyRuntimeError, "A policy under which nothing will ever run again.");
 
 /// The exception for an error of the core.
@@ -20,6 +21,7 @@ pub(crate) fn core(error: Error) -> PyErr {
         Error::TooLarge { .. } => CapacityError::new_err(message),
         Error::DuplicateId { .. } => DuplicateIdError::new_err(message),
         Error::QueueFull { .. } => QueueFullError::new_err(message),
+        Error::DeadlineUnreachable { .. } => DeadlineError::new_err(message),
         _ => WaitCoreError::new_err(message),
     }
 }

@@ -14,7 +14,7 @@ mod _core {
     #[pymodule_export]
     use super::batch::batch;
     #[pymodule_export]
-    use super::error::{CapacityError, DuplicateIdError, QueueFullError, StalledError, WaitCoreError};
+    use super::error::{CapacityError, DeadlineError, DuplicateIdError, QueueFullError, StalledError, WaitCoreError};
     #[pymodule_export]
     use super::plan::{Hold, Plan};
     #[pymodule_export]

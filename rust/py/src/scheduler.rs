@@ -40,9 +40,11 @@ impl Scheduler {
         pythonize::pythonize(py, &self.config).map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
-    /// Puts a request in line. Lengths in tokens, `now_ns` is its arrival on the caller's clock.
+    /// Puts a request in line. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
+    /// would be expected to wait longer than `max_wait_ns` for its admission.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
-        predicted_log_error = 0.0, type_id = None, priority = 0, shared_prefix = 0, now_ns = 0))]
+        predicted_log_error = 0.0, type_id = None, priority = 0, shared_prefix = 0, max_wait_ns = None,
+        now_ns = 0))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add(
         &mut self,
@@ -55,6 +57,7 @@ impl Scheduler {
         type_id: Option<u16>,
         priority: i32,
         shared_prefix: u32,
+        max_wait_ns: Option<u64>,
         now_ns: u64,
     ) -> PyResult<()> {
         let output = match (output_tokens, predicted_tokens) {
@@ -74,6 +77,7 @@ impl Scheduler {
             priority,
             shared_prefix,
             arrival_ns: now_ns,
+            max_wait_ns,
         };
         self.inner.add(&request).map_err(error::core)
     }
@@ -120,6 +124,24 @@ impl Scheduler {
     /// A paused engine plans empty iterations and keeps everything.
     fn set_paused(&mut self, paused: bool) {
         self.inner.set_paused(paused);
+    }
+
+    /// What the policy has learned from the traffic, as plain data; None where it learns nothing.
+    fn learned<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let state = self.inner.learned().map(|state| pythonize::pythonize(py, &state));
+        state.transpose().map_err(|error| WaitCoreError::new_err(error.to_string()))
+    }
+
+    /// Takes over what another scheduler of this policy had learned, while no request is present.
+    fn restore(&mut self, learned: &Bound<'_, PyAny>) -> PyResult<()> {
+        let state: serde_json::Value = convert::json(learned, "learned")?;
+        self.inner.restore(&state).map_err(error::core)
+    }
+
+    /// How long a request that joined the line now would wait for its admission, ns; 0 while nobody waits.
+    #[getter]
+    fn predicted_wait_ns(&self) -> u64 {
+        self.inner.predicted_wait_ns()
     }
 
     /// Why a request waits, by the plan made last; None if it does not wait.

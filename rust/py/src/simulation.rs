@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use wait_core::LengthHint;
 use wait_core::cost::{BatchShape, IterationTime};
 use wait_core::workload::{Grouping, RequestType};
-use wait_sim::{Arrival, Dataset, Lengths, Setup, Slo, Summary};
+use wait_sim::{Arrival, Dataset, Hint, Lengths, Setup, Slo, Summary};
 
 use crate::convert;
 use crate::error::{self, WaitCoreError};
@@ -89,6 +90,29 @@ pub(crate) fn iteration_seconds(
     Ok(law.nanos(&shape) as f64 * 1e-9)
 }
 
+/// The hints of each request, from columns that may be absent.
+fn hints(
+    requests: usize,
+    predicted: Option<&[u32]>,
+    log_error: f32,
+    classes: Option<&[u16]>,
+    priorities: Option<&[i32]>,
+) -> PyResult<Vec<Hint>> {
+    let sizes = [predicted.map(<[u32]>::len), classes.map(<[u16]>::len), priorities.map(<[i32]>::len)];
+    if let Some(size) = sizes.into_iter().flatten().find(|&size| size != requests) {
+        return Err(WaitCoreError::new_err(format!("hints: {size} values for {requests} requests")));
+    }
+    if sizes.iter().all(Option::is_none) {
+        return Ok(Vec::new());
+    }
+    let hint = |i: usize| Hint {
+        output: predicted.map_or(LengthHint::Unknown, |tokens| LengthHint::Predicted { tokens: tokens[i], log_error }),
+        label: classes.map(|labels| labels[i]),
+        priority: priorities.map_or(0, |levels| levels[i]),
+    };
+    Ok((0..requests).map(hint).collect())
+}
+
 /// One finished simulation.
 #[pyclass(frozen, module = "wait_core")]
 pub(crate) struct Run {
@@ -98,7 +122,7 @@ pub(crate) struct Run {
 /// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
-    overhead_ns, callback = None))]
+    overhead_ns, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -113,6 +137,10 @@ pub(crate) fn run(
     max_tokens: Option<u32>,
     max_concurrency: Option<usize>,
     overhead_ns: u64,
+    predicted: Option<Vec<u32>>,
+    predicted_log_error: f32,
+    classes: Option<Vec<u16>>,
+    priorities: Option<Vec<i32>>,
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Run> {
     let pairs = lengths(&prompt, &output)?;
@@ -132,6 +160,13 @@ pub(crate) fn run(
         typed,
         max_tokens,
         max_concurrency,
+        hints: hints(
+            pairs.len(),
+            predicted.as_deref(),
+            predicted_log_error,
+            classes.as_deref(),
+            priorities.as_deref(),
+        )?,
         overhead_ns,
     };
     let mut raised = None;
@@ -209,6 +244,12 @@ impl Run {
     #[getter]
     fn admitted_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
         PyArray1::from_slice(py, &self.inner.admitted_ns)
+    }
+
+    /// How long each was expected to wait for its admission when it arrived, ns.
+    #[getter]
+    fn predicted_wait_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
+        PyArray1::from_slice(py, &self.inner.predicted_wait_ns)
     }
 
     /// Ends of the prefills that gave the first tokens, ns.

@@ -153,6 +153,7 @@ mod tests {
                 typed: false,
                 max_tokens: None,
                 max_concurrency: None,
+                hints: Vec::new(),
                 overhead_ns: 0,
             },
             dataset: Dataset {

@@ -23,6 +23,17 @@ pub enum Lengths {
     Hidden,
 }
 
+/// What a host may tell of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Hint {
+    /// What is known of its output length, where lengths are hidden.
+    pub output: LengthHint,
+    /// Class label.
+    pub label: Option<u16>,
+    /// Lower goes first.
+    pub priority: i32,
+}
+
 /// What a run needs besides the core's configuration.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -38,6 +49,8 @@ pub struct Setup {
     pub max_tokens: Option<u32>,
     /// The client keeps at most this many requests under way, and sends the next when one has ended.
     pub max_concurrency: Option<usize>,
+    /// What a host tells of each arrival besides; empty where it tells nothing.
+    pub hints: Vec<Hint>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
     pub overhead_ns: u64,
 }
@@ -85,6 +98,9 @@ pub fn run(
     mut callback: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Run, SimError> {
     check(arrivals)?;
+    if !setup.hints.is_empty() && setup.hints.len() != arrivals.len() {
+        return Err(Error::invalid("hints", setup.hints.len(), format!("{} arrivals", arrivals.len())).into());
+    }
     if setup.max_concurrency == Some(0) {
         return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent").into());
     }
@@ -187,20 +203,22 @@ impl<'a> Engine<'a> {
                 // What the client held back is sent now.
                 sent_ns = sent_ns.max(self.freed_ns);
             }
+            let hint = self.setup.hints.get(self.next).copied().unwrap_or_default();
             let output = match self.setup.lengths {
                 Lengths::Known => LengthHint::Exact(self.iterations(id)),
-                Lengths::Hidden => LengthHint::Unknown,
+                Lengths::Hidden => hint.output,
             };
             let request = Request {
                 id,
                 prompt: arrival.prompt,
                 max_tokens: self.setup.max_tokens,
                 output,
-                type_id: self.setup.typed.then_some(arrival.label),
+                type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
+                priority: hint.priority,
                 arrival_ns: sent_ns,
                 ..Request::default()
             };
-            self.recorder.send(sent_ns);
+            self.recorder.send(sent_ns, self.scheduler.predicted_wait_ns());
             // What can never fit, or finds the line full, is refused at the door and counted as failed.
             if !self.fits(id) {
                 self.recorder.reject();
@@ -340,8 +358,16 @@ mod tests {
         let config = Config { kv_blocks: 10, ..Config::default() };
         let law = IterationTime::linear(0.5, 0.0).expect("a law");
         let lengths = Lengths::Known;
-        let setup =
-            Setup { config, law, lengths, typed: false, max_tokens: None, max_concurrency: None, overhead_ns: 0 };
+        let setup = Setup {
+            config,
+            law,
+            lengths,
+            typed: false,
+            max_tokens: None,
+            max_concurrency: None,
+            hints: Vec::new(),
+            overhead_ns: 0,
+        };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
         let mut engine = Engine::new(&setup, &arrivals).unwrap();
         engine.admit_arrivals().unwrap();

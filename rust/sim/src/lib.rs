@@ -12,7 +12,7 @@ mod rng;
 
 pub use batch::{Batch, Outcome, batch};
 pub use dataset::{Arrival, Dataset};
-pub use engine::{Lengths, Setup, SimError, run};
+pub use engine::{Hint, Lengths, Setup, SimError, run};
 pub use record::{NEVER_NS, Run, Sample};
 pub use report::{Slo, Spread, Summary};
 pub use rng::Stream;

@@ -12,6 +12,8 @@ pub const NEVER_NS: u64 = u64::MAX;
 pub struct Run {
     /// When the client sent each request, ns.
     pub arrival_ns: Vec<u64>,
+    /// How long the core expected each to wait for its admission, ns.
+    pub predicted_wait_ns: Vec<u64>,
     /// Prompt lengths, tokens.
     pub prompt: Vec<u32>,
     /// Output lengths, tokens.
@@ -116,8 +118,9 @@ impl<'a> Recorder<'a> {
         self.run.completed
     }
 
-    pub(crate) fn send(&mut self, at_ns: u64) {
+    pub(crate) fn send(&mut self, at_ns: u64, predicted_wait_ns: u64) {
         self.run.arrival_ns.push(at_ns);
+        self.run.predicted_wait_ns.push(predicted_wait_ns);
     }
 
     pub(crate) fn reject(&mut self) {

@@ -28,7 +28,7 @@ fn policies() -> Vec<Value> {
             "max_hold": 0.002}),
         json!({"policy": "clairvoyant"}),
         json!({"policy": "clairvoyant", "order": "paced"}),
-        json!({"policy": "clairvoyant", "order": "shortest"}),
+        json!({"policy": "clairvoyant", "order": "srpt"}),
     ]
 }
 
@@ -68,6 +68,7 @@ proptest! {
             typed: false,
             max_tokens: None,
             max_concurrency,
+            hints: Vec::new(),
             overhead_ns: 0,
         };
         let mut at_ns = 0;

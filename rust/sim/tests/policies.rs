@@ -84,6 +84,7 @@ fn run(case: &Case, policy: PolicyName, lengths: Lengths, change: impl FnOnce(&m
         typed: true,
         max_tokens: Some(case.max_tokens),
         max_concurrency: None,
+        hints: Vec::new(),
         overhead_ns: 0,
     };
     // Sixty small requests take far fewer iterations, unless some evict each other for ever.
@@ -120,7 +121,7 @@ proptest! {
 
     #[test]
     fn clairvoyant_never_evicts(case in case()) {
-        for order in [Order::Fcfs, Order::Paced, Order::Shortest] {
+        for order in [Order::Fcfs, Order::Paced, Order::Srpt] {
             let known = run(&case, PolicyName::Clairvoyant, Lengths::Known, |config| config.order = order);
             prop_assert_eq!(known.stats.preemptions, 0, "lengths known, {:?}", order);
             // Upper bounds are enough where a prompt takes one iteration: requests only leave earlier than foreseen.

@@ -140,6 +140,7 @@ fn setup(sizes: &Sizes, policy: &Value, lengths: Lengths) -> Setup {
         typed: true,
         max_tokens: None,
         max_concurrency: None,
+        hints: Vec::new(),
         overhead_ns: OVERHEAD_NS,
     }
 }

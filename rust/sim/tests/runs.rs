@@ -16,6 +16,7 @@ fn setup(settings: serde_json::Value) -> Setup {
         typed: false,
         max_tokens: None,
         max_concurrency: None,
+        hints: Vec::new(),
         overhead_ns: 0,
     }
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::lengths::Survival;
 
 /// A resident, as the slow way sees it.
 #[derive(Clone, Copy, Debug)]
@@ -137,14 +138,14 @@ proptest! {
                 }
             }
             if steps % 3 == 0 {
-                forecast.drain_exposure(POOLED, &mut drained);
+                forecast.drain_exposure(POOLED, |row, stages| drained.expose(row, stages));
             }
             if steps % 2 == 0 {
                 let (slot, stage, age) = running.remove(0);
                 prop_assert_eq!(forecast.leave(slot), Some((POOLED, stage + age)));
             }
         }
-        forecast.drain_exposure(POOLED, &mut drained);
+        forecast.drain_exposure(POOLED, |row, stages| drained.expose(row, stages));
         let mut expected = Survival::default();
         passed.iter().enumerate().for_each(|(row, &stages)| expected.expose(row, stages));
         prop_assert_eq!(drained, expected);

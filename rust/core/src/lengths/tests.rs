@@ -114,3 +114,43 @@ proptest! {
         }
     }
 }
+
+fn lengths_of(tokens: impl Iterator<Item = u32>) -> Survival {
+    let mut survival = Survival::default();
+    for length in tokens {
+        (1..length).for_each(|stage| survival.expose(row_of(stage), 1.0));
+        survival.end(length - 1);
+    }
+    survival
+}
+
+#[test]
+fn an_exact_prediction_is_a_step_and_a_useless_one_says_nothing() {
+    let pool = lengths_of((0..4_000).map(|i| 2 + i * 7 % 900)).curve();
+    for predicted in [8.0, 100.0, 700.0, 5_000.0] {
+        let (mean, _) = pool.given(predicted, 0.05).moments();
+        assert!((mean / predicted - 1.0).abs() < 0.15, "{mean} for {predicted}");
+        let (mean, squared) = pool.given(predicted, 1e6).moments();
+        let (all, all_squared) = pool.moments();
+        assert!((mean / all - 1.0).abs() < 0.15 && squared > 0.8 * all_squared, "{mean} for {predicted}, {all} of all");
+    }
+}
+
+#[test]
+fn a_class_leans_on_the_others_until_it_has_seen_enough() {
+    let pool = lengths_of((0..2_000).map(|i| 50 + i % 100)).curve();
+    let mean = |survival: &Survival| survival.leaning(&pool).moments().0;
+    let all = pool.moments().0;
+    assert!((mean(&Survival::default()) / all - 1.0).abs() < 0.02);
+    let (few, many) = (lengths_of((0..3).map(|_| 400)), lengths_of((0..300).map(|_| 400)));
+    assert!(mean(&few) > 1.1 * all && mean(&few) < mean(&many));
+    assert!((mean(&many) / 400.0 - 1.0).abs() < 0.1, "{}", mean(&many));
+}
+
+#[test]
+fn moments_are_those_of_the_lengths() {
+    let (mean, squared) = lengths_of((0..9_000).map(|i| 2 + i % 300)).curve().moments();
+    let lengths = (2..302).map(f64::from);
+    let expected = (lengths.clone().sum::<f64>() / 300.0, lengths.map(|l| l * l).sum::<f64>() / 300.0);
+    assert!((mean / expected.0 - 1.0).abs() < 0.03 && (squared / expected.1 - 1.0).abs() < 0.06, "{mean} {squared}");
+}

@@ -8,21 +8,22 @@
 //! the logarithm of 1/δ times the spread of how many requests go on, here of the residents as they are.
 
 mod budget;
+mod entry;
 mod learned;
 mod pace;
 
 use self::budget::TokenBudget;
+use self::entry::Entry;
 use self::learned::Learned;
 use self::pace::Pace;
-use super::{Event, Policy};
-use crate::config::Config;
-use crate::forecast::{CERTAIN, Candidate, Forecast, Outlook, POOLED};
-use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::Slot;
-use crate::view::View;
+use serde::{Deserialize, Serialize};
 
-/// Standard error of the forecast's mean, relative: what the curves get wrong for all residents alike.
-const MODEL_ERROR: f32 = 0.015;
+use super::{Event, Policy};
+use crate::config::{Config, Order, Part};
+use crate::forecast::{Candidate, Forecast};
+use crate::plan::{Hold, HoldReason, Plan};
+use crate::request::{LengthHint, Request, Slot};
+use crate::view::View;
 
 /// z(δ): the buffer, in standard deviations.
 const DEVIATIONS: f32 = 2.0;
@@ -34,32 +35,39 @@ pub struct Adaptive {
     learned: Learned,
     pace: Pace,
     budget: Option<TokenBudget>,
+    deviations: f32,
+    order: Order,
+    ageing_ns: f64,
+    skip_ahead: u32,
+    /// s
+    tpot_target: Option<f64>,
+    without: Vec<Part>,
     /// Who may enter in the current plan.
     entering: Vec<Slot>,
-}
-
-/// Who may enter: what has been checked so far.
-struct Entry {
-    outlook: Outlook,
-    /// KV tokens the cache holds, less what other requests' shared prefixes save.
-    capacity: f64,
-    /// Charged to each request beside its KV: its last block is half empty.
-    overhead: f32,
-    free: i64,
-    seats: u32,
-    /// Prefill tokens of the residents and of those who enter.
-    backlog: u32,
 }
 
 impl Adaptive {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             forecast: Forecast::new(),
-            learned: Learned::default(),
+            learned: Learned::new(&config.without),
             pace: Pace::default(),
-            budget: config.iteration_time.as_ref().map(|law| TokenBudget::new(law, config.token_budget)),
+            budget: config
+                .iteration_time
+                .as_ref()
+                .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
+            deviations: DEVIATIONS,
+            order: config.order,
+            ageing_ns: 1e9 * config.ageing,
+            skip_ahead: config.skip_ahead,
+            tpot_target: config.tpot_target,
+            without: config.without.clone(),
             entering: Vec::new(),
         }
+    }
+
+    fn has(&self, part: Part) -> bool {
+        !self.without.contains(&part)
     }
 
     /// Follows the lane.
@@ -72,49 +80,33 @@ impl Adaptive {
     }
 
     /// The request, when its prompt will have been computed.
-    fn candidate(view: &View, slot: Slot) -> Candidate {
+    fn candidate(&self, view: &View, slot: Slot) -> Candidate {
         let request = view.request(slot);
         Candidate {
-            class: if request.output.exact().is_some() { CERTAIN } else { POOLED },
+            class: self.learned.class(label(request.type_id), request.output),
             kv: request.prefill_target(),
             stage: request.kept + 1,
             last: request.output.exact().unwrap_or(u32::MAX).min(request.max_tokens),
         }
     }
 
-    /// What is known before anybody enters.
-    fn entry(&mut self, view: &View, plan: &Plan) -> Entry {
-        let pool = view.pool();
-        let overhead = 0.5 * (pool.block_size() - 1) as f32;
-        let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
-        self.learned.refresh(&mut self.forecast);
-        let mut entry = Entry {
-            outlook: self.forecast.outlook(overhead),
-            capacity: pool.tokens() as f64 + shared,
-            overhead,
-            free: plan.free(),
-            seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
-            backlog: 0,
-        };
-        for &slot in view.prefilling() {
-            // A host may have taken it back from decoding.
-            self.forecast.leave(slot);
-            let candidate = Self::candidate(view, slot);
-            self.forecast.add(&mut entry.outlook, &candidate, overhead);
-            entry.backlog += candidate.kv - view.kv(slot);
-            entry.free -= i64::from(pool.blocks_for(candidate.kv)) - i64::from(view.blocks(slot));
-        }
-        entry
-    }
-
-    /// Collects who may enter, the preempted first, first come first served; false if somebody has to wait for memory or
-    /// a seat.
+    /// Collects who may enter, the preempted first, then by rank; false if somebody has to wait for memory or a seat.
+    /// Behind a head that lacks memory others are looked at, as long as they came within the ageing time after it.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
+        // The first that was held: until which rank others may overtake it, and how many are still looked at.
+        let mut overtake: Option<(i64, u32)> = None;
         for queue in [view.queues(), 0] {
             for slot in view.iter_waiting(queue) {
+                if let Some((latest, looks)) = &mut overtake {
+                    if *looks == 0 || view.request(slot).rank > *latest {
+                        return false;
+                    }
+                    *looks -= 1;
+                }
                 let idle = plan.residents() == 0 && self.entering.is_empty();
                 match self.check(view, plan, entry, slot, idle) {
                     Ok(()) => self.entering.push(slot),
+                    Err(_) if overtake.is_some() => {}
                     Err(hold) => {
                         plan.hold_queue(queue, hold);
                         // A preempted request that has become too large for the cache holds nobody else up.
@@ -122,61 +114,31 @@ impl Adaptive {
                             break;
                         }
                         plan.hold_queue(0, hold);
-                        // Tokens left over are no reason to hurry, nor to wait.
-                        return hold.reason == HoldReason::BatchCap && entry.seats > 0;
+                        if queue > 0 || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
+                            // Tokens left over are no reason to hurry, nor to wait.
+                            return hold.reason == HoldReason::BatchCap && entry.seats > 0;
+                        }
+                        let latest = view.request(slot).rank.saturating_add(self.ageing_ns as i64);
+                        overtake = Some((latest, self.skip_ahead));
                     }
                 }
             }
         }
-        true
+        overtake.is_none()
     }
+}
 
-    /// Whether a request may enter beside all that `entry` holds; it then holds this one too.
-    fn check(&mut self, view: &View, plan: &Plan, entry: &mut Entry, slot: Slot, idle: bool) -> Result<(), Hold> {
-        let seats = view.limits().max_num_seqs;
-        if entry.seats == 0 {
-            return Err(Hold::new(HoldReason::BatchCap, seats + 1, seats));
-        }
-        let tokens = plan.decodes() + entry.backlog;
-        if tokens >= view.limits().token_budget {
-            return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
-        }
-        let blocks = view.pool().blocks_for(view.request(slot).prefill_target());
-        if i64::from(blocks) > entry.free {
-            return Err(Hold::new(HoldReason::NoBlocks, blocks, entry.free as f64));
-        }
-        let mut candidate = Self::candidate(view, slot);
-        let prompt = candidate.kv;
-        candidate.kv -= view.request(slot).shared_prefix;
-        let mut outlook = entry.outlook;
-        self.forecast.add(&mut outlook, &candidate, entry.overhead);
-        if !idle && outlook.reserved > entry.capacity {
-            let (needs, limit) = (Self::worst(&outlook), entry.capacity);
-            if needs > limit {
-                return Err(Hold::new(HoldReason::ForecastOverflow, needs, limit));
-            }
-            if !self.pace.admits(self.entering.len()) {
-                let enter = self.entering.len() as f64;
-                return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions()));
-            }
-        }
-        entry.outlook = outlook;
-        entry.backlog += prompt;
-        entry.free -= i64::from(blocks);
-        entry.seats -= 1;
-        Ok(())
-    }
+/// The label by which lengths are learned. Types are counted from 1: an absent one is 0.
+fn label(type_id: u16) -> Option<u16> {
+    type_id.checked_sub(1)
+}
 
-    /// The largest of mean + buffer over the horizons, KV tokens.
-    fn worst(outlook: &Outlook) -> f64 {
-        let mut worst = 0.0_f32;
-        for ((certain, mean), variance) in outlook.certain.iter().zip(&outlook.mean).zip(&outlook.variance) {
-            let error = MODEL_ERROR * mean;
-            let buffer = DEVIATIONS * libm::sqrtf(variance + error * error);
-            worst = worst.max(certain + mean + buffer);
-        }
-        f64::from(worst)
-    }
+/// What is learned from the traffic, as it is saved and restored.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    lengths: Learned,
+    pace: Pace,
 }
 
 impl Policy for Adaptive {
@@ -185,13 +147,54 @@ impl Policy for Adaptive {
         None
     }
 
+    fn classify(&self, request: &Request) -> u16 {
+        request.type_id.map_or(0, |label| label.saturating_add(1))
+    }
+
+    /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is.
+    fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
+        let mut levels = f64::from(request.priority);
+        if self.order == Order::Srpt {
+            let (mean, squared) = match request.output {
+                LengthHint::Exact(tokens) => (f64::from(tokens), f64::from(tokens) * f64::from(tokens)),
+                hint => {
+                    let class = self.learned.class(request.type_id, hint);
+                    self.forecast.curve(class).moments()
+                }
+            };
+            let most = f64::from(max_tokens);
+            let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
+            let length = f64::from(view.limits().max_model_len);
+            levels += libm::log1p(work) / libm::log1p(0.5 * length * length);
+        }
+        // Saturates: who sets an ageing of years wants priorities without ageing.
+        (request.arrival_ns as f64 + self.ageing_ns * levels) as i64
+    }
+
+    fn learned(&self) -> Option<serde_json::Value> {
+        serde_json::to_value(State { lengths: self.learned.clone(), pace: self.pace }).ok()
+    }
+
+    fn restore(&mut self, view: &View, state: &serde_json::Value) -> Result<(), String> {
+        let State { lengths, pace } = State::deserialize(state).map_err(|error| error.to_string())?;
+        let mut forecast = Forecast::at(view.lanes()[0].tick());
+        if !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
+            return Err("counts that no traffic gives".to_owned());
+        }
+        (self.forecast, self.pace) = (forecast, pace);
+        Ok(())
+    }
+
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         match event {
-            Event::Arrived => {}
+            Event::Arrived => {
+                let request = view.request(slot);
+                self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
+            }
             Event::Admitted => self.pace.take(),
             Event::Joined => {
                 self.advance(view);
-                let candidate = Candidate { kv: view.kv(slot), stage: view.stage(slot), ..Self::candidate(view, slot) };
+                let candidate = Candidate { kv: view.kv(slot), stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
             Event::Finished => {
@@ -224,7 +227,8 @@ impl Policy for Adaptive {
             (entry.backlog, held)
         };
         if let Some(budget) = &self.budget {
-            plan.set_budget(view, budget.choose(view, plan.decodes(), backlog, held));
+            let tokens = budget.choose(view, plan.decodes(), backlog, held);
+            plan.set_budget(view, budget.within(view, plan.decodes(), tokens, self.tpot_target));
         }
         plan.continue_prefills(view);
         for &slot in &self.entering {

@@ -3,18 +3,16 @@
 //! Running requests decode every iteration. The next request in `order` is admitted if the future KV use of all, up to
 //! each release, provably stays within the capacity: `profile.rs`, exact to the block. Prompts are computed in turn, as
 //! far as the token budget reaches, so the course of each request is known when it is admitted. Orders: `fcfs`; `paced`,
-//! first come first served at C/E[A] requests an iteration, the balanced composition of the fluid model; `shortest`, the
+//! first come first served at C/E[A] requests an iteration, the balanced composition of the fluid model; `srpt`, the
 //! least cost A in KV tokens · iterations first. No order is best at everything.
 //! A length that is not declared exactly counts as `max_tokens`.
-
-use std::collections::BTreeSet;
 
 use super::gate::Gate;
 use super::profile::{Course, Profile};
 use super::{Event, Policy};
 use crate::config::{Config, Order};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::{RequestId, Slot, Tracked};
+use crate::request::{LengthHint, Request, RequestId, Slot, Tracked};
 use crate::view::View;
 
 /// State of the clairvoyant policy.
@@ -22,10 +20,8 @@ use crate::view::View;
 pub struct Clairvoyant {
     order: Order,
     profile: Profile,
-    /// Waiting requests, in `order`.
-    line: BTreeSet<(Key, Slot)>,
-    /// By slot.
-    known: Vec<Known>,
+    /// By slot, its course while it is resident.
+    courses: Vec<Option<Course>>,
     pace: Gate,
     /// C in KV tokens.
     capacity: f64,
@@ -33,16 +29,6 @@ pub struct Clairvoyant {
     mean_cost: f64,
     seen: u64,
     blocked: Option<Blocked>,
-}
-
-/// Cost, if that is the order, and number of the arrival.
-type Key = (u64, u64);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Known {
-    key: Key,
-    /// Its course, while it is resident.
-    course: Option<Course>,
 }
 
 /// A request that did not fit, and does not before `tick` unless somebody leaves early.
@@ -59,8 +45,7 @@ impl Clairvoyant {
         Self {
             order: config.order,
             profile: Profile::new(config.block_size),
-            line: BTreeSet::new(),
-            known: Vec::new(),
+            courses: Vec::new(),
             pace: Gate::uncapped(1.0),
             capacity: f64::from(config.kv_blocks) * f64::from(config.block_size),
             mean_cost: 0.0,
@@ -107,7 +92,7 @@ impl Clairvoyant {
 
     fn admit(&mut self, view: &View, plan: &mut Plan) -> Result<(), Hold> {
         let idle = plan.residents() == 0;
-        while let Some(&(key, slot)) = self.line.first() {
+        for slot in view.iter_resuming().chain(view.iter_waiting(0)) {
             if self.order == Order::Paced && !self.pace.admits() && !idle {
                 return Err(self.pace.hold(0));
             }
@@ -115,45 +100,48 @@ impl Clairvoyant {
             plan.admit(view, slot, plan.tokens_left(), true);
             self.pace.enter();
             self.profile.insert(course);
-            self.known[slot as usize].course = Some(course);
-            self.line.remove(&(key, slot));
+            self.courses[slot as usize] = Some(course);
         }
         Ok(())
     }
 
     fn arrived(&mut self, view: &View, slot: Slot) {
         let request = view.request(slot);
-        let (prompt, iterations) = (u64::from(request.prompt), u64::from(iterations(request)));
-        let cost = iterations * (2 * prompt + iterations - 1) / 2;
+        let iterations = iterations(request);
         self.seen += 1;
         // A request's last block is half empty on average.
-        let held = cost as f64 + iterations as f64 * f64::from(view.pool().block_size() - 1) / 2.0;
+        let half = f64::from(view.pool().block_size() - 1) / 2.0;
+        let held = cost(request.prompt, iterations) as f64 + f64::from(iterations) * half;
         self.mean_cost += (held - self.mean_cost) / self.seen as f64;
-        if self.known.len() <= slot as usize {
-            self.known.resize(slot as usize + 1, Known::default());
+        if self.courses.len() <= slot as usize {
+            self.courses.resize(slot as usize + 1, None);
         }
-        let key = (if self.order == Order::Shortest { cost } else { 0 }, self.seen);
-        self.known[slot as usize] = Known { key, course: None };
-        self.line.insert((key, slot));
     }
 
-    /// A request leaves the line or the KV cache.
+    /// A request leaves the KV cache, if it was there.
     fn left(&mut self, view: &View, slot: Slot) {
-        let known = &mut self.known[slot as usize];
-        match known.course.take() {
-            Some(course) => {
-                self.profile.remove(course);
-                if course.last != view.lanes()[0].tick() {
-                    self.blocked = None;
-                }
+        if let Some(course) = self.courses[slot as usize].take() {
+            self.profile.remove(course);
+            if course.last != view.lanes()[0].tick() {
+                self.blocked = None;
             }
-            None => _ = self.line.remove(&(known.key, slot)),
         }
     }
 }
 
 fn iterations(request: &Tracked) -> u32 {
-    request.output.exact().map_or(request.max_tokens, |tokens| tokens.min(request.max_tokens))
+    most(request.output, request.max_tokens)
+}
+
+/// Most iterations of a request.
+fn most(output: LengthHint, max_tokens: u32) -> u32 {
+    output.exact().map_or(max_tokens, |tokens| tokens.min(max_tokens))
+}
+
+/// A, KV tokens · iterations.
+fn cost(prompt: u32, iterations: u32) -> u64 {
+    let (prompt, iterations) = (u64::from(prompt), u64::from(iterations));
+    iterations * (2 * prompt + iterations - 1) / 2
 }
 
 impl Policy for Clairvoyant {
@@ -161,27 +149,29 @@ impl Policy for Clairvoyant {
         request.type_id.unwrap_or(0)
     }
 
+    fn rank(&self, _view: &View, request: &Request, max_tokens: u32) -> i64 {
+        match self.order {
+            Order::Srpt => cost(request.prompt, most(request.output, max_tokens)) as i64,
+            Order::Fcfs | Order::Paced => 0,
+        }
+    }
+
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         match event {
             Event::Arrived => self.arrived(view, slot),
-            Event::Finished | Event::Aborted => self.left(view, slot),
-            Event::Preempted => {
-                self.left(view, slot);
-                self.line.insert((self.known[slot as usize].key, slot));
-            }
+            Event::Finished | Event::Aborted | Event::Preempted => self.left(view, slot),
+            Event::Admitted => {}
             Event::Joined => {
                 // The same as foreseen, unless the host computed another number of tokens.
                 let (now, kv) = (view.lanes()[0].tick(), i64::from(view.kv(slot)));
                 let left = iterations(view.request(slot)).saturating_sub(view.stage(slot));
                 let course = Course { last: now + i64::from(left), base: now - kv, prompt: view.kv(slot) };
-                if self.known[slot as usize].course != Some(course) {
+                if self.courses[slot as usize] != Some(course) {
                     self.left(view, slot);
                     self.profile.insert(course);
-                    self.known[slot as usize].course = Some(course);
+                    self.courses[slot as usize] = Some(course);
                 }
             }
-            // Still in line if the host has admitted it on its own.
-            Event::Admitted => _ = self.line.remove(&(self.known[slot as usize].key, slot)),
         }
     }
 

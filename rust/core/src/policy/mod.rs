@@ -57,6 +57,11 @@ pub trait Policy {
         request.type_id.unwrap_or(0)
     }
 
+    /// The place of a new request in its waiting line: lower goes first, first come first served among equals.
+    fn rank(&self, _view: &View, _request: &Request, _max_tokens: u32) -> i64 {
+        0
+    }
+
     /// The lane a request decodes in once its prompt is computed and `stage` tokens are emitted.
     fn lane(&self, _request: &Tracked, _stage: u32) -> usize {
         0
@@ -65,6 +70,19 @@ pub trait Policy {
     /// The thresholds in force, requests per service: one a type or segment; none where the policy has none.
     fn thresholds(&self) -> Vec<f64> {
         Vec::new()
+    }
+
+    /// What it has learned from the traffic, to be restored later; none where a policy learns nothing.
+    fn learned(&self) -> Option<serde_json::Value> {
+        None
+    }
+
+    /// Takes over what was learned before, while no request is present.
+    ///
+    /// # Errors
+    /// Says why it cannot be used.
+    fn restore(&mut self, _view: &View, _state: &serde_json::Value) -> std::result::Result<(), String> {
+        Err("this policy learns nothing".to_owned())
     }
 
     /// Learns what happened.
@@ -142,12 +160,24 @@ impl Policy for AnyPolicy {
         delegate!(self, policy => policy.classify(request))
     }
 
+    fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
+        delegate!(self, policy => policy.rank(view, request, max_tokens))
+    }
+
     fn lane(&self, request: &Tracked, stage: u32) -> usize {
         delegate!(self, policy => policy.lane(request, stage))
     }
 
     fn thresholds(&self) -> Vec<f64> {
         delegate!(self, policy => policy.thresholds())
+    }
+
+    fn learned(&self) -> Option<serde_json::Value> {
+        delegate!(self, policy => policy.learned())
+    }
+
+    fn restore(&mut self, view: &View, state: &serde_json::Value) -> std::result::Result<(), String> {
+        delegate!(self, policy => policy.restore(view, state))
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {

@@ -5,7 +5,7 @@ fn view(kv_blocks: u32, block_size: u32, lanes: usize, queues: usize) -> View {
 }
 
 fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
-    let slot = view.insert(&Request { id, prompt, ..Request::default() }, 100, type_id);
+    let slot = view.insert(&Request { id, prompt, ..Request::default() }, 100, type_id, 0);
     view.check();
     slot
 }
@@ -47,7 +47,7 @@ fn with_one_line_a_type_is_a_label() {
 fn a_shared_prefix_leaves_at_least_one_token_to_compute() {
     let mut view = view(10, 4, 1, 1);
     let request = Request { id: 1, prompt: 5, shared_prefix: 9, ..Request::default() };
-    let slot = view.insert(&request, 10, 0);
+    let slot = view.insert(&request, 10, 0, 0);
     assert_eq!(view.request(slot).shared_prefix, 4);
 }
 

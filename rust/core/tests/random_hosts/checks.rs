@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wait_core::config::{Order, PolicyName};
+use wait_core::config::PolicyName;
 use wait_core::cost::BatchShape;
 use wait_core::{Chunk, HoldReason, Origin, Phase, Plan, RequestId, Scheduler, Slot, View};
 
@@ -56,38 +56,32 @@ impl Host {
         let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
         let waiting = |line: usize| sequence(before, before.iter_waiting(line));
         let kind = |id: &RequestId| before.request(before.slot(*id).unwrap()).type_id;
-        match self.config.policy {
-            PolicyName::Clairvoyant if self.config.order == Order::Shortest => {}
-            PolicyName::Clairvoyant => {
-                let mut both = [resumed, fresh].concat();
-                both.sort_unstable();
-                let mut line = [waiting(0), waiting(1)].concat();
-                line.sort_unstable();
-                assert_eq!(both[..], line[..both.len()], "in the order of their arrival");
+        if self.config.policy == PolicyName::Wait {
+            for queue in 0..before.queues() {
+                let of_line = |id: &&u64| usize::from(kind(id)) == queue;
+                let fresh: Vec<u64> = fresh.iter().filter(of_line).copied().collect();
+                assert_eq!(fresh[..], waiting(queue)[..fresh.len()], "each line first come, first served");
             }
-            PolicyName::Wait => {
-                for queue in 0..before.queues() {
-                    let of_line = |id: &&u64| usize::from(kind(id)) == queue;
-                    let fresh: Vec<u64> = fresh.iter().filter(of_line).copied().collect();
-                    assert_eq!(fresh[..], waiting(queue)[..fresh.len()], "each line first come, first served");
-                }
-                let resuming = waiting(before.queues());
-                assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
-                let passes = before.residents() == 0 || resumed.len() == resuming.len();
-                assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
+            let resuming = waiting(before.queues());
+            assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
+            let passes = before.residents() == 0 || resumed.len() == resuming.len();
+            assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
+        } else {
+            assert_eq!(resumed[..], waiting(1)[..resumed.len()], "the preempted in their order");
+            if self.config.skip_ahead == 0 {
+                assert_eq!(fresh[..], waiting(0)[..fresh.len()], "by rank, first come, first served");
+            } else {
+                let mut line = waiting(0).into_iter();
+                assert!(fresh.iter().all(|id| line.any(|other| other == *id)), "whoever overtakes does so in order");
             }
-            _ => {
-                assert_eq!(resumed[..], waiting(1)[..resumed.len()], "the preempted in their order");
-                assert_eq!(fresh[..], waiting(0)[..fresh.len()], "first come, first served");
-                // `adaptive` lets others pass a preempted request only where an idle engine has no room for its prompt.
-                let outgrown = |id: &RequestId| {
-                    let target = before.request(before.slot(*id).unwrap()).prefill_target();
-                    i64::from(before.pool().blocks_for(target)) > before.pool().free()
-                };
-                let idle = self.config.policy == PolicyName::Adaptive && before.residents() == 0 && resumed.is_empty();
-                let passes = resumed.len() == waiting(1).len() || idle && outgrown(&waiting(1)[0]);
-                assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
-            }
+            // `adaptive` lets others pass a preempted request only where an idle engine has no room for its prompt.
+            let outgrown = |id: &RequestId| {
+                let target = before.request(before.slot(*id).unwrap()).prefill_target();
+                i64::from(before.pool().blocks_for(target)) > before.pool().free()
+            };
+            let idle = self.config.policy == PolicyName::Adaptive && before.residents() == 0 && resumed.is_empty();
+            let passes = resumed.len() == waiting(1).len() || idle && outgrown(&waiting(1)[0]);
+            assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
         }
     }
 

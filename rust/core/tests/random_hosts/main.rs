@@ -34,11 +34,14 @@ fn policies() -> Vec<Value> {
         json!({"policy": "adaptive"}),
         json!({"policy": "adaptive", "iteration_time": {"law": "a100"}, "preemption": "restart"}),
         json!({"policy": "adaptive", "host_preempts": true}),
+        json!({"policy": "adaptive", "order": "srpt", "ageing": 1e-7, "without": ["pacing", "forgetting", "buffer"]}),
+        json!({"policy": "adaptive", "skip_ahead": 3, "ageing": 1e-6, "iteration_time": {"law": "a100"},
+            "tpot_target": 0.02, "without": ["token-budget", "classes"]}),
         json!({"policy": "sarathi", "watermark": 0.1}),
         json!({"policy": "sarathi", "preemption": "restart"}),
         json!({"policy": "clairvoyant"}),
         json!({"policy": "clairvoyant", "order": "paced", "preemption": "restart"}),
-        json!({"policy": "clairvoyant", "order": "shortest"}),
+        json!({"policy": "clairvoyant", "order": "srpt"}),
         json!({"policy": "clairvoyant", "host_preempts": true}),
     ]
 }
@@ -138,8 +141,15 @@ impl Host {
         };
         let max_tokens = (hint == 3).then_some(output);
         let id = self.next_id;
-        let request =
-            Request { id, prompt, max_tokens, output: output_hint, arrival_ns: self.now_ns, ..Request::default() };
+        let request = Request {
+            id,
+            prompt,
+            max_tokens,
+            output: output_hint,
+            priority: (id % 3) as i32 - 1,
+            arrival_ns: self.now_ns,
+            ..Request::default()
+        };
         self.next_id += 1;
         let before = self.core.view().len();
         match self.core.add(&request) {

@@ -22,6 +22,8 @@ const WINDOW: f64 = 1000.0;
 #[derive(Clone, Debug)]
 pub(super) struct TokenBudget {
     law: IterationTime,
+    /// Whether the budget is chosen at all; otherwise it is the configured one.
+    chooses: bool,
     /// Token counts at which a stair ends, ascending.
     edges: Vec<u64>,
     /// The best of them.
@@ -37,12 +39,12 @@ pub(super) struct TokenBudget {
 
 impl TokenBudget {
     /// For iterations of at most `most` tokens.
-    pub(super) fn new(law: &IterationTime, most: u32) -> Self {
+    pub(super) fn new(law: &IterationTime, most: u32, chooses: bool) -> Self {
         let most = u64::from(most);
         let best = law.best_budget(most).unwrap_or(most);
         let edges = law.stairs().iter().map(|stair| stair.last).filter(|&n| n < most).collect();
         let price = law.token_seconds(best) / best as f64;
-        Self { law: law.clone(), edges, best, price, prefill_s: 0.0, total_s: 0.0, deferred: 0 }
+        Self { law: law.clone(), chooses, edges, best, price, prefill_s: 0.0, total_s: 0.0, deferred: 0 }
     }
 
     /// The token budget of an iteration with so many decodes and prefill tokens that could be computed; `held` if
@@ -51,7 +53,7 @@ impl TokenBudget {
         let limits = view.limits();
         let roomy = (view.pool().used() as f64) < MEMORY_SHARE * f64::from(view.pool().capacity())
             && f64::from(decodes) < SEAT_SHARE * f64::from(limits.max_num_seqs);
-        if !held && roomy && self.prefill_s <= PREFILL_SHARE * self.total_s {
+        if !self.chooses || !held && roomy && self.prefill_s <= PREFILL_SHARE * self.total_s {
             return limits.token_budget;
         }
         let all = u64::from(decodes.saturating_add(backlog).min(limits.token_budget));
@@ -61,6 +63,30 @@ impl TokenBudget {
         let gain = |n: u64| self.price * n as f64 - self.law.token_seconds(n);
         let edges = self.edges.iter().copied().filter(|&n| n > u64::from(decodes) && n < all);
         edges.chain([all]).reduce(|best, n| if gain(n) > gain(best) { n } else { best }).unwrap_or(all) as u32
+    }
+
+    /// Seconds of an iteration.
+    pub(super) fn seconds(&self, shape: &BatchShape) -> f64 {
+        self.law.seconds(shape)
+    }
+
+    /// The largest budget up to `tokens` whose iteration takes no longer than `target` seconds; at least the stair that
+    /// the decodes have begun, and one token, or prefills would never end.
+    pub(super) fn within(&self, view: &View, decodes: u32, tokens: u32, target: Option<f64>) -> u32 {
+        let Some(target) = target else { return tokens };
+        let decodes = u64::from(decodes);
+        let seconds = |n: u64| {
+            let prefill_tokens = n - decodes;
+            let decode_kv = view.lanes()[0].kv();
+            self.law.seconds(&BatchShape { prefill_tokens, decodes, decode_kv, ..BatchShape::default() })
+        };
+        let most = u64::from(tokens);
+        if most <= decodes || seconds(most) <= target {
+            return tokens;
+        }
+        let mut edges = self.edges.iter().copied().filter(|&n| n > decodes && n < most);
+        let first = edges.next().unwrap_or(most);
+        edges.take_while(|&n| seconds(n) <= target).last().unwrap_or(first) as u32
     }
 
     /// Takes note of what was planned, of a backlog of so many tokens.

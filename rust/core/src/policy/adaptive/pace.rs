@@ -5,6 +5,8 @@
 //! which each admission takes E[A], spreads them. How much it may hold grows with the variance of the lengths, for
 //! different lengths disperse a cohort by themselves.
 
+use serde::{Deserialize, Serialize};
+
 /// Rate of the bucket over C: what is not used in one iteration may be in another.
 const SLACK: f64 = 1.05;
 /// What the bucket holds for equal lengths, and what it gains with their squared coefficient of variation, in C · E[l'].
@@ -15,7 +17,8 @@ const FIRST: f64 = 50.0;
 const MEMORY: f64 = 500.0;
 
 /// The bucket, and the means that set its size.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Pace {
     /// Completions seen, and over the last of them the means of l', l'² and A.
     ended: f64,
@@ -34,6 +37,12 @@ impl Pace {
         self.output += weight * (output - self.output);
         self.output_squared += weight * (output * output - self.output_squared);
         self.cost += weight * (output * kv - self.cost);
+    }
+
+    /// Whether it could have been learned.
+    pub(super) fn is_sound(&self) -> bool {
+        let means = [self.ended, self.output, self.output_squared, self.cost];
+        means.iter().all(|mean| mean.is_finite() && *mean >= 0.0) && self.credit.is_finite()
     }
 
     /// So many iterations with `capacity` KV tokens have passed.

@@ -1,0 +1,178 @@
+//! What `adaptive` makes of hints: priorities, expected lengths, deadlines, targets, and what it learned before.
+
+use serde_json::{Value, json};
+use wait_core::{Config, Error, HoldReason, LengthHint, Report, Request, RequestId, Scheduler};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn scheduler(settings: Value) -> Scheduler {
+    let Value::Object(mut all) = settings else { unreachable!() };
+    all.insert("policy".into(), json!("adaptive"));
+    Scheduler::new(&Config::from_map(all).unwrap()).unwrap()
+}
+
+fn request(id: RequestId, prompt: u32, output: u32, arrival_s: u64) -> Request {
+    Request { id, prompt, output: LengthHint::Exact(output), arrival_ns: arrival_s * SECOND, ..Request::default() }
+}
+
+fn line(core: &Scheduler) -> Vec<RequestId> {
+    let view = core.view();
+    view.iter_waiting(0).map(|slot| view.request(slot).id).collect()
+}
+
+fn admitted(core: &mut Scheduler) -> Vec<RequestId> {
+    core.plan(0).chunks().iter().map(|chunk| chunk.id).collect()
+}
+
+#[test]
+fn a_level_of_priority_outweighs_the_ageing_time_and_no_more() {
+    let mut core = scheduler(json!({"kv_blocks": 100, "ageing": 10.0}));
+    let add = |core: &mut Scheduler, id, arrival_s, priority| {
+        core.add(&Request { priority, ..request(id, 5, 5, arrival_s) }).unwrap();
+    };
+    add(&mut core, 1, 0, 1);
+    add(&mut core, 2, 5, 0);
+    add(&mut core, 3, 9, 0);
+    // Arrived 10 s after the first: it would have to be more important by two levels.
+    add(&mut core, 4, 11, 0);
+    add(&mut core, 5, 11, -1);
+    assert_eq!(line(&core), [5, 2, 3, 1, 4]);
+    assert_eq!(admitted(&mut core), [5, 2, 3, 1, 4]);
+}
+
+#[test]
+fn shortest_expected_work_first_within_the_ageing_time() {
+    let mut core = scheduler(json!({"kv_blocks": 100, "order": "srpt", "ageing": 100.0}));
+    core.add(&request(1, 500, 500, 0)).unwrap();
+    core.add(&request(2, 10, 10, 1)).unwrap();
+    core.add(&request(3, 100, 100, 2)).unwrap();
+    assert_eq!(line(&core), [2, 3, 1]);
+    // Whatever its work: who came later than the ageing time never overtakes.
+    core.add(&request(4, 1, 1, 101)).unwrap();
+    assert_eq!(line(&core), [2, 3, 1, 4]);
+}
+
+#[test]
+fn behind_a_head_without_memory_only_those_within_the_bounds_are_looked_at() {
+    for (skip_ahead, expected) in [(0, vec![]), (1, vec![]), (2, vec![4]), (9, vec![4, 5])] {
+        let mut core = scheduler(json!({"kv_blocks": 40, "ageing": 60.0, "skip_ahead": skip_ahead}));
+        core.add(&request(1, 400, 20, 0)).unwrap();
+        assert_eq!(admitted(&mut core), [1]);
+        core.add(&request(2, 400, 20, 1)).unwrap();
+        core.add(&request(3, 300, 20, 2)).unwrap();
+        core.add(&request(4, 10, 10, 3)).unwrap();
+        core.add(&request(5, 10, 10, 61)).unwrap();
+        core.add(&request(6, 10, 10, 62)).unwrap();
+        assert_eq!(admitted(&mut core), expected, "skip_ahead {skip_ahead}");
+        assert_eq!(core.explain(2).unwrap().reason, HoldReason::NoBlocks);
+    }
+}
+
+#[test]
+fn a_request_that_would_slow_all_others_beyond_the_target_waits() {
+    // 10 ms, and 1 ms for each thousand tokens of KV: 30 ms are reached at 20,000 tokens.
+    let law = json!({"law": "linear", "d0": 0.01, "d1": 1e-6});
+    let residents = |target: Value| {
+        let mut core = scheduler(json!({"kv_blocks": 8000, "iteration_time": law, "tpot_target": target}));
+        for id in 0..200 {
+            core.add(&request(id, 180, 300, 0)).unwrap();
+        }
+        (0..40).for_each(|_| _ = core.plan(0));
+        (core.view().residents(), core.explain(199))
+    };
+    let (held, hold) = residents(json!(0.03));
+    let hold = hold.unwrap();
+    assert_eq!(hold.reason, HoldReason::TpotTarget);
+    assert!(hold.needs > hold.limit && (hold.limit - 0.03).abs() < 1e-12 && hold.needs < 0.035, "{hold:?}");
+    assert!((90..=111).contains(&held), "{held} of 180 tokens and up");
+    assert_eq!(residents(Value::Null), (200, None));
+}
+
+/// Serves one request at a time for a second each.
+fn serve_one_a_second(core: &mut Scheduler, seconds: std::ops::Range<u64>) {
+    for second in seconds {
+        core.plan(second * SECOND);
+        let resident: Vec<_> = core.view().iter_residents().map(|slot| core.view().request(slot).id).collect();
+        core.complete(&Report { finished: &resident, ..Report::default() });
+    }
+}
+
+#[test]
+fn a_deadline_that_the_line_cannot_meet_is_refused_with_the_predicted_wait() {
+    let mut core = scheduler(json!({"kv_blocks": 100, "max_num_seqs": 1, "token_budget": 100}));
+    for id in 0..60 {
+        core.add(&request(id, 10, 10, 0)).unwrap();
+    }
+    serve_one_a_second(&mut core, 0..40);
+    // Twenty wait, one goes a second.
+    let predicted = core.predicted_wait_ns();
+    assert!(predicted.abs_diff(20 * SECOND) < 2 * SECOND, "{predicted}");
+    let impatient = Request { max_wait_ns: Some(10 * SECOND), ..request(100, 10, 10, 40) };
+    let refused = Error::DeadlineUnreachable { id: 100, predicted_wait_ns: predicted, max_wait_ns: 10 * SECOND };
+    assert_eq!(core.add(&impatient), Err(refused));
+    assert_eq!(core.view().len(), 20, "nothing has changed");
+    core.add(&Request { max_wait_ns: Some(30 * SECOND), ..impatient }).unwrap();
+    serve_one_a_second(&mut core, 40..70);
+    assert_eq!((core.view().len(), core.predicted_wait_ns()), (0, 0));
+}
+
+/// A closed loop of hidden lengths: the short ones are labelled 0, the long ones 1. Returns the plans made.
+fn traffic(core: &mut Scheduler, ids: std::ops::Range<u64>, labelled: bool) -> Vec<Vec<(RequestId, u32)>> {
+    let mut plans = Vec::new();
+    let (mut next, last) = (ids.start, ids.end);
+    let length = |id: u64| if id.is_multiple_of(2) { 10 } else { 200 + (id % 7) as u32 };
+    while next < last || !core.view().is_empty() {
+        while next < last && core.view().waiting_total() < 8 {
+            let type_id = labelled.then_some((next % 2) as u16);
+            core.add(&Request { type_id, output: LengthHint::Unknown, ..request(next, 20, 1, 0) }).unwrap();
+            next += 1;
+        }
+        plans.push(core.plan(0).chunks().iter().map(|chunk| (chunk.id, chunk.tokens)).collect());
+        let view = core.view();
+        let over = |slot: &u32| view.stage(*slot) >= length(view.request(*slot).id);
+        let finished: Vec<_> = view.iter_residents().filter(over).map(|slot| view.request(slot).id).collect();
+        core.complete(&Report { finished: &finished, ..Report::default() });
+    }
+    plans
+}
+
+#[test]
+fn what_was_learned_is_taken_over_by_another_scheduler() {
+    let settings = json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256});
+    let mut first = scheduler(settings.clone());
+    traffic(&mut first, 0..400, true);
+    let learned = first.learned().unwrap();
+    let mut second = scheduler(settings.clone());
+    second.restore(&learned).unwrap();
+    let taken = second.learned().unwrap();
+    second.restore(&taken).unwrap();
+    assert!(second.learned().unwrap() == taken, "nothing is lost on the way");
+    // It starts where the other stands: no cold start, the same work in fewer iterations.
+    let mut cold = scheduler(settings);
+    traffic(&mut second, 400..600, true);
+    traffic(&mut cold, 400..600, true);
+    assert!(second.stats().iterations < cold.stats().iterations, "{:?} {:?}", second.stats(), cold.stats());
+
+    let mut busy = scheduler(json!({"kv_blocks": 60}));
+    busy.add(&request(1, 4, 4, 0)).unwrap();
+    assert!(busy.restore(&learned).unwrap_err().to_string().contains("no request is present"));
+    let mut fresh = scheduler(json!({"kv_blocks": 60}));
+    for wrong in [json!(null), json!({}), json!({"lengths": {}, "pace": {}})] {
+        assert!(fresh.restore(&wrong).is_err(), "{wrong}");
+    }
+    let mut damaged = learned.clone();
+    *damaged.pointer_mut("/lengths/pool/rows/0/exposure").unwrap() = json!(-1.0);
+    assert!(fresh.restore(&damaged).unwrap_err().to_string().contains("counts that no traffic gives"));
+    let mut other = Scheduler::new(&Config { kv_blocks: 60, ..Config::default() }).unwrap();
+    assert!(other.learned().is_none() && other.restore(&learned).is_err());
+}
+
+#[test]
+fn a_label_that_tells_short_from_long_saves_iterations() {
+    let iterations = |labelled| {
+        let mut core = scheduler(json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256}));
+        traffic(&mut core, 0..2_000, labelled).len()
+    };
+    let (plain, labelled) = (iterations(false), iterations(true));
+    assert!(labelled < plain, "{labelled} iterations with labels, {plain} without");
+}
