@@ -82,7 +82,7 @@ def main() -> None:
     bench = start(
         "instructions",
         "Instructions per iteration of the core, by callgrind.",
-        check={"action": "store_true", "help": f"fail where a count exceeds the baseline by {TOLERANCE:.0%}"},
+        check={"action": "store_true", "help": f"fail where a count exceeds the baseline by {100 * TOLERANCE:.0f} %%"},
         update={"action": "store_true", "help": "write the baseline"},
         profile={"action": "store_true", "help": "tell where the instructions of an iteration go"},
     )

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from wait_core import _core, simulate
 from wait_core.datasets import Dataset, panel
 from wait_core.planning import plan
+from wait_core.plot_style import LIMIT, new_figure, styles
 from wait_core.requests import Requests, replayed, sampled
 from wait_core.traces import Trace
 from wait_core.traces import load as load_trace
@@ -207,6 +208,40 @@ def document(bench: Bench) -> str:
     return "\n\n".join(tables)
 
 
+def draw(made: Panel, cells: list[tuple[str, float]], choose: tuple[int, ...], compare: tuple[int, ...]) -> None:
+    """Draw docs/figures/panel-*.png: every policy relative to the reference, cell by cell."""
+    names = list(dict.fromkeys(name for name, _ in cells))
+    loads = sorted({load for _, load in cells})
+    policies = ["vllm 0/2048", *(policy for policy in OTHERS if policy != "clairvoyant 384")]
+    looks = styles([policy.split()[0] for policy in policies])
+    figures = {"output_throughput": "output throughput", "mean_e2el_ms": "mean end-to-end latency"}
+    for key, label in figures.items():
+        with new_figure(
+            ROOT / "docs" / "figures" / f"panel-{key.replace('_', '-')}.png", (9.5, 2.0 * len(loads))
+        ) as figure:
+            for axis, load in zip(figure.subplots(len(loads), 1, sharex=True, squeeze=False)[:, 0], loads, strict=True):
+                for i, policy in enumerate(policies):
+                    colour, _, marker = looks[policy.split()[0]]
+                    ratios = [
+                        made.mean(name, load, policy, key, compare)
+                        / made.mean(name, load, made.reference(name, load, choose), key, compare)
+                        for name in names
+                    ]
+                    at = [x + 0.1 * (i - (len(policies) - 1) / 2) for x in range(len(names))]
+                    axis.plot(at, ratios, color=colour, marker=marker, markersize=4.5, linestyle="", label=policy)
+                axis.axhline(1.0, color=LIMIT, linewidth=1.2)
+                axis.set_title(f"load {load:g}")
+                if key == "mean_e2el_ms":
+                    axis.set_yscale("log")
+                    axis.set_yticks(ticks := [0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0], [f"{tick:g}" for tick in ticks])
+                    axis.minorticks_off()
+                    axis.set_ylim(0.6, 4.5)
+                axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
+            figure.supylabel(f"{label} / best static pair's", fontsize=10)
+            handles, labels = axis.get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper center", ncols=len(policies), fontsize=8)
+
+
 def main() -> None:
     """Make the runs, print the table and the claims."""
     bench = start(
@@ -215,6 +250,7 @@ def main() -> None:
         workloads={"nargs": "+", "default": list(FIXED.workloads), "help": "(all)"},
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
         markdown={"action": "store_true", "help": "print the tables of docs/panel.md as well"},
+        figures={"action": "store_true", "help": "draw docs/figures/panel-*.png"},
         policies={"action": "store_true", "help": "print the figures of every policy as well"},
     )
     choose, compare = FIXED.seeds["choose"], FIXED.seeds["compare"]
@@ -241,6 +277,8 @@ def main() -> None:
                 figures = {key: f"{made.mean(*cell, policy, key, compare):.4g}" for key in KEEP}
                 print(json.dumps({"workload": cell[0], "load": cell[1], "policy": policy} | figures))
     missed = [claim for claim in bench.claims if claim.holds is False]
+    if bench.options.figures:
+        draw(made, cells, choose, compare)
     if bench.options.markdown:
         print(document(bench))
     bench.finish()
