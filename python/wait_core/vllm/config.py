@@ -49,8 +49,10 @@ class Settings:
         JSON object of settings that override these; read again, while serving, whenever it changes.
     log_file
         Where to log every decision (JSONL); none by default.
+    step_log_file
+        Where to log what each step computed and how long it took (JSONL), for ``wait-core calibrate``; none by default.
     log_max_mb
-        Size in MB (10^6 bytes) at which that log ends.
+        Size in MB (10^6 bytes) at which each of these logs ends.
     core
         What goes to the core.
     sources
@@ -65,6 +67,7 @@ class Settings:
     shadow: bool = False
     config_file: str | None = None
     log_file: str | None = None
+    step_log_file: str | None = None
     log_max_mb: float = 256.0
     core: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +76,7 @@ class Settings:
 OWN = tuple(f.name for f in fields(Settings) if f.name not in {"core", "sources"})
 """Settings of the adapter itself."""
 
-AT_START = ("config_file", "log_file", "log_max_mb", "fast_decode")
+AT_START = ("config_file", "log_file", "step_log_file", "log_max_mb", "fast_decode")
 """Those of them that stay as they are at the start, and so do not belong into the settings file."""
 
 FROM_ENGINE = {
@@ -149,7 +152,7 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
     ):
         if name in merged and not isinstance(merged[name], kind):
             raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {merged[name]!r}")
-    for name in ("config_file", "log_file"):
+    for name in ("config_file", "log_file", "step_log_file"):
         if not isinstance(merged.get(name), str | None):
             raise ConfigError(f"{KEY}.{name} must be a path, got {merged[name]!r}")
     for name, unit in (("watchdog_s", "seconds"), ("log_max_mb", "megabytes")):

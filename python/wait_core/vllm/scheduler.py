@@ -35,6 +35,10 @@ class WaitScheduler(AsyncScheduler):
             from wait_core.vllm import fast_decode  # noqa: PLC0415  names much of vLLM that nothing else here needs
 
             fast_decode.install(self)
+        if (path := self.wait_core.settings.step_log_file) is not None:
+            from wait_core.vllm import step_log  # noqa: PLC0415
+
+            step_log.install(self, path, int(self.wait_core.settings.log_max_mb * 1e6))
 
     def add_request(self, request: Request) -> None:
         """Queue `request` with vLLM, then tell the core."""

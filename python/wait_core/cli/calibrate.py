@@ -1,0 +1,68 @@
+"""`wait-core calibrate`: an iteration-time law from iterations that an engine measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wait_core import calibration
+from wait_core._core import WaitCoreError
+from wait_core.tables import table
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("calibrate", help="fit the iteration-time law of a GPU to a step log of vLLM")
+    parser.add_argument("logs", nargs="+", type=Path, metavar="FILE", help="step logs (setting step_log_file)")
+    parser.add_argument("--law", choices=calibration.LAWS, default="measured", help="what --output gets (%(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the law, for --iteration-time")
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    steps = calibration.load(arguments.logs)
+    chosen = calibration.fit(steps, arguments.law)
+    fits = {arguments.law: chosen}
+    for other in set(calibration.LAWS) - {arguments.law}:
+        with contextlib.suppress(WaitCoreError):  # shown beside the one asked for where it fits at all
+            fits[other] = calibration.fit(steps, other)
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(chosen.law, indent=1) + "\n", encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(chosen.summary()))
+        return 0
+    print(report(steps, fits))
+    if arguments.output is None:
+        print(json.dumps(chosen.law))
+    else:
+        print(f"{arguments.law} law written to {arguments.output}; give it as --iteration-time {arguments.output}")
+    return 0
+
+
+def report(steps: calibration.Steps, fits: dict[str, calibration.Fit]) -> str:
+    """Return what was measured and how well each law tells it."""
+    prefill = steps.prefill_tokens > 0
+    seen = (
+        f"{len(steps):,} iterations, {steps.seconds.sum():,.0f} s: {int(prefill.sum()):,} with prefill; "
+        f"tokens up to {steps.tokens.max():,.0f}, decodes up to {steps.decodes.max():,.0f}, "
+        f"their KV up to {steps.decode_kv.max():,.0f} tokens. The law is a guess beyond these."
+    )
+    rows = [
+        [
+            kind,
+            f"{fit.r_squared:.4f}",
+            f"{fit.median_error:.1%}",
+            f"{fit.p90_error:.1%}",
+            f"{fit.total_error:+.1%}",
+            f"{fit.outliers} ({fit.outlier_time:.1%} of the time)",
+        ]
+        for kind, fit in fits.items()
+    ]
+    header = ["law", "R2", "median error", "90 % below", "sum of times", "left out as outliers"]
+    return f"{seen}\n{table(header, rows)}"

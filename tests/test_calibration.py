@@ -1,0 +1,146 @@
+"""`wait-core calibrate`: laws that are known are found again from noisy measurements."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from wait_core import WaitCoreError, simulate
+from wait_core._core import iteration_seconds
+from wait_core.calibration import FEWEST, FORMAT, VERSION, fit, load
+from wait_core.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+A100 = {"law": "a100"}
+LINEAR = {"law": "linear", "d0": 0.0106, "d1": 4.0e-7}
+MEASURED = {
+    "law": "measured",
+    "round_to": 1,
+    "steps": [
+        {"up_to": 64, "base_ns": 9.0e6, "per_token_ns": 12_000.0},
+        {"up_to": 256, "base_ns": 14.0e6, "per_token_ns": 9_000.0},
+        {"up_to": 2048, "base_ns": -2.0e6, "per_token_ns": 66_000.0},
+    ],
+    "attention": {"per_decode_kv_ns": 270.0, "per_prefill_attention_ns": 5.0, "prefill_base_ns": 60_000.0},
+}
+
+
+def shape(draw: random.Random) -> dict[str, Any]:
+    """Draw an iteration as a busy engine has them: most decode alone, some take in chunks as well."""
+    decodes = draw.randint(0, 250)
+    chunks = []
+    if decodes == 0 or draw.random() < 0.4:
+        room = 2048 - decodes
+        for _ in range(draw.randint(1, 4)):
+            tokens = min(room, draw.randint(1, 900))
+            if tokens > 0:
+                chunks.append((tokens, draw.choice([0, 0, draw.randint(1, 2000)])))
+                room -= tokens
+    return {"decodes": decodes, "decode_kv": decodes * draw.randint(50, 900), "chunks": chunks}
+
+
+def write(path: Path, law: dict[str, Any], *, count: int, noise: float, stalls: float = 0.0) -> Path:
+    """Write the log of an engine that follows `law` up to noise, with stalls of a second now and then."""
+    draw = random.Random(5)
+    lines: list[dict[str, Any]] = [{"format": FORMAT, "version": VERSION}]
+    for _ in range(count):
+        batch = shape(draw)
+        seconds = iteration_seconds(law, **batch) * draw.lognormvariate(-(noise**2) / 2, noise)
+        seconds += draw.random() < stalls
+        lines.append({"ns": round(seconds * 1e9), **batch})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def worst(found: dict[str, Any], true: dict[str, Any], seed: int = 99) -> tuple[float, float]:
+    """Return the mean and the largest relative error on fresh iterations."""
+    draw = random.Random(seed)
+    shapes = [shape(draw) for _ in range(500)]
+    errors = [abs(iteration_seconds(found, **batch) / iteration_seconds(true, **batch) - 1) for batch in shapes]
+    return sum(errors) / len(errors), max(errors)
+
+
+@pytest.mark.parametrize("law", [MEASURED, LINEAR, A100], ids=["measured", "linear", "a100"])
+def test_a_known_law_is_found_again(tmp_path: Path, law: dict[str, Any]) -> None:
+    found = fit(load([write(tmp_path / "steps.jsonl", law, count=6000, noise=0.05)]))
+    mean, largest = worst(found.law, law)
+    # The A100's stairs are more than are looked for, and rounded to 8 tokens.
+    assert mean < (0.02 if law is A100 else 0.006)
+    assert largest < (0.15 if law is A100 else 0.03)
+    assert abs(found.total_error) < 0.005
+    assert 0.03 < found.median_error < 0.045  # of the noise: 0.67 standard deviations
+    assert found.r_squared > 0.95
+
+
+def test_stairs_are_where_they_are(tmp_path: Path) -> None:
+    found = fit(load([write(tmp_path / "steps.jsonl", MEASURED, count=6000, noise=0.02)]))
+    assert [step["up_to"] for step in found.law["steps"][:-1]] == [64, 256]
+    attention = found.law["attention"]
+    assert attention["per_decode_kv_ns"] == pytest.approx(270.0, rel=0.02)
+    assert min(attention["per_decode_ns"], attention["per_prefill_token_ns"]) == 0
+
+
+def test_the_papers_law(tmp_path: Path) -> None:
+    found = fit(load([write(tmp_path / "steps.jsonl", LINEAR, count=2000, noise=0.05)]), "linear")
+    assert found.law["d0"] == pytest.approx(LINEAR["d0"], rel=0.01)
+    assert found.law["d1"] == pytest.approx(LINEAR["d1"], rel=0.01)
+
+
+def test_stalls_are_left_out_and_said(tmp_path: Path) -> None:
+    clean = fit(load([write(tmp_path / "clean.jsonl", MEASURED, count=4000, noise=0.05)]))
+    stalled = fit(load([write(tmp_path / "stalled.jsonl", MEASURED, count=4000, noise=0.05, stalls=0.01)]))
+    assert clean.outliers == 0
+    assert 20 <= stalled.outliers <= 60
+    assert stalled.outlier_time > 0.1
+    assert stalled.total_error < -0.1  # these stalls are a part of the time, and none of the law's
+    assert worst(stalled.law, MEASURED)[0] < 0.008
+
+
+def test_the_law_goes_into_the_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write(tmp_path / "steps.jsonl", MEASURED, count=4000, noise=0.05)
+    law = tmp_path / "law.json"
+    assert main(["calibrate", str(log), "--output", str(law)]) == 0
+    said = capsys.readouterr().out
+    assert "4,000 iterations" in said
+    assert "measured" in said
+    assert "linear" in said
+    assert main(["calibrate", str(log), "--json", "--law", "linear"]) == 0
+    assert json.loads(capsys.readouterr().out)["law"]["law"] == "linear"
+    workload: dict[str, Any] = {"dataset_name": "chat", "request_rate": 5, "num_prompts": 300, "kv_blocks": 4000}
+    mine, true = (
+        simulate(**workload, iteration_time_law=which).summary()["mean_e2el_ms"] for which in (str(law), MEASURED)
+    )
+    assert mine == pytest.approx(true, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "0 iterations"),
+        ('{"format": "wait-core-log", "version": 1}\n', "wait-core-log"),
+        ('{"format": "wait-core-steps", "version": 9}\n', "version 9"),
+        ('{"format": "wait-core-steps", "version": 1}\n{"ns": 1}\n{}\n', ":2: not a step log"),
+        ('{"format": "wait-core-steps", "version": 1}\n{"ns": 0, "decodes": 1, "decode_kv": 1, "chunks": []}\n', ":2:"),
+    ],
+)
+def test_what_is_no_step_log_is_refused(
+    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert main(["calibrate", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unfinished_line_and_a_full_log_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "steps.jsonl", LINEAR, count=FEWEST, noise=0.0)
+    with path.open("a") as file:
+        file.write('{"stop":"size"}\n{"ns": 12')
+    assert len(load([path])) == FEWEST
+    with pytest.raises(WaitCoreError, match="law = 'table'"):
+        fit(load([path]), "table")
