@@ -49,19 +49,23 @@ pub(crate) fn group_types<'py>(
     rate: f64,
     classes: usize,
 ) -> PyResult<(Types, Column<'py, u16>)> {
-    let pairs = lengths(&prompt, &output)?;
+    let (prompt, output) = same_length(&prompt, &output)?;
+    let pairs: Vec<(u32, u32)> = prompt.iter().copied().zip(output.iter().copied()).collect();
     let (workload, labels) = Grouping::typed(&pairs, rate, classes).map_err(|error| error::planning(&error))?;
     let types = workload.types().iter().map(|&RequestType { prompt, output, rate }| (prompt, output, rate)).collect();
     Ok((types, labels.into_pyarray(py)))
 }
 
-fn lengths(prompt: &PyReadonlyArray1<'_, u32>, output: &PyReadonlyArray1<'_, u32>) -> PyResult<Vec<(u32, u32)>> {
+fn same_length<'a>(
+    prompt: &'a PyReadonlyArray1<'_, u32>,
+    output: &'a PyReadonlyArray1<'_, u32>,
+) -> PyResult<(&'a [u32], &'a [u32])> {
     let (prompt, output) = (prompt.as_slice()?, output.as_slice()?);
     if prompt.len() != output.len() {
         let message = format!("output: {} lengths for {} prompts", output.len(), prompt.len());
         return Err(WaitCoreError::new_err(message));
     }
-    Ok(prompt.iter().copied().zip(output.iter().copied()).collect())
+    Ok((prompt, output))
 }
 
 /// Most tokens of anything in an iteration: products of two, and sums of many, stay exact.
@@ -143,16 +147,13 @@ pub(crate) fn run(
     priorities: Option<Vec<i32>>,
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Run> {
-    let pairs = lengths(&prompt, &output)?;
+    let (prompt, output) = same_length(&prompt, &output)?;
     let (times, labels) = (arrival_ns.as_slice()?, labels.as_slice()?);
-    if times.len() != pairs.len() || labels.len() != pairs.len() {
+    if times.len() != prompt.len() || labels.len() != prompt.len() {
         let message =
-            format!("arrivals: {} times and {} labels for {} requests", times.len(), labels.len(), pairs.len());
+            format!("arrivals: {} times and {} labels for {} requests", times.len(), labels.len(), prompt.len());
         return Err(WaitCoreError::new_err(message));
     }
-    let rows = times.iter().zip(&pairs).zip(labels);
-    let arrivals: Vec<Arrival> =
-        rows.map(|((&at_ns, &(prompt, output)), &label)| Arrival { at_ns, prompt, output, label }).collect();
     let setup = Setup {
         config: convert::config(Some(settings))?,
         law: convert::json(law, "iteration_time")?,
@@ -172,6 +173,9 @@ pub(crate) fn run(
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
     let result = py.detach(|| {
+        let rows = times.iter().zip(prompt).zip(output).zip(labels);
+        let arrivals: Vec<Arrival> =
+            rows.map(|(((&at_ns, &prompt), &output), &label)| Arrival { at_ns, prompt, output, label }).collect();
         wait_sim::run(&setup, &arrivals, |completed| {
             let called = Python::attach(|py| {
                 py.check_signals()?;

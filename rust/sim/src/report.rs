@@ -25,44 +25,43 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of weighted observations in ns. Percentiles are the least value that the given share does not exceed.
-    fn of(mut values: Vec<(u64, u32)>) -> Self {
-        let weight: u64 = values.iter().map(|&(_, w)| u64::from(w)).sum();
+    /// Of weighted observations in ns. Pairs that fit one machine word together are sorted as such, in a fraction of the
+    /// time and half the memory.
+    fn of(values: impl Iterator<Item = (u64, u32)> + Clone) -> Self {
+        let (value, weight) = values.clone().fold((0, 0), |most, pair| (most.0 | pair.0, most.1 | pair.1));
+        let shift = u32::BITS - weight.leading_zeros();
+        if value.leading_zeros() < shift {
+            let mut pairs: Vec<(u64, u32)> = values.collect();
+            pairs.sort_unstable();
+            return Self::of_ascending(&pairs.iter().copied());
+        }
+        let mask = (1 << shift) - 1;
+        let mut words: Vec<u64> = values.map(|(value, weight)| value << shift | u64::from(weight)).collect();
+        words.sort_unstable();
+        Self::of_ascending(&words.iter().map(|word| (word >> shift, (word & mask) as u32)))
+    }
+
+    /// Of observations in ascending order. Percentiles are the least value that the given share does not exceed.
+    fn of_ascending(values: &(impl Iterator<Item = (u64, u32)> + Clone)) -> Self {
+        let weight: u64 = values.clone().map(|(_, w)| u64::from(w)).sum();
         if weight == 0 {
             return Self { mean: f64::NAN, median: f64::NAN, std: f64::NAN, p99: f64::NAN };
         }
-        sort(&mut values);
         let percentile = |share: f64| {
             let rank = libm::ceil(share * weight as f64) as u64;
             let mut seen = 0;
-            let at = values.iter().find(|&&(_, w)| {
+            let at = values.clone().find(|&(_, w)| {
                 seen += u64::from(w);
                 seen >= rank
             });
-            at.map_or(f64::NAN, |&(value, _)| value as f64 * 1e-6)
+            at.map_or(f64::NAN, |(value, _)| value as f64 * 1e-6)
         };
         let average = |f: &dyn Fn(f64) -> f64| {
-            values.iter().map(|&(value, w)| f(value as f64 * 1e-6) * f64::from(w)).sum::<f64>() / weight as f64
+            values.clone().map(|(value, w)| f(value as f64 * 1e-6) * f64::from(w)).sum::<f64>() / weight as f64
         };
         let mean = average(&|ms| ms);
         let std = libm::sqrt(average(&|ms| (ms - mean) * (ms - mean)));
         Self { mean, median: percentile(0.5), std, p99: percentile(0.99) }
-    }
-}
-
-/// Sorts in ascending order. Pairs that fit one machine word together sort as such, in a fraction of the time.
-fn sort(values: &mut [(u64, u32)]) {
-    let (value, weight) = values.iter().fold((0, 0), |most, pair| (most.0 | pair.0, most.1 | pair.1));
-    let shift = u32::BITS - weight.leading_zeros();
-    if value.leading_zeros() < shift {
-        values.sort_unstable();
-        return;
-    }
-    let mask = (1 << shift) - 1;
-    let mut words: Vec<u64> = values.iter().map(|&(value, weight)| value << shift | u64::from(weight)).collect();
-    words.sort_unstable();
-    for (pair, word) in values.iter_mut().zip(words) {
-        *pair = (word >> shift, (word & mask) as u32);
     }
 }
 
@@ -103,40 +102,41 @@ impl Summary {
     /// Derives the figures; `slo` adds the goodput.
     pub fn new(run: &Run, slo: Option<Slo>) -> Self {
         let done = |i: &usize| run.finished_ns[*i] != NEVER_NS;
-        let completed: Vec<usize> = (0..run.finished_ns.len()).filter(done).collect();
+        let completed = (0..run.finished_ns.len()).filter(done);
         let ttft = |i: usize| run.first_token_ns[i] - run.arrival_ns[i];
         let e2el = |i: usize| run.finished_ns[i] - run.arrival_ns[i];
         let tpot = |i: usize| {
             let gaps = u64::from(run.output[i].saturating_sub(1));
             (run.finished_ns[i] - run.first_token_ns[i]).checked_div(gaps)
         };
-        let each = |f: &dyn Fn(usize) -> u64| Spread::of(completed.iter().map(|&i| (f(i), 1)).collect());
+        let each = |f: &dyn Fn(usize) -> u64| Spread::of(completed.clone().map(|i| (f(i), 1)));
         let start = run.arrival_ns.first().copied().unwrap_or(0);
-        let end = completed.iter().map(|&i| run.finished_ns[i]).max().unwrap_or(start);
+        let end = completed.clone().map(|i| run.finished_ns[i]).max().unwrap_or(start);
         let duration = (end - start) as f64 * 1e-9;
-        let total_input_tokens = completed.iter().map(|&i| u64::from(run.prompt[i])).sum();
-        let total_output_tokens = completed.iter().map(|&i| u64::from(run.output[i])).sum();
+        let total_input_tokens = completed.clone().map(|i| u64::from(run.prompt[i])).sum();
+        let total_output_tokens = completed.clone().map(|i| u64::from(run.output[i])).sum();
         let met = slo.map(|slo| {
-            let meets = |&&i: &&usize| {
+            let meets = |&i: &usize| {
                 ttft(i) as f64 <= slo.ttft_ms * 1e6 && tpot(i).is_none_or(|gap| gap as f64 <= slo.tpot_ms * 1e6)
             };
-            completed.iter().filter(meets).count() as f64
+            completed.clone().filter(meets).count() as f64
         });
+        let count = completed.clone().count();
         Self {
             duration,
-            completed: completed.len(),
+            completed: count,
             failed: run.failed,
             total_input_tokens,
             total_output_tokens,
-            request_throughput: completed.len() as f64 / duration,
+            request_throughput: count as f64 / duration,
             request_goodput: met.map(|met| met / duration),
             goodput: met.map(|met| met / run.finished_ns.len() as f64),
             output_throughput: total_output_tokens as f64 / duration,
             total_token_throughput: (total_input_tokens + total_output_tokens) as f64 / duration,
             ttft: each(&ttft),
             e2el: each(&e2el),
-            tpot: Spread::of(completed.iter().filter_map(|&i| Some((tpot(i)?, 1))).collect()),
-            itl: Spread::of(run.gaps.clone()),
+            tpot: Spread::of(completed.clone().filter_map(|i| Some((tpot(i)?, 1)))),
+            itl: Spread::of(run.gaps.iter().copied()),
         }
     }
 
@@ -175,17 +175,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn words_sort_as_pairs_do(
+        fn words_give_what_pairs_give(
             value_bits in 1..=64u32,
             weight_bits in 1..=32u32,
             raw in prop::collection::vec((any::<u64>(), any::<u32>()), 0..200),
         ) {
             let mut values: Vec<(u64, u32)> =
                 raw.into_iter().map(|(v, w)| (v >> (64 - value_bits), w >> (32 - weight_bits))).collect();
-            let mut expected = values.clone();
-            expected.sort_unstable();
-            sort(&mut values);
-            prop_assert_eq!(values, expected);
+            let found = Spread::of(values.iter().copied());
+            values.sort_unstable();
+            let expected = Spread::of_ascending(&values.iter().copied());
+            for (a, b) in [
+                (found.mean, expected.mean),
+                (found.median, expected.median),
+                (found.std, expected.std),
+                (found.p99, expected.p99),
+            ] {
+                prop_assert_eq!(a.to_bits(), b.to_bits());
+            }
         }
     }
 }
