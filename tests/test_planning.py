@@ -69,6 +69,22 @@ def test_thresholds_as_caps_stay_within_a_tile() -> None:
     assert caps["per_type"][0] <= 0.128
 
 
+def test_gates_planned_on_the_staircase_have_the_least_latency() -> None:
+    requests = sampled("p512d20", request_rate=20.0, num_prompts=10_000, seed=3)
+    report = wait_core.plan(requests=requests)
+    (planned,), (delay,) = report.wait["per_type"], report.wait["delays"]
+
+    def simulated(n: float) -> float:
+        run = wait_core.simulate("wait", requests=requests, work_conserving=False, thresholds=[n])
+        return float(run.e2el_s.mean())
+
+    least = simulated(planned)
+    assert delay["latency"] == pytest.approx(least, rel=0.1)
+    assert all(simulated(factor * planned) > 1.02 * least for factor in (0.6, 1.5, 2.5))
+    # The average of its iterations would keep up at 0.48; they themselves do not.
+    assert simulated(0.48) > 5 * least
+
+
 def test_segments_and_buffer() -> None:
     planner = Planner([(512, 20, 14.0), (512, 50, 6.0)], LINEAR, capacity=60_000)
     assert [segment["survival"] for segment in planner.segments()] == [1.0, pytest.approx(0.3)]

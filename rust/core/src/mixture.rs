@@ -6,7 +6,7 @@
 //! tokens of an iteration have a distribution, on a grid, and the time is averaged over it.
 
 use crate::cost::{FluidShape, IterationTime};
-use crate::fluid::{Setting, kv};
+use crate::fluid::{GpuLimits, Setting, kv};
 
 /// Most grid points up to the token budget.
 const POINTS: u64 = 256;
@@ -31,14 +31,23 @@ impl<'a> Mixture<'a> {
         let demand = setting.workload.demand(setting.convention);
         let rate = setting.workload.rate();
         let arriving = setting.workload.types().iter().filter(|t| t.rate > 0.0);
-        let capacity = setting.limits.capacity;
         Self {
-            law: setting.law,
-            budget: setting.limits.token_budget.unwrap_or(capacity).min(capacity),
-            decode_kv: if demand.decodes > 0.0 { demand.decode_kv / demand.decodes } else { 0.0 },
-            attention: demand.prefill_attention / demand.prefill_tokens,
             prompt: demand.prefill_tokens / rate,
             lengths: arriving.map(|t| (f64::from(t.prompt), t.rate / rate)).collect(),
+            ..Self::of(&demand, setting.law, &setting.limits)
+        }
+    }
+
+    /// Iterations whose decodes and prefills are, on average, like those of this batch; prompts are not known one by one.
+    fn of(batch: &FluidShape, law: &'a IterationTime, limits: &GpuLimits) -> Self {
+        let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        Self {
+            law,
+            budget: limits.token_budget.unwrap_or(limits.capacity).min(limits.capacity),
+            decode_kv: ratio(batch.decode_kv, batch.decodes),
+            attention: ratio(batch.prefill_attention, batch.prefill_tokens),
+            prompt: 0.0,
+            lengths: Vec::new(),
         }
     }
 
@@ -84,7 +93,11 @@ impl<'a> Mixture<'a> {
 
     /// A grid of at most `points` steps up to the room beside so many decodes; steps are multiples of the law's padding.
     pub(crate) fn grid(&self, decodes: f64, points: u64) -> Grid {
-        let (room, round) = (self.room(decodes), self.law.round_to());
+        self.grid_to(self.room(decodes), points)
+    }
+
+    fn grid_to(&self, room: f64, points: u64) -> Grid {
+        let round = self.law.round_to();
         let step = ((room / points as f64 / round as f64).ceil() as u64 * round).max(1);
         let room = (room / step as f64).floor().max(1.0) as usize;
         Grid { step: step as f64, room, prompts: spread(&self.lengths, step as f64) }
@@ -103,16 +116,18 @@ impl<'a> Mixture<'a> {
 
     /// Mean seconds of an iteration with so many decodes, if `entries` (prompt, number) enter in each: of a fractional
     /// number the whole part always, one more as often as the rest says.
-    pub(crate) fn paced_seconds(&self, decodes: f64, entries: impl Iterator<Item = (u32, f64)> + Clone) -> f64 {
-        let mean = entries.clone().map(|(prompt, n)| f64::from(prompt) * n).sum::<f64>();
-        let grid = self.grid(decodes, POINTS);
+    pub(crate) fn paced_seconds(&self, decodes: f64, entries: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+        let mean = entries.clone().map(|(prompt, n)| prompt * n).sum::<f64>();
+        let most = entries.clone().map(|(prompt, n)| prompt * n.ceil()).sum::<f64>();
+        // As fine as what enters allows, with a step to spare for what lies between two grid points.
+        let grid = self.grid_to(self.room(decodes).min(most * (1.0 + 2.0 / POINTS as f64) + 1.0), POINTS);
         if mean >= grid.room as f64 * grid.step {
             return self.seconds(decodes, grid.room as f64 * grid.step);
         }
         let mut pmf = vec![0.0; grid.room + 1];
         pmf[0] = 1.0;
         for (prompt, n) in entries {
-            let (prompt, whole) = (f64::from(prompt), n.floor());
+            let whole = n.floor();
             shift(&mut pmf, prompt * whole / grid.step, 1.0);
             shift(&mut pmf, prompt / grid.step, n - whole);
         }
@@ -132,6 +147,20 @@ impl<'a> Mixture<'a> {
         let last = self.seconds(decodes, full);
         (1.0 - extra) * (seconds + (1.0 - inside).max(0.0) * last) + extra * last
     }
+}
+
+/// ΔT(n): mean seconds of the iterations in which `entries` (prompt, number) enter, where `batch` is their average. With
+/// whole numbers every iteration is that batch, and under a law that is linear in the batch the mean is the average's.
+pub(crate) fn iteration_seconds(
+    batch: &FluidShape,
+    entries: impl Iterator<Item = (f64, f64)> + Clone,
+    law: &IterationTime,
+    limits: &GpuLimits,
+) -> f64 {
+    if matches!(law, IterationTime::Linear(_)) || entries.clone().all(|(_, n)| n.fract() == 0.0) {
+        return law.fluid_seconds(batch);
+    }
+    Mixture::of(batch, law, limits).paced_seconds(batch.decodes, entries)
 }
 
 /// Prompt tokens in steps.

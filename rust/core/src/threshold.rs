@@ -3,11 +3,16 @@
 //! Thresholds n are feasible if ΔT(n) ≤ `n_j/λ_j` for every type and M* ≤ M^π = Σ `n_j A_j` ≤ C, where ΔT(n) is the time of
 //! an iteration with `n_j` requests of type j at every stage. In the family `n_j = λ_j Δ'` every ratio is Δ', the spacing
 //! of services, and the set is T(Δ') ≤ Δ' ≤ C/Σ λ A.
+//!
+//! The paper's thresholds are integers and its law is linear. A fraction is paced: of two services with n = ½, one takes
+//! in a prompt and one does not. On a staircase the average of these two iterations is not the iteration of the average
+//! batch, which may lie on an edge that no real batch meets; ΔT(n) is then the mean of the iterations (`mixture.rs`).
 
 use serde::{Deserialize, Serialize};
 
 use crate::cost::{FluidShape, IterationTime};
 use crate::fluid::{FluidEquilibrium, Setting, equilibrium_time, kv, largest_stable_rate, last_edge, load, stair_ends};
+use crate::mixture::iteration_seconds;
 use crate::planning_error::{PlanningError, Violation, invalid, non_negative, positive};
 use crate::workload::RequestType;
 
@@ -20,7 +25,7 @@ mod tests;
 pub struct Thresholds {
     /// `n_j`, by type; 0 for a type that never arrives.
     pub per_type: Vec<f64>,
-    /// ΔT(n): seconds of an iteration with `n_j` requests of every type at every stage.
+    /// ΔT(n): seconds of an iteration with `n_j` requests of every type at every stage; the mean where they are paced.
     pub iteration_time: f64,
     /// M^π = Σ `n_j A_j`: KV tokens, the peak memory of integer thresholds.
     pub memory: f64,
@@ -66,7 +71,7 @@ impl Thresholds {
         }
         let batch = full_batch(&per_type, setting);
         let mut thresholds = Self {
-            iteration_time: setting.law.fluid_seconds(&batch),
+            iteration_time: mean_time(&per_type, &batch, setting),
             memory: kv(&batch),
             paced: per_type.iter().any(|n| n.fract() != 0.0),
             per_type,
@@ -107,7 +112,9 @@ impl Thresholds {
         let spacing = minimise(latency, &candidates(&demand, setting.law, least, largest.max(least)));
         // The search may end a rounding error past an edge.
         let edge = last_edge(&demand, setting.law, spacing);
-        Self::with_spacing(if spacing - edge < spacing * TOLERANCE { edge } else { spacing }, setting)
+        let best = Self::with_spacing(if spacing - edge < spacing * TOLERANCE { edge } else { spacing }, setting)?;
+        // A constant composition would keep up, but what is paced at its rates does not.
+        if best.feasible() { Ok(best) } else { Err(PlanningError::Infeasible { violations: best.violations }) }
     }
 
     /// [`Thresholds::best`] where that exists, and otherwise, in overload, the member that fits and serves the most: it
@@ -251,9 +258,16 @@ pub(crate) fn waiting(n: f64, rate: f64, iteration_time: f64) -> f64 {
     (n - 1.0).max(0.0) / (2.0 * rate) + queue
 }
 
+/// ΔT(n) of the batch with `n_j` requests of type j at every stage.
+fn mean_time(per_type: &[f64], batch: &FluidShape, setting: &Setting) -> f64 {
+    let entries = setting.workload.types().iter().zip(per_type).map(|(t, &n)| (f64::from(t.prompt), n));
+    iteration_seconds(batch, entries, setting.law, &setting.limits)
+}
+
 /// Rate-weighted mean latency of the family's member; infinite where it has no slack.
 fn mean_latency(spacing: f64, setting: &Setting, demand: &FluidShape) -> f64 {
-    let time = setting.law.fluid_seconds(&demand.scaled(spacing));
+    let per_type: Vec<f64> = setting.workload.types().iter().map(|t| t.rate * spacing).collect();
+    let time = mean_time(&per_type, &demand.scaled(spacing), setting);
     if time >= spacing {
         return f64::INFINITY;
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Segments;
 use crate::cost::IterationTime;
 use crate::fluid::{GpuLimits, equilibrium_time, kv, last_edge};
+use crate::mixture::iteration_seconds;
 use crate::planning_error::{PlanningError, Violation, invalid, non_negative, positive};
 use crate::safety::{Protection, SafetyBuffer};
 use crate::threshold::{candidates, exceeds, minimise, waiting};
@@ -30,7 +31,7 @@ pub struct NestedSetting<'a> {
 pub struct NestedThresholds {
     /// `n_k`, by segment.
     pub per_segment: Vec<f64>,
-    /// ΔT(n): seconds of an iteration with `n_k` requests at every stage of segment k.
+    /// ΔT(n): seconds of an iteration with `n_k` requests at every stage of segment k; the mean where `n_1` is paced.
     pub iteration_time: f64,
     /// M^π = Σ `n_k` (l + `s̄_k`) `δ_k`: KV tokens without the buffer.
     pub memory: f64,
@@ -72,7 +73,9 @@ impl NestedThresholds {
             positive(&format!("thresholds[{k}]"), n)?;
         }
         let batch = setting.segments.full_batch(&per_segment);
-        let (iteration_time, memory) = (setting.law.fluid_seconds(&batch), kv(&batch));
+        let entries = std::iter::once((segments[0].prompt, per_segment[0]));
+        let iteration_time = iteration_seconds(&batch, entries, setting.law, &setting.limits);
+        let memory = kv(&batch);
         let mut violations = chain_violations(&per_segment, setting, iteration_time);
         let mut buffer = 0.0;
         if let Some(protection) = &setting.protection

@@ -65,7 +65,7 @@ pub(super) fn most_efficient(setting: &Setting, largest: f64) -> f64 {
     // The token count is that of the fullest iteration, the KV that of the average one.
     let rate = |u: f64| {
         let (most, mean) = (residents(u), u * average);
-        let fullest = mixture.paced_seconds(most, types().map(|t| (t.prompt, u * t.rate)));
+        let fullest = mixture.paced_seconds(most, types().map(|t| (f64::from(t.prompt), u * t.rate)));
         u / (fullest - mixture.decode_seconds() * (most - mean))
     };
     let edges = setting.law.right_edges(residents(largest).min(1e9) as u64).into_iter();

@@ -106,6 +106,27 @@ fn one_type_at_the_minimum_of_the_closed_form() {
 }
 
 #[test]
+fn a_paced_service_takes_the_mean_of_its_iterations() {
+    // Nine decodes or so, and a prompt in 0.48 of the iterations. Their average has 255 tokens, an edge of the staircase.
+    let workload = of(&[(512, 20, 20.0)]);
+    let setting = Setting { convention: StageConvention::Vllm, ..paper(&workload, &IterationTime::A100, 118_784) };
+    let paced = Thresholds::with_spacing(0.024, &setting).unwrap();
+    let batch = full_batch(&[0.48], &setting);
+    let of = |prefill_tokens: f64| {
+        let attention = prefill_tokens * 512.0;
+        FluidShape { prefill_tokens, prefill_kv: prefill_tokens, prefill_attention: attention, ..batch }
+    };
+    let seconds = |shape| IterationTime::A100.fluid_seconds(&shape);
+    let mean = 0.52 * seconds(of(0.0)) + 0.48 * seconds(of(512.0));
+    assert!(paced.paced && (paced.iteration_time / mean - 1.0).abs() < 1e-12, "{paced:?} {mean}");
+    assert!(seconds(batch) < 0.024 && 0.024 < mean, "only the average batch would keep up: {mean}");
+    assert!(!paced.feasible());
+    // Whole ones are what they were.
+    let one = Thresholds::with_spacing(0.05, &setting).unwrap();
+    assert!(!one.paced && (one.iteration_time - seconds(full_batch(&[1.0], &setting))).abs() < 1e-15);
+}
+
+#[test]
 fn bad_arguments_are_named() {
     let workload = of(&[(30, 20, 1.0)]);
     let law = law();
@@ -166,7 +187,16 @@ proptest! {
                     }
                 }
             }
-            Err(error) => prop_assert!(fraction >= 1.0 - 1e-6, "{error}"),
+            Err(_) if fraction >= 1.0 - 1e-6 => {}
+            // On a staircase a constant composition may keep up where no paced one does; under the paper's law, never.
+            Err(error) => {
+                prop_assert!(a100, "{error}");
+                let largest = setting.largest_spacing(&workload.demand(StageConvention::Paper)).0;
+                for i in 1..200 {
+                    let other = Thresholds::with_spacing(largest * f64::from(i) / 200.0, &setting).unwrap();
+                    prop_assert!(!other.feasible(), "{error} {:?}", other.per_type);
+                }
+            }
         }
     }
 
