@@ -162,7 +162,7 @@ pub(crate) fn run(
         max_tokens,
         max_concurrency,
         hints: hints(
-            pairs.len(),
+            prompt.len(),
             predicted.as_deref(),
             predicted_log_error,
             classes.as_deref(),
