@@ -23,6 +23,7 @@ __all__ = [
     "batch",
     "group_types",
     "iteration_seconds",
+    "probe",
     "run",
     "sample",
 ]
@@ -106,6 +107,7 @@ class Scheduler:
     def set_paused(self, paused: bool) -> None: ...
     def learned(self) -> dict[str, Any] | None: ...
     def restore(self, learned: Mapping[str, Any]) -> None: ...
+    def kv_forecast(self) -> list[tuple[int, float, float, float]]: ...
     @property
     def predicted_wait_ns(self) -> int: ...
     def explain(self, request_id: int) -> Hold | None: ...
@@ -214,6 +216,14 @@ class Run:
 def sample(
     dataset: Mapping[str, Any], num_requests: int, request_rate: float, seed: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]: ...
+def probe(
+    settings: dict[str, Any],
+    law: Mapping[str, Any],
+    arrival_ns: npt.NDArray[np.uint64],
+    prompt: npt.NDArray[np.uint32],
+    output: npt.NDArray[np.uint32],
+    every: int,
+) -> dict[str, npt.NDArray[Any]]: ...
 def batch(
     settings: dict[str, Any],
     law: Mapping[str, Any],

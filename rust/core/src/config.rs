@@ -118,6 +118,9 @@ pub struct Config {
     pub skip_ahead: u32,
     /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make; needs `iteration_time` (none).
     pub tpot_target: Option<f64>,
+    /// δ, in (0, 1): how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for
+    /// every decision, so that idle memory and evictions together cost least).
+    pub overflow_probability: Option<f64>,
     /// Parts of `adaptive` that are left out, to measure what each buys (none).
     pub without: Vec<Part>,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
@@ -151,6 +154,7 @@ impl Default for Config {
             ageing: 30.0,
             skip_ahead: 0,
             tpot_target: None,
+            overflow_probability: None,
             without: Vec::new(),
             work_conserving: true,
             max_hold: None,
@@ -228,6 +232,9 @@ impl Config {
         }
         if !(self.ageing.is_finite() && (0.0..=1e9).contains(&self.ageing)) {
             return Err(Error::invalid("ageing", self.ageing, "must be between 0 and 1e9 seconds"));
+        }
+        if let Some(delta) = self.overflow_probability.filter(|delta| !(*delta > 0.0 && *delta < 1.0)) {
+            return Err(Error::invalid("overflow_probability", delta, "must be strictly between 0 and 1"));
         }
         if let Some(seconds) = self.tpot_target {
             if !(seconds.is_finite() && seconds > 0.0) {

@@ -34,6 +34,7 @@ pub mod workload;
 
 pub use config::Config;
 pub use error::{Error, Result};
+pub use forecast::KvForecast;
 pub use lane::Lane;
 pub use memory::BlockPool;
 pub use plan::{Chunk, Hold, HoldReason, Origin, Plan};

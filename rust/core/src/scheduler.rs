@@ -6,6 +6,7 @@
 
 use crate::config::{Config, Preemption};
 use crate::error::{Error, Result};
+use crate::forecast::KvForecast;
 use crate::plan::{Hold, HoldReason, Origin, Plan};
 use crate::policy::{AnyPolicy, Event, Policy};
 use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
@@ -82,6 +83,12 @@ impl Scheduler {
     /// The plan made last.
     pub fn last_plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without anybody else admitted;
+    /// none where the policy forecasts nothing. Asking changes no decision.
+    pub fn kv_forecast(&mut self) -> Vec<KvForecast> {
+        self.policy.kv_forecast(&self.view)
     }
 
     /// Counters since the start.

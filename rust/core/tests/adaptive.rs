@@ -176,3 +176,35 @@ fn a_label_that_tells_short_from_long_saves_iterations() {
     let (plain, labelled) = (iterations(false), iterations(true));
     assert!(labelled < plain, "{labelled} iterations with labels, {plain} without");
 }
+
+#[test]
+fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
+    // Known lengths: 10 prompts of 16, each up to 16 + 96 tokens and half a block, fit beside each other.
+    let mut core = scheduler(json!({"kv_blocks": 100, "token_budget": 4096}));
+    (0..10).for_each(|id| core.add(&request(id, 16, 96, 0)).unwrap());
+    core.plan(0);
+    let peak = core.kv_forecast().iter().map(|at| at.mean).fold(0.0, f64::max);
+    assert!((peak - 10.0 * (16.0 + 7.5 + 96.0)).abs() < 1.0, "{peak}");
+    assert!(core.kv_forecast().iter().all(|at| at.overflow < 1e-12));
+
+    // Unknown lengths: one core is asked after every step, the other never.
+    let scarce = json!({"kv_blocks": 60, "max_model_len": 900});
+    let (mut asked, mut other) = (scheduler(scarce.clone()), scheduler(scarce));
+    let mut largest = 0.0_f64;
+    for step in 0..600_u64 {
+        for core in [&mut asked, &mut other] {
+            core.add(&Request { id: step, prompt: 30, arrival_ns: step, ..Request::default() }).unwrap();
+            core.plan(step);
+            let view = core.view();
+            let ends = |slot: &u32| view.stage(*slot) > 40 + (view.request(*slot).id * 37 % 60) as u32;
+            let finished: Vec<_> = view.iter_residents().filter(ends).map(|slot| view.request(slot).id).collect();
+            core.complete(&Report { finished: &finished, ..Report::default() });
+        }
+        let forecast = asked.kv_forecast();
+        assert!(forecast.windows(2).all(|pair| pair[0].overflow <= pair[1].overflow + 1e-12), "{forecast:?}");
+        largest = forecast.iter().map(|at| at.overflow).fold(largest, f64::max);
+        let chunks = |core: &Scheduler| core.last_plan().chunks().iter().map(|c| (c.id, c.tokens)).collect::<Vec<_>>();
+        assert_eq!(chunks(&asked), chunks(&other), "step {step}");
+    }
+    assert!((1e-3..=1.0).contains(&largest), "memory binds: {largest}");
+}

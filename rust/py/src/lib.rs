@@ -22,7 +22,7 @@ mod _core {
     #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]
-    use super::simulation::{Run, group_types, iteration_seconds, run, sample};
+    use super::simulation::{Run, group_types, iteration_seconds, probe, run, sample};
 
     #[pymodule_init]
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {

@@ -138,6 +138,12 @@ impl Scheduler {
         self.inner.restore(&state).map_err(error::core)
     }
 
+    /// The KV tokens that the residents are expected to hold if nobody is admitted after them: (iterations ahead, mean,
+    /// standard deviation, probability of an overflow up to then); empty where the policy forecasts nothing.
+    fn kv_forecast(&mut self) -> Vec<(u32, f64, f64, f64)> {
+        self.inner.kv_forecast().iter().map(|at| (at.horizon, at.mean, at.deviation, at.overflow)).collect()
+    }
+
     /// How long a request that joined the line now would wait for its admission, ns; 0 while nobody waits.
     #[getter]
     fn predicted_wait_ns(&self) -> u64 {

@@ -197,6 +197,46 @@ pub(crate) fn run(
     }
 }
 
+/// Forecasts of the residents' KV, one row a probe, and the truth beside them: see `wait_core.simulation.Forecasts`.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // extracted from numpy arrays
+pub(crate) fn probe<'py>(
+    py: Python<'py>,
+    settings: &Bound<'py, PyDict>,
+    law: &Bound<'py, PyAny>,
+    arrival_ns: PyReadonlyArray1<'py, u64>,
+    prompt: PyReadonlyArray1<'py, u32>,
+    output: PyReadonlyArray1<'py, u32>,
+    every: u64,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (prompt, output) = same_length(&prompt, &output)?;
+    let rows = arrival_ns.as_slice()?.iter().zip(prompt).zip(output);
+    let arrivals: Vec<Arrival> =
+        rows.map(|((&at_ns, &prompt), &output)| Arrival { at_ns, prompt, output, label: 0 }).collect();
+    let setup = Setup {
+        config: convert::config(Some(settings))?,
+        law: convert::json(law, "iteration_time")?,
+        lengths: Lengths::Hidden,
+        typed: false,
+        max_tokens: None,
+        max_concurrency: None,
+        hints: Vec::new(),
+        overhead_ns: 0,
+    };
+    let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
+    let dict = PyDict::new(py);
+    dict.set_item("completed", probes.completed.into_pyarray(py))?;
+    dict.set_item("residents", probes.residents.into_pyarray(py))?;
+    dict.set_item("held", probes.held.into_pyarray(py))?;
+    dict.set_item("horizon", probes.horizon.into_pyarray(py))?;
+    dict.set_item("mean", probes.mean.into_pyarray(py))?;
+    dict.set_item("deviation", probes.deviation.into_pyarray(py))?;
+    dict.set_item("overflow", probes.overflow.into_pyarray(py))?;
+    dict.set_item("truth", probes.truth.into_pyarray(py))?;
+    dict.set_item("peak", probes.peak.into_pyarray(py))?;
+    Ok(dict)
+}
+
 #[pymethods]
 impl Run {
     /// The figures of the run under the keys of `vllm bench serve`.

@@ -130,7 +130,7 @@ pub(crate) fn run_until(setup: &Setup, arrivals: &[Arrival], horizon_ns: u64) ->
     Ok(engine.recorder.finish(&engine.scheduler))
 }
 
-fn check(arrivals: &[Arrival]) -> Result<(), Error> {
+pub(crate) fn check(arrivals: &[Arrival]) -> Result<(), Error> {
     if u32::try_from(arrivals.len()).is_err() {
         return Err(Error::invalid("arrivals", arrivals.len(), "at most 2^32 - 1 requests"));
     }
@@ -150,12 +150,12 @@ fn check(arrivals: &[Arrival]) -> Result<(), Error> {
     Ok(())
 }
 
-struct Engine<'a> {
+pub(crate) struct Engine<'a> {
     setup: &'a Setup,
     arrivals: &'a [Arrival],
     next: usize,
     now_ns: u64,
-    scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     /// One for each lane: (lane tick, request, stamp) at which members finish. An entry is void once the request's
     /// stamp has moved on, which it does whenever the request leaves a lane.
     calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
@@ -165,11 +165,11 @@ struct Engine<'a> {
     freed_ns: u64,
     /// The policy has thresholds, which hold requests for want of company.
     gated: bool,
-    recorder: Recorder<'a>,
+    pub(crate) recorder: Recorder<'a>,
 }
 
 impl<'a> Engine<'a> {
-    fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
+    pub(crate) fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
         let scheduler = Scheduler::new(&setup.config)?;
         let lanes = scheduler.view().lanes().len();
         Ok(Self {
@@ -188,11 +188,11 @@ impl<'a> Engine<'a> {
     }
 
     /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
-    fn iterations(&self, id: u64) -> u32 {
+    pub(crate) fn iterations(&self, id: u64) -> u32 {
         self.setup.config.convention.last_stage(self.arrivals[id as usize].output) + 1
     }
 
-    fn admit_arrivals(&mut self) -> Result<(), SimError> {
+    pub(crate) fn admit_arrivals(&mut self) -> Result<(), SimError> {
         while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
             let id = self.next as u64;
             let mut sent_ns = arrival.at_ns;
@@ -240,7 +240,7 @@ impl<'a> Engine<'a> {
     }
 
     /// One iteration, or a jump to the next event. False when all is done.
-    fn step(&mut self) -> Result<bool, SimError> {
+    pub(crate) fn step(&mut self) -> Result<bool, SimError> {
         let start_ns = self.now_ns;
         let plan = self.scheduler.plan(start_ns);
         if !plan.is_empty() {

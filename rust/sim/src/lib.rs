@@ -6,6 +6,7 @@
 mod batch;
 pub mod dataset;
 mod engine;
+mod probe;
 mod record;
 mod report;
 mod rng;
@@ -13,6 +14,7 @@ mod rng;
 pub use batch::{Batch, Outcome, batch};
 pub use dataset::{Arrival, Dataset};
 pub use engine::{Hint, Lengths, Setup, SimError, run};
+pub use probe::{Probes, probe};
 pub use record::{NEVER_NS, Run, Sample};
 pub use report::{Slo, Spread, Summary};
 pub use rng::Stream;

@@ -1,18 +1,20 @@
 //! `adaptive`, for serving: output lengths unknown, traffic unknown, nothing to tune.
 //!
 //! Running requests decode every iteration. The next in line is admitted at once if everybody fits up to their
-//! `max_tokens`, or if for every horizon h the forecast of the KV in use, mean + z(δ) · deviation, stays within the
+//! `max_tokens`, or if for every horizon h the forecast of the KV in use, mean + z · deviation, stays within the
 //! capacity; and always if nothing runs. Lengths are learned online from what ends and from what still runs. Admission is
 //! paced at C/E[A] where lengths are so alike that cohorts would form. Where the iteration-time law is known, the tokens
-//! of an iteration end at the edge of a stair of the law. The deviation is the safety buffer of arXiv 2504.11320 §4:
-//! the logarithm of 1/δ times the spread of how many requests go on, here of the residents as they are.
+//! of an iteration end at the edge of a stair of the law. z · deviation is the safety buffer of arXiv 2504.11320 §5: there
+//! a logarithm times the spread of how many requests go on, here z(σ/C) times that of the residents as they are.
 
 mod budget;
+mod buffer;
 mod entry;
 mod learned;
 mod pace;
 
 use self::budget::TokenBudget;
+use self::buffer::Buffer;
 use self::entry::Entry;
 use self::learned::Learned;
 use self::pace::Pace;
@@ -20,13 +22,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Event, Policy};
 use crate::config::{Config, Order, Part};
-use crate::forecast::{Candidate, Forecast};
+use crate::forecast::{Candidate, Forecast, KvForecast};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::{LengthHint, Request, Slot};
 use crate::view::View;
-
-/// z(δ): the buffer, in standard deviations.
-const DEVIATIONS: f32 = 2.0;
 
 /// State of `adaptive`.
 #[derive(Clone, Debug)]
@@ -35,7 +34,7 @@ pub struct Adaptive {
     learned: Learned,
     pace: Pace,
     budget: Option<TokenBudget>,
-    deviations: f32,
+    buffer: Buffer,
     order: Order,
     ageing_ns: f64,
     skip_ahead: u32,
@@ -56,7 +55,7 @@ impl Adaptive {
                 .iteration_time
                 .as_ref()
                 .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
-            deviations: DEVIATIONS,
+            buffer: Buffer::new(config),
             order: config.order,
             ageing_ns: 1e9 * config.ageing,
             skip_ahead: config.skip_ahead,
@@ -183,6 +182,11 @@ impl Policy for Adaptive {
         }
         (self.forecast, self.pace) = (forecast, pace);
         Ok(())
+    }
+
+    fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
+        self.advance(view);
+        self.outlook(view).forecast(entry::capacity(view))
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {

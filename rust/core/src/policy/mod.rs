@@ -14,6 +14,7 @@ mod wait;
 
 use crate::config::{Config, PolicyName};
 use crate::error::Result;
+use crate::forecast::KvForecast;
 use crate::plan::Plan;
 use crate::request::{Request, Slot, Tracked};
 use crate::view::View;
@@ -83,6 +84,12 @@ pub trait Policy {
     /// Says why it cannot be used.
     fn restore(&mut self, _view: &View, _state: &serde_json::Value) -> std::result::Result<(), String> {
         Err("this policy learns nothing".to_owned())
+    }
+
+    /// The KV tokens that it expects the residents to hold, by horizon; none where a policy forecasts nothing. Asking
+    /// changes no decision.
+    fn kv_forecast(&mut self, _view: &View) -> Vec<KvForecast> {
+        Vec::new()
     }
 
     /// Learns what happened.
@@ -178,6 +185,10 @@ impl Policy for AnyPolicy {
 
     fn restore(&mut self, view: &View, state: &serde_json::Value) -> std::result::Result<(), String> {
         delegate!(self, policy => policy.restore(view, state))
+    }
+
+    fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
+        delegate!(self, policy => policy.kv_forecast(view))
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {

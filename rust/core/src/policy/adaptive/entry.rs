@@ -8,15 +8,10 @@ use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::Slot;
 use crate::view::View;
 
-/// Standard error of the forecast's mean, relative: what the curves get wrong for all residents alike.
-const MODEL_ERROR: f32 = 0.015;
-
 /// The residents, and those who enter.
 pub(super) struct Entry {
     outlook: Outlook,
-    /// KV tokens the cache holds, less what other requests' shared prefixes save.
     capacity: f64,
-    /// Charged to each request beside its KV: its last block is half empty.
     overhead: f32,
     free: i64,
     pub(super) seats: u32,
@@ -28,16 +23,30 @@ pub(super) struct Entry {
 }
 
 impl Adaptive {
+    /// The residents' KV by horizon. Those whose prompt is not computed yet count as if it were.
+    pub(super) fn outlook(&mut self, view: &View) -> Outlook {
+        let overhead = overhead(view);
+        let mut outlook = self.forecast.outlook(overhead);
+        for &slot in view.prefilling() {
+            // One that a host took back from decoding is still counted among those.
+            if !self.forecast.holds(slot) {
+                let candidate = self.candidate(view, slot);
+                self.forecast.add(&mut outlook, &candidate, overhead);
+            }
+        }
+        outlook
+    }
+
     /// What is known before anybody enters.
     pub(super) fn entry(&mut self, view: &View, plan: &Plan) -> Entry {
         let pool = view.pool();
-        let overhead = 0.5 * (pool.block_size() - 1) as f32;
-        let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
         self.learned.refresh(&mut self.forecast);
+        // A host may have taken them back from decoding.
+        view.prefilling().iter().for_each(|&slot| _ = self.forecast.leave(slot));
         let mut entry = Entry {
-            outlook: self.forecast.outlook(overhead),
-            capacity: pool.tokens() as f64 + shared,
-            overhead,
+            outlook: self.outlook(view),
+            capacity: capacity(view),
+            overhead: overhead(view),
             free: plan.free(),
             seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
             backlog: 0,
@@ -45,10 +54,7 @@ impl Adaptive {
             kv: view.lanes()[0].kv(),
         };
         for &slot in view.prefilling() {
-            // A host may have taken it back from decoding.
-            self.forecast.leave(slot);
             let candidate = self.candidate(view, slot);
-            self.forecast.add(&mut entry.outlook, &candidate, overhead);
             entry.backlog += candidate.kv - view.kv(slot);
             entry.free -= i64::from(pool.blocks_for(candidate.kv)) - i64::from(view.blocks(slot));
             entry.join(&candidate);
@@ -99,7 +105,7 @@ impl Adaptive {
         if outlook.reserved <= capacity {
             return Ok(());
         }
-        let needs = self.worst(outlook);
+        let needs = self.buffer.needs(outlook, capacity);
         if needs > capacity {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, capacity));
         }
@@ -118,18 +124,18 @@ impl Adaptive {
         let seconds = budget.seconds(&BatchShape { decodes, decode_kv, ..BatchShape::default() });
         if seconds > target { Err(Hold::new(HoldReason::TpotTarget, seconds, target)) } else { Ok(()) }
     }
+}
 
-    /// The largest of mean + buffer over the horizons, KV tokens.
-    fn worst(&self, outlook: &Outlook) -> f64 {
-        let deviations = if self.has(Part::Buffer) { self.deviations } else { 0.0 };
-        let mut worst = 0.0_f32;
-        for ((certain, mean), variance) in outlook.certain.iter().zip(&outlook.mean).zip(&outlook.variance) {
-            let error = MODEL_ERROR * mean;
-            let buffer = deviations * libm::sqrtf(variance + error * error);
-            worst = worst.max(certain + mean + buffer);
-        }
-        f64::from(worst)
-    }
+/// Charged to each request beside its KV: its last block is half empty.
+fn overhead(view: &View) -> f32 {
+    0.5 * (view.pool().block_size() - 1) as f32
+}
+
+/// KV tokens the cache holds, and those that shared prefixes save.
+pub(super) fn capacity(view: &View) -> f64 {
+    let pool = view.pool();
+    let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
+    pool.tokens() as f64 + shared
 }
 
 impl Entry {

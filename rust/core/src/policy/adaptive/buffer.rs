@@ -1,0 +1,93 @@
+//! The safety buffer: how many standard deviations of the forecast stay free.
+//!
+//! A buffer of z σ keeps z σ tokens idle and lets memory overflow with probability 1 − Φ(z). With an overflow that costs
+//! as much as the whole cache idle, z σ + C (1 − Φ(z)) is least where φ(z) = σ/C: z = √(2 ln(C/(σ √(2π)))). Where few
+//! requests fill the cache σ is large and the buffer thin in deviations; it grows with the logarithm of what is at stake,
+//! as the safety buffer of arXiv 2504.11320 §5 does with ln(1/δ). A stated δ is kept instead: z = Φ⁻¹(1 − δ).
+
+use crate::config::{Config, Part};
+use crate::forecast::Outlook;
+
+/// What an overflow costs, in KV caches left idle.
+const OVERFLOW_COST: f64 = 1.5;
+/// Fewest deviations: where σ is more than a tenth of the cache it is a guess.
+const LEAST: f64 = 1.9;
+
+/// The rule for z.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Buffer {
+    /// So many deviations.
+    Fixed(f64),
+    /// As many as cost least.
+    Weighed,
+}
+
+impl Buffer {
+    pub(super) fn new(config: &Config) -> Self {
+        match config.overflow_probability {
+            _ if config.without.contains(&Part::Buffer) => Self::Fixed(0.0),
+            Some(delta) => Self::Fixed(quantile(delta)),
+            None => Self::Weighed,
+        }
+    }
+
+    /// KV tokens needed, buffer included, at the horizon at which it is most.
+    pub(super) fn needs(self, outlook: &Outlook, capacity: f64) -> f64 {
+        let near = match self {
+            Self::Fixed(z) => z,
+            Self::Weighed => 2.0,
+        };
+        let (mut most, mut mean, mut deviation) = (f64::NEG_INFINITY, 0.0, 0.0);
+        for at in outlook.moments() {
+            let needs = at.0 + near * at.1;
+            if needs > most {
+                (most, (mean, deviation)) = (needs, at);
+            }
+        }
+        match self {
+            Self::Weighed if deviation > 0.0 => {
+                mean + weighed(OVERFLOW_COST * capacity / deviation).max(LEAST) * deviation
+            }
+            _ => most,
+        }
+    }
+}
+
+/// z with φ(z) = σ/C, for C/σ; 0 where no z has.
+fn weighed(ratio: f64) -> f64 {
+    libm::sqrt(2.0 * libm::log(ratio / libm::sqrt(core::f64::consts::TAU)).max(0.0))
+}
+
+/// z with P(N > z) = δ for a standard normal N, δ in (0, 1): by bisection, once.
+fn quantile(delta: f64) -> f64 {
+    let (mut low, mut high) = (-40.0, 40.0);
+    for _ in 0..64 {
+        let z = f64::midpoint(low, high);
+        let exceeds = 0.5 * libm::erfc(z / core::f64::consts::SQRT_2);
+        if exceeds > delta { low = z } else { high = z }
+    }
+    f64::midpoint(low, high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stated_probability_is_kept() {
+        for (delta, z) in [(0.5, 0.0), (0.158_655, 1.0), (0.022_750, 2.0), (0.001_35, 3.0), (0.977_25, -2.0)] {
+            assert!((quantile(delta) - z).abs() < 1e-3, "{delta}: {}", quantile(delta));
+        }
+    }
+
+    /// Idle memory and overflows, in caches: what the weighed buffer makes least.
+    #[test]
+    fn the_weighed_buffer_costs_least() {
+        for spread in [0.001, 0.01, 0.05, 0.09] {
+            let cost = |z: f64| spread * z + OVERFLOW_COST * 0.5 * libm::erfc(z / core::f64::consts::SQRT_2);
+            let best = (0..6_000).map(|i| 1e-3 * f64::from(i)).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap();
+            let z = weighed(OVERFLOW_COST / spread);
+            assert!((z - best).abs() < 2e-3, "spread {spread}: {z}, least cost at {best}");
+        }
+    }
+}
