@@ -53,7 +53,8 @@ class Bench:
 
     def claim(self, name: str, value: float, unit: str, goal: str = "") -> None:
         """Record a claim."""
-        self.claims.append(Claim(name, value, unit, goal))
+        # numpy's numbers and truth values are no JSON.
+        self.claims.append(Claim(name, float(value), unit, goal))
 
     def finish(self) -> None:
         """Print the table, the claims, and with --json the object that machines read."""

@@ -17,7 +17,7 @@ from reproduce.document import write
 from reproduce.fluid import fluid
 from reproduce.runs import COMPLETES, GROWS, TUNING_SEEDS, WATERMARK, WINDOW
 from reproduce.study import Study
-from reproduce.workloads import BLOCK, KV_BLOCKS
+from reproduce.workloads import BLOCK, DECODE_ONLY, KV_BLOCKS, LINEAR, LMSYS, LONG, SINGLE, TWO_TYPE
 
 from wait_core.tables import table
 
@@ -45,13 +45,16 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
 
 def protocol(study: Study) -> str:
     """Return what was fixed in advance, in words."""
+    sizes = ", ".join(f"{each.name} {study.size(each):,}" for each in (SINGLE, TWO_TYPE, LONG, LMSYS, DECODE_ONLY))
     return (
         f"{len(study.seeds)} replications (seeds {study.seeds[0]} to {study.seeds[-1]}); settings chosen on seeds "
         f"{', '.join(map(str, TUNING_SEEDS))}. Latency: mean from arrival to completion of the requests "
         f"{WINDOW[0]:.0%} to {WINDOW[1]:.0%} in the order of arrival, ± standard deviation over the replications. "
         f"Stable: in that window completions are at least {COMPLETES} of the arrivals, and the mean latency of its "
         f"second half is at most {GROWS} times that of its first. C = {KV_BLOCKS * BLOCK:,} tokens "
-        f"({KV_BLOCKS:,} blocks of {BLOCK}); watermark {WATERMARK:.0%} for Sarathi and Vidur's vLLM, none for vLLM V1."
+        f"({KV_BLOCKS:,} blocks of {BLOCK}); watermark {WATERMARK:.0%} for Sarathi and Vidur's vLLM, none for vLLM V1. "
+        f"Requests in a run, N, where the row says nothing else: {sizes}. Law: {SINGLE.law} for single, two-type, long "
+        f"and lmsys; {LINEAR} (s, s per KV token) for lmsys-linear, lmsys-words and decode-only."
     )
 
 

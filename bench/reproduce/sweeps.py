@@ -87,6 +87,16 @@ def compare(study: Study, workload: Workload, found: Sweep) -> None:
             best = found[TUNED][policy][rate]
             text = f"{ours.latency}; tuned {best.latency} ({best.setting})"
             study.state(name, f"latency at {rate}/s, {NAMES[policy]} (s)", plus_minus(mean, spread), text)
+        best = found[TUNED]["vllm"][rate]
+        study.state(name, f"latency at {rate}/s, {NAMES['vllm']} (s)", "", f"tuned {best.latency} ({best.setting})")
+        for settings in (PAPER, TUNED):
+            # TTFT beside the rest of the latency: where a policy that waits loses its time.
+            parts = (
+                f"{NAMES[policy]} {by_rate[rate].mean('ttft_s'):.2f}"
+                f" + {by_rate[rate].mean('latency_s') - by_rate[rate].mean('ttft_s'):.2f}"
+                for policy, by_rate in found[settings].items()
+            )
+            study.state(name, f"TTFT + decoding at {rate}/s, {settings} (s)", "", ", ".join(parts))
         for settings in (PAPER, TUNED):
             for slow, fast in itertools.pairwise(figures):
                 slower, faster = (found[settings][policy][rate].mean("latency_s") for policy in (slow, fast))
@@ -95,6 +105,8 @@ def compare(study: Study, workload: Workload, found: Sweep) -> None:
     for policy, rate in published.STABLE.get(name, {}).items():
         limits = "; tuned ".join(_limit(found[settings][policy]) for settings in (PAPER, TUNED))
         study.state(name, f"stable up to, {NAMES[policy]} (1/s)", f"≈ {rate}", limits)
+    if name in published.STABLE:
+        study.state(name, f"stable up to, {NAMES['vllm']} (1/s)", "", f"tuned {_limit(found[TUNED]['vllm'])}")
     for slow, fast in itertools.pairwise(published.STABLE.get(name, {})):
         for settings in (PAPER, TUNED):
             gain = stable_up_to(found[settings][fast]) - stable_up_to(found[settings][slow])
@@ -136,12 +148,14 @@ def long(study: Study) -> None:
             study.bench.claim(f"long, {rate}/s, {settings}: share of requests that WAIT evicts", evicted, "", "<= 0")
     # Paced, WAIT fills the memory in a thousand iterations; a run of ten times the length shows what it settles at.
     longer = replace(LONG, name="long, N x 10", num_requests=10 * LONG.num_requests)
-    rates = []
+    rates, latencies = [], []
     for policy in ("prefill-first", "sarathi", "vllm", "wait"):
         settled = study.measure(study.tuned(policy, longer, 4.0), longer, 4.0, TUNED)
         rates.append(f"{NAMES[policy]} {4.0 * settled.mean('completion'):.3f} ({settled.setting})")
-    quantity = f"completions per second at 4.0/s, N = {study.size(longer):,}, tuned"
-    study.state("long", quantity, "", ", ".join(rates))
+        latencies.append(f"{NAMES[policy]} {settled.latency}")
+    at = f"at 4.0/s, N = {study.size(longer):,}, tuned"
+    study.state("long", f"completions per second {at}", "", ", ".join(rates))
+    study.state("long", f"latency {at} (s)", "", ", ".join(latencies))
 
 
 def lmsys(study: Study) -> None:
