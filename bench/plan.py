@@ -1,15 +1,16 @@
 """The plan's predictions against the simulator, over the panel's workloads and loads.
 
-For each workload the plan is made from the very requests that are then simulated, at loads relative to the capacity
-bound (the rate that no schedule exceeds). `--markdown` prints the table of docs/planning.md.
+A plan plays the workload on seeds of its own; what it predicts is then compared with other seeds, and for a recorded
+trace, planned from its first half, with its second half. Loads are relative to the capacity bound, the rate that no
+schedule exceeds. `--markdown` prints the tables of docs/planning.md.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from contract import TRACES, markdown, start
 
 from wait_core import simulate
@@ -17,98 +18,71 @@ from wait_core.datasets import Dataset, TraceWorkload, panel
 from wait_core.planning import PlanReport, plan
 from wait_core.requests import Requests, replayed, sampled
 from wait_core.tables import table
+from wait_core.trial import figures
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from contract import Bench
 
 FIGURES = {
-    "output tok/s": "output_throughput",
+    "output tok/s": "throughput",
     "TTFT s": "ttft",
     "TPOT s": "tpot",
     "latency s": "latency",
     "peak KV": "peak",
+    "preemptions": "preemptions",
 }
-# Arrivals that are no Poisson stream of one mix: the prediction does not claim them.
-OTHER_ARRIVALS = {"azure_conv", "azure_code", "bursts", "shift"}
+PLAN_SEED = 1000
+"""First seed that is planned on, never compared with."""
+REGIMES = ("below 3/4 of saturation", "3/4 to 0.98 of it", "0.98 to 1.02 of it", "overload", "other half of a trace")
 
 
-def offered(workload: Dataset | TraceWorkload, rate: float, count: int, seed: int) -> Requests | None:
-    """Make the requests of a workload at a rate; None where its trace is absent."""
-    if isinstance(workload, Dataset):
-        return sampled(workload, request_rate=rate, num_prompts=count, seed=seed)
-    path = TRACES / workload.trace
-    return replayed(path, request_rate=rate, num_prompts=count) if path.is_file() else None
-
-
-def predicted(requests: Requests) -> tuple[PlanReport, dict[str, float]]:
-    """Plan, and return the figures under the names of `measured`."""
+def planned(workload: Dataset | TraceWorkload, rate: float, count: int, runs: int, policy: str) -> PlanReport | None:
+    """Plan a workload at a rate; None where its trace is absent."""
     fixed = panel()
-    # What arrived, not what was asked for: in a finite run the two differ by more than the prediction's error.
-    span = float(requests.arrival_ns[-1] - requests.arrival_ns[0]) * 1e-9
-    report = plan(
-        requests=requests,
-        request_rate=(len(requests) - 1) / span,
-        kv_blocks=fixed.kv_blocks,
-        block_size=fixed.block_size,
-        max_num_seqs=fixed.max_num_seqs,
-    )
-    if report.expected is None:
-        limit = report.engine_limit
-        # The line grows evenly; of the requests that `measured` looks at, the average one has 0.6 of all before it.
-        line = 0.6 * len(requests) * (1 / limit["requests"] - 1 / report.rate)
-        decoding = float((requests.output - 1.0).mean()) * limit["iteration_time"]
-        return report, {
-            "output_throughput": limit["throughput"],
-            "ttft": line,
-            "tpot": limit["iteration_time"],
-            "latency": line + decoding,
-            "peak": 1.0 if limit["binding"] == "memory" else float("nan"),
-        }
-    expected = report.expected
-    # The highest of so many nearly independent looks at a normal distribution.
-    looks = max(2.0, span / expected["latency"])
-    peak = expected["memory"] + np.sqrt(2 * np.log(looks)) * expected["memory_deviation"]
-    return report, {
-        "output_throughput": report.rate * float(requests.output.mean()),
-        "ttft": expected["ttft"],
-        "tpot": expected["tpot"],
-        "latency": expected["latency"],
-        "peak": min(1.0, peak / fixed.capacity_tokens),
-    }
+    engine: dict[str, Any] = {
+        "kv_blocks": fixed.kv_blocks, "block_size": fixed.block_size, "max_num_seqs": fixed.max_num_seqs,
+        "policy": policy, "request_rate": rate,
+    }  # fmt: skip
+    if isinstance(workload, Dataset):
+        return plan(dataset_name=workload, num_prompts=count, seed=PLAN_SEED, runs=runs, **engine)
+    trace = recorded(workload)
+    return None if trace is None else plan(requests=trace.window(0.0, len(trace) // 2), **engine)
+
+
+def recorded(workload: TraceWorkload) -> Requests | None:
+    """Return a trace at its own times, if it is there."""
+    path = TRACES / workload.trace
+    return replayed(path) if path.is_file() else None
+
+
+def others(workload: Dataset | TraceWorkload, rate: float, count: int, seeds: Sequence[int]) -> list[Requests]:
+    """Return requests that the plan has not seen: other seeds, or the second half of the trace."""
+    if isinstance(workload, Dataset):
+        return [sampled(workload, request_rate=rate, num_prompts=count, seed=seed) for seed in seeds]
+    trace = recorded(workload)
+    assert trace is not None  # noqa: S101 - it was planned for
+    return [trace.window(1.0, len(trace) // 2).scaled(rate)]
 
 
 def measured(policy: str, requests: Requests) -> dict[str, float]:
-    """Simulate; means over all but the first fifth of the requests, throughput over the middle of the completions."""
+    """Simulate and return the figures of the run."""
     fixed = panel()
-    report = simulate(policy, requests=requests, kv_blocks=fixed.kv_blocks, max_num_seqs=fixed.max_num_seqs)
-    run, summary = report.run, report.summary()
-    arrived, first, finished = (
-        column.astype(np.float64) * 1e-9 for column in (run.arrival_ns, run.first_token_ns, run.finished_ns)
-    )
-    done = run.finished_ns != np.iinfo(np.uint64).max
-    late = done & (np.arange(len(done)) >= len(done) // 5)
-    several = late & (run.output > 1)
-    low, high = np.quantile(finished[done], [0.2, 0.8])
-    middle = done & (finished > low) & (finished <= high)
-    return {
-        "output_throughput": float(run.output[middle].sum() / (high - low)),
-        "ttft": float((first - arrived)[late].mean()),
-        "tpot": float(((finished - first)[several] / (run.output[several] - 1)).mean()),
-        "latency": float((finished - arrived)[late].mean()),
-        "peak": summary["peak_kv_blocks"] / summary["kv_blocks"],
-        "preemptions": float(summary["preemptions"]),
-    }
+    return figures(simulate(policy, requests=requests, kv_blocks=fixed.kv_blocks, max_num_seqs=fixed.max_num_seqs))
 
 
-def row(name: str, load: float, share: float, guess: dict[str, float], runs: list[dict[str, float]]) -> dict[str, Any]:
-    """One row: predicted / simulated for each figure."""
+def row(name: str, load: float, report: PlanReport, runs: list[dict[str, float]]) -> dict[str, Any]:
+    """One row: predicted / simulated for each figure, and the error of the prediction."""
+    share = report.rate / report.engine_limit["requests"]
     cells: dict[str, Any] = {"workload": name, "load": load, "of saturated": f"{share:.0%}"}
     for title, key in FIGURES.items():
         mean = statistics.mean(run[key] for run in runs)
-        known = key in guess and np.isfinite(guess[key])
-        cells[title] = f"{_short(guess[key]) if known else '-'} / {_short(mean)}"
-        cells[f"{title} error"] = f"{guess[key] / mean - 1:+.0%}" if known else ""
-    cells["preemptions"] = round(statistics.mean(run["preemptions"] for run in runs))
+        cells[title] = f"{_short(report.expected[key])} / {_short(mean)}"
+        cells[f"{title} error"] = f"{report.expected[key] / mean - 1:+.0%}" if mean else ""
+    spread = [(report.expected["least"]["ttft"], report.expected["most"]["ttft"])]
+    spread.append((min(run["ttft"] for run in runs), max(run["ttft"] for run in runs)))
+    cells["TTFT by run"] = " / ".join(f"{_short(least)}-{_short(most)}" for least, most in spread)
     return cells
 
 
@@ -116,59 +90,78 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def regime(workload: Dataset | TraceWorkload, report: PlanReport) -> str:
+    """In which of the regimes the errors of a cell are counted."""
+    if isinstance(workload, TraceWorkload):
+        return REGIMES[4]
+    share = report.rate / report.engine_limit["requests"]
+    return REGIMES[sum(share > edge for edge in (0.75, 0.98, 1.02))]
+
+
 def main() -> None:
-    """Print the table and the claims."""
+    """Print the tables and the claims."""
     bench = start(
         "plan",
         str(__doc__).splitlines()[0],
-        policy={"default": "clairvoyant", "help": "what is simulated (%(default)s)"},
-        markdown={"action": "store_true", "help": "print the table for docs/planning.md"},
+        policy={"default": "clairvoyant", "help": "what is planned and simulated (%(default)s)"},
+        markdown={"action": "store_true", "help": "print the tables for docs/planning.md"},
     )
-    fixed = panel()
-    count, seeds = (4_000, 1) if bench.options.quick else (20_000, 3)
-    errors: dict[str, list[float]] = {key: [] for key in FIGURES.values()}
-    saturated: list[float] = []
+    fixed, policy = panel(), bench.options.policy
+    count, runs, seeds = (4_000, 5, 2) if bench.options.quick else (20_000, 20, 5)
+    errors: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in REGIMES}
+    inside: dict[str, list[bool]] = defaultdict(list)
     for name, workload in fixed.workloads.items():
-        sample = offered(workload, 1.0, count, fixed.seeds["compare"][0])
+        sample = planned(workload, 1.0, count, 1, policy)
         if sample is None:
             print(f"{name}: skipped, its trace is not in {TRACES} (set WAIT_CORE_TRACES)")
             continue
-        capacity = plan(requests=sample, kv_blocks=fixed.kv_blocks, max_num_seqs=fixed.max_num_seqs).bound["requests"]
         for load in fixed.loads:
-            guesses, runs, shares = [], [], []
-            for seed in fixed.seeds["compare"][: seeds if isinstance(workload, Dataset) else 1]:
-                requests = offered(workload, load * capacity, count, seed)
-                assert requests is not None  # noqa: S101 - it was there a moment ago
-                report, guess = predicted(requests)
-                guesses.append(guess)
-                shares.append(report.rate / report.engine_limit["requests"])
-                runs.append(measured(bench.options.policy, requests))
-            guess = {key: statistics.mean(guess[key] for guess in guesses) for key in FIGURES.values()}
-            share = statistics.mean(shares)
-            bench.rows.append(row(name, load, share, guess, runs))
+            rate = load * sample.bound["requests"]
+            report = planned(workload, rate, count, runs, policy)
+            assert report is not None  # noqa: S101 - it was there a moment ago
+            found = [measured(policy, each) for each in others(workload, rate, count, fixed.seeds["compare"][:seeds])]
+            bench.rows.append(row(name, load, report, found))
             print(table(list(bench.rows[-1]), [list(bench.rows[-1].values())]).splitlines()[-1], flush=True)
-            if name in OTHER_ARRIVALS:
-                continue
-            ratios = {key: guess[key] / statistics.mean(run[key] for run in runs) - 1 for key in guess}
-            if share < 0.75:
-                for key, ratio in ratios.items():
-                    errors[key].append(abs(ratio))
-            elif min(shares) > 1.02:
-                saturated.append(abs(ratios["output_throughput"]))
-    for key in ("tpot", "latency", "ttft"):
-        bench.claim(
-            f"median error of {key}, Poisson, below 3/4 of saturation",
-            statistics.median(errors[key]) * 100,
-            "%",
-            "<= 5",
-        )
-        bench.claim(f"largest error of {key}, Poisson, below 3/4 of saturation", max(errors[key]) * 100, "%", "<= 15")
-    bench.claim("median error of the saturated throughput, Poisson", statistics.median(saturated) * 100, "%", "<= 5")
-    bench.claim("largest error of the saturated throughput, Poisson", max(saturated) * 100, "%", "<= 10")
+            where = regime(workload, report)
+            for key in FIGURES.values():
+                mean = statistics.mean(run[key] for run in found)
+                if mean and key != "preemptions":
+                    errors[where][key].append(abs(report.expected[key] / mean - 1))
+            least, most = report.expected["least"]["ttft"], report.expected["most"]["ttft"]
+            inside[where] += [least <= run["ttft"] <= most for run in found]
+    summary = claims(bench, errors, inside)
     thresholds = gated(bench, count)
     if bench.options.markdown:
-        print(document(bench.rows, thresholds))
+        print(document(bench.rows, summary, thresholds))
     bench.finish()
+
+
+# Bounds in percent on the median and the largest error; what has none is a figure without a goal.
+GOALS = {
+    REGIMES[0]: {"throughput": (2, 5), "tpot": (2, 10), "latency": (3, 15), "ttft": (5, 20), "peak": (5, 20)},
+    REGIMES[3]: {"throughput": (2, 10), "tpot": (2, 10), "latency": (5, 15), "ttft": (5, 15), "peak": (2, 10)},
+}
+
+
+def claims(
+    bench: Bench, errors: dict[str, dict[str, list[float]]], inside: dict[str, list[bool]]
+) -> list[list[object]]:
+    """Claim the median and the largest error by regime and figure; return them as a table."""
+    lines: list[list[object]] = []
+    for where, columns in errors.items():
+        if not columns:
+            continue
+        cells = []
+        for key, values in columns.items():
+            middle, largest = statistics.median(values) * 100, max(values) * 100
+            goals = [f"<= {goal}" for goal in GOALS.get(where, {}).get(key, ())] or ["", ""]
+            bench.claim(f"{where}: median error of {key}", middle, "%", goals[0])
+            bench.claim(f"{where}: largest error of {key}", largest, "%", goals[1])
+            cells.append(f"{middle:.1f} / {largest:.0f}")
+        share = 100 * statistics.mean(inside[where])
+        bench.claim(f"{where}: runs whose TTFT lies between the least and the most of the plan", share, "%")
+        lines.append([where, len(columns["ttft"]), *cells, f"{share:.0f}"])
+    return lines
 
 
 # Requests per second at which thresholds are planned, some way from and close to the 24.2/s and 21/s that are served.
@@ -207,17 +200,22 @@ def gated(bench: Bench, count: int) -> list[list[object]]:
     return lines
 
 
-def document(rows: list[dict[str, Any]], thresholds: list[list[object]]) -> str:
-    """Return the rows as Markdown tables, figures and errors in one cell."""
+def document(rows: list[dict[str, Any]], summary: list[list[object]], thresholds: list[list[object]]) -> str:
+    """Return the tables for the documents, figures and errors in one cell."""
     lines = []
     for cells in rows:
-        figures = [f"{cells[title]} {cells[f'{title} error']}".strip() for title in FIGURES]
-        lead = [cells["workload"], f"{cells['load']:g}", cells["of saturated"]]
-        lines.append([*lead, *figures, f"{cells['preemptions']:,}"])
+        each = [f"{cells[title]} {cells[f'{title} error']}".strip() for title in FIGURES]
+        lines.append([cells["workload"], f"{cells['load']:g}", cells["of saturated"], *each, cells["TTFT by run"]])
     gates = ["workload", "rate", "policy", "planned n", "predicted s", "simulated s", "least, at the multiple"]
+    # Where nothing is ever preempted the column says nothing.
+    shown = [title for title in FIGURES if title != "preemptions" or any(cells[f"{title} error"] for cells in rows)]
+    keep = [0, 1, 2, *(3 + i for i, title in enumerate(FIGURES) if title in shown), 3 + len(FIGURES)]
     tables = [
         markdown(gates, thresholds),
-        markdown(["workload", "load", "of saturated", *FIGURES, "preemptions"], lines),
+        markdown(["regime", "cells", *list(FIGURES)[:5], "TTFT inside, %"], summary),
+        markdown(
+            ["workload", "load", "of saturated", *shown, "TTFT by run"], [[line[i] for i in keep] for line in lines]
+        ),
     ]
     return "\n\n".join(tables)
 

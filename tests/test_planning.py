@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import wait_core
@@ -13,6 +15,7 @@ from wait_core._core import Planner
 from wait_core.cli import main
 from wait_core.planning import stability_region
 from wait_core.requests import sampled
+from wait_core.trial import Engine, figures, saturated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +43,6 @@ def test_unstable_is_an_answer() -> None:
     planner = Planner([(512, 1000, 40.0)], LINEAR, capacity=118_784)
     assert planner.load > 1
     assert planner.equilibrium() is None
-    assert planner.steady_state(16)["expected"] is None
     nested = planner.nested()
     assert (nested["per_segment"], nested["feasible"]) == (None, False)
     assert "unstable" in nested["unstable"]
@@ -105,26 +107,60 @@ def test_segments_and_buffer() -> None:
 @pytest.mark.parametrize(
     ("name", "rate", "within"), [("p512d1000", 1.4, 0.03), ("two-type", 14.5, 0.06), ("lmsys", 24.0, 0.06)]
 )
-def test_expected_delays_agree_with_the_simulator(name: str, rate: float, within: float) -> None:
-    requests = sampled(name, request_rate=rate, num_prompts=12_000, seed=3)
-    expected = wait_core.plan(requests=requests).expected
-    assert expected is not None
-    summary = wait_core.simulate("vllm", requests=requests).summary()
-    assert expected["latency"] * 1e3 == pytest.approx(summary["mean_e2el_ms"], rel=within)
-    assert expected["tpot"] * 1e3 == pytest.approx(summary["mean_tpot_ms"], rel=within)
-    assert expected["ttft"] * 1e3 == pytest.approx(summary["mean_ttft_ms"], rel=within)
+def test_what_is_expected_is_what_other_seeds_give(name: str, rate: float, within: float) -> None:
+    expected = wait_core.plan(dataset_name=name, request_rate=rate).expected
+    other = sampled(name, request_rate=rate, num_prompts=12_000, seed=77)
+    found = figures(wait_core.simulate("clairvoyant", requests=other))
+    for figure in ("ttft", "tpot", "latency", "throughput"):
+        assert expected[figure] == pytest.approx(found[figure], rel=within), figure
+    assert expected["least"]["latency"] <= expected["latency"] <= expected["most"]["latency"]
+    assert expected["peak"] == pytest.approx(found["peak"], rel=0.15)
 
 
-def test_the_saturated_rate_agrees_with_the_simulator() -> None:
-    requests = sampled("p512d1000", request_rate=4.0, num_prompts=4_000, seed=3)
-    report = wait_core.plan(requests=requests, kv_blocks=8448)
+def test_the_saturated_rate_is_that_of_a_long_overload() -> None:
+    report = wait_core.plan(dataset_name="p512d1000", request_rate=4.0, num_prompts=2_000, kv_blocks=8448)
     assert not report.stable
-    assert report.reasons[0].startswith("rate < saturated rate fails: 4/s against 2.1")
+    assert report.reasons[0].startswith("rate < saturated rate fails: 4/s against 2.")
+    requests = sampled("p512d1000", request_rate=4.0, num_prompts=6_000, seed=77)
+    run = figures(wait_core.simulate("clairvoyant", requests=requests, kv_blocks=8448))
+    assert run["throughput"] == pytest.approx(report.engine_limit["throughput"], rel=0.02)
     caps = report.wait["caps"]
-    run = wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps["per_type"]).summary()
+    run = figures(wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps["per_type"]))
     assert run["preemptions"] == 0
-    assert run["output_throughput"] == pytest.approx(caps["saturated"]["throughput"], rel=0.02)
+    assert run["throughput"] == pytest.approx(caps["saturated"]["throughput"], rel=0.02)
+    # Cohorts of equal lengths: FCFS that must never evict keeps memory back, admission one by one does not.
+    assert report.engine_limit["requests"] < 0.97 * caps["saturated"]["requests"]
     assert caps["saturated"]["requests"] < report.bound["requests"]
+
+
+def test_overload_is_played_too() -> None:
+    short, longer = (wait_core.plan(types=[(512, 1000, 4.0)], num_prompts=n, runs=2) for n in (500, 2_000))
+    assert longer.expected["ttft"] > 3 * short.expected["ttft"]
+    assert any("latency has not settled" in warning for warning in longer.warnings)
+
+
+def test_a_plan_is_for_the_policy_that_runs() -> None:
+    plans = {
+        policy: wait_core.plan(dataset_name="reasoning-2700", request_rate=0.4, num_prompts=600, runs=2, policy=policy)
+        for policy in ("clairvoyant", "vllm")
+    }
+    assert plans["clairvoyant"].expected["most"]["preemptions"] == 0
+    assert plans["vllm"].expected["least"]["preemptions"] > 0.1
+    assert plans["vllm"].engine_limit["requests"] < plans["clairvoyant"].engine_limit["requests"]
+
+
+def test_requests_are_played_as_they_arrive() -> None:
+    even = sampled("p512d1000", request_rate=1.4, num_prompts=1_000, seed=5)
+    # The same number in the same time, half of them in its first twentieth.
+    times = np.sort(np.where(np.arange(1_000) % 2 == 0, even.arrival_ns // 20, even.arrival_ns))
+    uneven = replace(even, arrival_ns=times)
+    calm, burst = (wait_core.plan(requests=requests) for requests in (even, uneven))
+    assert burst.expected["ttft"] > 10 * calm.expected["ttft"]
+    assert burst.expected["runs"] == 1
+    assert burst.expected["least"] == burst.expected["most"]
+    scaled = wait_core.plan(requests=uneven, request_rate=0.05)
+    assert scaled.rate == pytest.approx(0.05)
+    assert scaled.expected["ttft"] < 0.1 * burst.expected["ttft"]
 
 
 def test_gpus_for_a_target() -> None:
@@ -133,12 +169,12 @@ def test_gpus_for_a_target() -> None:
     assert gpus is not None
     limit = report.engine_limit["requests"]
     assert 100.0 / gpus["number"] <= 0.7 * limit < 100.0 / (gpus["number"] - 1)
-    assert report.expected is not None
     assert gpus["expected"]["latency"] > report.expected["latency"]
     # The mix counts, not its rate.
-    assert wait_core.plan(types=[(512, 20, 0.7), (512, 50, 0.3)], target_rate=100.0, utilisation=0.7).gpus == {
-        key: pytest.approx(value) for key, value in gpus.items()
-    }
+    again = wait_core.plan(types=[(512, 20, 0.7), (512, 50, 0.3)], target_rate=100.0, utilisation=0.7).gpus
+    assert again is not None
+    assert again["number"] == gpus["number"]
+    assert again["expected"]["latency"] == pytest.approx(gpus["expected"]["latency"])
 
 
 def test_bursts_are_warned_of() -> None:
@@ -175,6 +211,10 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "NOT STABLE" in out
     assert "x < 1 fails" in out
     assert "the line grows by" in out
+    assert main(["plan", *arguments[1:], "--policy", "vllm", "--runs", "2", "--num-prompts", "500"]) == 0
+    out = capsys.readouterr().out
+    assert "saturated engine, vllm" in out
+    assert "500 requests x 2" in out
 
 
 @pytest.mark.parametrize(
@@ -190,6 +230,11 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: 
         (["--type", "512:20:7", "--failure-probability", "0"], "failure_probability = 0"),
         (["--type", "512:20:7", "--target-rate", "-1"], "target_rate = -1"),
         (["--type", "512:20:7", "--num-types", "0"], "num_types = 0"),
+        (["--type", "512:20:7", "--runs", "0"], "runs = 0"),
+        (["--type", "512:20:7", "--num-prompts", "0"], "num_prompts = 0"),
+        (["--type", "512:20:7", "--policy", "other"], 'policy = "other"'),
+        (["--type", "512:20:7", "--kv-blocks", "10"], "capacity = 160"),
+        (["--type", "512:20:7", "--kv-blocks", "33"], "kv_blocks = 33: too few"),
     ],
 )
 def test_refusals_name_what_is_wrong(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,3 +252,38 @@ def test_arguments_exclude_each_other() -> None:
         planner.segments([20], count=2)
     with pytest.raises(wait_core.WaitCoreError, match="convention"):
         Planner([(512, 20, 10.0)], LINEAR, capacity=12_000, convention="other")
+
+
+def test_figures_by_hand() -> None:
+    # One token an iteration of 10 ms, two requests that never meet: 3 and 2 iterations.
+    requests = replace(
+        sampled("p4d3", request_rate=1.0, num_prompts=2), arrival_ns=np.array([0, 10**9], np.uint64),
+        output=np.array([3, 2], np.uint32),
+    )  # fmt: skip
+    law = {"law": "linear", "d0": 0.01, "d1": 0.0}
+    found = figures(wait_core.simulate("vllm", requests=requests, iteration_time_law=law, kv_blocks=10, block_size=1))
+    assert found["ttft"] == pytest.approx(0.01)
+    assert found["tpot"] == pytest.approx(0.01)
+    assert found["latency"] == pytest.approx(0.025)
+    assert found["wait"] == 0
+    assert found["growth"] == pytest.approx(2 / 3)
+    # In the last iteration of the first the prompt and two tokens have KV.
+    assert found["peak"] == pytest.approx(0.6)
+    assert found["preemptions"] == 0
+
+
+def test_saturated_is_as_fast_as_the_law_allows() -> None:
+    # 8 seats, 10 iterations of 10 ms each; the few requests given are repeated until the seats are what binds.
+    engine = Engine(policy="vllm", law={"law": "linear", "d0": 0.01, "d1": 0.0}, kv_blocks=1000, block_size=1,
+                    max_num_seqs=8, token_budget=1000, num_types=8, settings={})  # fmt: skip
+    found = saturated(engine, [sampled("p4d10", request_rate=1.0, num_prompts=10)], 90.0)
+    # In 160 requests one batch of 8 more or less between the quantiles shows.
+    assert found["requests"] == pytest.approx(8 / 0.1, rel=0.08)
+    few = replace(engine, max_num_seqs=1)
+    assert saturated(few, [sampled("p4d10", request_rate=1.0)], 10.0)["requests"] == pytest.approx(10.0, rel=0.002)
+    assert found["throughput"] == pytest.approx(10 * found["requests"])
+    assert found["binding"] == "max-running"
+    assert found["residents"] == pytest.approx(8, rel=0.2)
+    short, long = ([sampled(name, request_rate=1.0)] for name in ("p9d1", "p4d10"))
+    assert saturated(replace(engine, kv_blocks=30), long, 90.0)["binding"] == "memory"
+    assert saturated(replace(engine, token_budget=9), short, 200.0)["binding"] == "token-budget"

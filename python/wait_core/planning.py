@@ -11,16 +11,20 @@ import numpy as np
 
 from wait_core import _core
 from wait_core.laws import A100, iteration_time, kv_blocks_of
-from wait_core.requests import Requests, offered
+from wait_core.requests import sampled
+from wait_core.traffic import Traffic, Types, poisson
+from wait_core.trial import Engine, expected, saturated
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
     from wait_core.datasets import Dataset
+    from wait_core.requests import Requests
     from wait_core.traces import Trace
 
-Types = list[tuple[int, int, float]]
+GROWS = 1.5
+"""Latency has not settled if it grows by more than this from one half of a run to the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,9 @@ class PlanReport:
     types : list of (prompt, output, rate)
         The request types that the thresholds are for.
     engine : dict
-        kv_blocks, block_size, capacity (tokens), max_num_seqs, token_budget, iteration_time.
+        policy, kv_blocks, block_size, capacity (tokens), max_num_seqs, token_budget, iteration_time.
     stable : bool
-        Whether an engine that admits first come first served and never evicts keeps up.
+        Whether the engine keeps up: the rate is below that of `engine_limit`.
     reasons : list of str
         Why not: each inequality that fails, by how much, and what would make it hold.
     warnings : list of str
@@ -48,10 +52,12 @@ class PlanReport:
     fluid : dict or None
         The fluid equilibrium; None where x >= 1.
     fluid_limit, engine_limit, bound : dict
-        Three largest rates: of a constant composition (the fluid model), of the saturated engine, and the linear
-        program's, which no schedule exceeds.
-    expected : dict or None
-        Mean TTFT, TPOT, latency, memory of that engine; None where it does not keep up.
+        Three largest rates: of a constant composition (the fluid model), of the engine in overload
+        (`wait_core.trial.saturated`), and the linear program's, which no schedule exceeds.
+    expected : dict
+        What the requests experience, played through the engine (`wait_core.trial.expected`): means, the least and the
+        most over the runs, of the first `num_prompts` requests. Where the engine does not keep up they grow with that
+        number.
     wait : dict
         WAIT's thresholds with the least latency, with slack, delays, and what fails of their conditions; `caps`: those
         that serve the most, for a work-conserving WAIT.
@@ -62,7 +68,7 @@ class PlanReport:
     buffer : dict or None
         The safety buffer: what (failure_probability, horizon) needs, and what the memory that is left gives.
     gpus : dict or None
-        For a target rate: their number, and what to expect on each.
+        For a target rate: their number, and what to expect on each, as in `expected`.
 
     """
 
@@ -78,7 +84,7 @@ class PlanReport:
     fluid_limit: dict[str, Any]
     engine_limit: dict[str, Any]
     bound: dict[str, Any]
-    expected: dict[str, Any] | None
+    expected: dict[str, Any]
     wait: dict[str, Any]
     segments: list[dict[str, Any]]
     nested_wait: dict[str, Any]
@@ -104,6 +110,8 @@ def plan(
     request_rate: float | None = None,
     num_prompts: int | None = None,
     seed: int = 0,
+    runs: int = 20,
+    policy: str = "clairvoyant",
     iteration_time_law: str | Mapping[str, Any] = A100,
     kv_blocks: int | None = None,
     block_size: int = 16,
@@ -125,9 +133,11 @@ def plan(
     request_rate : float, optional
         Requests/s; needed for a dataset, scales the others.
     num_prompts : int, optional
-        Requests that stand for the length distribution (dataset: 4000; trace: all of it).
-    seed : int
-        Seed of a dataset's lengths.
+        Requests that are played, and that stand for the length distribution (types, dataset: 4000; trace: all of it).
+    seed, runs : int
+        First seed of a dataset or of types, and how many of them are played. A trace is played as it is.
+    policy : str
+        The engine's policy; the default admits first come first served and never evicts, because it knows the lengths.
     iteration_time_law : str or mapping
         How long an iteration takes, see `wait_core.laws.iteration_time`.
     kv_blocks, block_size, max_num_seqs, token_budget
@@ -158,27 +168,35 @@ def plan(
         raise _core.WaitCoreError(f"utilisation = {utilisation}: must be above 0 and below 1")
     if target_rate is not None and not (math.isfinite(target_rate) and target_rate > 0):
         raise _core.WaitCoreError(f"target_rate = {target_rate}: must be finite and above 0")
-    if block_size < 1:
-        raise _core.WaitCoreError(f"block_size = {block_size}: must be at least 1")
+    least = {"block_size": block_size, "kv_blocks": kv_blocks, "num_types": num_types, "num_prompts": num_prompts}
+    for name, number in (least | {"runs": runs}).items():
+        if number is not None and number < 1:
+            raise _core.WaitCoreError(f"{name} = {number}: must be at least 1")
     blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
-    if blocks < 1:
-        raise _core.WaitCoreError(f"kv_blocks = {blocks}: must be at least 1")
-    workload = _workload(types, dataset_name, dataset_path, requests, request_rate, num_prompts, seed, num_types)
+    workload = Traffic.of(
+        types=types, dataset_name=dataset_name, dataset_path=dataset_path, requests=requests, rate=request_rate,
+        count=num_prompts, seed=seed, runs=runs, num_types=num_types,
+    )  # fmt: skip
 
-    def planner(of: Types, running: int = max_num_seqs) -> _core.Planner:
-        return _core.Planner(of, law, capacity=blocks * block_size, max_running=running, token_budget=token_budget)
+    def planner(of: Types) -> _core.Planner:
+        return _core.Planner(of, law, capacity=blocks * block_size, max_running=max_num_seqs, token_budget=token_budget)
 
-    exact = planner(workload.exact)
-    state = exact.steady_state(block_size)
-    wait = _wait(planner, workload.grouped, block_size)
-    classes = planner(workload.grouped)
+    exact, classes = planner(workload.exact), planner(workload.grouped)
+    engine = Engine(policy=policy, law=law, kv_blocks=blocks, block_size=block_size, max_num_seqs=max_num_seqs,
+                    token_budget=token_budget, num_types=num_types, settings={})  # fmt: skip
+    played = workload.draw(workload.rate)
+    bound = exact.capacity_bound()
+    limit, experience = saturated(engine, played, bound["requests"]), expected(engine, played)
+    wait = classes.thresholds()
+    wait["caps"] = _caps(classes, engine, workload, played, bound["requests"])
     nested, buffer = _nested(classes, margin, failure_probability, horizon_s, blocks * block_size)
-    stable = state["expected"] is not None
+    stable = workload.rate < limit["requests"]
     return PlanReport(
         workload=workload.name,
         rate=workload.rate,
         types=workload.grouped,
         engine={
+            "policy": policy,
             "kv_blocks": blocks,
             "block_size": block_size,
             "capacity": blocks * block_size,
@@ -187,92 +205,31 @@ def plan(
             "iteration_time": law,
         },
         stable=stable,
-        reasons=[] if stable else _reasons(workload.rate, state["saturated"], wait),
-        warnings=_warnings(workload, state),
+        reasons=[] if stable else _reasons(workload.rate, limit, wait),
+        warnings=_warnings(workload, limit, experience),
         load=exact.load,
         fluid=exact.equilibrium(),
         fluid_limit=exact.largest_stable_rate(),
-        engine_limit=state["saturated"],
-        bound=exact.capacity_bound(),
-        expected=state["expected"],
+        engine_limit=limit,
+        bound=bound,
+        expected=experience,
         wait=wait,
         segments=classes.segments(),
         nested_wait=nested,
         buffer=buffer,
-        gpus=None if target_rate is None else _gpus(planner, workload, state, block_size, target_rate, utilisation),
+        gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
     )
 
 
-@dataclass(frozen=True)
-class _Workload:
-    name: str
-    exact: Types
-    grouped: Types
-    dispersion: float | None
-
-    @property
-    def rate(self) -> float:
-        return sum(rate for _, _, rate in self.exact)
-
-    def at(self, rate: float) -> Types:
-        return [(prompt, output, each * rate / self.rate) for prompt, output, each in self.exact]
-
-
-def _workload(  # noqa: PLR0917 - one keyword of `plan` each
-    types: Sequence[tuple[int, int, float]] | None,
-    dataset_name: str | Dataset | None,
-    dataset_path: Trace | str | os.PathLike[str] | None,
-    requests: Requests | None,
-    request_rate: float | None,
-    num_prompts: int | None,
-    seed: int,
-    num_types: int,
-) -> _Workload:
-    if num_types < 1:
-        raise _core.WaitCoreError(f"num_types = {num_types}: must be at least 1")
-    if types is not None:
-        if dataset_name is not None or dataset_path is not None or requests is not None:
-            raise _core.WaitCoreError("types are given: leave out dataset_name, dataset_path and requests")
-        total = sum(rate for _, _, rate in types)
-        scale = 1.0 if request_rate is None or not total > 0 else request_rate / total
-        exact = [(prompt, output, rate * scale) for prompt, output, rate in types]
-        name = " + ".join(f"p{prompt}d{output}" for prompt, output, _ in exact)
-        return _Workload(name, exact, exact, None)
-    if dataset_name is not None and num_prompts is None:
-        num_prompts = 4000
-    found = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, 1.0)
-    if requests is not None and request_rate is not None:
-        found = replace(requests, rate=request_rate)
-    if not np.isfinite(found.rate):
-        raise _core.WaitCoreError("request_rate = inf: a plan needs a finite rate")
-    exact, _ = found.types(len(found))
-    grouped, _ = found.types(num_types)
-    return _Workload(found.name, exact, grouped, _dispersion(found))
-
-
-def _dispersion(requests: Requests, windows: int = 100) -> float:
-    """Variance over mean of the arrivals per window: 1 for a Poisson stream, more for bursts."""
-    at = requests.arrival_ns.astype(np.float64)
-    if len(at) < 2 * windows or at[-1] <= at[0]:
-        return 1.0
-    counts, _ = np.histogram(at, bins=windows)
-    return float(counts.var(ddof=1) / counts.mean())
-
-
-def _wait(planner: Any, grouped: Types, block_size: int) -> dict[str, Any]:
-    planned = planner(grouped)
-    thresholds: dict[str, Any] = planned.thresholds()
-    caps = planned.thresholds(block_size=block_size)
+def _caps(
+    classes: _core.Planner, engine: Engine, workload: Traffic, played: list[Requests], bound: float
+) -> dict[str, Any]:
+    caps = classes.thresholds(block_size=engine.block_size)
     # Residents that the caps allow: whole requests of each type over its stages.
-    residents = sum(math.ceil(n * output) for n, (_, output, _) in zip(caps["per_type"], grouped, strict=True))
-    limited = planner(grouped, max(1, residents)).steady_state(block_size)
+    residents = sum(math.ceil(n * output) for n, (_, output, _) in zip(caps["per_type"], workload.grouped, strict=True))
+    capped = replace(engine, policy="wait", settings={"thresholds": caps["per_type"]})
     keys = ("per_type", "iteration_time", "memory")
-    thresholds["caps"] = {key: caps[key] for key in keys} | {
-        "residents": residents,
-        "saturated": limited["saturated"],
-        "expected": limited["expected"],
-    }
-    return thresholds
+    return {key: caps[key] for key in keys} | {"residents": residents, "saturated": saturated(capped, played, bound)}
 
 
 def _nested(
@@ -297,12 +254,12 @@ def _nested(
     }
 
 
-def _reasons(rate: float, saturated: dict[str, Any], wait: dict[str, Any]) -> list[str]:
+def _reasons(rate: float, limit: dict[str, Any], wait: dict[str, Any]) -> list[str]:
     what = {"memory": "memory", "max-running": "max_num_seqs", "token-budget": "the token budget"}
-    limit = saturated["requests"]
+    most = limit["requests"]
     first = (
-        f"rate < saturated rate fails: {rate:.4g}/s against {limit:.4g}/s, off by {rate - limit:.4g}/s"
-        f" ({what.get(saturated['binding'], 'compute')} binds); holds at {limit / rate:.4f} times the rate or less"
+        f"rate < saturated rate fails: {rate:.4g}/s against {most:.4g}/s, off by {rate - most:.4g}/s"
+        f" ({what[limit['binding']]} binds); holds at {most / rate:.4f} times the rate or less"
     )
     return [first, *(explain(violation) for violation in wait["violations"])]
 
@@ -313,31 +270,37 @@ def explain(violation: Mapping[str, Any]) -> str:
     return f"{violation['condition']} fails: {left} against {right}, off by {excess}; {violation['remedy']}"
 
 
-def _warnings(workload: _Workload, state: dict[str, Any]) -> list[str]:
+def _warnings(workload: Traffic, limit: dict[str, Any], experience: dict[str, Any]) -> list[str]:
     found = []
-    share = workload.rate / state["saturated"]["requests"]
+    share = workload.rate / limit["requests"]
     if 0.9 < share < 1:
         found.append(
-            f"at {share:.0%} of the saturated rate: queues settle slowly and delays may be several times as long"
+            f"at {share:.0%} of the saturated rate: queues settle slowly, and delays differ from run to run and grow"
+            " with the number of requests"
+        )
+    if experience["growth"] > GROWS:
+        found.append(
+            f"latency has not settled: it is {experience['growth']:.2g} times as long in the second half of the"
+            f" {experience['num_prompts']:,} requests as in the first"
         )
     if workload.dispersion is not None and workload.dispersion > 3:
         found.append(
-            f"arrivals are {workload.dispersion:.1f} times as variable as a Poisson stream: expect longer delays"
+            f"arrivals are {workload.dispersion:.1f} times as variable as a Poisson stream: what is expected holds for"
+            " bursts like these"
         )
     return found
 
 
-def _gpus(  # noqa: PLR0917 - called once
-    planner: Any, workload: _Workload, state: dict[str, Any], block_size: int, target: float, utilisation: float
+def _gpus(
+    engine: Engine, workload: Traffic, limit: dict[str, Any], target: float, utilisation: float
 ) -> dict[str, Any]:
-    number = math.ceil(target / (utilisation * state["saturated"]["requests"]) * (1 - 1e-12))
-    each = planner(workload.at(target / number)).steady_state(block_size)
+    number = math.ceil(target / (utilisation * limit["requests"]) * (1 - 1e-12))
     return {
         "target_rate": target,
         "number": number,
         "rate_each": target / number,
-        "utilisation": target / number / state["saturated"]["requests"],
-        "expected": each["expected"],
+        "utilisation": target / number / limit["requests"],
+        "expected": expected(engine, workload.draw(target / number)),
     }
 
 
@@ -347,22 +310,25 @@ def stability_region(report: PlanReport, points: int = 48) -> dict[str, list[flo
     Returns columns: capacity (KV tokens), fluid, engine, bound (requests/s), as in `PlanReport`.
     """
     engine = report.engine
-    own = engine["capacity"]
+    own, block = engine["capacity"], engine["block_size"]
     longest = max(prompt + output for prompt, output, _ in report.types)
     grid = np.unique(np.linspace(max(2 * longest, own / 20), 2.0 * own, points).astype(int))
+    played = [sampled(poisson(report.workload, report.types), request_rate=report.rate, num_prompts=4000)]
     columns: dict[str, list[float]] = {"capacity": [], "fluid": [], "engine": [], "bound": []}
     for capacity in grid:
         planner = _core.Planner(
-            report.types,
-            engine["iteration_time"],
-            capacity=int(capacity),
-            max_running=engine["max_num_seqs"],
+            report.types, engine["iteration_time"], capacity=int(capacity), max_running=engine["max_num_seqs"],
             token_budget=engine["token_budget"],
-        )
+        )  # fmt: skip
+        smaller = Engine(
+            policy=engine["policy"], law=engine["iteration_time"], kv_blocks=int(capacity) // block, block_size=block,
+            max_num_seqs=engine["max_num_seqs"], token_budget=engine["token_budget"], num_types=len(report.types),
+            settings={},
+        )  # fmt: skip
         columns["capacity"].append(float(capacity))
         columns["fluid"].append(planner.largest_stable_rate()["requests"])
-        columns["engine"].append(planner.saturated(engine["block_size"])["requests"])
         columns["bound"].append(planner.capacity_bound()["requests"])
+        columns["engine"].append(saturated(smaller, played, columns["bound"][-1])["requests"])
     return columns
 
 

@@ -50,6 +50,15 @@ class Requests:
         arrival_ns = self.arrival_ns[part]
         return replace(self, arrival_ns=arrival_ns - arrival_ns[0], prompt=self.prompt[part], output=self.output[part])
 
+    def scaled(self, rate: float) -> Requests:
+        """Return the same requests at another mean rate; as a Poisson stream, where they all arrive at once."""
+        if len(self) < 2 or self.arrival_ns[-1] == self.arrival_ns[0]:
+            times = sampled("p1d1", request_rate=rate, num_prompts=len(self)).arrival_ns
+        else:
+            since = (self.arrival_ns - self.arrival_ns[0]).astype(np.float64)
+            times = np.rint(since * ((len(self) - 1) / rate * 1e9 / since[-1])).astype(np.uint64)
+        return replace(self, arrival_ns=times, rate=rate)
+
     def types(self, most: int) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]:
         """Group the requests into at most `most` types by quantiles of the output length.
 

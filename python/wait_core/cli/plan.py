@@ -22,9 +22,11 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     add_source(wanted).add_argument(
         "--type", action="append", type=_type, metavar="PROMPT:OUTPUT:RATE", help="a request type; repeat for more"
     )
-    wanted.add_argument("--num-prompts", type=int, help="requests that stand for the lengths (dataset: 4000)")
+    wanted.add_argument("--num-prompts", type=int, help="requests that are played (dataset, types: 4000; trace: all)")
+    wanted.add_argument("--runs", type=int, default=20, help="seeds of a dataset that are played (%(default)s)")
     wanted.add_argument("--num-types", type=int, default=8, help="most types and segments (%(default)s)")
     engine = parser.add_argument_group("engine")
+    engine.add_argument("--policy", default="clairvoyant", help="what admits; FCFS that never evicts: %(default)s")
     add_law(engine)
     engine.add_argument("--kv-blocks", type=int, help="KV blocks (default: what goes with the law)")
     engine.add_argument("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
@@ -59,6 +61,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         request_rate=arguments.request_rate,
         num_prompts=arguments.num_prompts,
         seed=arguments.seed,
+        runs=arguments.runs,
+        policy=arguments.policy,
         iteration_time_law=arguments.iteration_time,
         kv_blocks=arguments.kv_blocks,
         block_size=arguments.block_size,
@@ -121,7 +125,7 @@ def _rates(report: PlanReport) -> str:
     rows = []
     for name, limit in (
         ("constant composition (fluid)", report.fluid_limit),
-        ("saturated engine, FCFS", report.engine_limit),
+        (f"saturated engine, {report.engine['policy']}", report.engine_limit),
         ("WAIT, thresholds as caps", report.wait["caps"]["saturated"]),
         ("any schedule (bound)", report.bound),
     ):
@@ -139,18 +143,28 @@ def _rates(report: PlanReport) -> str:
 
 
 def _delays(report: PlanReport) -> str:
-    if report.expected is None:
+    lines = [f"expected, {report.engine['policy']}: {_expected(report.expected)}"]
+    if not report.stable:
         grows = report.rate - report.engine_limit["requests"]
-        return f"expected: no steady state; the line grows by {grows:.4g} requests/s"
-    return f"expected, FCFS without evictions: {_expected(report.expected)}"
+        lines.append(f"no steady state: the line grows by {grows:.4g} requests/s, and delays with it")
+    return "\n".join(lines)
 
 
 def _expected(expected: dict[str, Any]) -> str:
-    seat = f" ({_seconds(expected['wait'])} of it for a seat)" if expected["wait"] > 1e-4 else ""
+    """Each figure, and the least and the most over the runs."""
+
+    def figure(key: str, short: Any) -> str:
+        mean, least, most = (short(where[key]) for where in (expected, expected["least"], expected["most"]))
+        return mean if least == most else f"{mean} ({least} to {most})"
+
+    seat = f", {_seconds(expected['wait'])} of it until admission" if expected["wait"] > 1e-3 else ""
+    preempts = expected["most"]["preemptions"] > 0
+    evicted = f", {figure('preemptions', '{:.2g}'.format)} preemptions a request" if preempts else ""
+    times = f" x {expected['runs']}" if expected["runs"] > 1 else ""
     return (
-        f"TTFT {_seconds(expected['ttft'])}{seat}, TPOT {_seconds(expected['tpot'])},"
-        f" latency {_seconds(expected['latency'])}, {expected['decodes']:.3g} decoding,"
-        f" KV {expected['memory']:,.0f} ± {expected['memory_deviation']:,.0f} tokens"
+        f"TTFT {figure('ttft', _seconds)}{seat}, TPOT {figure('tpot', _seconds)},"
+        f" latency {figure('latency', _seconds)}, peak KV {figure('peak', '{:.0%}'.format)}{evicted}"
+        f"; {expected['num_prompts']:,} requests{times}"
     )
 
 

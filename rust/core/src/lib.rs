@@ -26,7 +26,6 @@ mod request;
 pub mod safety;
 mod scheduler;
 pub mod segment;
-pub mod steady;
 pub mod threshold;
 mod view;
 mod waiting_time;

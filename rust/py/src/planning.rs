@@ -9,7 +9,6 @@ use wait_core::fluid::{FluidEquilibrium, GpuLimits, Setting, largest_stable_rate
 use wait_core::planning_error::{PlanningError, Violation};
 use wait_core::safety::{Protection, SafetyBuffer as Buffer};
 use wait_core::segment::{NestedSetting, NestedThresholds, Segments, StageCaps};
-use wait_core::steady::SteadyState;
 use wait_core::threshold::Thresholds;
 use wait_core::workload::{RequestType, StageConvention, Workload};
 
@@ -136,19 +135,6 @@ impl Planner {
     /// The most that any schedule can carry: the linear program over compositions.
     fn capacity_bound<'py>(&self, py: Python<'py>) -> Answer<'py> {
         value(py, &refused(capacity_bound(&self.setting()))?)
-    }
-
-    /// What to expect of an engine that admits first come first served and never evicts, with KV blocks of so many tokens.
-    #[pyo3(signature = (block_size = 1))]
-    fn steady_state<'py>(&self, py: Python<'py>, block_size: u32) -> Answer<'py> {
-        let state = py.detach(|| SteadyState::new(&self.setting(), block_size));
-        value(py, &refused(state)?)
-    }
-
-    /// The first part of it: what the engine serves when there is always somebody waiting.
-    #[pyo3(signature = (block_size = 1))]
-    fn saturated<'py>(&self, py: Python<'py>, block_size: u32) -> Answer<'py> {
-        value(py, &refused(SteadyState::saturated(&self.setting(), block_size))?)
     }
 
     /// WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps, in

@@ -262,6 +262,14 @@ impl Run {
                 || key.starts_with("total_") && !key.ends_with("throughput");
             if whole { dict.set_item(key, value as u64)? } else { dict.set_item(key, value)? }
         }
+        dict.update(self.counts(py)?.as_mapping())?;
+        Ok(dict)
+    }
+
+    /// The part of the summary that was counted during the run, and costs nothing to read.
+    #[getter]
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
         let (run, stats) = (&self.inner, &self.inner.stats);
         dict.set_item("preemptions", stats.preemptions)?;
         dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
