@@ -104,6 +104,24 @@ def test_segments_and_buffer() -> None:
     assert sum(caps["per_stage"]) == sum(caps["per_segment"]) == 64
 
 
+def test_rates_that_change_over_time_take_the_worst_window() -> None:
+    calm, busy = [(512, 20, 9.0), (512, 50, 1.0)], [(512, 20, 5.0), (512, 50, 5.0)]
+    both = Planner(calm, LINEAR, capacity=60_000, windows=[busy])
+    assert [segment["rate"] for segment in both.segments()] == pytest.approx([10.0, 5.0])
+    nested = both.nested(failure_probability=0.01, horizon=600)
+    assert nested["feasible"]
+    first, second = nested["per_segment"]
+    assert second / first == pytest.approx(0.55), "p of the busy window, and the margin"
+    needed = [
+        planner.safety_buffer(nested["per_segment"]).tokens(0.01, 600)
+        for planner in (both, Planner(busy, LINEAR, capacity=60_000), Planner(calm, LINEAR, capacity=60_000))
+    ]
+    assert needed[0] == pytest.approx(needed[1])
+    assert needed[0] > needed[2]
+    with pytest.raises(wait_core.WaitCoreError, match="windows share boundaries"):
+        both.segments(count=2)
+
+
 @pytest.mark.parametrize(
     ("name", "rate", "within"), [("p512d1000", 1.4, 0.03), ("two-type", 14.5, 0.06), ("lmsys", 24.0, 0.06)]
 )

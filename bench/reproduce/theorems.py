@@ -197,6 +197,22 @@ def theorem1(study: Study) -> None:
                 study.state("theorem1", f"exponent of the {quantity} in ζT, {name}, {slack}", paper, f"{value:.2f}")
             study.bench.claim(f"Theorem 1, {name}, {slack}: peak memory / M^π", growth.peak / capacity, "", "<= 1")
             study.bench.claim(f"Theorem 1, {name}, {slack}: evictions", growth.evictions, "requests", "<= 0")
+    boundary(study)
+
+
+def boundary(study: Study) -> None:
+    """At C = M* nobody escapes the square root: WAIT, and policies that know lengths and arrivals so far."""
+    horizons, runs = ((8.0, 32.0, 128.0), 100) if study.quick else ((8.0, 32.0, 128.0, 512.0), 200)
+    instance = Instance.at_equilibrium([(4, 3), (4, 8)], [6, 4])
+    capacity = round(instance.memory)
+    for name, policy, settings in (
+        ("wait", "wait", {"thresholds": [6, 4]}),
+        *((f"clairvoyant, {order}", "clairvoyant", {"order": order}) for order in ("fcfs", "paced", "srpt")),
+    ):
+        growth = Growth.measure(instance, policy, horizons, runs, capacity=capacity, **settings)
+        gap = increment_exponent(horizons, growth.lost) - 1
+        study.bench.claim(f"C = M*, {name}: exponent of gap in T", gap, "", ">= -0.7")
+        study.state("theorem1", f"exponent of the gap in ζT, C = M*, {name}", "≥ -1/2", f"{gap:.2f}")
 
 
 HIDDEN: Mapping[str, dict[str, Any]] = {
@@ -298,7 +314,8 @@ def overflow(study: Study) -> None:
     worst = 0.0
     for case in CASES:
         for horizon in horizons:
-            peaks = case.peaks(horizon, runs)["peak_kv_blocks"]
+            found = case.peaks(horizon, runs)
+            peaks = found["peak_kv_blocks"]
             rows = [case.overflow_row(peaks, delta, horizon) for delta in DELTAS]
             study.bench.rows += rows
             worst = max(worst, *(row["observed"] / row["δ"] for row in rows))
@@ -308,4 +325,29 @@ def overflow(study: Study) -> None:
             case_of = f"n = {case.thresholds}, p = {case.survival}, T = {horizon:g} s, {runs:,} runs"
             study.state("overflow", f"{case_of}: overflow frequency", f"≤ {columns['δ']}", columns["observed"])
             study.state("overflow", f"{case_of}: buffer needed (tokens)", columns["buffer"], columns["needed"])
+            if len(case.survival) == 1:
+                queue(study, case, case_of, found["peak_parked"], horizon)
     study.bench.claim("Theorem 2: overflow frequency / δ, worst case", worst, "", "<= 1")
+    case = CASES[0]
+    planned: dict[str, Any] = {"boundaries": case.boundaries, "thresholds": case.thresholds}
+    times = (8.0, 32.0, 128.0)
+    growth = Growth.measure(case.instance(), "nested-wait", times, 40 if study.quick else 200, **planned)
+    for quantity, values, paper, goal in (
+        ("gap", growth.gap, "≤ -1", "<= -0.85"),
+        ("latency", growth.latency, "≤ 0", "<= 0.05"),
+        ("TTFT", growth.ttft, "≤ 0", "<= 0.08"),
+    ):
+        value = exponent(times, values)
+        study.bench.claim(f"Theorem 2, n = {case.thresholds}: exponent of {quantity} in T", value, "", goal)
+        study.state("overflow", f"n = {case.thresholds}: exponent of the {quantity} in ζT", paper, f"{value:.2f}")
+
+
+def queue(study: Study, case: NestedCase, case_of: str, longest: npt.NDArray[Any], horizon_s: float) -> None:
+    """Doob's bound on the boundary queue over [0, T], and the longest queue that a share 1 - δ of the runs had."""
+    buffer = case.instance().planner().safety_buffer([float(n) for n in case.thresholds], list(case.boundaries))
+    bounds = [buffer.queue_bounds(delta, horizon_s)[0] for delta in DELTAS]
+    ours = [int(np.quantile(longest, 1 - delta, method="higher")) for delta in DELTAS]
+    worst = max(float(np.mean(longest >= bound)) / delta for bound, delta in zip(bounds, DELTAS, strict=True))
+    study.bench.claim(f"Doob's bound, {case_of}: queue beyond it / δ, worst case", worst, "", "<= 1")
+    study.state("overflow", f"{case_of}: longest boundary queue at δ = {' / '.join(map(str, DELTAS))} (requests)",
+                " / ".join(f"{bound:.1f}" for bound in bounds), " / ".join(map(str, ours)))  # fmt: skip

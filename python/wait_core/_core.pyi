@@ -138,6 +138,7 @@ class Planner:
         max_running: int | None = None,
         token_budget: int | None = None,
         convention: str = "vllm",
+        windows: Sequence[Sequence[tuple[int, int, float]]] = ...,
     ) -> Planner: ...
     @property
     def load(self) -> float: ...

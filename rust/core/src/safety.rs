@@ -135,7 +135,7 @@ impl SafetyBuffer {
     /// [`PlanningError::InvalidArgument`] if δ or the horizon is out of range.
     pub fn tokens(&self, protection: &Protection) -> Result<f64, PlanningError> {
         let bounds = self.queue_bounds(protection)?;
-        Ok(self.queues.iter().zip(bounds).map(|(queue, bound)| queue.tokens_per_request * bound).sum())
+        Ok(self.queues.iter().zip(bounds).fold(0.0, |sum, (queue, bound)| sum + queue.tokens_per_request * bound))
     }
 
     /// Requests that the queue before each segment 2, 3, … may hold under that protection.

@@ -51,9 +51,14 @@ fn explained<'py>(py: Python<'py>, violations: &[Violation]) -> PyResult<Vec<Bou
 /// `types` are (prompt, output, rate) in tokens and 1/s. `capacity` is C in KV tokens, `max_running` the most residents,
 /// `token_budget` the most tokens in an iteration. The convention says whether the prefill emits the first token
 /// ("vllm") or none ("paper"). Times are seconds, memory KV tokens.
+///
+/// `windows` are more types, one list for each further window of a workload that changes over time: segments, Nested
+/// WAIT's thresholds and the safety buffer then hold in every window; all else is about `types`.
 #[pyclass(frozen, module = "wait_core")]
 pub(crate) struct Planner {
     workload: Workload,
+    /// The other windows of a workload that changes over time.
+    windows: Vec<Workload>,
     law: IterationTime,
     convention: StageConvention,
     limits: GpuLimits,
@@ -64,21 +69,38 @@ impl Planner {
         Setting { workload: &self.workload, law: &self.law, convention: self.convention, limits: self.limits }
     }
 
-    /// Segments that end at the boundaries; or `count` of equal decode range; or one per output length.
+    /// Segments that end at the boundaries; or `count` of equal decode range; or one per output length. They hold for
+    /// every window.
     fn cut(&self, boundaries: Option<Vec<u32>>, count: Option<u32>) -> PyResult<Segments> {
-        refused(match (boundaries, count) {
+        let boundaries = match (boundaries, count) {
             (Some(_), Some(_)) => return Err(WaitCoreError::new_err("count: boundaries are given, which are exact")),
-            (Some(boundaries), None) => Segments::coarse(&self.workload, &boundaries, self.convention),
-            (None, Some(count)) => Segments::equal_ranges(&self.workload, count, self.convention),
-            (None, None) => Segments::exact(&self.workload, self.convention),
-        })
+            (None, Some(count)) if self.windows.is_empty() => {
+                return refused(Segments::equal_ranges(&self.workload, count, self.convention));
+            }
+            (None, Some(_)) => return Err(WaitCoreError::new_err("count: windows share boundaries, give these")),
+            (Some(boundaries), None) => boundaries,
+            (None, None) => self.outputs(),
+        };
+        let window = |workload| Segments::coarse(workload, &boundaries, self.convention);
+        let windows: Result<Vec<_>, _> = std::iter::once(&self.workload).chain(&self.windows).map(window).collect();
+        refused(windows.and_then(|windows| Segments::worst_window(&windows)))
+    }
+
+    /// The distinct output lengths of all windows.
+    fn outputs(&self) -> Vec<u32> {
+        let types = std::iter::once(&self.workload).chain(&self.windows).flat_map(Workload::types);
+        let mut outputs: Vec<u32> = types.filter(|t| t.rate > 0.0).map(|t| t.output).collect();
+        outputs.sort_unstable();
+        outputs.dedup();
+        outputs
     }
 }
 
 #[pymethods]
 impl Planner {
     #[new]
-    #[pyo3(signature = (types, law, *, capacity, max_running = None, token_budget = None, convention = "vllm"))]
+    #[pyo3(signature = (types, law, *, capacity, max_running = None, token_budget = None, convention = "vllm",
+        windows = Vec::new()))]
     fn new(
         types: Vec<(u32, u32, f64)>,
         law: &Bound<'_, PyAny>,
@@ -86,16 +108,20 @@ impl Planner {
         max_running: Option<u32>,
         token_budget: Option<u64>,
         convention: &str,
+        windows: Vec<Vec<(u32, u32, f64)>>,
     ) -> PyResult<Self> {
-        let types = types.into_iter().map(|(prompt, output, rate)| RequestType { prompt, output, rate });
+        let of = |types: Vec<(u32, u32, f64)>| {
+            let types = types.into_iter().map(|(prompt, output, rate)| RequestType { prompt, output, rate });
+            refused(Workload::new(types.collect()))
+        };
         let convention = match convention {
             "vllm" => StageConvention::Vllm,
             "paper" => StageConvention::Paper,
             other => return Err(WaitCoreError::new_err(format!("convention = {other:?}: vllm or paper"))),
         };
-        let workload = refused(Workload::new(types.collect()))?;
         let planner = Self {
-            workload,
+            workload: of(types)?,
+            windows: windows.into_iter().map(of).collect::<PyResult<_>>()?,
             law: convert::json(law, "iteration_time")?,
             convention,
             limits: GpuLimits { capacity, max_running, token_budget },

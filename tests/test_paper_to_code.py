@@ -1,0 +1,46 @@
+"""docs/paper-to-code.md: what it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "paper-to-code.md"
+NAME = re.compile(r"`([^`]+)`")
+SUB_COMMANDS = re.compile(r'^    "([a-z0-9-]+)": ', re.MULTILINE)
+
+
+def rows() -> list[list[str]]:
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert all(len(row) == 5 for row in cells)
+    return [row for row in cells if row[0] != "paper"]
+
+
+def sources(*folders: str) -> str:
+    files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*")))
+    return "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix in {".rs", ".py", ".json"})
+
+
+def test_the_files_exist() -> None:
+    for row in rows():
+        for place in re.findall(r"[\w/.-]+\.(?:rs|py|json)\b", " ".join(row[1:4])):
+            beside = [ROOT / place, ROOT / "rust" / "core" / "src" / place]
+            assert any(path.is_file() for path in beside), (row[0], place)
+
+
+def test_the_functions_and_tests_exist() -> None:
+    code, tests = sources("rust", "python", "bench"), sources("rust", "tests")
+    for row in rows():
+        for name in re.findall(r"\w+", " ".join(NAME.findall(row[2]))):
+            assert re.search(rf"\b{name}\b", code), (row[0], name)
+        for name in NAME.findall(row[3]):
+            assert f"fn {name}(" in tests or f"def {name}(" in tests, (row[0], name)
+
+
+def test_the_figures_are_sub_commands() -> None:
+    known = set(SUB_COMMANDS.findall((ROOT / "bench" / "paper.py").read_text(encoding="utf-8")))
+    for row in rows():
+        for name in filter(None, re.split(r"[,;] ", row[4])):
+            assert name in known or "wait-core plan" in name or (ROOT / name).is_file(), (row[0], name)
