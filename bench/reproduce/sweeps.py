@@ -12,6 +12,8 @@ from reproduce.figures import rate_sweep
 from reproduce.runs import Setting, plus_minus
 from reproduce.study import PAPER, TUNED
 from reproduce.workloads import DECODE_ONLY, LINEAR, LMSYS, LONG, SINGLE, TWO_TYPE, Workload, word_counts
+from wait_core import _core
+from wait_core.laws import iteration_time
 
 if TYPE_CHECKING:
     from reproduce.runs import Cell
@@ -122,6 +124,12 @@ def single(study: Study) -> None:
 
 def sensitivity(study: Study) -> None:
     """Rerun λ = 22 as published with every iteration made longer: what a few percent of iteration time do."""
+    law, decodes = iteration_time(SINGLE.law), 20
+    whole = _core.iteration_seconds(
+        law, decodes=decodes, decode_kv=decodes * (512 + 10), chunks=[(512 - decodes, 0)]
+    )  # fmt: skip
+    quantity = f"a full iteration of Sarathi: {512 - decodes} prompt tokens and {decodes} decodes (ms)"
+    study.state("single", quantity, "", f"{whole * 1e3:.1f}")
     for overhead_ms in (0, 1, 2, 3, 4, 5):
         slower = replace(SINGLE, overhead_s=overhead_ms * 1e-3, name=f"single +{overhead_ms} ms")
         cells = [study.measure(setting, slower, 22, PAPER) for setting in as_published(study, slower, 22)]

@@ -205,11 +205,10 @@ def boundary(study: Study) -> None:
     horizons, runs = ((8.0, 32.0, 128.0), 100) if study.quick else ((8.0, 32.0, 128.0, 512.0), 200)
     instance = Instance.at_equilibrium([(4, 3), (4, 8)], [6, 4])
     capacity = round(instance.memory)
-    for name, policy, settings in (
-        ("wait", "wait", {"thresholds": [6, 4]}),
-        *((f"clairvoyant, {order}", "clairvoyant", {"order": order}) for order in ("fcfs", "paced", "srpt")),
-    ):
-        growth = Growth.measure(instance, policy, horizons, runs, capacity=capacity, **settings)
+    orders = ("fcfs", "paced", "srpt")
+    chosen: dict[str, dict[str, Any]] = {f"clairvoyant, {order}": {"order": order} for order in orders}
+    for name, settings in {"wait": {"thresholds": [6, 4]}, **chosen}.items():
+        growth = Growth.measure(instance, name.split(",")[0], horizons, runs, capacity=capacity, **settings)
         gap = increment_exponent(horizons, growth.lost) - 1
         study.bench.claim(f"C = M*, {name}: exponent of gap in T", gap, "", ">= -0.7")
         study.state("theorem1", f"exponent of the gap in ζT, C = M*, {name}", "≥ -1/2", f"{gap:.2f}")
