@@ -160,13 +160,13 @@ SINGLE = Workload(
     name="single",
     source=dataset("p512d20"),
     rates=(12, 14, 16, 18, 19, 20, 21, 22, 23, 24, 25, 26),
-    sizes=(10, 15, 20, 25, 30, 40, 60, 128),
+    sizes=(5, 7, 10, 15, 20, 25, 30, 40, 60, 128),
 )
 TWO_TYPE = Workload(
     name="two-type",
     source=TWO_TYPES,
     rates=(12, 14, 16, 18, 19, 20, 21, 22, 23, 24, 25),
-    sizes=(15, 20, 25, 30, 40, 60, 80, 128),
+    sizes=(6, 10, 15, 20, 25, 30, 40, 60, 80, 128),
     boundaries=(20, 50),
 )
 LONG = Workload(
