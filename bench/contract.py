@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -22,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 """The folder of recorded traces, which are not part of the repository."""
+
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,14 @@ def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
     for flag, keywords in extra.items():
         parser.add_argument(flag if flag == "positional" else f"--{flag.replace('_', '-')}", **keywords)
     return Bench(name, parser.parse_args())
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of up to ten values, and half the width of its 95 % interval; infinite for a single one."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, math.inf
+    return mean, T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

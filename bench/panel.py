@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import statistics
@@ -21,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from contract import ROOT, TRACES, Bench, markdown, start
+from contract import ROOT, TRACES, Bench, interval, markdown, start
 from tqdm import tqdm
 
 from wait_core import _core, simulate
@@ -43,8 +42,6 @@ KEEP: tuple[str, ...] = (
     "mean_tpot_ms",
 )
 KEEP += ("preemptions", "recomputed_tokens", "goodput", "completed")
-# Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 9: 2.26}
 STATIC = {
     f"vllm {watermark:g}/{budget}": {"policy": "vllm", "watermark": watermark, "token_budget": budget}
     for watermark in FIXED.watermarks
@@ -105,14 +102,6 @@ def run(job: tuple[Job, float]) -> tuple[Job, dict[str, float]]:
     if summary["completed"] != FIXED.num_requests:
         raise RuntimeError(f"{job}: {summary['completed']} of {FIXED.num_requests} requests finished")
     return job[0], {key: float(summary[key]) for key in KEEP}
-
-
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """Mean of paired ratios, and half the width of its 95 % interval."""
-    mean = statistics.mean(ratios)
-    if len(ratios) < 2:
-        return mean, math.inf
-    return mean, T95[len(ratios) - 1] * statistics.stdev(ratios) / math.sqrt(len(ratios))
 
 
 class Panel:
