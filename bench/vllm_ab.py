@@ -104,17 +104,20 @@ class Bed:
         return file
 
     def server(self, arm: str, cell: dict[str, Any], *, pinned: bool) -> live.Server:
-        """Return the server of an arm; one that is not there is started, and warmed up with the cell."""
-        if arm not in self.servers:
-            while len(self.servers) >= self.settings["alive"]:
-                self.servers.pop(next(iter(self.servers))).stop()
-            options = {"served-model-name": "model", **self.settings["serve"], **ARMS[arm]}
-            server = self.servers[arm] = live.Server(self.model, self.folder, options, self.folder / f"{arm}.log")
-            server.wait(900)
-            if pinned:
-                pin(server)
-            self.ask(server, cell, WARM_UP, cell["requests"] // 4)
-        return self.servers[arm]
+        """Return the server of an arm, started where it is not there."""
+        return self.servers.get(arm) or self.started(arm, ARMS[arm], cell, pinned=pinned)
+
+    def started(self, name: str, options: dict[str, Any], cell: dict[str, Any], *, pinned: bool) -> live.Server:
+        """Start a server with `options` and warm it up with the cell."""
+        while len(self.servers) >= self.settings["alive"]:
+            self.servers.pop(next(iter(self.servers))).stop()
+        options = {"served-model-name": "model", **self.settings["serve"], **options}
+        server = self.servers[name] = live.Server(self.model, self.folder, options, self.folder / f"{name}.log")
+        server.wait(900)
+        if pinned:
+            pin(server)
+        self.ask(server, cell, WARM_UP, cell["requests"] // 4)
+        return server
 
     def stop(self) -> None:
         """Stop all servers."""
