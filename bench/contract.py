@@ -55,6 +55,7 @@ class Bench:
     options: argparse.Namespace
     claims: list[Claim] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    gpu: str = ""
 
     def claim(self, name: str, value: float, unit: str, goal: str = "") -> None:
         """Record a claim."""
@@ -74,6 +75,7 @@ class Bench:
         if self.options.json:
             claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
             line = {"bench": self.name, "commit": _commit(), "machine": machine(), "claims": claims, "table": self.rows}
+            line |= {"gpu": self.gpu} if self.gpu else {}
             print(json.dumps(line))
             sys.stdout.flush()
 

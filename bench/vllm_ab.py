@@ -152,7 +152,8 @@ class Bed:
             sys.exit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}\n{server.log.read_text()}")
         answer: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         if answer["completed"] != count:
-            sys.exit(f"{answer['completed']} of {count} requests finished")
+            told = f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{server.log.read_text()[-4000:]}"
+            sys.exit(f"{answer['completed']} of {count} requests finished:\n{told}")
         counted = {name: value - before.get(name, 0.0) for name, value in server.samples().items()}
 
         def total(name: str) -> float:
@@ -296,7 +297,8 @@ def main() -> None:
     settings = FIXED["settings"][options.settings]
     cells = options.cells or list(settings["cells"])[: 1 if options.quick else None]
     rounds = options.rounds or (2 if options.quick else settings["rounds"])
-    print(f"{options.settings}: {gpu() or 'no GPU'}")
+    bench.gpu = gpu()
+    print(f"{options.settings}: {bench.gpu or 'no GPU'}")
     runs = Runs(options.settings, quick=options.quick)
     runs.complete(cells, options.arms, rounds, pinned=options.pin)
     for cell in cells:

@@ -1,11 +1,11 @@
-"""What the memory-bound cells of bench/vllm_ab.py can gain at most on this engine: the simulator under its own law.
+"""What there is to gain in the memory-bound cells of bench/vllm_ab.py: the simulator under the engine's own law.
 
 A law is calibrated on the live server of the settings (stock decisions, round 1 of every cell); then the requests of
 all rounds are simulated under it: the arms, ours with lengths known, and the clairvoyant, which sees all lengths and
 never evicts. The rounds of a cell follow each other, so that what one teaches the next knows, as on the server; in
 `ours, just started` each round is the first. Free of the machine's noise, and only as true as the law.
 
-    VENV/bin/python bench/vllm_ab_bound.py
+    VENV/bin/python bench/vllm_ab_gain.py
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def simulated(bed: Bed, cell: dict[str, Any], numbers: list[int], law: Any, arm:
 def main() -> None:
     """Calibrate, simulate, print the ratios."""
     bench = start(
-        "vllm_ab_bound",
+        "vllm_ab_gain",
         str(__doc__).splitlines()[0],
         settings={"choices": ["cpu", "gpu"], "default": "gpu" if gpu() else "cpu", "help": "(%(default)s)"},
         law={"help": "file with a law, instead of calibrating one"},
