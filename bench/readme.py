@@ -82,14 +82,18 @@ def rates(policy: str) -> Callable[[Object], str]:
     )
 
 
-ITERATION = "plan and complete one iteration, from Python, requests coming and going"
+ITERATION = "plan and complete one iteration, from Python, 256 to 8,192 running"
 ROWS = (
     Row(f"{ITERATION}: `vllm`", "decision", medians("vllm")),
-    Row("the same: `wait`", "decision", medians("wait")),
     Row("the same: `nested-wait`", "decision", medians("nested-wait")),
     Row("the same: `adaptive`, each admission forecast", "decision", medians("adaptive")),
-    Row("the same: between vLLM's steps", "decision", medians("adaptive, between vLLM's steps"), vllm=True),
-    Row("vLLM's own step on the same queue", "decision", medians("vLLM's AsyncScheduler"), vllm=True),
+    Row(
+        "the same: `adaptive` between vLLM's steps, 256 and 1,024 running",
+        "decision",
+        medians("adaptive, between vLLM's steps"),
+        vllm=True,
+    ),
+    Row("vLLM's own step on that queue", "decision", medians("vLLM's AsyncScheduler"), vllm=True),
     Row("instructions of an iteration, 256 running: `vllm`", "instructions", instructions("vllm")),
     Row("the same: `adaptive`", "instructions", instructions("adaptive")),
     Row(
@@ -105,7 +109,6 @@ ROWS = (
         vllm=True,
     ),
     Row("simulated token-steps per second, one core: `vllm`", "simulator", rates("vllm")),
-    Row("the same: `wait`", "simulator", rates("wait")),
     Row("the same: `adaptive`", "simulator", rates("adaptive")),
 )
 
