@@ -78,7 +78,7 @@ def speed(bench: Bench, n: int, rounds: int) -> None:
     """Token-steps and iterations a second, by workload and policy."""
     for workload, rate in WORKLOADS.items():
         requests = sampled(workload, request_rate=rate, num_prompts=n, seed=1)
-        for policy in ("vllm", "wait"):
+        for policy in ("vllm", "wait", "adaptive"):
             summary, cost = measure(policy, requests, rounds)
             steps = (summary["decode_tokens"] + summary["prefill_tokens"]) / cost.cpu_s
             bench.rows.append(

@@ -22,7 +22,7 @@ from engine import ENVIRONMENT, LLAMA
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -146,14 +146,17 @@ class Driver:
 
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
 
-    def step(self) -> Step:
-        """Schedule one step and, when more than `ahead` are in flight, bring in the output of the oldest."""
+    def step(self, ended: Container[str] | None = None) -> Step:
+        """Schedule one step and, when more than `ahead` are in flight, bring in the output of the oldest.
+
+        With `ended`, its outputs end those requests and no others, but for their `max_tokens`.
+        """
         clock = time.thread_time_ns
         begin = clock()
         scheduled = self.scheduler.schedule()
         schedule_ns = clock() - begin
         if scheduled.total_num_scheduled_tokens:
-            self._in_flight.append((scheduled, self._answer(scheduled)))
+            self._in_flight.append((scheduled, self._answer(scheduled, ended)))
         update_ns, outputs = 0, None
         ahead = self.setup.ahead if scheduled.total_num_scheduled_tokens else 0
         if len(self._in_flight) > ahead:
@@ -163,7 +166,7 @@ class Driver:
             update_ns = clock() - begin
         return Step(schedule_ns, update_ns, scheduled, outputs)
 
-    def _answer(self, scheduled: Any) -> Any:
+    def _answer(self, scheduled: Any, ended: Container[str] | None) -> Any:
         from vllm.v1.outputs import ModelRunnerOutput
 
         requests = self.scheduler.requests
@@ -173,7 +176,8 @@ class Driver:
             request = requests[name]
             # A made-up model: the next token is a function of the request and the position; one in 97 ends it.
             draw = zlib.crc32(f"{name} {request.num_computed_tokens}".encode())
-            token = 3 + draw % (LLAMA["vocab_size"] - 3) if draw % 97 else EOS
+            ends = draw % 97 == 0 if ended is None else name in ended
+            token = EOS if ends else 3 + draw % (LLAMA["vocab_size"] - 3)
             tokens.append([] if request.is_prefill_chunk else [token])
         return ModelRunnerOutput(
             req_ids=names, req_id_to_index={name: i for i, name in enumerate(names)}, sampled_token_ids=tokens

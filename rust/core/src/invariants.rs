@@ -14,7 +14,7 @@ impl View {
     fn check_residents(&self) {
         let mut counted = 0;
         let mut recounted: Vec<Lane> = self.lanes().iter().map(Lane::emptied).collect();
-        let mut prefilling = Vec::new();
+        let (mut prefilling, mut parked) = (Vec::new(), Vec::new());
         for slot in self.iter_residents() {
             let request = self.request(slot);
             let (kv, blocks) = (self.kv(slot), self.blocks(slot));
@@ -27,7 +27,10 @@ impl View {
                     assert!(kv < request.prefill_target(), "request {} has nothing to prefill", request.id);
                     prefilling.push(slot);
                 }
-                Phase::Parked => assert!(kv >= request.prefill_target(), "request {} parked early", request.id),
+                Phase::Parked => {
+                    assert!(kv >= request.prefill_target(), "request {} parked early", request.id);
+                    parked.push(slot);
+                }
                 Phase::Decoding => {
                     assert!(kv >= request.prefill_target(), "request {} decodes early", request.id);
                     recounted[usize::from(request.lane)].join(kv);
@@ -35,6 +38,10 @@ impl View {
             }
         }
         assert_eq!(self.prefilling(), prefilling, "prefills in the order of their admission");
+        let mut listed = self.parked().to_vec();
+        listed.sort_unstable();
+        parked.sort_unstable();
+        assert_eq!(listed, parked, "who is parked");
         assert_eq!(counted, self.pool().counted(), "blocks in use");
         for (lane, recounted) in self.lanes().iter().zip(&recounted) {
             assert_eq!(lane, recounted, "members, KV and block phases of a lane");

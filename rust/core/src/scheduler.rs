@@ -231,7 +231,7 @@ impl Scheduler {
             preempt(view, policy, stats, *preemption, slot, view.stage(slot), view.kv(slot));
         }
         for &slot in plan.parked() {
-            view.leave_lane(slot, Phase::Parked);
+            view.park(slot);
         }
         for &(slot, lane) in plan.unparked() {
             view.join(slot, usize::from(lane));
@@ -252,8 +252,8 @@ impl Scheduler {
                 join(view, policy, chunk.slot);
             }
         }
-        if !plan.chunks().is_empty() {
-            view.sweep_prefilling();
+        if !(plan.chunks().is_empty() && plan.unparked().is_empty()) {
+            view.sweep();
         }
         let resuming = view.queues();
         // A half-open range: the loop over a closed one costs more than its body.
@@ -337,8 +337,14 @@ impl Scheduler {
         if self.plan.decodes() as usize + self.plan.chunks().len() == self.plan.residents() as usize {
             return Vec::new();
         }
-        let standing = self.view.iter_residents().filter(|&slot| !self.runs(slot));
-        standing.map(|slot| self.view.request(slot).id).collect()
+        let (view, plan) = (&self.view, &self.plan);
+        let stands = |slot: &Slot| !self.runs(*slot);
+        let id = |slot: Slot| view.request(slot).id;
+        if view.lanes().iter().enumerate().any(|(lane, members)| !members.is_empty() && !plan.runs(lane)) {
+            // The members of a lane are counted, not listed: they are found among the residents.
+            return view.iter_residents().filter(stands).map(id).collect();
+        }
+        view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()
     }
 }
 

@@ -44,6 +44,7 @@ pub struct View {
     /// Resident requests, in the order of their admission.
     residents: List,
     prefilling: Vec<Slot>,
+    parked: Vec<Slot>,
     now_ns: u64,
     draining: bool,
 }
@@ -67,6 +68,7 @@ impl View {
             lines: vec![Line::default(); queues + 1],
             residents: List::default(),
             prefilling: Vec::new(),
+            parked: Vec::new(),
             now_ns: 0,
             draining: false,
         }
@@ -132,6 +134,11 @@ impl View {
     /// Residents whose prompt is not fully computed, in the order of their admission.
     pub fn prefilling(&self) -> &[Slot] {
         &self.prefilling
+    }
+
+    /// Residents in no lane with their prompt computed, in the order in which they left theirs.
+    pub fn parked(&self) -> &[Slot] {
+        &self.parked
     }
 
     /// Number of waiting lines: one for each type a policy distinguishes.
@@ -312,10 +319,11 @@ impl View {
         request.base = self.lanes[lane].join(request.computed);
     }
 
-    /// Takes requests that no longer prefill out of the list of those that do.
-    pub(crate) fn sweep_prefilling(&mut self) {
+    /// Takes requests that have joined a lane off the lists of those that prefill and of those that are parked.
+    pub(crate) fn sweep(&mut self) {
         let table = &self.table;
         self.prefilling.retain(|&slot| table[slot as usize].phase == Phase::Prefilling);
+        self.parked.retain(|&slot| table[slot as usize].phase == Phase::Parked);
     }
 
     /// Lists anew who prefills, after a request that was taken for decoding turned out to prefill still.
@@ -332,6 +340,12 @@ impl View {
         self.pool.take(blocks);
     }
 
+    /// Decoding → parked.
+    pub(crate) fn park(&mut self, slot: Slot) {
+        self.leave_lane(slot, Phase::Parked);
+        self.parked.push(slot);
+    }
+
     /// Decoding → `phase` (parked or prefilling): leaves its lane, keeps its KV.
     pub(crate) fn leave_lane(&mut self, slot: Slot, phase: Phase) {
         let request = &mut self.table[slot as usize];
@@ -346,7 +360,8 @@ impl View {
         match self.request(slot).phase {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
             Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
-            Phase::Parked | Phase::Waiting => {}
+            Phase::Parked => self.parked.retain(|&other| other != slot),
+            Phase::Waiting => {}
         }
         self.set_computed(slot, 0, 0);
         self.residents.remove(&mut self.table, slot);

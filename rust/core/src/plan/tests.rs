@@ -28,13 +28,13 @@ impl World {
     fn decoding(&mut self, id: RequestId, kv: u32, lane: usize) -> Slot {
         let slot = self.prefilling(id, kv, kv);
         self.view.join(slot, lane);
-        self.view.sweep_prefilling();
+        self.view.sweep();
         slot
     }
 
     fn parked(&mut self, id: RequestId, kv: u32) -> Slot {
         let slot = self.decoding(id, kv, 1);
-        self.view.leave_lane(slot, Phase::Parked);
+        self.view.park(slot);
         slot
     }
 

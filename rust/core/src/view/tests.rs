@@ -16,7 +16,7 @@ fn run(view: &mut View, slot: Slot, lane: usize) {
     let target = view.request(slot).prefill_target();
     view.set_computed(slot, target, view.pool().blocks_for(target));
     view.join(slot, lane);
-    view.sweep_prefilling();
+    view.sweep();
     view.check();
 }
 
@@ -62,7 +62,7 @@ fn a_prefill_in_chunks_holds_what_it_computed() {
     assert_eq!((view.kv(slot), view.blocks(slot), view.stage(slot), view.pool().free()), (3, 1, 0, 9));
     view.set_computed(slot, 10, 3);
     view.join(slot, 0);
-    view.sweep_prefilling();
+    view.sweep();
     view.check();
     assert_eq!((view.request(slot).phase, view.prefilling().len()), (Phase::Decoding, 0));
     assert_eq!((view.kv(slot), view.blocks(slot), view.stage(slot), view.pool().free()), (10, 3, 1, 7));
@@ -88,11 +88,12 @@ fn a_parked_request_keeps_its_kv_and_joins_again() {
     run(&mut view, a, 0);
     run(&mut view, b, 0);
     view.step_lane(0);
-    view.leave_lane(a, Phase::Parked);
+    view.park(a);
     view.check();
     view.step_lane(0);
     assert_eq!((view.request(a).phase, view.kv(a), view.blocks(a), view.stage(a)), (Phase::Parked, 8, 2, 2));
     view.join(a, 1);
+    view.sweep();
     view.check();
     assert_eq!((view.lanes()[1].kv(), view.needs_block(a), view.stage(a)), (8, true, 2));
     assert_eq!(ids(&view, view.iter_residents()), [1, 2], "the order of admission stays");
@@ -145,7 +146,7 @@ fn requests_leave_from_every_phase_and_their_place_is_reused() {
             run(&mut view, a, 0);
         }
         if phase == Phase::Parked {
-            view.leave_lane(a, Phase::Parked);
+            view.park(a);
         }
         assert_eq!(view.request(a).phase, phase);
         view.remove(a);

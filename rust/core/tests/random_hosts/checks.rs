@@ -100,6 +100,12 @@ impl Host {
             let paused = self.core.explain(id).is_some_and(|hold| hold.reason == HoldReason::EnginePaused);
             assert_eq!(paused, self.paused);
         }
+        let stands = |slot: Slot| self.core.explain(view.request(slot).id).is_some();
+        let mut standing: Vec<_> = view.iter_residents().filter(|&slot| stands(slot)).collect();
+        let mut listed: Vec<_> = self.core.paused_ids().into_iter().map(|id| view.slot(id).unwrap()).collect();
+        standing.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, standing, "residents that do not run are listed");
     }
 }
 

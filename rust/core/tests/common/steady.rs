@@ -1,0 +1,171 @@
+//! An engine in a steady state with something happening, to be counted and timed: in each iteration requests finish, as
+//! many are admitted, and as many arrive.
+//!
+//! Output lengths are unknown to the core, and the residents stand at all stages of progress: the longer one has run the
+//! likelier it is the next to finish. `adaptive` has room for its residents to go on for a while, though not up to their
+//! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the seats decides, and the
+//! line is held by it; there the token budget follows an iteration-time law besides.
+#![allow(dead_code)] // no user of this file needs all of it
+
+use serde_json::json;
+use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler};
+
+/// The cases there are: policies, one of them in two states.
+pub(crate) const CASES: [&str; 5] = ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full"];
+
+/// Stages over which the residents spread, and about their mean output, if there are as many.
+pub(crate) const SPREAD: u64 = 1024;
+const MAX_TOKENS: u64 = 8192;
+/// Tokens of the longest prompt.
+const PROMPT: u64 = 96;
+const ITERATION_NS: u64 = 30_000_000;
+
+/// An engine.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    pub(crate) scheduler: Scheduler,
+    case: &'static str,
+    running: Vec<RequestId>,
+    finished: Vec<RequestId>,
+    arrived: u64,
+    iterations: u64,
+    draw: u64,
+}
+
+impl Engine {
+    /// An engine of a case with `running` residents, which take all seats unless memory is full, and `waiting` behind
+    /// them.
+    pub(crate) fn loaded(case: &str, running: u64, waiting: u64) -> Self {
+        let spread = SPREAD.min(running);
+        let mut engine = Self::empty(case, running, 2 * running.div_ceil(spread) + 8);
+        for _ in 0..spread {
+            engine.add(running.div_ceil(spread).min(running - engine.arrived));
+            engine.iterate();
+        }
+        while engine.scheduler.view().waiting_total() > 0 {
+            engine.iterate();
+        }
+        for _ in 0..2 * spread {
+            engine.step(running / spread);
+        }
+        engine.limit_memory();
+        engine.add(waiting);
+        engine
+    }
+
+    /// The same without requests, with memory for all of them. At most `entering` may be admitted at once, of a type or
+    /// into a segment; or the tokens of their prompts.
+    pub(crate) fn empty(case: &str, running: u64, entering: u64) -> Self {
+        let case = CASES.into_iter().find(|&known| known == case).expect("a known case");
+        let full = case == "adaptive, memory full";
+        let mut settings = json!({
+            "policy": if full { "adaptive" } else { case },
+            "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16),
+            "max_num_seqs": if full { 2 * running } else { running },
+            "token_budget": 2 * running + PROMPT * entering,
+            "max_model_len": MAX_TOKENS + PROMPT,
+        });
+        match case {
+            "wait" => {
+                let kind = |output: u64| json!({"prompt": PROMPT, "output": output, "rate": 1.0});
+                settings["types"] = json!([kind(512), kind(MAX_TOKENS)]);
+                settings["thresholds"] = json!([entering, entering]);
+            }
+            "nested-wait" => {
+                let mean = SPREAD.min(running);
+                settings["boundaries"] = json!([mean / 4, mean, MAX_TOKENS]);
+                settings["thresholds"] = json!([entering, entering, entering]);
+            }
+            _ if full => settings["iteration_time"] = json!({"law": "a100"}),
+            _ => {}
+        }
+        let serde_json::Value::Object(settings) = settings else { unreachable!("an object was written") };
+        Self {
+            scheduler: Scheduler::new(&Config::from_map(settings).expect("valid settings")).expect("a scheduler"),
+            case,
+            running: Vec::with_capacity(2 * running as usize),
+            finished: Vec::with_capacity(running.div_ceil(SPREAD) as usize),
+            arrived: 0,
+            iterations: 0,
+            draw: 0x9E37_79B9_7F4A_7C15,
+        }
+    }
+
+    /// Lowers the capacity to what the next admission needs by the forecast; where seats are to decide, to half way
+    /// between that and what everybody needs who runs up to `max_tokens`.
+    fn limit_memory(&mut self) {
+        if !self.case.starts_with("adaptive") {
+            return;
+        }
+        let mut probe = self.clone();
+        let used = probe.scheduler.view().pool().used() as u32;
+        probe.scheduler.complete(&Report { finished: &self.running[..1], ..Report::default() });
+        probe.scheduler.set_capacity(used + self.running.len() as u32 / 8 + 16).expect("room for one more");
+        probe.add(1);
+        probe.iterate();
+        let needs = probe.scheduler.last_plan().hold(0).expect("it is held").needs;
+        let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
+        let capacity = if self.case == "adaptive" { 0.5 * (needs + most) } else { needs };
+        self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
+    }
+
+    /// One iteration with which `n` requests finish. With one for each `SPREAD` residents that goes on for ever.
+    pub(crate) fn step(&mut self, n: u64) {
+        (0..n).for_each(|_| self.finish_one());
+        self.iterate();
+        self.add(n);
+    }
+
+    /// `n` requests arrive at an idle engine and are admitted.
+    pub(crate) fn burst(&mut self, n: u64) {
+        self.add(n);
+        assert_eq!(self.scheduler.plan(0).chunks().len() as u64, n);
+    }
+
+    /// The last `n` that arrived are taken back.
+    pub(crate) fn abort_last(&mut self, n: u64) {
+        (self.arrived - n..self.arrived).for_each(|id| assert!(self.scheduler.abort(id)));
+    }
+
+    /// `n` requests arrive.
+    pub(crate) fn add(&mut self, n: u64) {
+        for id in self.arrived..self.arrived + n {
+            let request = Request {
+                id,
+                prompt: (PROMPT - id % 64) as u32,
+                max_tokens: Some(MAX_TOKENS as u32),
+                type_id: (self.case == "wait").then_some((id % 2) as u16),
+                arrival_ns: self.iterations * ITERATION_NS,
+                ..Request::default()
+            };
+            self.scheduler.add(&request).expect("it fits");
+        }
+        self.arrived += n;
+    }
+
+    /// The older of two residents drawn at random ends with the iteration to come.
+    fn finish_one(&mut self) {
+        let mut drawn = || {
+            // Xorshift: these draws decide nothing but who is next.
+            self.draw ^= self.draw << 13;
+            self.draw ^= self.draw >> 7;
+            self.draw ^= self.draw << 17;
+            self.draw as usize % self.running.len()
+        };
+        let (one, other) = (drawn(), drawn());
+        let older = if self.running[one] < self.running[other] { one } else { other };
+        self.finished.push(self.running.swap_remove(older));
+    }
+
+    fn iterate(&mut self) {
+        self.iterations += 1;
+        let plan = self.scheduler.plan(self.iterations * ITERATION_NS);
+        for (_, evicted) in plan.preempted() {
+            self.running.retain(|id| id != evicted);
+        }
+        let entered = plan.chunks().iter().filter(|chunk| chunk.origin != Origin::Resident);
+        self.running.extend(entered.map(|chunk| chunk.id));
+        self.scheduler.complete(&Report { finished: &self.finished, ..Report::default() });
+        self.finished.clear();
+    }
+}
