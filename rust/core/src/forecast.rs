@@ -233,6 +233,11 @@ impl Forecast {
         Some((class, (self.tick - member.birth) as u32))
     }
 
+    /// Whether a request is in the lane.
+    pub(crate) fn holds(&self, slot: Slot) -> bool {
+        self.index.get(slot as usize).is_some_and(|&at| at != NIL)
+    }
+
     fn unlink(&mut self, at: u32) {
         let Member { next, previous, place, .. } = self.members[at as usize];
         if next != NIL {

@@ -7,7 +7,7 @@
 use crate::config::{Config, Preemption};
 use crate::error::{Error, Result};
 use crate::plan::{Hold, HoldReason, Origin, Plan};
-use crate::policy::{AnyPolicy, Event, Policy};
+use crate::policy::{AnyPolicy, Event, Policy, Risk};
 use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
 use crate::view::View;
 use crate::waiting_time::WaitingTime;
@@ -170,6 +170,12 @@ impl Scheduler {
     /// the mean gap between the last admissions out of a line. 0 while nobody waits.
     pub fn predicted_wait_ns(&self) -> u64 {
         self.waiting_time.predict_ns(self.view.waiting_total())
+    }
+
+    /// What the policy expects of the KV cache, without anybody else admitted; none where it makes no forecast. Asking
+    /// changes no decision.
+    pub fn risk(&mut self) -> Option<Risk> {
+        self.policy.risk(&self.view)
     }
 
     /// What the policy has learned from the traffic, to be restored in another scheduler; none where it learns nothing.

@@ -41,6 +41,67 @@ fn a_level_of_priority_outweighs_the_ageing_time_and_no_more() {
 }
 
 #[test]
+fn without_ageing_the_most_important_goes_first_however_long_others_wait() {
+    for order in ["fcfs", "srpt"] {
+        let mut core = scheduler(json!({"kv_blocks": 100, "ageing": null, "order": order}));
+        let add = |core: &mut Scheduler, id, output, arrival_s, priority| {
+            core.add(&Request { priority, ..request(id, 5, output, arrival_s) }).unwrap();
+        };
+        // Levels as far apart as nanoseconds since 1970, and as close as one.
+        let now = 1_700_000_000_000_000_000;
+        add(&mut core, 1, 5, 0, now + 1);
+        add(&mut core, 2, 9, 1_000_000, 0);
+        add(&mut core, 3, 5, 1_000_000, 0);
+        add(&mut core, 4, 5, 5_000_000, -1);
+        add(&mut core, 5, 5, 9_000_000, now);
+        let expected = if order == "srpt" { [4, 3, 2, 1, 5] } else { [4, 2, 3, 5, 1] };
+        assert_eq!(line(&core), expected, "{order}: with srpt, levels that far out are one");
+    }
+}
+
+#[test]
+fn risk_is_what_admission_expects_and_asking_changes_nothing() {
+    // Known lengths: 10 prompts of 16, each up to 16 + 96 tokens and half a block, fit beside each other.
+    let mut core = scheduler(json!({"kv_blocks": 100, "token_budget": 4096}));
+    assert_eq!(core.risk().map(|risk| (risk.peak, risk.overflow)), Some((0.0, 0.0)));
+    for id in 0..10 {
+        core.add(&request(id, 16, 96, 0)).unwrap();
+    }
+    core.plan(0);
+    let risk = core.risk().unwrap();
+    let horizon = 96.0; // the first that no request outlives
+    assert!((risk.peak - 10.0 * (16.0 + 7.5 + horizon) / 1600.0).abs() < 0.01, "{risk:?}");
+    assert!(risk.overflow.abs() < 1e-12);
+
+    // Unknown lengths: one core is asked after every step, the other never.
+    let scarce = json!({"kv_blocks": 60, "max_model_len": 900});
+    let (mut asked, mut other) = (scheduler(scarce.clone()), scheduler(scarce));
+    let (mut largest, mut now) = (0.0_f64, 0);
+    for step in 0..600_u64 {
+        for core in [&mut asked, &mut other] {
+            let new = Request { id: step, prompt: 30, arrival_ns: now, ..Request::default() };
+            core.add(&new).unwrap();
+            core.plan(now);
+            let view = core.view();
+            let stages = view.iter_residents().map(|slot| (view.request(slot).id, view.stage(slot)));
+            let finished: Vec<_> = stages.filter(|(id, stage)| *stage > 40 + (id * 37 % 60) as u32).collect();
+            let finished: Vec<_> = finished.iter().map(|&(id, _)| id).collect();
+            core.complete(&Report { finished: &finished, ..Report::default() });
+        }
+        let risk = asked.risk().unwrap();
+        assert!((0.0..=1.0).contains(&risk.overflow), "{risk:?}");
+        assert_eq!(risk.peak > 0.0, asked.view().residents() > 0);
+        largest = largest.max(risk.overflow);
+        let ids = |core: &Scheduler| core.last_plan().chunks().iter().map(|c| (c.id, c.tokens)).collect::<Vec<_>>();
+        assert_eq!(ids(&asked), ids(&other), "step {step}");
+        now += 1_000_000;
+    }
+    assert!(largest > 1e-3, "memory binds: {largest}");
+    assert_eq!(asked.learned(), other.learned());
+    assert_eq!(Scheduler::new(&Config { kv_blocks: 9, ..Config::default() }).unwrap().risk(), None);
+}
+
+#[test]
 fn shortest_expected_work_first_within_the_ageing_time() {
     let mut core = scheduler(json!({"kv_blocks": 100, "order": "srpt", "ageing": 100.0}));
     core.add(&request(1, 500, 500, 0)).unwrap();

@@ -55,7 +55,7 @@ impl Scheduler {
         predicted_tokens: Option<u32>,
         predicted_log_error: f32,
         type_id: Option<u16>,
-        priority: i32,
+        priority: i64,
         shared_prefix: u32,
         max_wait_ns: Option<u64>,
         now_ns: u64,
@@ -142,6 +142,14 @@ impl Scheduler {
     #[getter]
     fn predicted_wait_ns(&self) -> u64 {
         self.inner.predicted_wait_ns()
+    }
+
+    /// What the policy expects of the KV cache with the residents there are: the peak of the expected KV over the
+    /// forecast's horizons as a share of the capacity, and the largest probability of an overflow over them. None where
+    /// the policy makes no forecast. Asking changes no decision.
+    #[getter]
+    fn risk(&mut self) -> Option<(f64, f64)> {
+        self.inner.risk().map(|risk| (risk.peak, risk.overflow))
     }
 
     /// Why a request waits, by the plan made last; None if it does not wait.

@@ -35,6 +35,15 @@ pub enum Event {
     Aborted,
 }
 
+/// What a policy expects of the KV cache with the residents there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Risk {
+    /// Largest of the expected KV over the horizons, as a share of the capacity.
+    pub peak: f64,
+    /// Largest probability over the horizons that the KV exceeds the capacity.
+    pub overflow: f64,
+}
+
 /// The contract of a policy.
 pub trait Policy {
     /// Decode lanes it uses.
@@ -83,6 +92,11 @@ pub trait Policy {
     /// Says why it cannot be used.
     fn restore(&mut self, _view: &View, _state: &serde_json::Value) -> std::result::Result<(), String> {
         Err("this policy learns nothing".to_owned())
+    }
+
+    /// What it expects of the KV cache; none where a policy expects nothing. Changes no later decision.
+    fn risk(&mut self, _view: &View) -> Option<Risk> {
+        None
     }
 
     /// Learns what happened.
@@ -178,6 +192,10 @@ impl Policy for AnyPolicy {
 
     fn restore(&mut self, view: &View, state: &serde_json::Value) -> std::result::Result<(), String> {
         delegate!(self, policy => policy.restore(view, state))
+    }
+
+    fn risk(&mut self, view: &View) -> Option<Risk> {
+        delegate!(self, policy => policy.risk(view))
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {

@@ -5,6 +5,7 @@ use crate::config::Part;
 use crate::cost::BatchShape;
 use crate::forecast::{Candidate, Outlook};
 use crate::plan::{Hold, HoldReason, Plan};
+use crate::policy::Risk;
 use crate::request::Slot;
 use crate::view::View;
 
@@ -14,9 +15,7 @@ const MODEL_ERROR: f32 = 0.015;
 /// The residents, and those who enter.
 pub(super) struct Entry {
     outlook: Outlook,
-    /// KV tokens the cache holds, less what other requests' shared prefixes save.
     capacity: f64,
-    /// Charged to each request beside its KV: its last block is half empty.
     overhead: f32,
     free: i64,
     pub(super) seats: u32,
@@ -31,12 +30,11 @@ impl Adaptive {
     /// What is known before anybody enters.
     pub(super) fn entry(&mut self, view: &View, plan: &Plan) -> Entry {
         let pool = view.pool();
-        let overhead = 0.5 * (pool.block_size() - 1) as f32;
-        let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
+        let overhead = overhead(view);
         self.learned.refresh(&mut self.forecast);
         let mut entry = Entry {
             outlook: self.forecast.outlook(overhead),
-            capacity: pool.tokens() as f64 + shared,
+            capacity: capacity(view),
             overhead,
             free: plan.free(),
             seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
@@ -122,14 +120,53 @@ impl Adaptive {
     /// The largest of mean + buffer over the horizons, KV tokens.
     fn worst(&self, outlook: &Outlook) -> f64 {
         let deviations = if self.has(Part::Buffer) { self.deviations } else { 0.0 };
-        let mut worst = 0.0_f32;
-        for ((certain, mean), variance) in outlook.certain.iter().zip(&outlook.mean).zip(&outlook.variance) {
-            let error = MODEL_ERROR * mean;
-            let buffer = deviations * libm::sqrtf(variance + error * error);
-            worst = worst.max(certain + mean + buffer);
-        }
-        f64::from(worst)
+        f64::from(expected(outlook).fold(0.0_f32, |worst, (kv, deviation)| worst.max(kv + deviations * deviation)))
     }
+
+    /// The residents as the last plan saw them, by the curves it used.
+    pub(super) fn expect(&mut self, view: &View) -> Risk {
+        let (overhead, capacity) = (overhead(view), capacity(view));
+        let mut outlook = self.forecast.outlook(overhead);
+        for &slot in view.prefilling() {
+            // One that the host took back from decoding is still counted among those.
+            if !self.forecast.holds(slot) {
+                let candidate = self.candidate(view, slot);
+                self.forecast.add(&mut outlook, &candidate, overhead);
+            }
+        }
+        let certain = outlook.reserved <= capacity;
+        let mut risk = Risk { peak: 0.0, overflow: 0.0 };
+        for (kv, deviation) in expected(&outlook) {
+            let (kv, deviation) = (f64::from(kv), f64::from(deviation));
+            risk.peak = risk.peak.max(kv / capacity);
+            if !certain {
+                let beyond =
+                    if deviation > 0.0 { (capacity - kv) / deviation } else { (capacity - kv) * f64::INFINITY };
+                risk.overflow = risk.overflow.max(0.5 * libm::erfc(beyond / core::f64::consts::SQRT_2));
+            }
+        }
+        risk
+    }
+}
+
+/// Charged to each request beside its KV: its last block is half empty.
+fn overhead(view: &View) -> f32 {
+    0.5 * (view.pool().block_size() - 1) as f32
+}
+
+/// KV tokens the cache holds, less what other requests' shared prefixes save.
+fn capacity(view: &View) -> f64 {
+    let pool = view.pool();
+    let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
+    pool.tokens() as f64 + shared
+}
+
+/// The KV expected at each horizon, and how far it may be off: one standard deviation.
+fn expected(outlook: &Outlook) -> impl Iterator<Item = (f32, f32)> {
+    outlook.certain.iter().zip(&outlook.mean).zip(&outlook.variance).map(|((certain, mean), variance)| {
+        let error = MODEL_ERROR * mean;
+        (certain + mean, libm::sqrtf(variance + error * error))
+    })
 }
 
 impl Entry {
