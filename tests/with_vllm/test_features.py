@@ -105,12 +105,3 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
     setattr(scheduler, attribute, value)
     with pytest.raises(ConfigError, match=message):
         support.check(scheduler)
-
-
-def test_priorities_are_refused_not_ignored() -> None:
-    from in_process import Setup, make_scheduler
-
-    from wait_core.vllm.config import ConfigError
-
-    with pytest.raises(ConfigError, match="priorit"):
-        make_scheduler(Setup(scheduler="WaitScheduler", wait_core={"policy": "vllm"}, policy="priority"))

@@ -11,9 +11,8 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from wait_core import WaitCoreError
-from wait_core.vllm import telemetry, transfer
+from wait_core.vllm import gated_queue, telemetry, transfer
 from wait_core.vllm.control import Control
-from wait_core.vllm.gated_queue import GatedQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +49,7 @@ class Bridge:
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
         self.active = True
-        self.queue = GatedQueue(scheduler.waiting)
+        self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
         scheduler.waiting = self.queue
 
         self._next = 0
@@ -149,9 +148,8 @@ class Bridge:
         now_ns = time.monotonic_ns()
         self.telemetry.arrived(now_ns)
         try:
-            length = self.scheduler.max_model_len
             transfer.declare(
-                self.core, number, request, settings=self.settings, max_model_len=length, arrival_ns=now_ns
+                self.core, number, request, scheduler=self.scheduler, settings=self.settings, arrival_ns=now_ns
             )
         except WaitCoreError as refusal:
             self._make_foreign(request, refusal)

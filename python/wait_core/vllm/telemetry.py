@@ -107,6 +107,8 @@ class Telemetry:
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
         }
+        if (risk := core.risk) is not None:
+            figures |= {"kv_forecast_peak_ratio": risk[0], "overflow_probability": risk[1]}
         self.decisions_ns.clear()
         self.holds_ns.clear()
         self.rejected = {}
