@@ -30,7 +30,7 @@ GAUGES = {
     "kv_blocks_used_ratio": "Share of the KV blocks in use, as the core counts them.",
     "arrival_rate": "Requests per second, an average with a time constant of 60 s.",
     "kv_forecast_peak_ratio": "Largest KV use that the policy expects of those running, as a share of the capacity.",
-    "overflow_probability": "Largest probability, over the forecast's horizons, that those running exceed the capacity.",
+    "overflow_probability": "Largest probability, over the forecast's horizons, that those running outgrow the cache.",
     "active": "1 while wait-core schedules, 0 after an error of its own left scheduling to vLLM.",
 }
 FORECAST = ("kv_forecast_peak_ratio", "overflow_probability")
