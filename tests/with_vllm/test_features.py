@@ -120,7 +120,8 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
 
 
 @pytest.mark.parametrize(
-    ("attribute", "value", "message"), [("is_diffusion", True, "a diffusion model"), ("runner_type", "pooling", "a pooling")]
+    ("attribute", "value", "message"),
+    [("is_diffusion", True, "a diffusion model"), ("runner_type", "pooling", "a pooling")],
 )
 def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: object, message: str) -> None:
     from in_process import Setup, make_scheduler
