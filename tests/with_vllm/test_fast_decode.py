@@ -126,4 +126,7 @@ def test_what_it_does_not_cover_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fast_decode, "GUARDED", fast_decode.GUARDED[1:])
     with pytest.raises(ConfigError, match="code it restates has changed"):
         fast_decode.install(scheduler)
+    monkeypatch.setattr(fast_decode, "GUARDED", (*fast_decode.GUARDED, "vllm.v1.request:Request.gone"))
+    with pytest.raises(ConfigError, match=r"no Request\.gone"):
+        fast_decode.install(scheduler)
     assert scheduler.kv_cache_manager.allocate_slots == stock, "nothing is installed by halves"

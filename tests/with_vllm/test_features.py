@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 WAIT = {"policy": "wait", "types": [{"prompt": 95, "output": 34, "rate": 1.0}]}
+NESTED = {
+    "policy": "nested-wait",
+    "work_conserving": False,
+    "watchdog_s": 0.05,
+    "types": [{"prompt": 95, "output": 20, "rate": 1.0}, {"prompt": 95, "output": 60, "rate": 1.0}],
+}
 ASYNC = {"async_scheduling": True}
 LORA = {"engine": {"enable_lora": True, "max_lora_rank": 8}}
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
@@ -44,12 +50,17 @@ def assert_same(mine: dict[str, Any], stock: dict[str, Any]) -> None:
                 assert tokens == theirs, name
 
 
-@pytest.mark.parametrize("settings", [WAIT, {"policy": "vllm", "fast_decode": True}], ids=["wait", "vllm-fast-decode"])
+@pytest.mark.parametrize(
+    "settings",
+    [WAIT, NESTED, {"known_lengths": False}, {"policy": "vllm", "fast_decode": True}],
+    ids=["wait", "nested-wait", "adaptive", "vllm-fast-decode"],
+)
 def test_features_side_by_side(run: Run, settings: dict[str, Any]) -> None:
     """Asynchronous scheduling; several samples; structured output; streaming; aborts; resets; pauses; sleep."""
     stock = serve(run, **ASYNC)
     mine = serve(run, **ASYNC, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=settings)
     assert_same(mine, stock)
+    assert (mine["adapter"]["paused"] > 0) == (settings is NESTED), "residents pause and keep their KV"
     kinds = {name.partition("-")[0] for name in mine["received"]}
     assert kinds >= {"plain", "samples", "structured", "streaming"}
     assert set(mine["aborted"].values()) == {"waiting", "prefilling", "decoding", "preempted", "finished"}
@@ -77,9 +88,10 @@ def test_lora(run: Run) -> None:
     assert stock["received"] != without["received"], "the adapter must matter"
 
 
-def test_speculative_decoding(run: Run) -> None:
+@pytest.mark.parametrize("settings", [WAIT, {}], ids=["wait", "adaptive"])
+def test_speculative_decoding(run: Run, settings: dict[str, Any]) -> None:
     stock = serve(run, **NGRAM)
-    mine = serve(run, **NGRAM, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=WAIT)
+    mine = serve(run, **NGRAM, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core=settings)
     assert mine["spec"] == 3
     assert_same(mine, stock)
 
@@ -107,10 +119,22 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
         support.check(scheduler)
 
 
-def test_priorities_are_refused_not_ignored() -> None:
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [("is_diffusion", True, "a diffusion model"), ("runner_type", "pooling", "a pooling")],
+)
+def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: object, message: str) -> None:
     from in_process import Setup, make_scheduler
 
+    from wait_core.vllm import support
     from wait_core.vllm.config import ConfigError
 
-    with pytest.raises(ConfigError, match="priorit"):
-        make_scheduler(Setup(scheduler="WaitScheduler", wait_core={"policy": "vllm"}, policy="priority"))
+    scheduler = make_scheduler(Setup())
+    model = scheduler.vllm_config.model_config
+    scheduler.vllm_config = SimpleNamespace(
+        model_config=SimpleNamespace(is_diffusion=model.is_diffusion, runner_type=model.runner_type)
+    )
+    support.check(scheduler)
+    setattr(scheduler.vllm_config.model_config, attribute, value)
+    with pytest.raises(ConfigError, match=message):
+        support.check(scheduler)

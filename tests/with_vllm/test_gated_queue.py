@@ -51,6 +51,58 @@ def test_without_a_gate_it_is_vllms_fcfs_queue() -> None:
         assert bool(theirs) == bool(ours)
 
 
+def test_without_a_gate_it_is_vllms_priority_queue() -> None:
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.request_queue import PriorityRequestQueue, SchedulingPolicy
+    from vllm.v1.request import Request as Theirs
+
+    from wait_core.vllm.gated_queue import PriorityGatedQueue, behind_a_gate
+
+    def ranked(number: int) -> Any:
+        sampling = SamplingParams(max_tokens=1)
+        return Theirs(str(number), [1], sampling, None, arrival_time=draw.random(), priority=draw.randint(-2, 2))
+
+    draw = random.Random(8)
+    theirs, ours = PriorityRequestQueue(), behind_a_gate(SchedulingPolicy.PRIORITY, [])
+    assert isinstance(ours, PriorityGatedQueue)
+    out: list[Any] = []
+    longest = 0
+    for i in range(2000):
+        match draw.randrange(8):
+            case 0 | 1:
+                one = ranked(i)
+                theirs.add_request(one)
+                ours.add_request(one)
+            case 2 if out:  # preempted: it was here before, and may be again
+                one = out.pop()
+                theirs.prepend_request(one)
+                ours.prepend_request(one)
+            case 3 if theirs:
+                assert theirs.peek_request() is ours.peek_request()
+                out.append(theirs.pop_request())
+                assert ours.pop_request() is out[-1]
+            case 4 if theirs:  # let through a gate, as most are
+                one = draw.choice(list(theirs))
+                ours.open([one])
+                assert ours.pop_request() is one
+                ours.close()
+                theirs.remove_request(one)
+                out.append(one)
+            case 5:
+                gone = draw.sample(list(theirs), min(2, len(theirs)))
+                theirs.remove_requests(gone)
+                ours.remove_requests(gone)
+            case 6 if len(out) > 2:
+                theirs.prepend_requests(out[:2])
+                ours.prepend_requests(out[:2])
+                del out[:2]
+        assert list(theirs) == list(ours)
+        assert len(theirs) == len(ours)
+        assert bool(theirs) == bool(ours)
+        longest = max(longest, len(ours))
+        assert len(ours._heap) <= 2 * longest + 1, "who has left does not pile up"
+
+
 def test_behind_the_gate_only_the_admitted_are_seen_and_all_are_counted() -> None:
     from wait_core.vllm.gated_queue import GatedQueue
 

@@ -6,6 +6,7 @@ import json
 import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +21,8 @@ REQUESTS = 48
 WAIT_CORE = {"policy": "wait", "types": [{"prompt": 60, "output": 30, "rate": 1.0}]}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(folder: Path, settings: dict[str, Any], **more: object) -> Iterator[tuple[str, Path]]:
     model = write_model(folder / "model")
     write_tokenizer(model, LLAMA["vocab_size"])
     installed_entry_points(folder)
@@ -36,7 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         "max-num-seqs": 32,
         "max-num-batched-tokens": 2048,
         "scheduler-cls": "wait_core.vllm.WaitScheduler",
-        "additional-config": {"wait_core": WAIT_CORE},
+        "additional-config": {"wait_core": settings},
+        **{name.replace("_", "-"): value for name, value in more.items()},
     }
     server = Server(model, folder, options, folder / "server.log")
     try:
@@ -57,8 +58,12 @@ def complete(url: str, number: int) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(400)
-def test_metrics_arrive(server: tuple[str, Path]) -> None:
-    url, log = server
+def test_metrics_arrive(tmp_path: Path) -> None:
+    with serving(tmp_path, WAIT_CORE) as (url, log):
+        look(url, log)
+
+
+def look(url: str, log: Path) -> None:
     labels = '{engine="0",model_name="tiny"}'
     before = samples(get(f"{url}/metrics"))
     assert before[f"wait_core_active{labels}"] == 1
@@ -86,3 +91,29 @@ def test_metrics_arrive(server: tuple[str, Path]) -> None:
     said = log.read_text()
     assert re.search(r"thresholds +\[[\d.]+\] +planned", said), "the settings in force are said at the start"
     assert "KV fetch" not in said
+
+
+@pytest.mark.timeout(600)
+def test_two_data_parallel_ranks(tmp_path: Path) -> None:
+    """One scheduler a rank, each with a line, a log and figures of its own."""
+    settings: dict[str, Any] = {"log_file": str(tmp_path / "decisions.jsonl"), "known_lengths": False}
+    with serving(tmp_path, settings, data_parallel_size=2) as (url, log):
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            answers = list(pool.map(lambda number: complete(url, number), range(REQUESTS)))
+        assert all(answer["usage"]["completion_tokens"] == 30 for answer in answers)
+        shown = samples(get(f"{url}/metrics"))
+    admitted = []
+    for rank in "01":
+        labels = f'{{engine="{rank}",model_name="tiny"}}'
+        admitted.append(shown[f"wait_core_admitted_total{labels}"])
+        assert shown[f"wait_core_active{labels}"] == 1
+        assert shown[f"wait_core_held_requests{labels}"] == 0
+        assert shown[f"wait_core_preemptions_total{labels}"] == shown[f"vllm:num_preemptions_total{labels}"]
+        assert 0 <= shown[f"wait_core_overflow_probability{labels}"] <= 1
+        assert shown[f"wait_core_kv_forecast_peak_ratio{labels}"] >= 0
+        decisions = tmp_path / ("decisions.jsonl" if rank == "0" else "decisions.rank1.jsonl")
+        assert sum('"add"' in line for line in decisions.read_text().splitlines()) == admitted[-1]
+        assert json.loads(decisions.read_text().splitlines()[0])["settings"]["kv_blocks"] == 39, "its own, not shared"
+    assert sum(admitted) == REQUESTS
+    assert min(admitted) > 0, "both ranks serve"
+    assert "wait-core failed" not in log.read_text()

@@ -1,42 +1,52 @@
-"""Every signature and attribute of vLLM that the adapter relies on: a vLLM that moves one fails here first."""
+"""Every signature and attribute of vLLM that the adapter relies on: a vLLM that moves one fails here first.
+
+Read from its text, without importing it, so that a vLLM which cannot run here can be looked at:
+
+    pip download --no-deps 'vllm==0.33.*' -d wheels
+    WAIT_CORE_VLLM_WHEEL=wheels/vllm-0.33.0-….whl python -m pytest tests/with_vllm/test_signatures.py
+"""
 
 from __future__ import annotations
 
-import inspect
+import os
 import re
 
 import pytest
+from vllm_source import Source
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+WHEEL = "WAIT_CORE_VLLM_WHEEL"
 
 
-def test_vllm_is_as_the_adapter_expects() -> None:
-    from vllm.config import VllmConfig
-    from vllm.config.scheduler import SchedulerConfig
-    from vllm.v1.core.block_pool import BlockPool
-    from vllm.v1.core.kv_cache_manager import KVCacheManager
-    from vllm.v1.core.sched import scheduler as module
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.core.sched.interface import PauseState
-    from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
-    from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-    from vllm.v1.request import Request, RequestStatus
+@pytest.fixture(autouse=True)
+def _needs_vllm() -> None:
+    """Need none: texts are read."""
 
-    def parameters(function: object) -> list[str]:
-        return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+@pytest.fixture(params=["installed", "wheel"])
+def vllm(request: pytest.FixtureRequest) -> Source:
+    if request.param == "installed":
+        found = Source.installed()
+        if found is None:
+            pytest.skip("vLLM is not installed here")
+        return found
+    if WHEEL not in os.environ:
+        pytest.skip(f"{WHEEL} names no wheel")
+    return Source.at(os.environ[WHEEL])
+
+
+def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
+    module = vllm["v1.core.sched.scheduler"]
+    following = vllm["v1.core.sched.async_scheduler"]
 
     # What is overridden, and that the asynchronous scheduler does not override it too.
-    assert parameters(Scheduler.schedule) == ["self", "throttle_prefills"]
-    assert inspect.signature(Scheduler.schedule).parameters["throttle_prefills"].default is False
-    assert parameters(Scheduler.add_request) == ["self", "request"]
-    assert issubclass(AsyncScheduler, Scheduler)
-    assert "schedule" not in vars(AsyncScheduler)
-    assert "add_request" not in vars(AsyncScheduler)
+    assert module.parameters("Scheduler.schedule") == ["self", "throttle_prefills"]
+    assert module.default("Scheduler.schedule", "throttle_prefills") is False
+    assert module.parameters("Scheduler.add_request") == ["self", "request"]
+    assert following.bases("AsyncScheduler") == ["Scheduler"]
+    for name in ["schedule", "add_request", "make_stats"]:
+        assert not following.has(f"AsyncScheduler.{name}")
 
     # Attributes read or set.
-    built = inspect.getsource(Scheduler.__init__)
     for name in [
         "requests",
         "waiting",
@@ -60,10 +70,10 @@ def test_vllm_is_as_the_adapter_expects() -> None:
         "is_encoder_decoder",
         "dcp_world_size",
     ]:
-        assert re.search(rf"self\.{name}\b[^=\n]*=", built), f"Scheduler.{name}"
-    assert isinstance(Scheduler.pause_state, property)
-    assert {"UNPAUSED", "PAUSED_NEW", "PAUSED_ALL"} <= set(PauseState.__members__)
-    made = inspect.getsource(Request.__init__)
+        assert module.sets("Scheduler", name), f"Scheduler.{name}"
+    assert "pause_state" in module.properties("Scheduler")
+    assert {"UNPAUSED", "PAUSED_NEW", "PAUSED_ALL"} <= vllm["v1.core.sched.interface"].members("PauseState")
+    request = vllm["v1.request"]
     for name in [
         "request_id",
         "status",
@@ -71,45 +81,58 @@ def test_vllm_is_as_the_adapter_expects() -> None:
         "max_tokens",
         "sampling_params",
         "priority",
+        "arrival_time",
         "resumable",
         "num_computed_tokens",
         "is_prefill_chunk",
         "next_decode_eligible_step",
         "structured_output_request",
     ]:
-        assert f"self.{name}" in made, f"Request.{name}"
-    statuses = set(RequestStatus.__members__)
+        assert request.sets("Request", name), f"Request.{name}"
+    assert "num_output_tokens" in request.properties("Request")
+    # By priority, then by arrival: the order of the line where vLLM goes by priority.
+    assert "return self.priority < other.priority" in request.source("Request.__lt__")
+    assert "return self.arrival_time < other.arrival_time" in request.source("Request.__lt__")
+    statuses = request.members("RequestStatus")
     assert {"WAITING", "RUNNING", "PREEMPTED", "FINISHED_ABORTED", "FINISHED_STOPPED"} <= statuses
-    assert "self.block_pool =" in inspect.getsource(KVCacheManager.__init__)
-    assert "self.num_gpu_blocks =" in inspect.getsource(BlockPool.__init__)
-    assert parameters(BlockPool.get_num_free_blocks) == ["self"]
-    for name in ["watermark", "enable_chunked_prefill", "scheduler_cls", "async_scheduling"]:
-        assert name in SchedulerConfig.__dataclass_fields__, f"SchedulerConfig.{name}"
-    assert "additional_config" in VllmConfig.__dataclass_fields__
-    for name in [
-        "num_scheduled_tokens",
-        "total_num_scheduled_tokens",
-        "scheduled_spec_decode_tokens",
-        "scheduled_new_reqs",
-        "scheduled_cached_reqs",
-        "preempted_req_ids",
-        "finished_req_ids",
-    ]:
-        assert name in SchedulerOutput.__dataclass_fields__, f"SchedulerOutput.{name}"
-    assert "req_id" in NewRequestData.__dataclass_fields__
-    assert "resumed_req_ids" in CachedRequestData.__dataclass_fields__
-    assert inspect.isclass(FullAttentionSpec)
+    assert "FINISHED_LENGTH_CAPPED" in statuses
+    sampling = vllm["sampling_params"].fields("SamplingParams")
+    assert {"ignore_eos", "stop", "stop_token_ids", "repetition_detection"} <= sampling.keys()
+    assert vllm["v1.core.kv_cache_manager"].sets("KVCacheManager", "block_pool")
+    pool = vllm["v1.core.block_pool"]
+    assert pool.sets("BlockPool", "num_gpu_blocks")
+    assert pool.parameters("BlockPool.get_num_free_blocks") == ["self"]
+    config = vllm["config.scheduler"].fields("SchedulerConfig")
+    assert {"watermark", "enable_chunked_prefill", "scheduler_cls", "async_scheduling", "policy"} <= config.keys()
+    assert "additional_config" in vllm["config.vllm"].fields("VllmConfig")
+    assert {"data_parallel_size", "data_parallel_rank"} <= vllm["config.parallel"].fields("ParallelConfig").keys()
+    model = vllm["config.model"]
+    assert model.has("ModelConfig.is_diffusion")
+    assert "model" in model.fields("ModelConfig")
+    assert re.search(r"self\.runner_type\b", model.text)
+    output = vllm["v1.core.sched.output"]
+    names = output.fields("SchedulerOutput").keys()
+    assert names >= {
+        "num_scheduled_tokens", "total_num_scheduled_tokens", "scheduled_spec_decode_tokens", "scheduled_new_reqs",
+        "scheduled_cached_reqs", "preempted_req_ids", "finished_req_ids",
+    }  # fmt: skip
+    assert {"req_id", "num_computed_tokens"} <= output.fields("NewRequestData").keys()
+    cached = output.fields("CachedRequestData").keys()
+    assert {"req_ids", "resumed_req_ids", "num_computed_tokens"} <= cached
+    assert vllm["v1.kv_cache_interface"].has("FullAttentionSpec")
+    assert module.parameters("Scheduler.update_from_output")[1:2] == ["scheduler_output"], "the step log wraps it"
 
     # The queue that takes the place of Scheduler.waiting.
-    assert RequestQueue.__abstractmethods__ == {
+    queue = vllm["v1.core.sched.request_queue"]
+    assert queue.abstract("RequestQueue") == {
         "add_request", "pop_request", "peek_request", "prepend_request", "prepend_requests", "remove_request",
         "remove_requests", "__bool__", "__len__", "__iter__",
     }  # fmt: skip
-    assert parameters(create_request_queue) == ["policy"]
-    assert {"FCFS", "PRIORITY"} == set(SchedulingPolicy.__members__)
+    assert queue.parameters("create_request_queue") == ["policy"]
+    assert queue.members("SchedulingPolicy") == {"FCFS", "PRIORITY"}
 
     # How schedule() treats them. These are statements of its source because no signature shows them.
-    source = inspect.getsource(Scheduler.schedule)
+    source = module.source("Scheduler.schedule")
     first = re.sub(r"\s+", " ", source.split(":\n", 1)[1]).strip()
     assert first.startswith("self.current_step += 1"), "a pause is set for current_step + 2"
     assert "if self.current_step < request.next_decode_eligible_step:" in source, "the pause"
@@ -119,39 +142,30 @@ def test_vllm_is_as_the_adapter_expects() -> None:
     assert "if not preempted_reqs and" in source, "no admission in a step that preempts"
     assert "preempted_req_ids=self.reset_preempted_req_ids" in source
     assert "finished_req_ids=self.finished_req_ids" in source
-    assert "self.waiting.prepend_request(request)" in inspect.getsource(Scheduler._preempt_request)
+    assert "self.waiting.prepend_request(request)" in module.source("Scheduler._preempt_request")
     # Nobody else takes from the queue.
-    everything = inspect.getsource(module)
-    assert everything.count("pop_request()") == 2
-    assert everything.count("peek_request()") == 1
+    assert module.text.count("pop_request()") == 2
+    assert module.text.count("peek_request()") == 1
 
 
-def test_the_way_of_our_figures_is_as_expected() -> None:
-    from vllm.config import ParallelConfig
-    from vllm.plugins import STAT_LOGGER_PLUGINS_GROUP
-    from vllm.v1.core.sched import scheduler as module
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.metrics import loggers
-    from vllm.v1.metrics.stats import SchedulerStats
-    from vllm.v1.request import Request
-    from vllm.version import __version__
-
-    assert "make_stats" not in vars(AsyncScheduler)
+def test_the_way_of_our_figures_is_as_expected(vllm: Source) -> None:
     # Once a step, and the difference reaches a front end.
-    assert inspect.getsource(module).count("self.make_stats(") == 1
-    field = SchedulerStats.__dataclass_fields__["num_kv_fetch_reqs_by_stage"]
-    assert str(field.type) == "dict[str, int]"
-    assert field.default_factory is dict
+    assert vllm["v1.core.sched.scheduler"].text.count("self.make_stats(") == 1
+    stats = vllm["v1.metrics.stats"]
+    assert stats.fields("SchedulerStats")["num_kv_fetch_reqs_by_stage"] == "dict[str, int]"
+    text = stats.source("SchedulerStats")
+    assert re.search(r"num_kv_fetch_reqs_by_stage: dict\[str, int\] = field\(default_factory=dict\)", text)
     # vLLM's loggers read the names they know and sums only.
-    uses = re.findall(r"(?:kv_fetch|num_kv_fetch_reqs_by_stage)\.(\w+)\(", inspect.getsource(loggers))
+    loggers = vllm["v1.metrics.loggers"]
+    uses = re.findall(r"(?:kv_fetch|num_kv_fetch_reqs_by_stage)\.(\w+)\(", loggers.text)
     assert set(uses) <= {"get", "values", "items"}
-    assert STAT_LOGGER_PLUGINS_GROUP == "vllm.stat_logger_plugins"
-    base = loggers.AggregateStatLoggerBase
-    assert base.__abstractmethods__ == {"__init__", "record", "log_engine_initialized"}
-    record = inspect.signature(base.record).parameters
-    assert list(record) == ["self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"]
-    assert list(inspect.signature(base.__init__).parameters) == ["self", "vllm_config", "engine_indexes"]
-    assert hasattr(base, "record_admission_rejection")
-    assert isinstance(Request.num_output_tokens, property)
-    assert {"data_parallel_size", "data_parallel_rank"} <= set(ParallelConfig.__dataclass_fields__)
-    assert __version__
+    assert vllm["plugins"].constant("STAT_LOGGER_PLUGINS_GROUP") == "vllm.stat_logger_plugins"
+    base = "AggregateStatLoggerBase"
+    declared = set.union(*(loggers.abstract(name) for name in ("StatLoggerBase", base)))
+    assert declared == {"__init__", "record", "log_engine_initialized"}
+    assert loggers.bases(base) == ["StatLoggerBase"]
+    record = loggers.parameters("StatLoggerBase.record")
+    assert record == ["self", "scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"]
+    assert loggers.parameters(f"{base}.__init__") == ["self", "vllm_config", "engine_indexes"]
+    assert loggers.has(f"{base}.record_admission_rejection")
+    assert vllm["version"].text

@@ -11,9 +11,8 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from wait_core import WaitCoreError
-from wait_core.vllm import telemetry, transfer
+from wait_core.vllm import gated_queue, telemetry, transfer
 from wait_core.vllm.control import Control
-from wait_core.vllm.gated_queue import GatedQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +49,7 @@ class Bridge:
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
         self.active = True
-        self.queue = GatedQueue(scheduler.waiting)
+        self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
         scheduler.waiting = self.queue
 
         self._next = 0
@@ -149,9 +148,8 @@ class Bridge:
         now_ns = time.monotonic_ns()
         self.telemetry.arrived(now_ns)
         try:
-            length = self.scheduler.max_model_len
             transfer.declare(
-                self.core, number, request, settings=self.settings, max_model_len=length, arrival_ns=now_ns
+                self.core, number, request, scheduler=self.scheduler, settings=self.settings, arrival_ns=now_ns
             )
         except WaitCoreError as refusal:
             self._make_foreign(request, refusal)
@@ -244,11 +242,10 @@ class Bridge:
         self._held = {"held": plan.held, "paused": len(plan.paused)}
         if plan.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
-        if self.settings.shadow:
+        if self.settings.shadow or self.gates_open:
             return
-        if not self.gates_open:
-            offered = [requests[number] for number in self._offered]
-            self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
+        offered = [requests[number] for number in self._offered]
+        self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
         if paused := plan.paused:
@@ -281,9 +278,11 @@ class Bridge:
             now_ns = time.monotonic_ns()
             admitted = [n for n in plan.admitted if n in self._prefilling]
             self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
-        unplanned = self._note_ungated(output) if self.gates_open or self.settings.shadow else 0
-        if self.settings.shadow and plan.paused:
-            unplanned += self._note_unpaused(plan.paused, output)
+        unplanned = 0
+        if self.gates_open or self.settings.shadow:
+            unplanned = self._note_ungated(output)
+            if plan.paused:
+                unplanned += self._note_unpaused(plan.paused, output)
         self.counts["refused"] += len(self._refused)
         chunks = dict(plan.prefill)
         done = []
@@ -343,13 +342,14 @@ class Bridge:
     # -- when things go wrong ---------------------------------------------------------------------------------------
 
     def _watch(self, now_ns: int) -> None:
-        """Open the gates when requests wait and no token has been scheduled for too long; close them afterwards."""
+        """Open the gates when requests wait or pause and no token was scheduled for too long; close them afterwards."""
         if self._quiet_since_ns is None:
             self._quiet_since_ns = now_ns
             self.gates_open = False
             return
         limit_ns = self.settings.watchdog_s * 1e9
-        if self.gates_open or not limit_ns or not len(self.queue) or self.scheduler.pause_state != PauseState.UNPAUSED:
+        stuck = len(self.queue) + len(self.scheduler.running)
+        if self.gates_open or not limit_ns or not stuck or self.scheduler.pause_state != PauseState.UNPAUSED:
             return
         if now_ns - self._quiet_since_ns > limit_ns:
             self.gates_open = True
@@ -357,15 +357,15 @@ class Bridge:
             # Once as a warning: a core that stalls again and again must not flood the log; the count tells.
             say = logger.warning if self.counts["watchdog"] == 1 else logger.debug
             say(
-                "wait-core: %d requests wait and no token has been scheduled for %.1f s; the gates open until tokens "
-                "flow. First in line: %s",
-                len(self.queue),
+                "wait-core: %d requests wait or pause and no token has been scheduled for %.1f s; the gates open until "
+                "tokens flow. First in line: %s",
+                stuck,
                 self.settings.watchdog_s,
                 self._why_first(),
             )
 
     def _why_first(self) -> str:
-        request = next(iter(self.queue))
+        request = next(iter(self.queue), None) or self.scheduler.running[0]
         number = self._ids.get(request.request_id)
         hold = None if number is None else self.core.explain(number)
         return f"{request.request_id}, no hold" if hold is None else f"{request.request_id}, {hold.reason} {hold.limit}"

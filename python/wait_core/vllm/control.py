@@ -34,8 +34,8 @@ class Control:
 
     def __init__(self, scheduler: Scheduler) -> None:
         additional = scheduler.vllm_config.additional_config.get(config.KEY)
-        self.settings = config.load(additional)
         support.check(scheduler)
+        self.settings = support.with_priorities(scheduler, config.load(additional))
         self.engine = {
             "kv_blocks": scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block
             "block_size": scheduler.block_size,
@@ -63,6 +63,7 @@ class Control:
         if self._file is None or settings is None:
             return None
         try:
+            settings = support.with_priorities(scheduler, settings)
             core = config.make_core(settings, self.engine)
             description = config.describe(settings, core, self.engine)
             # Logged apart until it is sure that this core takes over.

@@ -14,16 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from importlib import import_module
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.core import (
-    block_pool,
-    kv_cache_coordinator,
-    kv_cache_manager,
-    kv_cache_utils,
-    single_type_kv_cache_manager,
-)
-from vllm.v1.core.sched import async_scheduler, scheduler, utils
+from vllm.v1.core import single_type_kv_cache_manager
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.request import Request, RequestStatus
@@ -35,31 +30,31 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 GUARDED = (
-    scheduler.Scheduler._update_after_schedule,
-    scheduler.Scheduler._make_cached_request_data,
-    scheduler.Scheduler._update_request_with_output,
-    async_scheduler.AsyncScheduler._update_after_schedule,
-    async_scheduler.AsyncScheduler._update_request_with_output,
-    utils.check_stop,
-    kv_cache_manager.KVCacheManager.allocate_slots,
-    kv_cache_manager.KVCacheManager.cache_blocks,
-    kv_cache_manager.KVCacheManager.create_kv_cache_blocks,
-    kv_cache_manager.KVCacheBlocks.get_block_ids,
-    kv_cache_coordinator.KVCacheCoordinator.remove_skipped_blocks,
-    kv_cache_coordinator.KVCacheCoordinator.get_num_blocks_to_allocate,
-    kv_cache_coordinator.KVCacheCoordinator.allocate_new_blocks,
-    kv_cache_coordinator.KVCacheCoordinator.get_num_cacheable_tokens,
-    kv_cache_coordinator.KVCacheCoordinator.cache_blocks,
-    single_type_kv_cache_manager.SingleTypeKVCacheManager.remove_skipped_blocks,
-    single_type_kv_cache_manager.SingleTypeKVCacheManager.get_num_skipped_tokens,
-    single_type_kv_cache_manager.SingleTypeKVCacheManager.get_num_blocks_to_allocate,
-    single_type_kv_cache_manager.SingleTypeKVCacheManager.allocate_new_blocks,
-    single_type_kv_cache_manager.SingleTypeKVCacheManager.cache_blocks,
-    single_type_kv_cache_manager.FullAttentionManager.cache_blocks,
-    kv_cache_utils.get_request_block_hasher,
-    block_pool.BlockPool.get_num_free_blocks,
-    Request.append_output_token_ids,
-    Request.update_block_hashes,
+    "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
+    "vllm.v1.core.sched.scheduler:Scheduler._make_cached_request_data",
+    "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output",
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
+    "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_request_with_output",
+    "vllm.v1.core.sched.utils:check_stop",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks",
+    "vllm.v1.core.kv_cache_manager:KVCacheManager.create_kv_cache_blocks",
+    "vllm.v1.core.kv_cache_manager:KVCacheBlocks.get_block_ids",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.remove_skipped_blocks",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.get_num_blocks_to_allocate",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.allocate_new_blocks",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.get_num_cacheable_tokens",
+    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.cache_blocks",
+    "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager.remove_skipped_blocks",
+    "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager.get_num_skipped_tokens",
+    "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager.get_num_blocks_to_allocate",
+    "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager.allocate_new_blocks",
+    "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager.cache_blocks",
+    "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager.cache_blocks",
+    "vllm.v1.core.kv_cache_utils:get_request_block_hasher",
+    "vllm.v1.core.block_pool:BlockPool.get_num_free_blocks",
+    "vllm.v1.request:Request.append_output_token_ids",
+    "vllm.v1.request:Request.update_block_hashes",
 )
 """What the guards restate, or rely on to change nothing."""
 
@@ -72,6 +67,18 @@ def digest(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(" ".join(text.split()) for text in texts).encode()).hexdigest()[:16]
 
 
+def found() -> str:
+    """Return the digest of the vLLM that runs, or what is missing in it."""
+    texts = []
+    for place in GUARDED:
+        module, name = place.split(":")
+        try:
+            texts.append(inspect.getsource(attrgetter(name)(import_module(module))))
+        except (ImportError, AttributeError):
+            return f"no {name}"
+    return digest(texts)
+
+
 def install(scheduler: Any) -> None:
     """Guard the five methods of `scheduler`, an AsyncScheduler whose KV cache is one group of full attention.
 
@@ -80,11 +87,11 @@ def install(scheduler: Any) -> None:
     ConfigError
         Where something about the engine, or the text of vLLM, is not what the guards were written for.
     """
-    found = digest([inspect.getsource(function) for function in GUARDED])
+    text = found()
     manager = scheduler.kv_cache_manager
     (group,) = manager.coordinator.single_type_managers
     reasons = {
-        f"this vLLM: code it restates has changed ({found})": found not in TESTED,
+        f"this vLLM: code it restates has changed ({text})": text not in TESTED,
         "speculative decoding": scheduler.num_spec_tokens > 0 or scheduler.num_lookahead_tokens > 0,
         "pipeline parallelism": scheduler.use_pp,
         "deferred freeing of blocks": scheduler.defer_block_free,

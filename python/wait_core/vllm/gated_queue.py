@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,3 +89,53 @@ class GatedQueue(RequestQueue):
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._line.values())
+
+
+class PriorityGatedQueue(GatedQueue):
+    """The same where vLLM goes by priority: without a gate the order is vLLM's, (priority, arrival)."""
+
+    def __init__(self, requests: Iterable[Request] = ()) -> None:
+        super().__init__(requests)
+        # Whoever has left the line stays in the heap until it comes to the top, or the heap is made anew.
+        self._heap = [*self._line.values()]
+        heapq.heapify(self._heap)
+
+    def add_request(self, request: Request) -> None:
+        """Put `request` where its priority says."""
+        super().add_request(request)
+        if len(self._heap) > 2 * len(self._line):
+            self._heap = [*self._line.values()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, request)
+
+    def prepend_request(self, request: Request) -> None:
+        """Put `request` where its priority says: vLLM's queue by priority has no front of its own."""
+        self.add_request(request)
+
+    def pop_request(self) -> Request:
+        """Take the next request that may be admitted; IndexError if there is none."""
+        if self._gate is not None:
+            return super().pop_request()
+        request = self.peek_request()
+        heapq.heappop(self._heap)
+        del self._line[request.request_id]
+        return request
+
+    def peek_request(self) -> Request:
+        """Return the next request that may be admitted; IndexError if there is none."""
+        if self._gate is not None:
+            return super().peek_request()
+        while self._heap and self._line.get(self._heap[0].request_id) is not self._heap[0]:
+            heapq.heappop(self._heap)
+        if not self._heap:
+            raise IndexError("peek from an empty queue")
+        return self._heap[0]
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(sorted(self._line.values()))
+
+
+def behind_a_gate(policy: SchedulingPolicy, requests: Iterable[Request]) -> GatedQueue:
+    """Return a queue with a gate that holds `requests`, ordered as vLLM's `policy` wants."""
+    return PriorityGatedQueue(requests) if policy == SchedulingPolicy.PRIORITY else GatedQueue(requests)

@@ -6,6 +6,7 @@ another scheduler runs it shows nothing.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -28,8 +29,12 @@ GAUGES = {
     "paused_requests": "Requests that keep their KV and do not run in the last decision.",
     "kv_blocks_used_ratio": "Share of the KV blocks in use, as the core counts them.",
     "arrival_rate": "Requests per second, an average with a time constant of 60 s.",
+    "kv_forecast_peak_ratio": "Largest KV use that the policy expects of those running, as a share of the capacity.",
+    "overflow_probability": "Probability that those running outgrow the cache within the horizons of the forecast.",
     "active": "1 while wait-core schedules, 0 after an error of its own left scheduling to vLLM.",
 }
+FORECAST = ("kv_forecast_peak_ratio", "overflow_probability")
+"""Gauges of policies that forecast; under another they are absent."""
 COUNTERS = {
     "admitted": ("admitted", "Requests admitted, resumptions not counted."),
     "preemptions": ("preemptions", "Evictions of requests that the core plans."),
@@ -121,7 +126,8 @@ class _Metrics:
 
     def start(self, labels: tuple[str, str]) -> None:
         """Show zeros before the first figures come."""
-        for metric in (*self.gauges.values(), *self.counters.values(), self.decisions, self.holds):
+        known = [gauge for name, gauge in self.gauges.items() if name not in FORECAST]
+        for metric in (*known, *self.counters.values(), self.decisions, self.holds):
             metric.labels(*labels)
         self.gauges["active"].labels(*labels).set(1)
 
@@ -129,7 +135,7 @@ class _Metrics:
         self.gauges["active"].labels(*labels).set(int(figures["active"]))
         if not figures["active"]:
             return
-        state = {
+        state = {name: figures[name] for name in FORECAST if name in figures} | {
             "held_requests": figures["held"],
             "paused_requests": figures["paused"],
             "kv_blocks_used_ratio": figures["used_blocks"] / figures["blocks"],
@@ -153,5 +159,8 @@ class _Metrics:
         before = self._policy.get(labels)
         if before not in (None, policy):
             self.info.labels(*labels, *before).set(0)
+            for name in FORECAST:
+                if name not in figures:  # the policy before forecast, this one does not
+                    self.gauges[name].labels(*labels).set(math.nan)
         self._policy[labels] = policy
         self.info.labels(*labels, *policy).set(1)

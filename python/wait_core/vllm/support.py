@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from wait_core.vllm.config import ConfigError
+from wait_core.vllm.config import KEY, ConfigError
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
+
+    from wait_core.vllm.config import Settings
+
+HEEDS_PRIORITY = "adaptive"
+"""The policy that admits by priority; the others admit in the order of arrival."""
 
 
 def check(scheduler: Scheduler) -> None:
@@ -34,10 +40,26 @@ def check(scheduler: Scheduler) -> None:
             len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
         ),
         "decode context parallelism": scheduler.dcp_world_size > 1,
-        "--scheduling-policy priority (its policies admit in the order of arrival)": (
-            scheduler.policy != SchedulingPolicy.FCFS
-        ),
     }
     for what, present in reasons.items():
         if present:
             raise ConfigError(f"wait-core cannot account for {what}: start vLLM without --scheduler-cls")
+
+
+def with_priorities(scheduler: Scheduler, settings: Settings) -> Settings:
+    """Return `settings` as vLLM's scheduling policy wants them: strictly by priority, unless they set an ageing.
+
+    Raises
+    ------
+    ConfigError
+        Where the policy would ignore the priorities that vLLM is told to obey.
+    """
+    if scheduler.policy == SchedulingPolicy.FCFS:
+        return settings
+    if settings.policy != HEEDS_PRIORITY:
+        raise ConfigError(
+            f"{KEY}: policy {settings.policy!r} admits in the order of arrival and would ignore --scheduling-policy "
+            f"priority: leave that out, or use policy {HEEDS_PRIORITY!r}"
+        )
+    core, sources = {"ageing": None, **settings.core}, {"ageing": "vLLM", **settings.sources}
+    return replace(settings, core=core, sources=sources)

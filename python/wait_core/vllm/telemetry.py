@@ -107,6 +107,10 @@ class Telemetry:
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
         }
+        if forecast := core.kv_forecast():
+            _, mean, _, overflow = zip(*forecast, strict=True)
+            tokens = core.settings["kv_blocks"] * core.settings["block_size"]
+            figures |= {"kv_forecast_peak_ratio": max(mean) / tokens, "overflow_probability": overflow[-1]}
         self.decisions_ns.clear()
         self.holds_ns.clear()
         self.rejected = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from wait_core import WaitCoreError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def declare(
-    core: Any, number: int, request: Request, *, settings: Settings, max_model_len: int, arrival_ns: int
+    core: Any, number: int, request: Request, *, scheduler: Scheduler, settings: Settings, arrival_ns: int
 ) -> None:
     """Add `request` to `core` with the lengths that the settings let it see.
 
@@ -27,14 +28,15 @@ def declare(
     WaitCoreError
         Where the core refuses it.
     """
-    room = max(1, max_model_len - request.num_prompt_tokens)
+    room = max(1, scheduler.max_model_len - request.num_prompt_tokens)
     length = min(request.max_tokens, room)
     core.add(
         number,
         request.num_prompt_tokens,
         length if settings.use_max_tokens else None,
         output_tokens=length if settings.known_lengths and _length_is_known(request) else None,
-        priority=request.priority,
+        # Where vLLM goes by arrival, it ignores priorities.
+        priority=_clamped(request.priority) if scheduler.policy == SchedulingPolicy.PRIORITY else 0,
         now_ns=arrival_ns,
     )
 
@@ -48,7 +50,6 @@ def move(
     """
     numbers = {request.request_id: number for number, request in requests.items()}
     refused: dict[int, WaitCoreError] = {}
-    seen: dict[str, Any] = {"settings": settings, "max_model_len": scheduler.max_model_len}
     # A report is read against the plan before it, so there has to be one.
     core.plan(max(arrivals.values(), default=0))
 
@@ -59,7 +60,14 @@ def move(
             if number is None:
                 continue
             try:
-                declare(core, number, requests[number], arrival_ns=arrivals[number], **seen)
+                declare(
+                    core,
+                    number,
+                    requests[number],
+                    scheduler=scheduler,
+                    settings=settings,
+                    arrival_ns=arrivals[number],
+                )
             except WaitCoreError as refusal:
                 refused[number] = refusal
             else:
@@ -79,6 +87,10 @@ def move(
     # The one sent back last stands first.
     core.complete(preempted=preempted[::-1], free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
     return refused
+
+
+def _clamped(priority: int) -> int:
+    return max(-(2**63), min(2**63 - 1, priority))
 
 
 def _length_is_known(request: Request) -> bool:

@@ -113,7 +113,8 @@ pub struct Config {
     pub order: Order,
     /// Seconds of waiting that outweigh one level of priority, the longest expected work against the shortest
     /// (`order` = `srpt`), or a place behind the head (`skip_ahead`): how long `adaptive` lets a request be overtaken (30).
-    pub ageing: f64,
+    /// Null: no waiting outweighs a level, so the least important may wait for ever.
+    pub ageing: Option<f64>,
     /// How many behind a head that lacks memory `adaptive` looks at for one that fits (0).
     pub skip_ahead: u32,
     /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make; needs `iteration_time` (none).
@@ -151,7 +152,7 @@ impl Default for Config {
             iteration_time: None,
             protection: None,
             order: Order::default(),
-            ageing: 30.0,
+            ageing: Some(30.0),
             skip_ahead: 0,
             tpot_target: None,
             overflow_probability: None,
@@ -230,8 +231,8 @@ impl Config {
         if let Some(seconds) = self.max_hold.filter(|seconds| !(seconds.is_finite() && *seconds >= 0.0)) {
             return Err(Error::invalid("max_hold", seconds, "must be finite and at least 0 seconds"));
         }
-        if !(self.ageing.is_finite() && (0.0..=1e9).contains(&self.ageing)) {
-            return Err(Error::invalid("ageing", self.ageing, "must be between 0 and 1e9 seconds"));
+        if let Some(seconds) = self.ageing.filter(|seconds| !(0.0..=1e9).contains(seconds)) {
+            return Err(Error::invalid("ageing", seconds, "must be between 0 and 1e9 seconds, or null for no ageing"));
         }
         if let Some(delta) = self.overflow_probability.filter(|delta| !(*delta > 0.0 && *delta < 1.0)) {
             return Err(Error::invalid("overflow_probability", delta, "must be strictly between 0 and 1"));

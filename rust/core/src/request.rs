@@ -52,7 +52,7 @@ pub struct Request {
     /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or does not care.
     pub type_id: Option<u16>,
     /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
-    pub priority: i32,
+    pub priority: i64,
     /// Tokens of the prompt whose KV blocks are already resident and shared (a prefix cache hit); a forecast does not
     /// charge them twice.
     pub shared_prefix: u32,

@@ -41,6 +41,25 @@ fn a_level_of_priority_outweighs_the_ageing_time_and_no_more() {
 }
 
 #[test]
+fn without_ageing_the_most_important_goes_first_however_long_others_wait() {
+    for order in ["fcfs", "srpt"] {
+        let mut core = scheduler(json!({"kv_blocks": 100, "ageing": null, "order": order}));
+        let add = |core: &mut Scheduler, id, output, arrival_s, priority| {
+            core.add(&Request { priority, ..request(id, 5, output, arrival_s) }).unwrap();
+        };
+        // Levels as far apart as nanoseconds since 1970, and as close as one.
+        let now = 1_700_000_000_000_000_000;
+        add(&mut core, 1, 5, 0, now + 1);
+        add(&mut core, 2, 9, 1_000_000, 0);
+        add(&mut core, 3, 5, 1_000_000, 0);
+        add(&mut core, 4, 5, 5_000_000, -1);
+        add(&mut core, 5, 5, 9_000_000, now);
+        let expected = if order == "srpt" { [4, 3, 2, 1, 5] } else { [4, 2, 3, 5, 1] };
+        assert_eq!(line(&core), expected, "{order}: with srpt, levels that far out are one");
+    }
+}
+
+#[test]
 fn shortest_expected_work_first_within_the_ageing_time() {
     let mut core = scheduler(json!({"kv_blocks": 100, "order": "srpt", "ageing": 100.0}));
     core.add(&request(1, 500, 500, 0)).unwrap();

@@ -55,7 +55,7 @@ impl Scheduler {
         predicted_tokens: Option<u32>,
         predicted_log_error: f32,
         type_id: Option<u16>,
-        priority: i32,
+        priority: i64,
         shared_prefix: u32,
         max_wait_ns: Option<u64>,
         now_ns: u64,

@@ -214,7 +214,7 @@ impl<'a> Engine<'a> {
                 max_tokens: self.setup.max_tokens,
                 output,
                 type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
-                priority: hint.priority,
+                priority: hint.priority.into(),
                 arrival_ns: sent_ns,
                 ..Request::default()
             };

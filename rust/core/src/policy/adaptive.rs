@@ -27,6 +27,9 @@ use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::{LengthHint, Request, Slot};
 use crate::view::View;
 
+/// How finely works are told apart between two levels of priority that do not age.
+const WORK_STEPS: i64 = 1 << 20;
+
 /// State of `adaptive`.
 #[derive(Clone, Debug)]
 pub struct Adaptive {
@@ -36,7 +39,8 @@ pub struct Adaptive {
     budget: Option<TokenBudget>,
     buffer: Buffer,
     order: Order,
-    ageing_ns: f64,
+    /// None: priorities do not age.
+    ageing_ns: Option<f64>,
     skip_ahead: u32,
     /// s
     tpot_target: Option<f64>,
@@ -57,7 +61,7 @@ impl Adaptive {
                 .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
             buffer: Buffer::new(config),
             order: config.order,
-            ageing_ns: 1e9 * config.ageing,
+            ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
             tpot_target: config.tpot_target,
             without: config.without.clone(),
@@ -117,7 +121,8 @@ impl Adaptive {
                             // Tokens left over are no reason to hurry, nor to wait.
                             return hold.reason == HoldReason::BatchCap && entry.seats > 0;
                         }
-                        let latest = view.request(slot).rank.saturating_add(self.ageing_ns as i64);
+                        let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
+                        let latest = view.request(slot).rank.saturating_add(ageing_ns);
                         overtake = Some((latest, self.skip_ahead));
                     }
                 }
@@ -150,9 +155,10 @@ impl Policy for Adaptive {
         request.type_id.map_or(0, |label| label.saturating_add(1))
     }
 
-    /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is.
+    /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is;
+    /// without ageing its priority, then its work, then its arrival.
     fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
-        let mut levels = f64::from(request.priority);
+        let mut share = 0.0;
         if self.order == Order::Srpt {
             let (mean, squared) = match request.output {
                 LengthHint::Exact(tokens) => (f64::from(tokens), f64::from(tokens) * f64::from(tokens)),
@@ -164,10 +170,14 @@ impl Policy for Adaptive {
             let most = f64::from(max_tokens);
             let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
             let length = f64::from(view.limits().max_model_len);
-            levels += libm::log1p(work) / libm::log1p(0.5 * length * length);
+            share = libm::log1p(work) / libm::log1p(0.5 * length * length);
         }
-        // Saturates: who sets an ageing of years wants priorities without ageing.
-        (request.arrival_ns as f64 + self.ageing_ns * levels) as i64
+        let Some(ageing_ns) = self.ageing_ns else {
+            let steps = if self.order == Order::Srpt { WORK_STEPS } else { 1 };
+            return request.priority.saturating_mul(steps).saturating_add((share * steps as f64) as i64);
+        };
+        // Saturates.
+        (request.arrival_ns as f64 + ageing_ns * (request.priority as f64 + share)) as i64
     }
 
     fn learned(&self) -> Option<serde_json::Value> {

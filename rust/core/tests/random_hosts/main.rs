@@ -146,7 +146,7 @@ impl Host {
             prompt,
             max_tokens,
             output: output_hint,
-            priority: (id % 3) as i32 - 1,
+            priority: (id % 3) as i64 - 1,
             arrival_ns: self.now_ns,
             ..Request::default()
         };
