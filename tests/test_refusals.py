@@ -65,7 +65,7 @@ def test_numbers_that_no_count_can_hold() -> None:
         ("output_tokens", lambda: core.add(1, 8, output_tokens=-1)),
         ("predicted_tokens", lambda: core.add(1, 8, predicted_tokens=2**32)),
         ("type_id", lambda: core.add(1, 8, type_id=2**16)),
-        ("priority", lambda: core.add(1, 8, priority=2**31)),
+        ("priority", lambda: core.add(1, 8, priority=2**63)),
         ("shared_prefix", lambda: core.add(1, 8, shared_prefix=-1)),
         ("now_ns", lambda: core.add(1, 8, now_ns=-1)),
         ("now_ns", lambda: core.plan(2**64)),
