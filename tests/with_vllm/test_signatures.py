@@ -105,7 +105,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     config = vllm["config.scheduler"].fields("SchedulerConfig")
     assert {"watermark", "enable_chunked_prefill", "scheduler_cls", "async_scheduling", "policy"} <= config.keys()
     assert "additional_config" in vllm["config.vllm"].fields("VllmConfig")
-    assert {"data_parallel_size", "data_parallel_rank"} <= vllm["config.parallel"].fields("ParallelConfig").keys()
+    assert "data_parallel_index" in vllm["config.parallel"].fields("ParallelConfig")
     model = vllm["config.model"]
     assert model.has("ModelConfig.is_diffusion")
     assert "model" in model.fields("ModelConfig")

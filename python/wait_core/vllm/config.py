@@ -105,6 +105,15 @@ def load(additional: object) -> Settings:
     return read(additional, None if path is None else read_file(path), path)
 
 
+def of_rank(path: str, rank: int) -> Path:
+    """Return where one data-parallel rank writes: rank 0 to `path`, the others to names of their own beside it.
+
+    `rank` is vLLM's index of the engine; its size and rank are 1 and 0 in every engine of a dense model.
+    """
+    own = Path(path)
+    return own if rank == 0 else own.with_name(f"{own.stem}.rank{rank}{own.suffix}")
+
+
 def read_file(path: str) -> object:
     """Parse the settings file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -104,10 +103,7 @@ class _Kept:
 def _open_log(scheduler: Scheduler, settings: config.Settings) -> DecisionLog | None:
     if settings.log_file is None:
         return None
-    path = Path(settings.log_file)
-    parallel = scheduler.vllm_config.parallel_config
-    if parallel.data_parallel_size > 1:  # one scheduler a rank
-        path = path.with_name(f"{path.stem}.rank{parallel.data_parallel_rank}{path.suffix}")
+    path = config.of_rank(settings.log_file, scheduler.vllm_config.parallel_config.data_parallel_index)
     try:
         log = DecisionLog(path, max_bytes=int(settings.log_max_mb * 1e6))
     except OSError as error:

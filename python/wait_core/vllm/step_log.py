@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from wait_core.calibration import FORMAT, VERSION
-from wait_core.vllm.config import KEY, ConfigError
+from wait_core.vllm.config import KEY, ConfigError, of_rank
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -43,7 +43,7 @@ class StepLog:
         self.handled_ns = 0  # and taken in by the scheduler
         parallel = scheduler.vllm_config.parallel_config
         model = str(scheduler.vllm_config.model_config.model)
-        header = {"format": FORMAT, "version": VERSION, "model": model, "rank": parallel.data_parallel_rank}
+        header = {"format": FORMAT, "version": VERSION, "model": model, "rank": parallel.data_parallel_index}
         self._write(header)
 
     def scheduled(self, output: SchedulerOutput, at_ns: int) -> None:
@@ -99,10 +99,7 @@ def install(scheduler: Scheduler, name: str, max_bytes: int) -> StepLog:
     ConfigError
         If the file cannot be written.
     """
-    path = Path(name)
-    parallel = scheduler.vllm_config.parallel_config
-    if parallel.data_parallel_size > 1:
-        path = path.with_name(f"{path.stem}.rank{parallel.data_parallel_rank}{path.suffix}")
+    path = of_rank(name, scheduler.vllm_config.parallel_config.data_parallel_index)
     try:
         log = StepLog(scheduler, path, max_bytes)
     except OSError as error:
