@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -21,6 +20,7 @@ from wait_core.vllm.config import KEY, ConfigError, of_rank
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
+    from pathlib import Path
 
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
