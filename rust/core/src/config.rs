@@ -55,6 +55,10 @@ pub enum Part {
     Classes,
     /// Deviations added to the expected KV.
     Buffer,
+    /// Fewest deviations that a weighed buffer has.
+    Floor,
+    /// All horizons but the nearest.
+    Horizons,
 }
 
 /// What becomes of the output of a preempted request.

@@ -13,40 +13,49 @@ const OVERFLOW_COST: f64 = 1.5;
 /// Fewest deviations: where σ is more than a tenth of the cache it is a guess.
 const LEAST: f64 = 1.9;
 
-/// The rule for z.
+/// The rule for z, and where it is applied.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Buffer {
+pub(super) struct Buffer {
+    rule: Rule,
+    /// Horizons looked at.
+    horizons: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Rule {
     /// So many deviations.
     Fixed(f64),
-    /// As many as cost least.
-    Weighed,
+    /// As many as cost least, but no fewer than these.
+    Weighed(f64),
 }
 
 impl Buffer {
     pub(super) fn new(config: &Config) -> Self {
-        match config.overflow_probability {
-            _ if config.without.contains(&Part::Buffer) => Self::Fixed(0.0),
-            Some(delta) => Self::Fixed(quantile(delta)),
-            None => Self::Weighed,
-        }
+        let without = |part| config.without.contains(&part);
+        let rule = match config.overflow_probability {
+            _ if without(Part::Buffer) => Rule::Fixed(0.0),
+            Some(delta) => Rule::Fixed(quantile(delta)),
+            None => Rule::Weighed(if without(Part::Floor) { 0.0 } else { LEAST }),
+        };
+        Self { rule, horizons: if without(Part::Horizons) { 1 } else { usize::MAX } }
     }
 
     /// KV tokens needed, buffer included, at the horizon at which it is most.
     pub(super) fn needs(self, outlook: &Outlook, capacity: f64) -> f64 {
-        let near = match self {
-            Self::Fixed(z) => z,
-            Self::Weighed => 2.0,
+        let near = match self.rule {
+            Rule::Fixed(z) => z,
+            Rule::Weighed(_) => 2.0,
         };
         let (mut most, mut mean, mut deviation) = (f64::NEG_INFINITY, 0.0, 0.0);
-        for at in outlook.moments() {
+        for at in outlook.moments().take(self.horizons) {
             let needs = at.0 + near * at.1;
             if needs > most {
                 (most, (mean, deviation)) = (needs, at);
             }
         }
-        match self {
-            Self::Weighed if deviation > 0.0 => {
-                mean + weighed(OVERFLOW_COST * capacity / deviation).max(LEAST) * deviation
+        match self.rule {
+            Rule::Weighed(least) if deviation > 0.0 => {
+                mean + weighed(OVERFLOW_COST * capacity / deviation).max(least) * deviation
             }
             _ => most,
         }
