@@ -17,12 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import ROOT, TRACES, markdown, start
-from panel import FIXED, capacity, offered
+from contract import ROOT, markdown, start
+from panel import FIXED, available, capacity, offered
 from tqdm import tqdm
 
 from wait_core import simulate
-from wait_core.datasets import Dataset
 from wait_core.plot_style import new_figure, styles
 from wait_core.requests import Hints
 
@@ -158,11 +157,7 @@ def main() -> None:
         markdown={"action": "store_true", "help": "print the tables of docs/adaptive.md as well"},
         figures={"action": "store_true", "help": "draw docs/figures/predicted-lengths.png"},
     )
-    names = [
-        name
-        for name, workload in FIXED.workloads.items()
-        if isinstance(workload, Dataset) or (TRACES / workload.trace).is_file()
-    ]
+    names = available()
     loads: tuple[float, ...] = (0.9, 1.2, 2.0)
     seeds = FIXED.seeds["compare"][:3]
     if bench.options.quick:

@@ -15,11 +15,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from contract import ROOT, TRACES, markdown, start
-from panel import FIXED, offered
+from contract import ROOT, markdown, start
+from panel import FIXED, available, offered
 from tqdm import tqdm
 
-from wait_core.datasets import Dataset
 from wait_core.forecasts import Forecasts, probe
 from wait_core.planning import plan
 from wait_core.plot_style import LIMIT, new_figure, styles
@@ -102,11 +101,7 @@ def main() -> None:
         markdown={"action": "store_true", "help": "print the tables of docs/adaptive.md as well"},
         figures={"action": "store_true", "help": "draw docs/figures/calibration.png"},
     )
-    names = [
-        name
-        for name, workload in FIXED.workloads.items()
-        if isinstance(workload, Dataset) or (TRACES / workload.trace).is_file()
-    ]
+    names = available()
     seeds = FIXED.seeds["compare"]
     if bench.options.quick:
         names, seeds = ["chat", "reasoning-2700", "shift"], seeds[:2]

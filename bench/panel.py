@@ -64,6 +64,15 @@ def trace(name: str) -> Trace:
     return load_trace(TRACES / name)
 
 
+def available() -> list[str]:
+    """Return the workloads that can be made here: those of traces need the trace."""
+    return [
+        name
+        for name, workload in FIXED.workloads.items()
+        if isinstance(workload, Dataset) or (TRACES / workload.trace).is_file()
+    ]
+
+
 def results() -> Path:
     """Where the runs of this build are kept: another build may decide otherwise, and its runs are not ours."""
     build = hashlib.sha256()
@@ -247,11 +256,9 @@ def main() -> None:
     if bench.options.quick:
         choose, compare, loads = choose[:1], compare[:2], (0.9, 1.2)
         names = [name for name in names if name in {"chat", "lognormal-870", "p512d1000"}]
-    absent = [name for name in names if not isinstance(FIXED.workloads[name], Dataset)]
-    absent = [name for name in absent if not (TRACES / FIXED.workloads[name].trace).is_file()]  # type: ignore[union-attr]
-    for name in absent:
+    for name in (name for name in names if name not in available()):
         print(f"{name}: skipped, its trace is not in {TRACES} (set WAIT_CORE_TRACES)")
-    names = [name for name in names if name not in absent]
+    names = [name for name in names if name in available()]
     made = Panel({name: capacity(name) for name in names})
     for name in names:
         print(f"{name}: at most {made.bounds[name]:.4g} requests/s")
