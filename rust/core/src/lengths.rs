@@ -4,7 +4,7 @@
 //! (requests at risk: a request still running counts for the part of the row it has behind it, so nothing is learned
 //! late and nothing is biased towards short outputs) and the outputs that ended there, with mean and spread of where in
 //! the row they did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row that has
-//! seen little leans on the row before it and on a prior under which a request of age s lasts about s more tokens.
+//! seen little leans on the row before it and on a prior, (1 + s/256)^-1.5: the longer a request runs, the longer it will.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +15,10 @@ mod tests;
 const OCTAVE: u32 = 8;
 /// Rows in all; the last one is open.
 pub(crate) const ROWS: usize = 120;
-/// Expected tokens of a request of which nothing is known.
+/// Before anything is seen, the share that reaches stage s is (1 + s/tokens)^-shape. With this shape few outputs are very
+/// long; with a shape of 1, whose mean is infinite, a cold start kept most of a small memory idle for them.
 const PRIOR_TOKENS: f64 = 256.0;
+const PRIOR_SHAPE: f64 = 1.5;
 /// Weight of the prior: so many outputs ended, but never more than so many passages.
 const PRIOR_ENDS: f64 = 0.3;
 const PRIOR_PASSAGES: f64 = 4.0;
@@ -135,10 +137,10 @@ impl Survival {
     pub(crate) fn curve(&self) -> Curve {
         let mut curve = Curve::default();
         // The hazard is carried from row to row as odds per stage, so that no exponential is needed.
-        let mut before = 1.0 / PRIOR_TOKENS;
+        let mut before = PRIOR_SHAPE / PRIOR_TOKENS;
         for (row, seen) in self.rows.iter().enumerate() {
             let (start, width) = (f64::from(row_start(row)), f64::from(row_width(row)));
-            let odds = width * libm::sqrt(before / (PRIOR_TOKENS + start));
+            let odds = width * libm::sqrt(before * PRIOR_SHAPE / (PRIOR_TOKENS + start));
             let expected = odds / (1.0 + odds);
             let passages = (PRIOR_ENDS / expected).min(PRIOR_PASSAGES);
             let ends = (seen.ends + passages * expected) / (seen.exposure / width + passages);

@@ -86,11 +86,13 @@ fn a_shift_is_followed() {
 }
 
 #[test]
-fn with_nothing_seen_a_request_lasts_about_as_long_again() {
+fn with_nothing_seen_the_curve_is_the_prior() {
     let curve = Survival::default().curve();
-    let more = |from: u32, to: u32| reaches(&curve, to) / reaches(&curve, from);
-    assert!((0.4..0.7).contains(&more(1, 256)), "{}", more(1, 256));
-    assert!((0.4..0.7).contains(&more(2_000, 4_000)), "{}", more(2_000, 4_000));
+    for stage in [16, 256, 1_024, 8_192, 65_536] {
+        let prior = (1.0 + f64::from(stage) / PRIOR_TOKENS).powf(-PRIOR_SHAPE);
+        let share = reaches(&curve, stage) / prior;
+        assert!((0.8..1.25).contains(&share), "{stage}: {} for {prior}", reaches(&curve, stage));
+    }
 }
 
 proptest! {

@@ -9,9 +9,9 @@ use crate::config::{Config, Part};
 use crate::forecast::Outlook;
 
 /// What an overflow costs, in KV caches left idle.
-const OVERFLOW_COST: f64 = 1.5;
-/// Fewest deviations: where σ is more than a tenth of the cache it is a guess.
-const LEAST: f64 = 1.9;
+const OVERFLOW_COST: f64 = 1.75;
+/// Fewest deviations: where σ is more than a fifth of the cache it is a guess.
+const LEAST: f64 = 1.6;
 
 /// The rule for z, and where it is applied.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +92,7 @@ mod tests {
     /// Idle memory and overflows, in caches: what the weighed buffer makes least.
     #[test]
     fn the_weighed_buffer_costs_least() {
-        for spread in [0.001, 0.01, 0.05, 0.09] {
+        for spread in [0.001, 0.01, 0.05, 0.19] {
             let cost = |z: f64| spread * z + OVERFLOW_COST * 0.5 * libm::erfc(z / core::f64::consts::SQRT_2);
             let best = (0..6_000).map(|i| 1e-3 * f64::from(i)).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap();
             let z = weighed(OVERFLOW_COST / spread);
