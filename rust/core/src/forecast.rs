@@ -81,8 +81,6 @@ pub(crate) struct Outlook {
     pub(crate) mean: Column,
     /// Variance of it, given the survival curves.
     pub(crate) variance: Column,
-    /// KV if everybody runs up to its certain end.
-    pub(crate) reserved: f64,
 }
 
 /// A request that is not in a lane yet, or not yet admitted.
@@ -101,6 +99,11 @@ impl Candidate {
     /// Iterations until its certain end.
     fn left(&self) -> u32 {
         self.last.saturating_sub(self.stage).max(1)
+    }
+
+    /// KV tokens it holds if it runs up to its certain end, with the `overhead` tokens it is charged beside.
+    pub(crate) fn reserved(&self, overhead: f32) -> f64 {
+        f64::from(self.kv as f32 + overhead) + f64::from(self.left())
     }
 }
 
@@ -341,15 +344,15 @@ impl Forecast {
         }
     }
 
+    /// KV if every member runs up to its certain end, `overhead` tokens beside for each.
+    pub(crate) fn reserved(&self, overhead: f32) -> f64 {
+        self.reserved as f64 + f64::from(overhead) * (self.members.len() - self.vacant.len()) as f64
+    }
+
     /// Mean and variance over all members. Each is charged `overhead` tokens beside its KV: blocks are not full. Members
     /// of a row count as alike, with their mean KV, in the variance.
     pub(crate) fn outlook(&mut self, overhead: f32) -> Outlook {
-        let mut sum = Outlook {
-            certain: [0.0; COLUMNS],
-            mean: [0.0; COLUMNS],
-            variance: [0.0; COLUMNS],
-            reserved: self.reserved as f64 + f64::from(overhead) * (self.members.len() - self.vacant.len()) as f64,
-        };
+        let mut sum = Outlook { certain: [0.0; COLUMNS], mean: [0.0; COLUMNS], variance: [0.0; COLUMNS] };
         for class in 0..self.curves.len() {
             if self.population[class] == 0 {
                 continue;
@@ -369,7 +372,6 @@ impl Forecast {
         let index = candidate.class * ROWS + row_of(candidate.stage);
         self.refresh(index);
         let kv = candidate.kv as f32 + overhead;
-        sum.reserved += f64::from(kv) + f64::from(candidate.left());
         let columns = columns(i64::from(candidate.left())) as usize;
         let alive = &self.rows[index].alive;
         for j in 0..columns {

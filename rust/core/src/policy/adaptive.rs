@@ -47,6 +47,8 @@ pub struct Adaptive {
     without: Vec<Part>,
     /// Who may enter in the current plan.
     entering: Vec<Slot>,
+    /// Those of the current plan who do not decode yet: whose prompt is being computed, and who may enter.
+    beside: Vec<Candidate>,
 }
 
 impl Adaptive {
@@ -66,6 +68,7 @@ impl Adaptive {
             tpot_target: config.tpot_target,
             without: config.without.clone(),
             entering: Vec::new(),
+            beside: Vec::new(),
         }
     }
 

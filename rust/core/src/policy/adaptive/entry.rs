@@ -10,7 +10,11 @@ use crate::view::View;
 
 /// The residents, and those who enter.
 pub(super) struct Entry {
-    outlook: Outlook,
+    /// KV by horizon, of those who decode and of the first so many `beside` them. Summed up only for a request that has
+    /// passed all other checks: in most iterations none does.
+    outlook: Option<(Outlook, usize)>,
+    /// KV if everybody runs up to its certain end.
+    reserved: f64,
     capacity: f64,
     overhead: f32,
     free: i64,
@@ -43,8 +47,10 @@ impl Adaptive {
         self.learned.refresh(&mut self.forecast);
         // A host may have taken them back from decoding.
         view.prefilling().iter().for_each(|&slot| _ = self.forecast.leave(slot));
+        self.beside.clear();
         let mut entry = Entry {
-            outlook: self.outlook(view),
+            outlook: None,
+            reserved: self.forecast.reserved(overhead(view)),
             capacity: capacity(view),
             overhead: overhead(view),
             free: plan.free(),
@@ -57,7 +63,8 @@ impl Adaptive {
             let candidate = self.candidate(view, slot);
             entry.backlog += candidate.kv - view.kv(slot);
             entry.free -= i64::from(pool.blocks_for(candidate.kv)) - i64::from(view.blocks(slot));
-            entry.join(&candidate);
+            entry.join(&candidate, candidate.kv);
+            self.beside.push(candidate);
         }
         entry
     }
@@ -86,28 +93,33 @@ impl Adaptive {
         let mut candidate = self.candidate(view, slot);
         let prompt = candidate.kv;
         candidate.kv -= view.request(slot).shared_prefix;
-        let mut outlook = entry.outlook;
-        self.forecast.add(&mut outlook, &candidate, entry.overhead);
         if !idle {
-            self.fits(&outlook, entry.capacity)?;
+            self.fits(entry, &candidate)?;
             self.keeps_pace(view, entry, prompt)?;
         }
-        entry.outlook = outlook;
         entry.backlog += prompt;
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
-        entry.join(&Candidate { kv: prompt, ..candidate });
+        entry.join(&candidate, prompt);
+        self.beside.push(candidate);
         Ok(())
     }
 
     /// Memory: everybody up to `max_tokens`, or the forecast and its buffer at every horizon, admissions paced.
-    fn fits(&self, outlook: &Outlook, capacity: f64) -> Result<(), Hold> {
-        if outlook.reserved <= capacity {
+    fn fits(&mut self, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
+        if entry.reserved + candidate.reserved(entry.overhead) <= entry.capacity {
             return Ok(());
         }
-        let needs = self.buffer.needs(outlook, capacity);
-        if needs > capacity {
-            return Err(Hold::new(HoldReason::ForecastOverflow, needs, capacity));
+        let (outlook, counted) = entry.outlook.get_or_insert_with(|| (self.forecast.outlook(entry.overhead), 0));
+        for other in &self.beside[*counted..] {
+            self.forecast.add(outlook, other, entry.overhead);
+        }
+        *counted = self.beside.len();
+        let mut outlook = *outlook;
+        self.forecast.add(&mut outlook, candidate, entry.overhead);
+        let needs = self.buffer.needs(&outlook, entry.capacity);
+        if needs > entry.capacity {
+            return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }
         if self.has(Part::Pacing) && !self.pace.admits(self.entering.len()) {
             let enter = self.entering.len() as f64;
@@ -139,8 +151,10 @@ pub(super) fn capacity(view: &View) -> f64 {
 }
 
 impl Entry {
-    fn join(&mut self, candidate: &Candidate) {
+    /// One more, with so many tokens computed by its prefill.
+    fn join(&mut self, candidate: &Candidate, prompt: u32) {
+        self.reserved += candidate.reserved(self.overhead);
         self.decodes += 1;
-        self.kv += u64::from(candidate.kv);
+        self.kv += u64::from(prompt);
     }
 }
