@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from wait_core.requests import Requests
 
-PARTS = ("token-budget", "pacing", "forgetting", "buffer", "floor", "horizons")
+PARTS = ("token-budget", "pacing", "forgetting", "buffer", "horizons")
 ERRORS = (0.0, 0.25, 0.5, 1.0, 2.0)
 AGEING = (30.0, 300.0, 1e6)
 Figures = dict[str, float]

@@ -55,8 +55,6 @@ pub enum Part {
     Classes,
     /// Deviations added to the expected KV.
     Buffer,
-    /// Fewest deviations that a weighed buffer has.
-    Floor,
     /// All horizons but the nearest.
     Horizons,
 }

@@ -1,17 +1,15 @@
 //! The safety buffer: how many standard deviations of the forecast stay free.
 //!
-//! A buffer of z σ keeps z σ tokens idle and lets memory overflow with probability 1 − Φ(z). With an overflow that costs
-//! as much as the whole cache idle, z σ + C (1 − Φ(z)) is least where φ(z) = σ/C: z = √(2 ln(C/(σ √(2π)))). Where few
+//! A buffer of z σ keeps z σ tokens idle and lets memory overflow with probability 1 − Φ(z). If an overflow costs as much
+//! as κ caches left idle, z σ + κ C (1 − Φ(z)) is least where φ(z) = σ/(κ C): z = √(2 ln(κ C/(σ √(2π)))). Where few
 //! requests fill the cache σ is large and the buffer thin in deviations; it grows with the logarithm of what is at stake,
 //! as the safety buffer of arXiv 2504.11320 §5 does with ln(1/δ). A stated δ is kept instead: z = Φ⁻¹(1 − δ).
 
 use crate::config::{Config, Part};
 use crate::forecast::Outlook;
 
-/// What an overflow costs, in KV caches left idle.
+/// κ. Set on the panel's seeds 1 to 5, to the evictions that it allows.
 const OVERFLOW_COST: f64 = 1.75;
-/// Fewest deviations: where σ is more than a fifth of the cache it is a guess.
-const LEAST: f64 = 1.6;
 
 /// The rule for z, and where it is applied.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +23,8 @@ pub(super) struct Buffer {
 enum Rule {
     /// So many deviations.
     Fixed(f64),
-    /// As many as cost least, but no fewer than these.
-    Weighed(f64),
+    /// As many as cost least.
+    Weighed,
 }
 
 impl Buffer {
@@ -35,7 +33,7 @@ impl Buffer {
         let rule = match config.overflow_probability {
             _ if without(Part::Buffer) => Rule::Fixed(0.0),
             Some(delta) => Rule::Fixed(quantile(delta)),
-            None => Rule::Weighed(if without(Part::Floor) { 0.0 } else { LEAST }),
+            None => Rule::Weighed,
         };
         Self { rule, horizons: if without(Part::Horizons) { 1 } else { usize::MAX } }
     }
@@ -44,7 +42,7 @@ impl Buffer {
     pub(super) fn needs(self, outlook: &Outlook, capacity: f64) -> f64 {
         let near = match self.rule {
             Rule::Fixed(z) => z,
-            Rule::Weighed(_) => 2.0,
+            Rule::Weighed => 2.0,
         };
         let (mut most, mut mean, mut deviation) = (f64::NEG_INFINITY, 0.0, 0.0);
         for at in outlook.moments().take(self.horizons) {
@@ -54,9 +52,7 @@ impl Buffer {
             }
         }
         match self.rule {
-            Rule::Weighed(least) if deviation > 0.0 => {
-                mean + weighed(OVERFLOW_COST * capacity / deviation).max(least) * deviation
-            }
+            Rule::Weighed if deviation > 0.0 => mean + weighed(OVERFLOW_COST * capacity / deviation) * deviation,
             _ => most,
         }
     }
@@ -92,7 +88,7 @@ mod tests {
     /// Idle memory and overflows, in caches: what the weighed buffer makes least.
     #[test]
     fn the_weighed_buffer_costs_least() {
-        for spread in [0.001, 0.01, 0.05, 0.19] {
+        for spread in [0.001, 0.01, 0.05, 0.2, 0.5] {
             let cost = |z: f64| spread * z + OVERFLOW_COST * 0.5 * libm::erfc(z / core::f64::consts::SQRT_2);
             let best = (0..6_000).map(|i| 1e-3 * f64::from(i)).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap();
             let z = weighed(OVERFLOW_COST / spread);
