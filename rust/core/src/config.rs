@@ -121,6 +121,9 @@ pub struct Config {
     pub skip_ahead: u32,
     /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make; needs `iteration_time` (none).
     pub tpot_target: Option<f64>,
+    /// The time to first token, in seconds, that the host promises: a request that can no longer have it lets those go
+    /// first, under `adaptive`, that still can (none).
+    pub ttft_target: Option<f64>,
     /// δ, in (0, 1): how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for
     /// every decision, so that idle memory and evictions together cost least).
     pub overflow_probability: Option<f64>,
@@ -157,6 +160,7 @@ impl Default for Config {
             ageing: Some(30.0),
             skip_ahead: 0,
             tpot_target: None,
+            ttft_target: None,
             overflow_probability: None,
             without: Vec::new(),
             work_conserving: true,
@@ -247,6 +251,9 @@ impl Config {
                 let rule = "needs iteration_time, the law by which iterations are timed";
                 return Err(Error::invalid("tpot_target", seconds, rule));
             }
+        }
+        if let Some(seconds) = self.ttft_target.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0)) {
+            return Err(Error::invalid("ttft_target", seconds, "must be finite and above 0 seconds"));
         }
         if self.policy == PolicyName::Adaptive && self.order == Order::Paced {
             return Err(Error::invalid("order", "\"paced\"", "policy \"adaptive\" takes \"fcfs\" or \"srpt\""));

@@ -11,6 +11,8 @@ pub enum HoldReason {
     ForecastOverflow,
     /// Admission would break the target for time per output token.
     TpotTarget,
+    /// It is too late for the promised time to first token, and those go first that are not.
+    TtftTarget,
     /// `max_num_seqs` or the token budget of the iteration is reached.
     BatchCap,
     /// It is resident, and its segment is not served.
@@ -21,11 +23,12 @@ pub enum HoldReason {
 
 impl HoldReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoBlocks,
         Self::BelowThreshold,
         Self::ForecastOverflow,
         Self::TpotTarget,
+        Self::TtftTarget,
         Self::BatchCap,
         Self::PausedAtBoundary,
         Self::EnginePaused,
@@ -38,6 +41,7 @@ impl HoldReason {
             Self::BelowThreshold => "below_threshold",
             Self::ForecastOverflow => "forecast_overflow",
             Self::TpotTarget => "tpot_target",
+            Self::TtftTarget => "ttft_target",
             Self::BatchCap => "batch_cap",
             Self::PausedAtBoundary => "paused_at_boundary",
             Self::EnginePaused => "engine_paused",

@@ -49,6 +49,7 @@ pub struct Plan {
     preempted: Vec<(Slot, RequestId)>,
     parked: Vec<Slot>,
     unparked: Vec<(Slot, u16)>,
+    moved: Vec<(Slot, usize)>,
     holds: Vec<Option<Hold>>,
     free: i64,
     budget: u32,
@@ -67,6 +68,7 @@ impl Plan {
         self.preempted.clear();
         self.parked.clear();
         self.unparked.clear();
+        self.moved.clear();
         self.holds.clear();
         self.holds.resize(view.queues() + 1, None);
         self.free = view.pool().free();
@@ -103,6 +105,11 @@ impl Plan {
     /// Parked requests that join a lane and decode in this iteration.
     pub fn unparked(&self) -> &[(Slot, u16)] {
         &self.unparked
+    }
+
+    /// Requests that go to another waiting line, and which, before anybody is admitted.
+    pub fn moved(&self) -> &[(Slot, usize)] {
+        &self.moved
     }
 
     /// Most tokens that the host should compute in this iteration.
@@ -288,6 +295,11 @@ impl Plan {
         let last = start + tokens == request.prefill_target();
         self.chunks.push(Chunk { slot, id: request.id, start, tokens, blocks, last, origin });
         self.tokens += tokens;
+    }
+
+    /// A waiting request goes to another line; it may be admitted by the same plan.
+    pub fn change_line(&mut self, slot: Slot, queue: usize) {
+        self.moved.push((slot, queue));
     }
 
     /// States why waiting line `queue` is held; the last line is that of the preempted.

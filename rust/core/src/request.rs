@@ -103,6 +103,8 @@ pub struct Tracked {
     pub shared_prefix: u32,
     /// Type or class, 0 where the policy knows only one.
     pub type_id: u16,
+    /// Waiting line in which it stands, or stood, unless preempted.
+    pub(crate) line: u16,
     /// Lane, while decoding.
     pub lane: u16,
     /// Times it was preempted (saturating).

@@ -105,11 +105,12 @@ impl Scheduler {
     pub fn add(&mut self, request: &Request) -> Result<()> {
         let max_tokens = self.admissible(request)?;
         let type_id = self.policy.classify(request);
-        if let Some(types) = self.policy.types().filter(|&types| usize::from(type_id) >= types) {
+        let types = self.policy.types();
+        if let Some(types) = types.filter(|&types| usize::from(type_id) >= types) {
             return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
         }
         let rank = self.policy.rank(&self.view, request, max_tokens);
-        let slot = self.view.insert(request, max_tokens, type_id, rank);
+        let slot = self.view.insert(request, max_tokens, type_id, if types.is_some() { type_id } else { 0 }, rank);
         self.view.advance_clock(request.arrival_ns);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
@@ -229,6 +230,9 @@ impl Scheduler {
         stats.iterations += 1;
         for &(slot, _) in plan.preempted() {
             preempt(view, policy, stats, *preemption, slot, view.stage(slot), view.kv(slot));
+        }
+        for &(slot, line) in plan.moved() {
+            view.change_line(slot, line);
         }
         for &slot in plan.parked() {
             view.park(slot);

@@ -39,7 +39,7 @@ pub struct View {
     pool: BlockPool,
     limits: Limits,
     lanes: Vec<Lane>,
-    /// One line a type, and last the line of the preempted, which go before all others.
+    /// The policy's, and last the line of the preempted, which go before all others.
     lines: Vec<Line>,
     /// Resident requests, in the order of their admission.
     residents: List,
@@ -141,7 +141,7 @@ impl View {
         &self.parked
     }
 
-    /// Number of waiting lines: one for each type a policy distinguishes.
+    /// Number of waiting lines that the policy uses.
     pub fn queues(&self) -> usize {
         self.lines.len() - 1
     }
@@ -245,7 +245,7 @@ impl View {
         self.now_ns = self.now_ns.max(now_ns);
     }
 
-    pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16, rank: i64) -> Slot {
+    pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16, line: u16, rank: i64) -> Slot {
         let tracked = Tracked {
             id: request.id,
             arrival_ns: request.arrival_ns,
@@ -260,6 +260,7 @@ impl View {
             rank,
             shared_prefix: request.shared_prefix.min(request.prompt - 1),
             type_id,
+            line,
             lane: 0,
             preemptions: 0,
             phase: Phase::Waiting,
@@ -280,11 +281,14 @@ impl View {
     /// The line a waiting request stands in.
     pub(crate) fn line_of(&self, slot: Slot) -> usize {
         let request = self.request(slot);
-        match self.queues() {
-            resuming if request.preemptions > 0 => resuming,
-            1 => 0,
-            _ => usize::from(request.type_id),
-        }
+        if request.preemptions > 0 { self.queues() } else { usize::from(request.line) }
+    }
+
+    /// A waiting request goes to another line, where its rank places it behind its equals.
+    pub(crate) fn change_line(&mut self, slot: Slot, line: usize) {
+        self.dequeue(slot);
+        self.table[slot as usize].line = line as u16;
+        self.lines[line].insert(&mut self.table, slot);
     }
 
     fn dequeue(&mut self, slot: Slot) {

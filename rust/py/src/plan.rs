@@ -7,7 +7,8 @@ use wait_core::Origin;
 #[pyclass(frozen, get_all, eq, skip_from_py_object, module = "wait_core")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct Hold {
-    /// One of no_blocks, below_threshold, forecast_overflow, tpot_target, batch_cap, paused_at_boundary, engine_paused.
+    /// One of no_blocks, below_threshold, forecast_overflow, tpot_target, ttft_target, batch_cap, paused_at_boundary,
+    /// engine_paused.
     reason: &'static str,
     /// What it would take, in the reason's unit (blocks, requests, seconds).
     needs: f64,

@@ -15,7 +15,7 @@ fn world() -> World {
 
 impl World {
     fn waiting(&mut self, id: RequestId, prompt: u32) -> Slot {
-        self.view.insert(&Request { id, prompt, ..Request::default() }, 100, 0, 0)
+        self.view.insert(&Request { id, prompt, ..Request::default() }, 100, 0, 0, 0)
     }
 
     fn prefilling(&mut self, id: RequestId, prompt: u32, computed: u32) -> Slot {

@@ -12,12 +12,14 @@ mod buffer;
 mod entry;
 mod learned;
 mod pace;
+mod promise;
 
 use self::budget::TokenBudget;
 use self::buffer::Buffer;
 use self::entry::Entry;
 use self::learned::Learned;
 use self::pace::Pace;
+use self::promise::{LATE, Promise, Turns, USUAL};
 use serde::{Deserialize, Serialize};
 
 use super::{Event, Policy};
@@ -44,6 +46,8 @@ pub struct Adaptive {
     skip_ahead: u32,
     /// s
     tpot_target: Option<f64>,
+    /// The time to first token that the host promises.
+    promise: Option<Promise>,
     without: Vec<Part>,
     /// Who may enter in the current plan.
     entering: Vec<Slot>,
@@ -66,6 +70,7 @@ impl Adaptive {
             ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
             tpot_target: config.tpot_target,
+            promise: config.ttft_target.map(Promise::new),
             without: config.without.clone(),
             entering: Vec::new(),
             beside: Vec::new(),
@@ -96,38 +101,47 @@ impl Adaptive {
         }
     }
 
-    /// Collects who may enter, the preempted first, then by rank; false if somebody has to wait for memory or a seat.
-    /// Behind a head that lacks memory others are looked at, as long as they came within the ageing time after it.
+    /// Collects who may enter, the preempted first, then by rank, the late last; false if somebody has to wait for memory
+    /// or a seat. Behind a head that lacks memory others of its line are looked at, as long as they came within the
+    /// ageing time after it.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
         // The first that was held: until which rank others may overtake it, and how many are still looked at.
         let mut overtake: Option<(i64, u32)> = None;
-        for queue in [view.queues(), 0] {
-            for slot in view.iter_waiting(queue) {
-                if let Some((latest, looks)) = &mut overtake {
-                    if *looks == 0 || view.request(slot).rank > *latest {
-                        return false;
-                    }
-                    *looks -= 1;
+        let mut turns = Turns::new(view, self.promise.as_ref());
+        while let Some((queue, slot)) = turns.next(view, plan, self.promise.as_mut(), entry.backlog) {
+            if let Some((latest, looks)) = &mut overtake {
+                if *looks == 0 || view.request(slot).rank > *latest {
+                    return false;
                 }
-                let idle = plan.residents() == 0 && self.entering.is_empty();
-                match self.check(view, plan, entry, slot, idle) {
-                    Ok(()) => self.entering.push(slot),
-                    Err(_) if overtake.is_some() => {}
-                    Err(hold) => {
-                        plan.hold_queue(queue, hold);
-                        // A preempted request that has become too large for the cache holds nobody else up.
-                        if idle && queue > 0 && hold.reason == HoldReason::NoBlocks {
-                            break;
-                        }
-                        plan.hold_queue(0, hold);
-                        if queue > 0 || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
-                            // Tokens left over are no reason to hurry, nor to wait.
-                            return hold.reason == HoldReason::BatchCap && entry.seats > 0;
-                        }
-                        let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
-                        let latest = view.request(slot).rank.saturating_add(ageing_ns);
-                        overtake = Some((latest, self.skip_ahead));
+                *looks -= 1;
+            }
+            let idle = plan.residents() == 0 && self.entering.is_empty();
+            match self.check(view, plan, entry, slot, idle) {
+                Ok(()) => {
+                    self.entering.push(slot);
+                    turns.enters(queue, self.promise.as_ref());
+                }
+                Err(_) if overtake.is_some() => {}
+                Err(hold) => {
+                    let preempted = queue == view.queues();
+                    plan.hold_queue(queue, hold);
+                    // A preempted request that has become too large for the cache holds nobody else up.
+                    if idle && preempted && hold.reason == HoldReason::NoBlocks {
+                        turns.leave_resuming();
+                        continue;
                     }
+                    plan.hold_queue(USUAL, hold);
+                    if let Some(promise) = &self.promise {
+                        plan.hold_queue(LATE, if queue == USUAL { promise.hold(view) } else { hold });
+                    }
+                    if preempted || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
+                        // Tokens left over are no reason to hurry, nor to wait.
+                        return hold.reason == HoldReason::BatchCap && entry.seats > 0;
+                    }
+                    let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
+                    let latest = view.request(slot).rank.saturating_add(ageing_ns);
+                    overtake = Some((latest, self.skip_ahead));
+                    turns.stay_in(queue);
                 }
             }
         }
@@ -149,6 +163,10 @@ struct State {
 }
 
 impl Policy for Adaptive {
+    fn queues(&self) -> usize {
+        if self.promise.is_some() { LATE + 1 } else { 1 }
+    }
+
     /// A type is a label: it never changes what a request may do.
     fn types(&self) -> Option<usize> {
         None
@@ -208,7 +226,12 @@ impl Policy for Adaptive {
                 let request = view.request(slot);
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
-            Event::Admitted => self.pace.take(),
+            Event::Admitted => {
+                self.pace.take();
+                if let Some(promise) = &mut self.promise {
+                    promise.admitted(view, slot);
+                }
+            }
             Event::Joined => {
                 self.advance(view);
                 let candidate = Candidate { kv: view.kv(slot), stage: view.stage(slot), ..self.candidate(view, slot) };
@@ -234,6 +257,9 @@ impl Policy for Adaptive {
         plan.decode(view, 0);
         plan.make_room(view);
         self.entering.clear();
+        if let Some(promise) = &mut self.promise {
+            promise.begin(view);
+        }
         let evicts = !plan.preempted().is_empty();
         let (backlog, held) = if evicts || view.waiting_total() == 0 {
             let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
@@ -250,13 +276,17 @@ impl Policy for Adaptive {
         plan.continue_prefills(view);
         for &slot in &self.entering {
             if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
-                plan.hold_queue(0, Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget()));
+                let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
+                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
             plan.admit(view, slot, plan.tokens_left(), false);
         }
         if let Some(budget) = &mut self.budget {
             budget.settle(view, plan, backlog);
+        }
+        if let Some(promise) = &mut self.promise {
+            promise.settle(view, plan, backlog);
         }
     }
 }

@@ -43,7 +43,7 @@ pub trait Policy {
         1
     }
 
-    /// Waiting lines it uses.
+    /// Waiting lines it uses: one for each type it distinguishes, or as many as it sorts requests into as they wait.
     fn queues(&self) -> usize {
         1
     }

@@ -5,7 +5,13 @@ fn view(kv_blocks: u32, block_size: u32, lanes: usize, queues: usize) -> View {
 }
 
 fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
-    let slot = view.insert(&Request { id, prompt, ..Request::default() }, 100, type_id, 0);
+    let slot = view.insert(
+        &Request { id, prompt, ..Request::default() },
+        100,
+        type_id,
+        type_id.min(view.queues() as u16 - 1),
+        0,
+    );
     view.check();
     slot
 }
@@ -37,17 +43,36 @@ fn a_new_request_waits_in_the_line_of_its_type() {
 }
 
 #[test]
-fn with_one_line_a_type_is_a_label() {
+fn a_type_may_be_a_label_and_no_line() {
     let mut view = view(10, 4, 1, 1);
     let slot = add(&mut view, 1, 5, 40);
     assert_eq!((view.line_of(slot), view.request(slot).type_id, view.waiting(0)), (0, 40, 1));
 }
 
 #[test]
+fn a_request_that_changes_its_line_stands_there_by_rank_and_comes_back_there() {
+    let mut view = view(20, 4, 1, 2);
+    let mut ranked = |id, rank| view.insert(&Request { id, prompt: 5, ..Request::default() }, 100, 0, 0, rank);
+    let slots = [ranked(1, 3), ranked(2, 5), ranked(3, 7), ranked(4, 5)];
+    for slot in [slots[2], slots[1], slots[0]] {
+        view.change_line(slot, 1);
+        view.check();
+    }
+    assert_eq!((ids(&view, view.iter_waiting(0)), ids(&view, view.iter_waiting(1))), (vec![4], vec![1, 2, 3]));
+    view.admit(slots[1]);
+    view.send_back(slots[1], 0, false);
+    view.check();
+    assert_eq!(ids(&view, view.iter_waiting(1)), [1, 2, 3]);
+    view.remove(slots[2]);
+    view.check();
+    assert_eq!((view.waiting(0), view.waiting(1), view.waiting_tokens()), (1, 2, 15));
+}
+
+#[test]
 fn a_shared_prefix_leaves_at_least_one_token_to_compute() {
     let mut view = view(10, 4, 1, 1);
     let request = Request { id: 1, prompt: 5, shared_prefix: 9, ..Request::default() };
-    let slot = view.insert(&request, 10, 0, 0);
+    let slot = view.insert(&request, 10, 0, 0, 0);
     assert_eq!(view.request(slot).shared_prefix, 4);
 }
 
