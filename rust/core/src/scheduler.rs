@@ -174,10 +174,12 @@ impl Scheduler {
         Error::QueueFull { queued, bound, unit, predicted_wait_ns: self.predicted_wait_ns() }
     }
 
-    /// How long a request that arrived now, and stood last in line, would wait for its admission, ns: those ahead times
-    /// the mean gap between the last admissions out of a line. 0 while nobody waits.
+    /// How long a request that arrived now would wait for its admission if nobody came after it, ns: those ahead times
+    /// the mean gap between the last admissions out of a line. 0 while nobody waits. Ahead are all who wait; with a
+    /// `ttft_target` those in time and the share of the late. If that takes longer than the target, a request has its turn
+    /// in time, after others have become late, or goes behind all: the target, or the latter, whichever happened oftener.
     pub fn predicted_wait_ns(&self) -> u64 {
-        self.waiting_time.predict_ns(self.view.waiting_total())
+        self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
     }
 
     /// What the policy has learned from the traffic, to be restored in another scheduler; none where it learns nothing.

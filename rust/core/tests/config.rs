@@ -58,6 +58,7 @@ fn taken() -> Map<String, Value> {
         "thresholds": [1.5],
         "work_conserving": false,
         "max_hold": 0.5,
+        "ttft_target": 2.0,
     }))
 }
 
@@ -131,6 +132,8 @@ fn values_outside_their_range_are_refused_with_the_range() {
         (message(&json!({"watermark": 1.0})), "watermark = 1: must be at least 0 and below 1"),
         (message(&json!({"watermark": -0.1})), "watermark = -0.1: must be at least 0 and below 1"),
         (message(&json!({"max_hold": -1.0})), "max_hold = -1: must be finite and at least 0 seconds"),
+        (message(&json!({"ttft_target": 0.0})), "ttft_target = 0: must be finite and above 0 seconds"),
+        (message(&json!({"ttft_target": -2.0})), "ttft_target = -2: must be finite and above 0 seconds"),
         (message(&json!({"max_queued_requests": 0})), "max_queued_requests = 0: must be at least 1"),
         (message(&json!({"max_queued_tokens": 0})), "max_queued_tokens = 0: must be at least 1"),
         (message(&json!({"policy": "wait"})), "types = []: policy \"wait\" needs at least one request type"),

@@ -201,6 +201,13 @@ impl Policy for Adaptive {
         (request.arrival_ns as f64 + ageing_ns * (request.priority as f64 + share)) as i64
     }
 
+    fn predicted_wait_ns(&self, view: &View, behind: &dyn Fn(u32) -> u64) -> u64 {
+        match &self.promise {
+            Some(promise) => promise.predicted_wait_ns(view, behind),
+            None => behind(view.waiting_total()),
+        }
+    }
+
     fn learned(&self) -> Option<serde_json::Value> {
         serde_json::to_value(State { lengths: self.learned.clone(), pace: self.pace }).ok()
     }

@@ -73,6 +73,11 @@ pub trait Policy {
         Vec::new()
     }
 
+    /// How long a request that arrives now would wait for its admission, ns, where behind n others it is `behind(n)`.
+    fn predicted_wait_ns(&self, view: &View, behind: &dyn Fn(u32) -> u64) -> u64 {
+        behind(view.waiting_total())
+    }
+
     /// What it has learned from the traffic, to be restored later; none where a policy learns nothing.
     fn learned(&self) -> Option<serde_json::Value> {
         None
@@ -177,6 +182,10 @@ impl Policy for AnyPolicy {
 
     fn thresholds(&self) -> Vec<f64> {
         delegate!(self, policy => policy.thresholds())
+    }
+
+    fn predicted_wait_ns(&self, view: &View, behind: &dyn Fn(u32) -> u64) -> u64 {
+        delegate!(self, policy => policy.predicted_wait_ns(view, behind))
     }
 
     fn learned(&self) -> Option<serde_json::Value> {

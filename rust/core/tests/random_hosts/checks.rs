@@ -67,20 +67,34 @@ impl Host {
             let passes = before.residents() == 0 || resumed.len() == resuming.len();
             assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
         } else {
-            assert_eq!(resumed[..], waiting(1)[..resumed.len()], "the preempted in their order");
-            if self.config.skip_ahead == 0 {
-                assert_eq!(fresh[..], waiting(0)[..fresh.len()], "by rank, first come, first served");
-            } else {
-                let mut line = waiting(0).into_iter();
-                assert!(fresh.iter().all(|id| line.any(|other| other == *id)), "whoever overtakes does so in order");
+            let resuming = waiting(before.queues());
+            assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
+            // Those in time, those found late now, and, with a promised time to first token, those found late before.
+            let moved = sequence(before, self.core.last_plan().moved().iter().map(|&(slot, _)| slot));
+            let usual = waiting(0).into_iter().filter(|id| !moved.contains(id)).collect();
+            let late = if before.queues() > 1 { waiting(1) } else { Vec::new() };
+            let mut seen = 0;
+            for line in [usual, late, moved] {
+                let fresh: Vec<u64> = fresh.iter().filter(|id| line.contains(id)).copied().collect();
+                seen += fresh.len();
+                if self.config.skip_ahead == 0 {
+                    assert_eq!(fresh[..], line[..fresh.len()], "by rank, first come, first served");
+                } else {
+                    let mut line = line.into_iter();
+                    assert!(
+                        fresh.iter().all(|id| line.any(|other| other == *id)),
+                        "whoever overtakes does so in order"
+                    );
+                }
             }
+            assert_eq!(seen, fresh.len());
             // `adaptive` lets others pass a preempted request only where an idle engine has no room for its prompt.
             let outgrown = |id: &RequestId| {
                 let target = before.request(before.slot(*id).unwrap()).prefill_target();
                 i64::from(before.pool().blocks_for(target)) > before.pool().free()
             };
             let idle = self.config.policy == PolicyName::Adaptive && before.residents() == 0 && resumed.is_empty();
-            let passes = resumed.len() == waiting(1).len() || idle && outgrown(&waiting(1)[0]);
+            let passes = resumed.len() == resuming.len() || idle && outgrown(&resuming[0]);
             assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
         }
     }

@@ -37,6 +37,8 @@ fn policies() -> Vec<Value> {
         json!({"policy": "adaptive", "order": "srpt", "ageing": 1e-7, "without": ["pacing", "forgetting", "buffer"]}),
         json!({"policy": "adaptive", "skip_ahead": 3, "ageing": 1e-6, "iteration_time": {"law": "a100"},
             "tpot_target": 0.02, "without": ["token-budget", "classes"]}),
+        json!({"policy": "adaptive", "ttft_target": 3e-7, "ageing": 1e-7}),
+        json!({"policy": "adaptive", "ttft_target": 1e-7, "skip_ahead": 2, "order": "srpt", "host_preempts": true}),
         json!({"policy": "sarathi", "watermark": 0.1}),
         json!({"policy": "sarathi", "preemption": "restart"}),
         json!({"policy": "clairvoyant"}),

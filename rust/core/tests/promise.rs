@@ -1,0 +1,299 @@
+//! What `adaptive` makes of a promised time to first token: who goes first, how long the late are passed, and that
+//! nothing else changes.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use wait_core::{Config, HoldReason, LengthHint, Origin, Phase, Report, Request, RequestId, Scheduler, View};
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+/// Lines of the policy: those in time, and the late.
+const USUAL: usize = 0;
+const LATE: usize = 1;
+/// The late have every eighth admission, whoever else waits.
+const SHARE: usize = 8;
+
+fn scheduler(settings: &Value, target: Value) -> Scheduler {
+    let Value::Object(mut all) = settings.clone() else { unreachable!() };
+    all.insert("policy".into(), json!("adaptive"));
+    all.insert("ttft_target".into(), target);
+    Scheduler::new(&Config::from_map(all).unwrap()).unwrap()
+}
+
+fn request(id: RequestId, prompt: u32, arrival_ns: u64) -> Request {
+    Request { id, prompt, output: LengthHint::Exact(5), arrival_ns, ..Request::default() }
+}
+
+fn line(view: &View, queue: usize) -> Vec<RequestId> {
+    view.iter_waiting(queue).map(|slot| view.request(slot).id).collect()
+}
+
+fn admitted(core: &Scheduler) -> Vec<RequestId> {
+    let chunks = core.last_plan().chunks().iter();
+    chunks.filter(|chunk| chunk.origin == Origin::Admitted).map(|chunk| chunk.id).collect()
+}
+
+fn end_all(core: &mut Scheduler) {
+    let view = core.view();
+    let all: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).collect();
+    core.complete(&Report { finished: &all, ..Report::default() });
+}
+
+/// One seat, whose request ends with each plan.
+fn one_seat(target: f64) -> Scheduler {
+    scheduler(&json!({"kv_blocks": 100, "max_num_seqs": 1, "token_budget": 100}), json!(target))
+}
+
+fn serve(core: &mut Scheduler, now_ns: u64) -> Vec<RequestId> {
+    core.plan(now_ns);
+    end_all(core);
+    admitted(core)
+}
+
+#[test]
+fn who_is_late_lets_those_go_first_that_are_not() {
+    let mut core = one_seat(1.0);
+    (1..=3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
+    (4..=5).for_each(|id| core.add(&request(id, 10, 600 * MS)).unwrap());
+    assert_eq!(serve(&mut core, 900 * MS), [1]);
+    // The two others are late by now. Among themselves they stay first come, first served.
+    assert_eq!(serve(&mut core, 1_100 * MS), [4]);
+    assert_eq!((line(core.view(), USUAL), line(core.view(), LATE)), (vec![5], vec![2, 3]));
+    assert_eq!(
+        (core.explain(5).unwrap().reason, core.explain(3).unwrap().reason),
+        (HoldReason::BatchCap, HoldReason::TtftTarget)
+    );
+    let hold = core.explain(2).unwrap();
+    assert!((hold.needs - 1.1).abs() < 1e-9 && (hold.limit - 1.0).abs() < 1e-9, "{hold:?}");
+    assert_eq!(serve(&mut core, 1_200 * MS), [5]);
+    assert_eq!(core.explain(3).unwrap().reason, HoldReason::BatchCap, "the late are next");
+    assert_eq!(serve(&mut core, 1_300 * MS), [2]);
+    // One that is taken back by the host, or refused by it, has its place among the late.
+    core.add(&request(6, 10, 0)).unwrap();
+    core.plan(1_400 * MS);
+    assert_eq!(admitted(&core), [3]);
+    core.complete(&Report { refused: &[3], ..Report::default() });
+    assert_eq!(line(core.view(), LATE), [3, 6]);
+    assert!(core.abort(3));
+    assert_eq!(serve(&mut core, 1_500 * MS), [6]);
+    assert!(core.view().is_empty());
+}
+
+#[test]
+fn the_prompts_before_a_request_and_its_own_count_as_time() {
+    // 90 prompt tokens an iteration of 100 ms: in 2 s less two iterations for the margin go 1,620.
+    let settings = json!({"kv_blocks": 1000, "max_num_seqs": 90, "token_budget": 90});
+    for (prompt, expected) in [(1_500, [1, 2]), (1_700, [2, 1])] {
+        let mut core = scheduler(&settings, json!(2.0));
+        core.add(&request(0, 4_000, 0)).unwrap();
+        (0..10).for_each(|step| _ = core.plan(step * 100 * MS));
+        core.complete(&Report { progress: &[(0, 3_990)], ..Report::default() });
+        core.plan(SECOND);
+        core.add(&request(1, prompt, SECOND)).unwrap();
+        core.add(&request(2, 10, SECOND)).unwrap();
+        let mut order = Vec::new();
+        for step in 1..40 {
+            core.plan(SECOND + step * 100 * MS);
+            order.extend(admitted(&core));
+        }
+        assert_eq!(order, expected, "a prompt of {prompt}: late the moment it comes, or not");
+    }
+}
+
+#[test]
+fn the_late_have_every_eighth_admission() {
+    let mut core = one_seat(1.0);
+    (0..3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
+    let mut order = Vec::new();
+    for step in 0..40 {
+        let now_ns = 2 * SECOND + step * 10 * MS;
+        // Somebody who is in time always waits.
+        core.add(&request(100 + step, 10, now_ns)).unwrap();
+        core.add(&request(200 + step, 10, now_ns)).unwrap();
+        order.extend(serve(&mut core, now_ns));
+    }
+    let late: Vec<_> = order.iter().enumerate().filter(|(_, id)| **id < 3).map(|(at, id)| (at, *id)).collect();
+    assert_eq!(late, [(7, 0), (15, 1), (23, 2)]);
+}
+
+#[test]
+fn the_predicted_wait_is_that_of_who_is_in_time_or_of_who_is_late() {
+    let mut core = one_seat(4.0);
+    let target = 4 * SECOND;
+    // One leaves every 100 ms, and one comes: the line of 20 stands.
+    let mut next = 0;
+    let mut arrive = |core: &mut Scheduler, n: u64, now_ns| {
+        (next..next + n).for_each(|id| core.add(&request(id, 10, now_ns)).unwrap());
+        next += n;
+    };
+    arrive(&mut core, 20, 0);
+    for step in 0..200_u64 {
+        serve(&mut core, step * 100 * MS);
+        arrive(&mut core, 1, step * 100 * MS);
+    }
+    let predicted = core.predicted_wait_ns();
+    assert!(predicted.abs_diff(2 * SECOND) < SECOND / 5, "{predicted}");
+    // Three come where one leaves: a third is in time, and whoever comes now is late and goes behind everybody.
+    for step in 200..600_u64 {
+        serve(&mut core, step * 100 * MS);
+        arrive(&mut core, 3, step * 100 * MS);
+    }
+    let (predicted, waiting) = (core.predicted_wait_ns(), u64::from(core.view().waiting_total()));
+    assert!(core.view().waiting(LATE) > 400 && predicted > 2 * target);
+    assert!(predicted.abs_diff(waiting * SECOND / 10) < SECOND, "{predicted} behind {waiting}");
+}
+
+/// What a random, but well-behaved host does between two plans.
+#[derive(Clone, Debug)]
+struct Step {
+    arrivals: Vec<(u32, i64)>,
+    ms: u64,
+    finish: usize,
+    abort: Option<usize>,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let arrivals = prop::collection::vec((1..60u32, -1..2i64), 0..4);
+    (arrivals, 1..200u64, 0..4usize, prop::option::weighted(0.05, 0..100usize))
+        .prop_map(|(arrivals, ms, finish, abort)| Step { arrivals, ms, finish, abort })
+}
+
+/// A run: the scheduler, and what the rule says of each request.
+struct Run {
+    core: Scheduler,
+    target_ns: u64,
+    now_ns: u64,
+    next_id: RequestId,
+    passes: usize,
+    /// For each late request that waits: in-time and late ones admitted since it was found late.
+    passed: BTreeMap<RequestId, (usize, usize)>,
+    served: Vec<RequestId>,
+}
+
+impl Run {
+    fn new(core: Scheduler, target_ns: u64) -> Self {
+        Self { core, target_ns, now_ns: SECOND, next_id: 0, passes: 0, passed: BTreeMap::new(), served: Vec::new() }
+    }
+
+    fn step(&mut self, step: &Step) {
+        for &(prompt, priority) in &step.arrivals {
+            self.core.add(&Request { priority, ..request(self.next_id, prompt, self.now_ns) }).unwrap();
+            self.next_id += 1;
+        }
+        self.now_ns += step.ms * MS;
+        let before = self.core.view().clone();
+        self.core.plan(self.now_ns);
+        if self.target_ns < u64::MAX {
+            self.check(&before);
+        }
+        self.served.extend(admitted(&self.core));
+        let view = self.core.view();
+        let ids: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).take(step.finish).collect();
+        self.core.complete(&Report { finished: &ids, ..Report::default() });
+        if let Some(id) = step.abort.map(|who| who as u64) {
+            self.core.abort(id);
+            self.passed.remove(&id);
+        }
+    }
+
+    /// Compares a plan with the rule, written the slow way.
+    fn check(&mut self, before: &View) {
+        let (plan, view) = (self.core.last_plan(), self.core.view());
+        let moved: Vec<_> = plan.moved().iter().map(|&(slot, _)| before.request(slot).id).collect();
+        for &(slot, queue) in plan.moved() {
+            assert_eq!((queue, before.request(slot).phase), (LATE, Phase::Waiting));
+        }
+        let mut usual: Vec<_> = line(before, USUAL).into_iter().filter(|id| !moved.contains(id)).collect();
+        let (mut late, mut found) = (line(before, LATE), moved.clone());
+        let waits = before.waiting_total() > 0 && plan.preempted().is_empty();
+        for id in admitted(&self.core) {
+            let due = usual.is_empty() || self.passes + 1 >= SHARE;
+            if usual.first() == Some(&id) {
+                assert!(late.is_empty() || self.passes + 1 < SHARE, "the turn of {late:?}, not of {id}");
+                usual.remove(0);
+                self.passed.values_mut().for_each(|passed| passed.0 += 1);
+                self.passes = if late.is_empty() && found.is_empty() { 0 } else { self.passes + 1 };
+            } else {
+                assert!(due, "{usual:?} are in time, {id} is not");
+                let head = if found.first() == Some(&id) { &mut found } else { &mut late };
+                assert_eq!(head.remove(0), id, "by rank");
+                self.passes = 0;
+                if let Some((in_time, before)) = self.passed.remove(&id) {
+                    assert!(in_time <= SHARE * (before + 1), "{id} was passed by {in_time}, behind {before}");
+                }
+                self.passed.values_mut().for_each(|passed| passed.1 += 1);
+            }
+        }
+        found.iter().for_each(|&id| _ = self.passed.insert(id, (0, 0)));
+        let head = view.head(USUAL).filter(|_| waits && plan.residents() > 0);
+        let waited = head.map_or(0, |slot| self.now_ns - view.request(slot).arrival_ns);
+        assert!(waited <= self.target_ns, "who stands first in the usual line was looked at, and is in time");
+        let ranks: Vec<_> = line(view, LATE);
+        assert!(found.iter().all(|id| ranks.contains(id)), "nobody is lost on the way");
+    }
+
+    fn finish(&mut self) {
+        let mut patience = 10_000;
+        while !self.core.view().is_empty() {
+            assert!(patience > 0, "livelock");
+            patience -= 1;
+            self.step(&Step { arrivals: Vec::new(), ms: 20, finish: 9, abort: None });
+        }
+    }
+}
+
+fn tight(more: &Value) -> Value {
+    let mut settings = json!({"kv_blocks": 30, "block_size": 4, "max_num_seqs": 4, "token_budget": 24});
+    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    settings
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_rule_holds_in_every_plan_and_nobody_starves(
+        steps in prop::collection::vec(step(), 1..200),
+        ageing in prop_oneof![Just(json!(30.0)), Just(json!(0.2)), Just(Value::Null)],
+        order in prop_oneof![Just("fcfs"), Just("srpt")],
+    ) {
+        let settings = tight(&json!({"ageing": ageing, "order": order}));
+        let mut run = Run::new(scheduler(&settings, json!(1.0)), SECOND);
+        for (at, step) in steps.iter().enumerate() {
+            run.step(step);
+            // A copy decides the same: the state is all there is.
+            if at == steps.len() / 2 {
+                let mut twin = run.core.clone();
+                twin.plan(run.now_ns + MS);
+                let planned = format!("{:?}", twin.last_plan());
+                let mut other = run.core.clone();
+                prop_assert_eq!(format!("{:?}", other.plan(run.now_ns + MS)), planned);
+            }
+        }
+        run.finish();
+        let mut served = run.served;
+        served.sort_unstable();
+        served.dedup();
+        prop_assert_eq!(run.core.stats().admitted as usize, served.len(), "each is admitted once");
+        prop_assert_eq!(run.core.stats().finished + run.core.stats().aborted, run.next_id);
+    }
+
+    #[test]
+    fn a_promise_that_is_always_kept_changes_nothing(
+        steps in prop::collection::vec(step(), 1..150),
+        skip_ahead in 0..3u32,
+    ) {
+        let settings = tight(&json!({"skip_ahead": skip_ahead}));
+        let mut runs = [Value::Null, json!(1e6)].map(|target| Run::new(scheduler(&settings, target), u64::MAX));
+        for step in &steps {
+            let made: Vec<_> = runs.iter_mut().map(|run| {
+                run.step(step);
+                let plan = run.core.last_plan();
+                (format!("{:?}", plan.chunks()), plan.hold(USUAL), plan.token_budget(), run.core.predicted_wait_ns())
+            }).collect();
+            prop_assert_eq!(&made[0], &made[1]);
+        }
+    }
+}
