@@ -50,8 +50,7 @@ STATIC = {
     for budget in FIXED.token_budgets
 }
 STATED = "adaptive, SLO stated"
-"""`adaptive` that is told the TTFT of the SLO. To state its TPOT as well (`tpot_target`) changes no goodput by more than
-chance: TTFT is what an overload misses."""
+"""`adaptive` that is told the SLO's TTFT, which is what an overload misses; its TPOT is left alone (`tpot_target`)."""
 
 OTHERS: dict[str, dict[str, Any]] = {
     "sarathi": {"policy": "sarathi", "token_budget": 512},
