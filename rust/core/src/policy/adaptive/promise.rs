@@ -20,7 +20,8 @@ pub(super) const LATE: usize = 1;
 /// them wait longer where a request that is in time always waits. Between 4 and 16 that is all there is to it.
 const SHARE: u32 = 8;
 /// Iterations added to the time of the prompts: one in which the last of them begins, and one because no two take equally
-/// long. With one, up to 4 in 100 of those admitted in time missed the target; with three, no more meet it than with two.
+/// long. With one, several in 100 of those admitted in time miss the target where iterations are short; a third buys no
+/// goodput.
 const MARGIN: f64 = 2.0;
 /// Iterations with prefills over which durations are taken, and requests over which it is counted how many are late.
 const MEMORY: f64 = 64.0;
