@@ -226,7 +226,7 @@ impl Run {
                 self.passed.values_mut().for_each(|passed| passed.1 += 1);
             }
         }
-        found.iter().for_each(|&id| _ = self.passed.insert(id, (0, 0)));
+        self.passed.extend(found.iter().map(|&id| (id, (0, 0))));
         let head = view.head(USUAL).filter(|_| waits && plan.residents() > 0);
         let waited = head.map_or(0, |slot| self.now_ns - view.request(slot).arrival_ns);
         assert!(waited <= self.target_ns, "who stands first in the usual line was looked at, and is in time");
