@@ -10,6 +10,8 @@ use crate::forecast::Outlook;
 
 /// κ. Set on the panel's seeds 1 to 5, to the evictions that it allows.
 const OVERFLOW_COST: f64 = 1.75;
+/// Most deviations that a weighed buffer has: where σ is 0.02 % of the cache.
+const MOST: f64 = 4.0;
 
 /// The rule for z, and where it is applied.
 #[derive(Clone, Copy, Debug)]
@@ -42,19 +44,20 @@ impl Buffer {
     pub(super) fn needs(self, outlook: &Outlook, capacity: f64) -> f64 {
         let near = match self.rule {
             Rule::Fixed(z) => z,
-            Rule::Weighed => 2.0,
+            Rule::Weighed => MOST,
         };
-        let (mut most, mut mean, mut deviation) = (f64::NEG_INFINITY, 0.0, 0.0);
-        for at in outlook.moments().take(self.horizons) {
-            let needs = at.0 + near * at.1;
-            if needs > most {
-                (most, (mean, deviation)) = (needs, at);
+        let mut most = f64::NEG_INFINITY;
+        for (mean, deviation) in outlook.moments().take(self.horizons) {
+            // Few horizons come near the most: the others are spared a logarithm.
+            if mean + near * deviation > most {
+                let z = match self.rule {
+                    Rule::Weighed if deviation > 0.0 => weighed(OVERFLOW_COST * capacity / deviation).min(near),
+                    _ => near,
+                };
+                most = most.max(mean + z * deviation);
             }
         }
-        match self.rule {
-            Rule::Weighed if deviation > 0.0 => mean + weighed(OVERFLOW_COST * capacity / deviation) * deviation,
-            _ => most,
-        }
+        most
     }
 }
 
