@@ -291,6 +291,11 @@ impl View {
         self.lines[line].insert(&mut self.table, slot);
     }
 
+    /// Sets how much of a waiting request's prompt is resident.
+    pub(crate) fn share(&mut self, slot: Slot, tokens: u32) {
+        self.table[slot as usize].shared_prefix = tokens.min(self.request(slot).prompt - 1);
+    }
+
     fn dequeue(&mut self, slot: Slot) {
         let line = self.line_of(slot);
         self.lines[line].remove(&mut self.table, slot);
@@ -300,6 +305,7 @@ impl View {
     pub(crate) fn admit(&mut self, slot: Slot) {
         self.dequeue(slot);
         self.table[slot as usize].phase = Phase::Prefilling;
+        self.pool.share(i64::from(self.request(slot).shared_blocks(&self.pool)));
         self.residents.push_back(&mut self.table, slot);
         self.prefilling.push(slot);
     }
@@ -367,6 +373,7 @@ impl View {
             Phase::Parked => self.parked.retain(|&other| other != slot),
             Phase::Waiting => {}
         }
+        self.pool.share(-i64::from(self.request(slot).shared_blocks(&self.pool)));
         self.set_computed(slot, 0, 0);
         self.residents.remove(&mut self.table, slot);
     }
