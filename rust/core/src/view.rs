@@ -11,6 +11,7 @@ use crate::list::{Link, List, following, previous};
 use crate::memory::BlockPool;
 use crate::request::{Phase, Request, RequestId, Slot, Tracked};
 
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -289,11 +290,6 @@ impl View {
         self.dequeue(slot);
         self.table[slot as usize].line = line as u16;
         self.lines[line].insert(&mut self.table, slot);
-    }
-
-    /// Sets how much of a waiting request's prompt is resident.
-    pub(crate) fn share(&mut self, slot: Slot, tokens: u32) {
-        self.table[slot as usize].shared_prefix = tokens.min(self.request(slot).prompt - 1);
     }
 
     fn dequeue(&mut self, slot: Slot) {
