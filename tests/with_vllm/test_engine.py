@@ -120,6 +120,24 @@ def test_adaptive_needs_no_settings(run: Run, hidden: bool) -> None:
     assert mine["steps"] <= 1.5 * stock["steps"]
 
 
+@pytest.mark.parametrize("policy", ["adaptive", "vllm"])
+def test_a_prefix_that_all_share_is_charged_once(run: Run, policy: str) -> None:
+    """16 of the 39 blocks are everybody's system prompt: three whole prompts fit, but a dozen requests do."""
+    job: dict[str, Any] = {"requests": 60, "shared_prefix": 512, "prompt_tokens": (8, 40), "async_scheduling": True}
+    job |= {"engine": {"enable_prefix_caching": True, "max_model_len": 1024}}
+    stock = run(**job)
+    mine = run(scheduler_cls=OURS, wait_core={"policy": policy}, **job)
+    counts = [[r[key] for key in ("steps", "max_running", "preemptions")] for r in (stock, mine)]
+    print(f"stock {counts[0]}, {policy} {counts[1]} (steps, most running, preemptions)")
+    assert mine["adapter"]["active"]
+    assert_complete(mine)
+    assert mine["tokens"] == stock["tokens"]
+    assert mine["max_running"] >= 0.75 * stock["max_running"]
+    assert mine["steps"] <= 1.1 * stock["steps"]
+    assert stock["preemptions"] > 20
+    assert policy != "adaptive" or mine["preemptions"] <= stock["preemptions"] / 4
+
+
 @pytest.mark.parametrize("kind", ["error", "panic"])
 @pytest.mark.parametrize(("call", "after"), [("add", 100), ("plan", 0), ("plan", 100), ("complete", 100), ("abort", 5)])
 def test_an_error_of_ours_leaves_stock_scheduling(run: Run, call: str, after: int, kind: str) -> None:

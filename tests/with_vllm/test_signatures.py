@@ -69,6 +69,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "ec_connector",
         "is_encoder_decoder",
         "dcp_world_size",
+        "hash_block_size",
     ]:
         assert module.sets("Scheduler", name), f"Scheduler.{name}"
     assert "pause_state" in module.properties("Scheduler")
@@ -102,6 +103,18 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     pool = vllm["v1.core.block_pool"]
     assert pool.sets("BlockPool", "num_gpu_blocks")
     assert pool.parameters("BlockPool.get_num_free_blocks") == ["self"]
+    # What the prefix cache has of a waiting request, and whether anybody holds it.
+    assert pool.parameters("BlockPool.get_cached_block") == ["self", "block_hash", "kv_cache_group_ids"]
+    manager = vllm["v1.core.kv_cache_manager"]
+    assert manager.sets("KVCacheManager", "enable_caching")
+    assert manager.parameters("KVCacheManager.prefix_cache_lookup_enabled") == ["self", "request"]
+    look_up = vllm["v1.core.kv_cache_coordinator"].parameters("UnitaryKVCacheCoordinator.find_longest_cache_hit")
+    assert look_up == ["self", "block_hashes", "max_cache_hit_length"]
+    source = manager.source("KVCacheManager.get_computed_blocks")
+    assert "max_cache_hit_length = request.num_tokens - 1" in source
+    assert request.sets("Request", "block_hashes")
+    assert "ref_cnt" in vllm["v1.core.kv_cache_utils"].fields("KVCacheBlock")
+    assert "block_hash" in vllm["v1.core.kv_cache_utils"].properties("KVCacheBlock")
     config = vllm["config.scheduler"].fields("SchedulerConfig")
     assert {"watermark", "enable_chunked_prefill", "scheduler_cls", "async_scheduling", "policy"} <= config.keys()
     assert "additional_config" in vllm["config.vllm"].fields("VllmConfig")

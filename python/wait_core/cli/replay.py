@@ -129,8 +129,10 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
         return 1
     if "complete" in event:
         told = dict(event["complete"])
-        progress = [(number, kv) for number, kv in told.pop("progress", [])]
-        core.complete(free_blocks=told.pop("free", None), progress=progress, **told)
+        pairs: dict[str, Any] = {
+            name: [(number, n) for number, n in told.pop(name, [])] for name in ("progress", "shared")
+        }
+        core.complete(free_blocks=told.pop("free", None), **pairs, **told)
     elif "abort" in event:
         core.abort(event["abort"])
     elif "end" not in event:

@@ -11,7 +11,7 @@ from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from wait_core import WaitCoreError
-from wait_core.vllm import gated_queue, telemetry, transfer
+from wait_core.vllm import gated_queue, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Bridge:
         self.settings = self.control.settings
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
+        self.prefixes = prefixes.Prefixes(scheduler)
         self.active = True
         self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
         scheduler.waiting = self.queue
@@ -73,8 +74,8 @@ class Bridge:
 
         self._quiet_since_ns: int | None = None
         self.gates_open = False
-        self.counts = {"steps": 0, "paused": 0, "refused": 0, "watchdog": 0, "foreign": 0, "corrected": 0}
-        self.counts |= {"ungated": 0, "reconfigured": 0}
+        names = ("steps", "paused", "refused", "watchdog", "foreign", "corrected", "ungated", "reconfigured")
+        self.counts = dict.fromkeys(names, 0)
 
     # -- entry points: they never raise ---------------------------------------------------------------------------
 
@@ -186,9 +187,8 @@ class Bridge:
         self.telemetry.restart(self.core)
         self.counts["reconfigured"] += 1
         for number, refusal in refused.items():
-            request = self._requests[number]
+            self._make_foreign(request := self._requests[number], refusal)
             self._forget(request.request_id)
-            self._make_foreign(request, refusal)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -236,6 +236,8 @@ class Bridge:
         scheduler = self.scheduler
         if not self.settings.shadow:
             self._watch(now_ns)
+        if self._held["held"] and self.prefixes.used:  # otherwise memory does not bind
+            self.prefixes.tell(self.core, self._requests)
         plan = self._plan = self.core.plan(now_ns)
         requests = self._requests
         self._offered = [*plan.resumed, *plan.admitted]
@@ -268,9 +270,8 @@ class Bridge:
         if output.preempted_req_ids:
             for name in output.preempted_req_ids - self._preempted_before:
                 self._note_preempted(name)
-        running = RequestStatus.RUNNING
         for number in self._offered:
-            if self._requests[number].status == running:
+            if self._requests[number].status == RequestStatus.RUNNING:
                 self._prefilling[number] = 0
             else:
                 self._refused.append(number)

@@ -58,6 +58,11 @@ impl BlockPool {
         }
     }
 
+    /// Blocks that our own count is about to charge again, or no longer does.
+    pub(crate) fn share(&mut self, blocks: i64) {
+        self.drift += blocks;
+    }
+
     pub(crate) fn set_capacity(&mut self, blocks: u32) {
         self.capacity = blocks;
     }

@@ -237,7 +237,7 @@ impl Plan {
         let request = view.request(slot);
         self.preempted.push((slot, request.id));
         self.residents -= 1;
-        self.free += i64::from(view.blocks(slot));
+        self.free += i64::from(view.blocks(slot)) - i64::from(request.shared_blocks(view.pool()));
         if let Some(at) = self.parked.iter().position(|&other| other == slot) {
             // Its token was taken back when it was parked.
             self.parked.remove(at);
@@ -277,16 +277,17 @@ impl Plan {
         }
     }
 
-    /// Admits a waiting request with a first chunk of at most `tokens`; `reserve` takes the blocks of its whole prompt
-    /// at once. The caller has checked that they are free.
+    /// Admits a waiting request with a first chunk of at most `tokens` behind its shared prefix; `reserve` takes the
+    /// blocks of its whole prompt at once. The caller has checked that they are free.
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32, reserve: bool) {
-        let target = view.request(slot).prefill_target();
-        let tokens = tokens.min(target);
+        let (request, pool) = (view.request(slot), view.pool());
+        let (start, target) = (request.shared_prefix, request.prefill_target());
+        let tokens = tokens.min(target - start);
         debug_assert!(tokens > 0, "an admission computes at least one token");
-        let blocks = view.pool().blocks_for(if reserve { target } else { tokens });
-        let origin = if view.request(slot).preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
-        self.push(view, slot, 0, tokens, blocks, origin);
-        self.free -= i64::from(blocks);
+        let blocks = pool.blocks_for(if reserve { target } else { start + tokens });
+        let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
+        self.push(view, slot, start, tokens, blocks, origin);
+        self.free -= i64::from(blocks - request.shared_blocks(pool));
         self.residents += 1;
     }
 
@@ -327,12 +328,13 @@ impl Plan {
         Ok(())
     }
 
-    /// The memory check that every policy makes at least: the whole prompt fits, and `spare` blocks stay free.
+    /// The memory check that every policy makes at least: what is not shared of the whole prompt fits, and `spare` blocks
+    /// stay free.
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
     pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
-        let blocks = view.pool().blocks_for(view.request(slot).prefill_target());
+        let blocks = view.request(slot).own_blocks(view.pool());
         if i64::from(blocks + spare) > self.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
         }

@@ -16,6 +16,8 @@ pub struct Report<'a> {
     /// KV tokens that a request holds after the last planned iteration, where the plan assumed otherwise. One that
     /// waited has been admitted by the host on its own.
     pub progress: &'a [(RequestId, u32)],
+    /// Prompt tokens of a waiting request whose blocks other residents hold now ([`crate::Request::shared_prefix`]).
+    pub shared: &'a [(RequestId, u32)],
     /// The host's count of free KV blocks.
     pub free_blocks: Option<u32>,
 }
@@ -55,12 +57,27 @@ impl Scheduler {
                 self.stats.finished += 1;
             }
         }
+        for &(id, tokens) in report.shared {
+            match self.view.slot(id) {
+                Some(slot) if self.view.request(slot).phase == Phase::Waiting => self.view.share(slot, tokens),
+                Some(_) => {} // it is resident already
+                None => self.stats.unknown_ids += 1,
+            }
+        }
         if let Some(free) = report.free_blocks {
             self.view.pool_mut().reconcile(free);
         }
         if cfg!(debug_assertions) {
             self.view.check();
         }
+    }
+
+    /// The first `count` of each line, the preempted before the others, each with the shared prefix it is known to have:
+    /// those of whom a host with a prefix cache has news to report.
+    pub fn first_in_line(&self, count: usize) -> impl Iterator<Item = (RequestId, u32)> + '_ {
+        let lines = (0..=self.view.queues()).rev();
+        let first = lines.flat_map(move |line| self.view.iter_waiting(line).take(count));
+        first.map(|slot| self.view.request(slot)).map(|request| (request.id, request.shared_prefix))
     }
 
     fn resident(&mut self, id: RequestId) -> Option<Slot> {

@@ -4,6 +4,7 @@
 //! lane (Nested WAIT's boundary queue), a preempted one is `Waiting` again, first in line.
 
 use crate::list::Link;
+use crate::memory::BlockPool;
 
 /// A request's name, chosen by the host and unique among the requests it has not yet seen leave.
 pub type RequestId = u64;
@@ -53,8 +54,8 @@ pub struct Request {
     pub type_id: Option<u16>,
     /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
     pub priority: i64,
-    /// Tokens of the prompt whose KV blocks are already resident and shared (a prefix cache hit); a forecast does not
-    /// charge them twice.
+    /// Tokens of the prompt whose KV blocks other residents hold (a prefix cache hit): they are neither computed nor
+    /// charged again. While the request waits, a report may change it.
     pub shared_prefix: u32,
     /// Arrival, ns on the host's clock.
     pub arrival_ns: u64,
@@ -117,5 +118,15 @@ impl Tracked {
     /// Tokens that a prefill must compute before the next output token: the prompt, and the output kept so far.
     pub fn prefill_target(&self) -> u32 {
         self.prompt + self.kept
+    }
+
+    /// Blocks that this prefill takes beside those that are shared.
+    pub fn own_blocks(&self, pool: &BlockPool) -> u32 {
+        pool.blocks_for(self.prefill_target()) - self.shared_blocks(pool)
+    }
+
+    /// Blocks that are shared.
+    pub fn shared_blocks(&self, pool: &BlockPool) -> u32 {
+        self.shared_prefix / pool.block_size()
     }
 }

@@ -267,7 +267,7 @@ impl Scheduler {
             let Some(head) = view.head(queue) else { continue };
             // A policy that says nothing of a line left it behind the preempted, or spent the iteration on an eviction.
             let hold = plan.hold(queue).or_else(|| plan.hold(resuming)).unwrap_or_else(|| {
-                let blocks = view.pool().blocks_for(view.request(head).prefill_target());
+                let blocks = view.request(head).own_blocks(view.pool());
                 Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
             });
             plan.hold_queue(queue, hold);

@@ -11,6 +11,7 @@ use crate::list::{Link, List, following, previous};
 use crate::memory::BlockPool;
 use crate::request::{Phase, Request, RequestId, Slot, Tracked};
 
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -300,6 +301,7 @@ impl View {
     pub(crate) fn admit(&mut self, slot: Slot) {
         self.dequeue(slot);
         self.table[slot as usize].phase = Phase::Prefilling;
+        self.pool.share(i64::from(self.request(slot).shared_blocks(&self.pool)));
         self.residents.push_back(&mut self.table, slot);
         self.prefilling.push(slot);
     }
@@ -367,6 +369,7 @@ impl View {
             Phase::Parked => self.parked.retain(|&other| other != slot),
             Phase::Waiting => {}
         }
+        self.pool.share(-i64::from(self.request(slot).shared_blocks(&self.pool)));
         self.set_computed(slot, 0, 0);
         self.residents.remove(&mut self.table, slot);
     }

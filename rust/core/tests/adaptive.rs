@@ -227,3 +227,38 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
     }
     assert!((1e-3..=1.0).contains(&largest), "memory binds: {largest}");
 }
+
+#[test]
+fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
+    const PREFIX: u32 = 196;
+    let mut core = scheduler(json!({"kv_blocks": 100, "block_size": 4, "host_preempts": true}));
+    // What the host has: the prefix, and of each resident what comes after it.
+    let report = |core: &mut Scheduler, finished: &[RequestId]| {
+        core.complete(&Report { finished, ..Report::default() });
+        let shared: Vec<_> = core.first_in_line(40).map(|(id, _)| (id, PREFIX)).collect();
+        let view = core.view();
+        let own: u32 = view.iter_residents().map(|slot| view.blocks(slot) - PREFIX / 4).sum();
+        core.complete(&Report { shared: &shared, free_blocks: Some(100 - PREFIX / 4 - own), ..Report::default() });
+    };
+    core.add(&request(0, 200, 60, 0)).unwrap();
+    assert_eq!(admitted(&mut core), [0]);
+    for id in 1..40 {
+        core.add(&request(id, 200, 60, 0)).unwrap();
+    }
+    assert!(admitted(&mut core).is_empty(), "two prompts that share nothing do not fit");
+    report(&mut core, &[]);
+    // Beside the prefix there is room for 204 tokens, and up to horizon 48 each takes 4 + 48 and half a block.
+    let beside = admitted(&mut core).len();
+    assert_eq!(beside, 2);
+    report(&mut core, &[]);
+    assert!(admitted(&mut core).is_empty());
+    // The first leaves, and the prefix stays: room for another in its place.
+    report(&mut core, &[0]);
+    assert_eq!(admitted(&mut core).len(), 1);
+    assert!((core.explain(30).unwrap().limit - 204.0).abs() < 1e-9);
+    // Once all have left, nothing is shared.
+    report(&mut core, &[1, 2, 3]);
+    core.complete(&Report { free_blocks: Some(100), shared: &[(4, 0), (5, 0)], ..Report::default() });
+    assert_eq!(admitted(&mut core), [4]);
+    assert!((core.explain(30).unwrap().limit - 400.0).abs() < 1e-9);
+}

@@ -147,3 +147,23 @@ fn a_paused_engine_keeps_everything_and_goes_on() {
     core.set_paused(false);
     assert_eq!(chunks(&mut core), [(2, 4)]);
 }
+
+#[test]
+fn a_prefix_that_others_hold_is_neither_computed_nor_charged_again() {
+    let mut core = small();
+    with(&mut core, &[(1, 24)]);
+    core.plan(0);
+    with(&mut core, &[(2, 24), (3, 24)]);
+    core.plan(0);
+    assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 6.0, limit: 3.0 }));
+    assert_eq!(core.first_in_line(9).collect::<Vec<_>>(), [(2, 0), (3, 0)]);
+    core.complete(&Report { shared: &[(1, 8), (2, 20), (3, 99)], ..Report::default() });
+    assert_eq!(core.first_in_line(1).collect::<Vec<_>>(), [(2, 20)]);
+    assert_eq!(chunks(&mut core), [(2, 4), (3, 1)], "at least one token of a prompt is computed");
+    assert_eq!([1, 2, 3].map(|id| kv(&core, id)), [26, 24, 24]);
+    // Seven blocks of the first, one each of the others.
+    core.complete(&Report { shared: &[(2, 0)], free_blocks: Some(1), ..Report::default() });
+    assert_eq!(core.view().pool().used(), 9);
+    core.complete(&Report { finished: &[1], free_blocks: Some(3), ..Report::default() });
+    assert_eq!(core.view().pool().used(), 7);
+}

@@ -170,8 +170,15 @@ fn abort_in_every_state_twice_and_of_ids_nobody_has() {
         assert!(!core.abort(id));
     }
     assert!(!core.abort(99));
-    core.complete(&Report { finished: &[1], preempted: &[2], refused: &[3], progress: &[(1, 5)], free_blocks: None });
-    assert_eq!((core.stats().aborted, core.stats().unknown_ids, core.stats().finished), (3, 4 + 4, 0));
+    core.complete(&Report {
+        finished: &[1],
+        preempted: &[2],
+        refused: &[3],
+        progress: &[(1, 5)],
+        shared: &[(3, 2)],
+        free_blocks: None,
+    });
+    assert_eq!((core.stats().aborted, core.stats().unknown_ids, core.stats().finished), (3, 4 + 5, 0));
     assert_eq!((core.view().len(), core.view().pool().used()), (0, 0));
     assert!(core.plan(0).is_empty());
 }

@@ -91,7 +91,7 @@ impl Scheduler {
 
     /// Reports what turned out differently from the plan, and who finished.
     #[pyo3(signature = (*, finished = Vec::new(), preempted = Vec::new(), refused = Vec::new(), progress = Vec::new(),
-        free_blocks = None))]
+        shared = Vec::new(), free_blocks = None))]
     #[allow(clippy::needless_pass_by_value)] // extracted from Python lists
     fn complete(
         &mut self,
@@ -99,11 +99,22 @@ impl Scheduler {
         preempted: Vec<u64>,
         refused: Vec<u64>,
         progress: Vec<(u64, u32)>,
+        shared: Vec<(u64, u32)>,
         free_blocks: Option<u32>,
     ) {
-        let report =
-            Report { finished: &finished, preempted: &preempted, refused: &refused, progress: &progress, free_blocks };
-        self.inner.complete(&report);
+        self.inner.complete(&Report {
+            finished: &finished,
+            preempted: &preempted,
+            refused: &refused,
+            progress: &progress,
+            shared: &shared,
+            free_blocks,
+        });
+    }
+
+    /// The first `count` of each line, the preempted before the others: (request, shared prefix it is known to have).
+    fn first_in_line(&self, count: usize) -> Vec<(u64, u32)> {
+        self.inner.first_in_line(count).collect()
     }
 
     /// Takes a request back, in whatever state it is; False if no request has this id.

@@ -26,7 +26,7 @@ use super::{Event, Policy};
 use crate::config::{Config, Order, Part};
 use crate::forecast::{Candidate, Forecast, KvForecast};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::{LengthHint, Request, Slot};
+use crate::request::{LengthHint, Phase, Request, Slot};
 use crate::view::View;
 
 /// How finely works are told apart between two levels of priority that do not age.
@@ -49,6 +49,8 @@ pub struct Adaptive {
     /// The time to first token that the host promises.
     promise: Option<Promise>,
     without: Vec<Part>,
+    /// KV tokens of the residents' shared prefixes, counted for each.
+    shared: u64,
     /// Who may enter in the current plan.
     entering: Vec<Slot>,
     /// Those of the current plan who do not decode yet: whose prompt is being computed, and who may enter.
@@ -72,6 +74,7 @@ impl Adaptive {
             tpot_target: config.tpot_target,
             promise: config.ttft_target.map(Promise::new),
             without: config.without.clone(),
+            shared: 0,
             entering: Vec::new(),
             beside: Vec::new(),
         }
@@ -90,12 +93,12 @@ impl Adaptive {
         }
     }
 
-    /// The request, when its prompt will have been computed.
+    /// The request, when its prompt will have been computed, without what it shares.
     fn candidate(&self, view: &View, slot: Slot) -> Candidate {
         let request = view.request(slot);
         Candidate {
             class: self.learned.class(label(request.type_id), request.output),
-            kv: request.prefill_target(),
+            kv: request.prefill_target() - request.shared_prefix,
             stage: request.kept + 1,
             last: request.output.exact().unwrap_or(u32::MAX).min(request.max_tokens),
         }
@@ -224,13 +227,17 @@ impl Policy for Adaptive {
 
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         self.advance(view);
-        self.outlook(view).forecast(entry::capacity(view))
+        self.outlook(view).forecast(self.capacity(view))
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
+        let request = view.request(slot);
+        let shared = u64::from(request.shared_prefix);
+        if matches!(event, Event::Finished | Event::Preempted | Event::Aborted) && request.phase != Phase::Waiting {
+            self.shared -= shared;
+        }
         match event {
             Event::Arrived => {
-                let request = view.request(slot);
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
             Event::Admitted => {
@@ -238,17 +245,19 @@ impl Policy for Adaptive {
                 if let Some(promise) = &mut self.promise {
                     promise.admitted(view, slot);
                 }
+                self.shared += shared;
             }
             Event::Joined => {
                 self.advance(view);
-                let candidate = Candidate { kv: view.kv(slot), stage: view.stage(slot), ..self.candidate(view, slot) };
+                let kv = view.kv(slot) - request.shared_prefix;
+                let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
             Event::Finished => {
                 self.advance(view);
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
-                    let kv = f64::from(view.request(slot).prompt) + 0.5 * f64::from(stage);
+                    let kv = f64::from(request.prompt - request.shared_prefix) + 0.5 * f64::from(stage);
                     self.pace.learn(f64::from(stage), kv);
                 }
             }

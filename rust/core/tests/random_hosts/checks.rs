@@ -140,10 +140,12 @@ fn recount(before: &View, core: &Scheduler) {
     }
     for chunk in plan.chunks() {
         assert!(chunk.tokens > 0);
-        assert_eq!(chunk.start, before.kv(chunk.slot));
+        let request = before.request(chunk.slot);
+        let resident = chunk.origin == Origin::Resident;
+        assert_eq!(chunk.start, if resident { before.kv(chunk.slot) } else { request.shared_prefix });
         assert!(chunk.blocks >= before.pool().blocks_for(chunk.start + chunk.tokens));
         shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
-        let target = before.request(chunk.slot).prefill_target();
+        let target = request.prefill_target();
         assert_eq!(chunk.last, chunk.start + chunk.tokens == target);
         expected.insert(chunk.id, (chunk.start + chunk.tokens, before.stage(chunk.slot) + u32::from(chunk.last)));
     }
@@ -156,6 +158,8 @@ fn recount(before: &View, core: &Scheduler) {
     let found: BTreeMap<_, _> =
         after.iter_residents().map(|slot| (after.request(slot).id, (after.kv(slot), after.stage(slot)))).collect();
     assert_eq!(found, expected, "KV and stage of every resident");
-    let blocks = |view: &View| view.iter_residents().map(|slot| i64::from(view.blocks(slot))).sum::<i64>();
+    let own =
+        |view: &View, slot| i64::from(view.blocks(slot)) - i64::from(view.request(slot).shared_blocks(view.pool()));
+    let blocks = |view: &View| view.iter_residents().map(|slot| own(view, slot)).sum::<i64>();
     assert_eq!(before.pool().free() - plan.free(), blocks(after) - blocks(before), "blocks taken");
 }

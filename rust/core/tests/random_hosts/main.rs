@@ -52,7 +52,7 @@ fn policies() -> Vec<Value> {
 enum Op {
     Add { prompt: u32, output: u32, hint: u8 },
     Plan,
-    Complete { preempt: Option<usize>, refuse: usize, progress: Option<(usize, u32)>, free: Option<u32> },
+    Complete { preempt: Option<usize>, refuse: usize, progress: Option<(usize, u32)>, free: Option<u32>, shared: u32 },
     Abort(usize),
     AbortAll,
     Capacity(u32),
@@ -62,12 +62,14 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let rarely = |p: f64| prop::option::weighted(p, any::<usize>());
-    let complete = (rarely(0.1), prop_oneof![8 => Just(0), 1 => 1..3usize], rarely(0.1), 0..60u32, 0..120u32).prop_map(
-        |(preempt, refuse, progress, kv, free)| Op::Complete {
+    let refuse = prop_oneof![8 => Just(0), 1 => 1..3usize];
+    let complete = (rarely(0.1), refuse, rarely(0.1), 0..60u32, 0..120u32, 0..60u32).prop_map(
+        |(preempt, refuse, progress, kv, free, shared)| Op::Complete {
             preempt,
             refuse,
             progress: progress.map(|who| (who, kv)),
             free: (free < 12).then_some(free),
+            shared: shared.saturating_sub(40),
         },
     );
     prop_oneof![
@@ -116,7 +118,10 @@ impl Host {
             Op::Add { prompt, output, hint } => self.add(prompt, output, hint),
             Op::Plan if self.flying.len() < 2 => self.plan(),
             Op::Plan => {}
-            Op::Complete { preempt, refuse, progress, free } => self.complete(preempt, refuse, progress, free),
+            Op::Complete { preempt, refuse, progress, free, shared } => {
+                self.complete(preempt, refuse, progress, free);
+                self.share(shared);
+            }
             Op::Abort(who) => {
                 if let Some(&id) = self.outputs.keys().nth(who % self.outputs.len().max(1)) {
                     self.abort(id);
@@ -209,6 +214,7 @@ impl Host {
             refused: &refused,
             progress: &progress,
             free_blocks: free,
+            ..Report::default()
         });
         for id in &finished {
             self.outputs.remove(id);
@@ -226,6 +232,12 @@ impl Host {
         for id in preempted.iter().chain(&refused).filter(away) {
             assert_eq!(self.core.view().request(self.core.view().slot(*id).unwrap()).phase, Phase::Waiting);
         }
+    }
+
+    /// A prefix of so many tokens is resident, the host says, for whoever is next.
+    fn share(&mut self, tokens: u32) {
+        let first: Vec<_> = self.core.first_in_line(2).map(|(id, _)| (id, tokens)).collect();
+        self.core.complete(&Report { shared: &first, ..Report::default() });
     }
 
     /// Runs to the end with a host that behaves: nobody is left.
@@ -292,7 +304,7 @@ proptest! {
             for _ in 0..plans {
                 host.run(&Op::Plan);
                 let preempt = (host.config.host_preempts && host.core.view().pool().free() < 0).then(|| host.core.view().residents() as usize - 1);
-                host.run(&Op::Complete { preempt, refuse: 0, progress: None, free: None });
+                host.run(&Op::Complete { preempt, refuse: 0, progress: None, free: None, shared: 0 });
             }
         }
         host.finish();

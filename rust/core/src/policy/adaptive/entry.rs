@@ -51,7 +51,7 @@ impl Adaptive {
         let mut entry = Entry {
             outlook: None,
             reserved: self.forecast.reserved(overhead(view)),
-            capacity: capacity(view),
+            capacity: self.capacity(view),
             overhead: overhead(view),
             free: plan.free(),
             seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
@@ -61,9 +61,10 @@ impl Adaptive {
         };
         for &slot in view.prefilling() {
             let candidate = self.candidate(view, slot);
-            entry.backlog += candidate.kv - view.kv(slot);
-            entry.free -= i64::from(pool.blocks_for(candidate.kv)) - i64::from(view.blocks(slot));
-            entry.join(&candidate, candidate.kv);
+            let prompt = view.request(slot).prefill_target();
+            entry.backlog += prompt - view.kv(slot);
+            entry.free -= i64::from(pool.blocks_for(prompt)) - i64::from(view.blocks(slot));
+            entry.join(&candidate, prompt);
             self.beside.push(candidate);
         }
         entry
@@ -86,23 +87,30 @@ impl Adaptive {
         if tokens >= view.limits().token_budget {
             return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
         }
-        let blocks = view.pool().blocks_for(view.request(slot).prefill_target());
+        let request = view.request(slot);
+        let (prompt, blocks) = (request.prefill_target(), request.own_blocks(view.pool()));
         if i64::from(blocks) > entry.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks, entry.free as f64));
         }
-        let mut candidate = self.candidate(view, slot);
-        let prompt = candidate.kv;
-        candidate.kv -= view.request(slot).shared_prefix;
+        let candidate = self.candidate(view, slot);
         if !idle {
             self.fits(entry, &candidate)?;
             self.keeps_pace(view, entry, prompt)?;
         }
-        entry.backlog += prompt;
+        entry.backlog += prompt - request.shared_prefix;
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
         entry.join(&candidate, prompt);
         self.beside.push(candidate);
         Ok(())
+    }
+
+    /// KV tokens the cache holds for what requests have of their own: all but the shared prefixes, each of which is there
+    /// once, and what the host uses for others.
+    pub(super) fn capacity(&self, view: &View) -> f64 {
+        let pool = view.pool();
+        let saved = (pool.counted() - pool.used()) as f64 * f64::from(pool.block_size());
+        pool.tokens() as f64 + saved - self.shared as f64
     }
 
     /// Memory: everybody up to `max_tokens`, or the forecast and its buffer at every horizon, admissions paced.
@@ -143,15 +151,8 @@ fn overhead(view: &View) -> f32 {
     0.5 * (view.pool().block_size() - 1) as f32
 }
 
-/// KV tokens the cache holds, and those that shared prefixes save.
-pub(super) fn capacity(view: &View) -> f64 {
-    let pool = view.pool();
-    let shared = (pool.counted() - pool.used()).max(0) as f64 * f64::from(pool.block_size());
-    pool.tokens() as f64 + shared
-}
-
 impl Entry {
-    /// One more, with so many tokens computed by its prefill.
+    /// One more, with so many tokens in the cache once its prefill ends.
     fn join(&mut self, candidate: &Candidate, prompt: u32) {
         self.reserved += candidate.reserved(self.overhead);
         self.decodes += 1;

@@ -1,0 +1,70 @@
+"""What the adapter says of prompts whose first blocks are in the prefix cache: what is held saves memory, no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PREFIX = list(range(3, 67))  # four blocks of 16
+
+
+def loaded() -> Any:
+    """Return a driver in which "a" runs and nothing else fits."""
+    from in_process import Driver, Setup
+
+    driver = Driver(Setup(scheduler="WaitScheduler", num_blocks=11, max_model_len=160))
+    driver.add("a", PREFIX + [70] * 70, 12, ignore_eos=True)
+    driver.step()
+    return driver
+
+
+def known(driver: Any) -> list[int]:
+    """Return the shared prefix, tokens, of those in line, as the core knows it."""
+    return [tokens for _, tokens in driver.scheduler.wait_core.core.first_in_line(99)]
+
+
+def test_the_head_of_the_line_is_told_what_is_held() -> None:
+    from wait_core.vllm import prefixes
+
+    driver = loaded()
+    for i in range(prefixes.LOOKED_AT + 2):
+        driver.add(f"w{i}", PREFIX + [90 + i] * 90, 12, ignore_eos=True)
+    driver.step()
+    assert known(driver) == [0] * (prefixes.LOOKED_AT + 2), "memory has not been short before"
+    driver.step()
+    assert known(driver) == [64] * prefixes.LOOKED_AT + [0, 0]
+
+
+def test_what_nobody_holds_any_more_is_not_saved() -> None:
+    driver = loaded()
+    driver.add("b", PREFIX + [90] * 90, 12, ignore_eos=True)
+    for _ in range(3):
+        driver.step()
+    assert known(driver) == [64]
+    # A second, longer hit: what "c" asks for is all of "a" but its last block.
+    driver.add("c", PREFIX + [70] * 80, 12, ignore_eos=True)
+    for _ in range(2):
+        driver.step()
+    assert known(driver) == [64, 128]
+    driver.abort("a")
+    bridge = driver.scheduler.wait_core
+    bridge.prefixes.tell(bridge.core, bridge._requests)
+    assert known(driver) == [0, 0], "cached, but free"
+
+
+def test_a_request_that_must_not_read_the_cache_saves_nothing() -> None:
+    driver = loaded()
+    driver.add("b", PREFIX + [90] * 90, 12, ignore_eos=True)
+    driver.scheduler.requests["b"].skip_reading_prefix_cache = True
+    for _ in range(3):
+        driver.step()
+    assert known(driver) == [0]
+
+
+def test_without_a_prefix_cache_nothing_is_asked() -> None:
+    from in_process import Driver, Setup
+
+    assert not Driver(Setup(scheduler="WaitScheduler", prefix_caching=False)).scheduler.wait_core.prefixes.used
