@@ -290,17 +290,26 @@ pub(crate) fn candidates(demand: &FluidShape, law: &IterationTime, low: f64, hig
     all
 }
 
-/// The minimiser of `f`: the best candidate, then golden sections between its neighbours. The first candidate if f is
+/// The minimiser of `f`: golden sections between the neighbours of each of the lowest candidates that are no higher than
+/// their neighbours, for on a staircase the lowest of them need not lie in the deepest valley. The first candidate if f is
 /// infinite at all of them.
 pub(crate) fn minimise(f: impl Fn(f64) -> f64, candidates: &[f64]) -> f64 {
+    const VALLEYS: usize = 8;
     let values: Vec<f64> = candidates.iter().map(|&u| f(u)).collect();
-    let best = (0..values.len()).min_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0);
-    let (mut left, mut right) = (candidates[best.saturating_sub(1)], candidates[(best + 1).min(candidates.len() - 1)]);
+    let next = |i: usize| (i + 1).min(candidates.len() - 1);
+    let lowest = |&i: &usize| values[i] <= values[i.saturating_sub(1)] && values[i] <= values[next(i)];
+    let mut valleys: Vec<usize> = (0..candidates.len()).filter(|i| values[*i].is_finite() && lowest(i)).collect();
+    valleys.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
     let golden = (5f64.sqrt() - 1.0) / 2.0;
-    for _ in 0..80 {
-        let (a, b) = (right - golden * (right - left), left + golden * (right - left));
-        if f(a) <= f(b) { right = b } else { left = a }
-    }
-    let refined = f64::midpoint(left, right);
-    if f(refined) < values[best] { refined } else { candidates[best] }
+    let bottom = |&i: &usize| {
+        let (mut left, mut right) = (candidates[i.saturating_sub(1)], candidates[next(i)]);
+        for _ in 0..80 {
+            let (a, b) = (right - golden * (right - left), left + golden * (right - left));
+            if f(a) <= f(b) { right = b } else { left = a }
+        }
+        let refined = f64::midpoint(left, right);
+        if f(refined) < values[i] { refined } else { candidates[i] }
+    };
+    let bottoms = valleys.iter().take(VALLEYS).map(bottom);
+    bottoms.min_by(|&a, &b| f(a).total_cmp(&f(b))).unwrap_or(candidates[0])
 }
