@@ -11,10 +11,12 @@
 use crate::lengths::{Curve, ROWS, row_of, row_start, row_width};
 use crate::request::Slot;
 
+mod overflow;
 mod row;
 #[cfg(test)]
 mod tests;
 
+pub use self::overflow::KvForecast;
 use self::row::Row;
 
 /// Horizons, iterations ahead.
@@ -117,19 +119,6 @@ fn columns(left: i64) -> u32 {
 /// Standard error of the forecast's mean, relative: what the curves get wrong for all residents alike.
 const MODEL_ERROR: f32 = 0.015;
 
-/// The KV tokens that the residents are expected to hold at a horizon, if nobody is admitted after them.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct KvForecast {
-    /// Iterations ahead.
-    pub horizon: u32,
-    /// Mean, half a block for the last of each request included, KV tokens.
-    pub mean: f64,
-    /// Standard deviation, KV tokens.
-    pub deviation: f64,
-    /// The probability that they overflow the cache up to this horizon.
-    pub overflow: f64,
-}
-
 impl Outlook {
     /// By horizon, mean and standard deviation of all KV tokens.
     pub(crate) fn moments(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
@@ -138,29 +127,6 @@ impl Outlook {
             let deviation = libm::sqrtf(self.variance[j] + error * error);
             (f64::from(self.certain[j] + self.mean[j]), f64::from(deviation))
         })
-    }
-
-    /// The forecast for a cache of so many tokens. KV is taken as normal, as one and the same within an octave of horizons
-    /// and as independent from octave to octave.
-    pub(crate) fn forecast(&self, capacity: f64) -> Vec<KvForecast> {
-        let (mut octave, mut before, mut here) = (0, 1.0, 0.0_f64);
-        let at = |(&horizon, (mean, deviation)): (&u32, (f64, f64))| {
-            if horizon.ilog2() != octave {
-                (octave, before, here) = (horizon.ilog2(), before * (1.0 - here), 0.0);
-            }
-            here = here.max(exceeds(capacity, mean, deviation));
-            KvForecast { horizon, mean, deviation, overflow: 1.0 - before * (1.0 - here) }
-        };
-        HORIZONS.iter().zip(self.moments()).map(at).collect()
-    }
-}
-
-/// The probability that a normal variable is above a limit.
-fn exceeds(limit: f64, mean: f64, deviation: f64) -> f64 {
-    if deviation > 0.0 {
-        0.5 * libm::erfc((limit - mean) / (deviation * core::f64::consts::SQRT_2))
-    } else {
-        f64::from(mean > limit)
     }
 }
 

@@ -168,20 +168,3 @@ fn who_ends_for_certain_is_counted_to_its_end() {
     assert_eq!(forecast.leave(0), None);
     assert_eq!(forecast.outlook(0.0).certain.map(|tokens| tokens as u32), [0; COLUMNS]);
 }
-
-#[test]
-fn an_overflow_is_as_likely_as_its_octaves_make_it() {
-    let mut outlook = Forecast::new().outlook(0.0);
-    // Two deviations below the cache at 4, 8 and 16 iterations: three octaves, one horizon in each of the first two.
-    for j in 0..3 {
-        (outlook.mean[j], outlook.variance[j]) = (100.0, 100.0 - (MODEL_ERROR * 100.0) * (MODEL_ERROR * 100.0));
-    }
-    let forecast = outlook.forecast(120.0);
-    let p = 0.022_750_f64;
-    for (at, expected) in forecast.iter().zip([p, 1.0 - (1.0 - p) * (1.0 - p), 1.0 - (1.0 - p).powi(3)]) {
-        assert!((at.deviation - 10.0).abs() < 1e-3 && (at.overflow - expected).abs() < 1e-4, "{at:?}");
-    }
-    // 24 lies in the octave of 16 and holds nothing: the probability up to it stays.
-    assert!((forecast[3].overflow - forecast[2].overflow).abs() < 1e-12);
-    assert!(forecast.windows(2).all(|pair| pair[0].overflow <= pair[1].overflow + 1e-15));
-}

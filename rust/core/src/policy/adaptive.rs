@@ -227,7 +227,11 @@ impl Policy for Adaptive {
 
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         self.advance(view);
-        self.outlook(view).forecast(self.capacity(view))
+        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
+        let residents = f64::from(view.residents());
+        let kv =
+            (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
+        self.outlook(view).forecast(self.capacity(view), kv, residents)
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
