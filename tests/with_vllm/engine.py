@@ -216,7 +216,10 @@ def run(job: Job) -> dict[str, Any]:
     reasons: dict[str, str | None] = {}
     aborted: list[str] = []
     steps = 0
-    deadline = time.monotonic() + job.time_limit_s
+    began = time.monotonic()
+    first_s: dict[str, float] = {}
+    end_s: dict[str, float] = {}
+    deadline = began + job.time_limit_s
     while todo or engine.has_unfinished_requests():
         for _ in range(min(len(todo), job.arrivals_per_step or len(todo))):
             name, prompt, length = todo.pop()
@@ -226,7 +229,10 @@ def run(job: Job) -> dict[str, Any]:
                 aborted.append(name)
         for output in engine.step():
             tokens[output.request_id] = list(output.outputs[0].token_ids)
+            now_s = time.monotonic() - began
+            first_s.setdefault(output.request_id, now_s)
             if output.finished:
+                end_s[output.request_id] = now_s
                 reasons[output.request_id] = output.outputs[0].finish_reason
         steps += 1
         if aborted and steps % 3 == 0:  # from both ends: some run, some still wait
@@ -253,6 +259,8 @@ def run(job: Job) -> dict[str, Any]:
         "tokens": tokens,  # in the order of the first ones
         "priorities": priorities,
         "reasons": reasons,
+        "first_s": first_s,
+        "end_s": end_s,
         **watch.report(),
     }
     engine.engine_core.shutdown()
