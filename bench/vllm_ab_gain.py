@@ -3,7 +3,8 @@
 A law is calibrated on the live server of the settings (stock decisions, round 1 of every cell); then the requests of
 all rounds are simulated under it: the arms, ours with lengths known, and the clairvoyant, which sees all lengths and
 never evicts. The rounds of a cell follow each other, so that what one teaches the next knows, as on the server; in
-`ours, just started` each round is the first. Free of the machine's noise, and only as true as the law.
+`ours, just started` each round is the first. Free of the machine's noise, and only as true as the law. The text model
+chooses its lengths itself: with its settings all rounds are served first, and what they were is simulated.
 
     VENV/bin/python bench/vllm_ab_gain.py
 """
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contract import markdown, start
-from vllm_ab import FIXED, OURS, STOCK, WARM_UP, WATERMARKS, Bed, calibrated, gpu
+from contract import Bench, markdown, start
+from vllm_ab import FIXED, OPTIONAL, OURS, STOCK, WARM_UP, WATERMARKS, Bed, Lengths, calibrated, gpu
 
 from wait_core import simulate
 from wait_core.requests import Requests
@@ -32,21 +33,24 @@ SIMULATED: dict[str, dict[str, Any]] = {
     **{arm: {"policy": "vllm", "watermark": FIXED["arms"][arm]["watermark"]} for arm in WATERMARKS},
     OURS: HIDDEN,
     COLD: HIDDEN,
+    **{
+        arm: HIDDEN | {"overflow_probability": options["additional-config"]["wait_core"]["overflow_probability"]}
+        for arm, options in OPTIONAL.items()
+    },
     "ours, lengths known": {"policy": "adaptive", "lengths": "known"},
     "clairvoyant": {"policy": "clairvoyant"},
 }
 
 
-def drawn(bed: Bed, cell: dict[str, Any], number: int) -> tuple[list[int], list[int]]:
-    """Return the prompt and output lengths of a round; those of the warm-up are a quarter, as served."""
+def drawn(bed: Bed, name: str, number: int) -> tuple[list[int], list[int]]:
+    """Return the prompt and output lengths of a round."""
+    cell = bed.settings["cells"][name]
     lines = [json.loads(line) for line in bed.requests(cell, number).read_text(encoding="utf-8").splitlines()]
-    lines = lines[: cell["requests"] // 4] if number == WARM_UP else lines
     return [len(line["prompt"].split()) for line in lines], [line["output_tokens"] for line in lines]
 
 
-def simulated(bed: Bed, cell: dict[str, Any], numbers: list[int], law: Any, arm: str) -> tuple[list[float], int]:
+def simulated(bed: Bed, rounds: list[tuple[list[int], list[int]]], law: Any, arm: str) -> tuple[list[float], int]:
     """Simulate rounds one after the other; return how long each lasts, s, and all preemptions."""
-    rounds = [drawn(bed, cell, number) for number in numbers]
     serve = bed.settings["serve"]
     requests = Requests(
         name="rounds",
@@ -69,40 +73,55 @@ def simulated(bed: Bed, cell: dict[str, Any], numbers: list[int], law: Any, arm:
     return spans, int(report.summary()["preemptions"])
 
 
+def known(bench: Bench, bed: Bed, rounds: int) -> tuple[Any, Lengths]:
+    """Return the engine's law, and the lengths that only serving tells: as kept, or from the live server."""
+    file = None if bench.options.keep is None else Path(bench.options.keep)
+    if file is not None and file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return kept["law"], {(name, number): tuple(lengths) for name, number, lengths in kept["served"]}
+    chosen = not all("prompt" in cell for cell in bed.settings["cells"].values())
+    fitted, served = calibrated(bed, rounds=rounds if chosen else 1)
+    bench.claim("steps calibrated on", fitted.iterations, "")
+    bench.claim("relative error of a step, median", fitted.median_error, "")
+    served = served if chosen else {}
+    if file is not None:
+        kept = {"law": fitted.law, "served": [[name, number, pair] for (name, number), pair in served.items()]}
+        file.write_text(json.dumps(kept), encoding="utf-8")
+    return fitted.law, served
+
+
 def main() -> None:
     """Calibrate, simulate, print the ratios."""
     bench = start(
         "vllm_ab_gain",
         str(__doc__).splitlines()[0],
-        settings={"choices": ["cpu", "gpu"], "default": "gpu" if gpu() else "cpu", "help": "(%(default)s)"},
-        law={"help": "file with a law, instead of calibrating one"},
+        settings={"choices": list(FIXED["settings"]), "default": "gpu" if gpu() else "cpu", "help": "(%(default)s)"},
+        keep={"help": "file for the law and the lengths: read where it exists, instead of calibrating"},
         markdown={"action": "store_true", "help": "print the table of docs/vllm-ab.md as well"},
     )
     options = bench.options
     with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
         bed = Bed(options.settings, Path(folder))
+        count = 2 if options.quick else bed.settings["rounds"]
         try:
-            if options.law is None:
-                fitted = calibrated(bed)
-                bench.claim("steps calibrated on", fitted.iterations, "")
-                bench.claim("relative error of a step, median", fitted.median_error, "")
-                law: Any = fitted.law
-            else:
-                law = json.loads(Path(options.law).read_text(encoding="utf-8"))
+            law, served = known(bench, bed, count)
         finally:
             bed.stop()
         print("law:", json.dumps(law))
-        rounds = list(range(1, bed.settings["rounds"] + 1))[: 2 if options.quick else None]
         for name, cell in bed.settings["cells"].items():
             if "within" in cell["goals"]:
                 continue
+            rounds = [served.get((name, number)) or drawn(bed, name, number) for number in range(1, count + 1)]
+            # The warm-up of the servers is a quarter of a round of its own; where the model chooses, of the first.
+            prompts, outputs = drawn(bed, name, WARM_UP) if "prompt" in cell else rounds[0]
+            warm_up = prompts[: cell["requests"] // 4], outputs[: cell["requests"] // 4]
             spans: dict[str, list[float]] = {}
             for arm in SIMULATED:
                 if arm == COLD:
-                    each = [simulated(bed, cell, [number], law, arm) for number in rounds]
+                    each = [simulated(bed, [one], law, arm) for one in rounds]
                     spans[arm], preemptions = [span for (span,), _ in each], sum(count for _, count in each)
                 else:
-                    spans[arm], preemptions = simulated(bed, cell, [WARM_UP, *rounds], law, arm)
+                    spans[arm], preemptions = simulated(bed, [warm_up, *rounds], law, arm)
                     del spans[arm][0]
                 ratio = statistics.mean(s / m for s, m in zip(spans[STOCK], spans[arm], strict=True))
                 row = {"cell": name, "policy": arm, "tok/s / stock's": f"{ratio:.3f}"}

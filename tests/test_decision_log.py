@@ -85,6 +85,32 @@ def test_the_first_decision_that_differs_is_named(tmp_path: Path, capsys: pytest
     assert "iteration 31" in capsys.readouterr().out
 
 
+def test_what_was_restored_is_restored_in_the_replay(tmp_path: Path) -> None:
+    teacher = Scheduler("adaptive", **SETTINGS)
+    for number in range(40):
+        teacher.add(number, 10, 400)
+        while number in teacher:
+            teacher.plan()
+            teacher.complete(finished=[number] if (teacher.stage(number) or 0) >= 9 else [])
+    learned = teacher.learned()
+    assert learned is not None
+    path = tmp_path / "log.jsonl"
+    log = DecisionLog(path, max_bytes=10**7)
+    core = LoggedCore(Scheduler("adaptive", **SETTINGS), log)
+    core.restore(learned)
+    for number in range(8):
+        core.add(number, 150, 400)
+    for _ in range(5):
+        core.plan()
+        core.complete()
+    log.close()
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[1]) == {"restore": learned}
+    assert replay(path).line is None
+    path.write_text("\n".join(lines[:1] + lines[2:]) + "\n")
+    assert replay(path).line is not None, "it decides otherwise without what was learned"
+
+
 def test_other_settings_decide_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     serve(path)

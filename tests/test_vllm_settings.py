@@ -61,6 +61,7 @@ def test_a_path_in_the_configuration_beats_the_environment(tmp_path: Path, monke
         ({"watchdog_s": -1}, None, "watchdog_s must be a number of seconds"),
         ({"watchdog_s": True}, None, "watchdog_s must be a number"),
         ({"log_max_mb": float("nan")}, None, "log_max_mb must be a number of megabytes"),
+        ({"learned_file": 1}, None, "learned_file must be a path"),
         ({"log_file": 1}, None, "log_file must be a path"),
         ({}, {"log_file": "a"}, "log_file = 'a': it is fixed at the start"),
     ],

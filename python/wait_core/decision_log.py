@@ -1,4 +1,4 @@
-"""The decision log: every call of a core and what it answered, one JSON object a line, integers only.
+"""The decision log: every call of a core and its answer, one JSON object a line; integers but for what it learned.
 
 The first line is the header: ``{"format": "wait-core-log", "version": 1, "wait_core": ..., "settings": {...}}``, and
 again wherever a core with other settings takes over. Then, in the order of the calls:
@@ -10,6 +10,7 @@ again wherever a core with other settings takes over. Then, in the order of the 
 - ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
   "shared": [[id, tokens], ...], "free": n}}``;
 - ``{"abort": id}``;
+- ``{"restore": {...}}``: what another core had learned, as `Scheduler.learned` returns it;
 - ``{"end": id, "tokens": n}``: what the host saw in the end, for reading the log as a trace;
 - ``{"stop": reason}``: nothing was logged from here on.
 
@@ -27,7 +28,7 @@ from wait_core._core import WaitCoreError, __version__
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from wait_core._core import Plan, Scheduler
 
@@ -186,6 +187,11 @@ class LoggedCore:
         known = self._core.abort(request_id)
         self._log.write({"abort": request_id})
         return known
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """See `Scheduler.restore`."""
+        self._core.restore(learned)
+        self._log.write({"restore": learned})
 
     def ended(self, request_id: int, tokens: int) -> None:
         """Note how many output tokens a request had when it left, by the host's count."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +31,8 @@ SCHEDULING = [
     *((PAUSING, f"bridge.{name}") for name in ("_decide", "_watch", "_compare", "_why_first", "_note_unpaused")),
     *((WATCHING, f"bridge.{name}") for name in ("_decide", "_compare", "_note_ungated", "_note_unpaused")),
     (STALLED, "control.poll"),
+    (STALLED, "watchdog.look"),
+    (STALLED, "watchdog.progressed"),
     (STALLED, "queue.open"),
     (STALLED, "transfer.declare"),
     *((STALLED, f"telemetry.{name}") for name in ("arrived", "rejected_for", "explain")),
@@ -203,4 +206,35 @@ def test_the_watchdog_opens_the_gates_and_closes_them_again(
     driver.add("last", [5] * 20, 6, ignore_eos=True)
     while driver.scheduler.requests:
         driver.step()
-    assert not bridge.gates_open
+    assert not bridge.watchdog.is_open
+
+
+def test_the_watchdog_does_not_take_rest_for_a_stall() -> None:
+    from vllm.v1.core.sched.interface import PauseState
+
+    driver = ours({"watchdog_s": 0.05})
+    bridge = driver.scheduler.wait_core
+    for name in ("a", "b"):
+        driver.add(name, [5] * 20, 6, ignore_eos=True)
+        while driver.scheduler.requests:
+            driver.step()
+        driver.step()  # nothing left to schedule
+        time.sleep(0.1)
+    driver.add("c", [5] * 20, 6, ignore_eos=True)
+    driver.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    for _ in range(3):
+        driver.step()
+        time.sleep(0.1)
+    driver.scheduler.set_pause_state(PauseState.UNPAUSED)
+    while driver.scheduler.requests:
+        driver.step()
+    assert bridge.counts["watchdog"] == 0
+
+
+def test_a_fault_at_the_end_of_the_engine_ends_ours_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = ours({})
+    bridge = driver.scheduler.wait_core
+    fault = break_call(bridge, "control.stop", 0, monkeypatch)
+    driver.scheduler.shutdown()
+    assert fault.calls == 1
+    assert not bridge.active

@@ -55,6 +55,31 @@ def test_what_nobody_holds_any_more_is_not_saved() -> None:
     assert known(driver) == [0, 0], "cached, but free"
 
 
+def test_the_cache_is_asked_again_only_when_something_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wait_core.vllm.prefixes import Prefixes
+
+    asked = []
+    tell = Prefixes.tell
+
+    def counted(*args: Any) -> None:
+        asked.append(1)
+        tell(*args)
+
+    monkeypatch.setattr(Prefixes, "tell", counted)
+    driver = loaded()
+    driver.add("b", PREFIX + [90] * 90, 12, ignore_eos=True)
+    for _ in range(3):
+        driver.step()
+    before = len(asked)
+    for _ in range(4):
+        driver.step()
+    assert len(asked) == before, "steady decode"
+    driver.add("c", PREFIX + [91] * 91, 12, ignore_eos=True)
+    driver.step()
+    assert len(asked) == before + 1
+    assert known(driver) == [64, 64]
+
+
 def test_a_request_that_must_not_read_the_cache_saves_nothing() -> None:
     driver = loaded()
     driver.add("b", PREFIX + [90] * 90, 12, ignore_eos=True)

@@ -42,8 +42,10 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert module.parameters("Scheduler.schedule") == ["self", "throttle_prefills"]
     assert module.default("Scheduler.schedule", "throttle_prefills") is False
     assert module.parameters("Scheduler.add_request") == ["self", "request"]
+    assert module.parameters("Scheduler.shutdown") == ["self"]
+    assert "self.scheduler.shutdown()" in vllm["v1.engine.core"].source("EngineCore.shutdown")
     assert following.bases("AsyncScheduler") == ["Scheduler"]
-    for name in ["schedule", "add_request", "make_stats"]:
+    for name in ["schedule", "add_request", "make_stats", "shutdown"]:
         assert not following.has(f"AsyncScheduler.{name}")
 
     # Attributes read or set.

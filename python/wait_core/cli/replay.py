@@ -135,6 +135,8 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
         core.complete(free_blocks=told.pop("free", None), **pairs, **told)
     elif "abort" in event:
         core.abort(event["abort"])
+    elif "restore" in event:
+        core.restore(event["restore"])
     elif "end" not in event:
         raise ValueError(f"event {sorted(event)} is of no known kind")
     return 0

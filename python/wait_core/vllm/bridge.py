@@ -13,6 +13,7 @@ from vllm.v1.request import RequestStatus
 from wait_core import WaitCoreError
 from wait_core.vllm import gated_queue, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
+from wait_core.vllm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +50,7 @@ class Bridge:
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
         self.prefixes = prefixes.Prefixes(scheduler)
+        self.watchdog = Watchdog()
         self.active = True
         self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
         scheduler.waiting = self.queue
@@ -72,8 +74,6 @@ class Bridge:
         self._gone: list[int] = []
         self._missing = 0  # requests the last plan counted on and vLLM did not schedule
 
-        self._quiet_since_ns: int | None = None
-        self.gates_open = False
         names = ("steps", "paused", "refused", "watchdog", "foreign", "corrected", "ungated", "reconfigured")
         self.counts = dict.fromkeys(names, 0)
 
@@ -129,6 +129,14 @@ class Bridge:
         except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
             self.telemetry.fail(error)
 
+    def stop(self) -> None:
+        """Keep what is to outlive the engine."""
+        if self.active:
+            try:
+                self.control.stop()
+            except BaseException as error:  # noqa: BLE001
+                self._fail("shutdown", error)
+
     def report(self) -> dict[str, Any]:
         """Return the adapter's counts since the start."""
         return {"active": self.active, "policy": self.settings.policy, **self.counts}
@@ -155,6 +163,7 @@ class Bridge:
         except WaitCoreError as refusal:
             self._make_foreign(request, refusal)
             return
+        self.prefixes.moved = True
         self._arrivals[number] = now_ns
         self._ids[name] = number
         self._requests[number] = request
@@ -198,6 +207,7 @@ class Bridge:
         finished = self._gone
         ended = 0
         for name in scheduler.finished_req_ids:
+            self.prefixes.moved = True
             self._foreign.pop(name, None)
             number = self._ids.get(name)
             if number is None or scheduler.requests.get(name) is self._requests[number]:
@@ -236,7 +246,7 @@ class Bridge:
         scheduler = self.scheduler
         if not self.settings.shadow:
             self._watch(now_ns)
-        if self._held["held"] and self.prefixes.used:  # otherwise memory does not bind
+        if self.prefixes.moved and self._held["held"] and self.prefixes.used:  # held: memory binds
             self.prefixes.tell(self.core, self._requests)
         plan = self._plan = self.core.plan(now_ns)
         requests = self._requests
@@ -244,7 +254,7 @@ class Bridge:
         self._held = {"held": plan.held, "paused": len(plan.paused)}
         if plan.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
-        if self.settings.shadow or self.gates_open:
+        if self.settings.shadow or self.watchdog.is_open:
             return
         offered = [requests[number] for number in self._offered]
         self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
@@ -280,13 +290,14 @@ class Bridge:
             admitted = [n for n in plan.admitted if n in self._prefilling]
             self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
         unplanned = 0
-        if self.gates_open or self.settings.shadow:
+        if self.watchdog.is_open or self.settings.shadow:
             unplanned = self._note_ungated(output)
             if plan.paused:
                 unplanned += self._note_unpaused(plan.paused, output)
         self.counts["refused"] += len(self._refused)
         chunks = dict(plan.prefill)
         done = []
+        self.prefixes.moved |= bool(self._prefilling)
         for number, before in self._prefilling.items():
             request = self._requests[number]
             now = request.num_computed_tokens
@@ -306,11 +317,12 @@ class Bridge:
             scheduled = len(output.num_scheduled_tokens) - unplanned
             self._missing = plan.num_decodes + len(chunks) - named - scheduled
         if output.total_num_scheduled_tokens:
-            self._quiet_since_ns = None
+            self.watchdog.progressed()
 
     def _note_preempted(self, name: str) -> None:
         number = self._ids.get(name)
         if number is not None:
+            self.prefixes.moved = True
             self._prefilling.pop(number, None)
             self._preempted.append(number)
 
@@ -344,26 +356,9 @@ class Bridge:
 
     def _watch(self, now_ns: int) -> None:
         """Open the gates when requests wait or pause and no token was scheduled for too long; close them afterwards."""
-        if self._quiet_since_ns is None:
-            self._quiet_since_ns = now_ns
-            self.gates_open = False
-            return
-        limit_ns = self.settings.watchdog_s * 1e9
-        stuck = len(self.queue) + len(self.scheduler.running)
-        if self.gates_open or not limit_ns or not stuck or self.scheduler.pause_state != PauseState.UNPAUSED:
-            return
-        if now_ns - self._quiet_since_ns > limit_ns:
-            self.gates_open = True
-            self.counts["watchdog"] += 1
-            # Once as a warning: a core that stalls again and again must not flood the log; the count tells.
-            say = logger.warning if self.counts["watchdog"] == 1 else logger.debug
-            say(
-                "wait-core: %d requests wait or pause and no token has been scheduled for %.1f s; the gates open until "
-                "tokens flow. First in line: %s",
-                stuck,
-                self.settings.watchdog_s,
-                self._why_first(),
-            )
+        runs = self.scheduler.pause_state == PauseState.UNPAUSED
+        stuck = len(self.queue) + len(self.scheduler.running) if runs else 0
+        self.counts["watchdog"] += self.watchdog.look(now_ns, self.settings.watchdog_s, stuck, self._why_first)
 
     def _why_first(self) -> str:
         request = next(iter(self.queue), None) or self.scheduler.running[0]

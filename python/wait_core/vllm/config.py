@@ -51,6 +51,8 @@ class Settings:
         Where to log every decision (JSONL); none by default.
     step_log_file
         Where to log what each step computed and how long it took (JSONL), for ``wait-core calibrate``; none by default.
+    learned_file
+        Where what the policy has learned of the traffic is kept over a restart (JSON); none by default.
     log_max_mb
         Size in MB (10^6 bytes) at which each of these logs ends.
     core
@@ -68,6 +70,7 @@ class Settings:
     config_file: str | None = None
     log_file: str | None = None
     step_log_file: str | None = None
+    learned_file: str | None = None
     log_max_mb: float = 256.0
     core: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -76,7 +79,7 @@ class Settings:
 OWN = tuple(f.name for f in fields(Settings) if f.name not in {"core", "sources"})
 """Settings of the adapter itself."""
 
-AT_START = ("config_file", "log_file", "step_log_file", "log_max_mb", "fast_decode")
+AT_START = ("config_file", "log_file", "step_log_file", "learned_file", "log_max_mb", "fast_decode")
 """Those of them that stay as they are at the start, and so do not belong into the settings file."""
 
 FROM_ENGINE = {
@@ -161,7 +164,7 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
     ):
         if name in merged and not isinstance(merged[name], kind):
             raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {merged[name]!r}")
-    for name in ("config_file", "log_file", "step_log_file"):
+    for name in ("config_file", "log_file", "step_log_file", "learned_file"):
         if not isinstance(merged.get(name), str | None):
             raise ConfigError(f"{KEY}.{name} must be a path, got {merged[name]!r}")
     for name, unit in (("watchdog_s", "seconds"), ("log_max_mb", "megabytes")):

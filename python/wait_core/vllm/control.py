@@ -9,6 +9,7 @@ from vllm.version import __version__ as vllm_version
 
 from wait_core.decision_log import DecisionLog, LoggedCore
 from wait_core.vllm import config, support, transfer
+from wait_core.vllm.learned_file import LearnedFile
 from wait_core.vllm.settings_file import SettingsFile
 
 if TYPE_CHECKING:
@@ -50,14 +51,21 @@ class Control:
         path = self.settings.config_file
         self._file = None if path is None else SettingsFile(path, additional)
         logger.info("%s", config.describe(self.settings, core, self.engine))
+        self._learned: LearnedFile | None = None
+        if (name := self.settings.learned_file) is not None:
+            self._learned = LearnedFile(config.of_rank(name, scheduler.vllm_config.parallel_config.data_parallel_index))
+            self._learned.load(self.core)
 
     def poll(
         self, now_ns: int, scheduler: Scheduler, requests: Mapping[int, Request], arrivals: Mapping[int, int]
     ) -> dict[int, WaitCoreError] | None:
         """Let a core with other settings take over if the file has changed; return the requests that it refuses.
 
-        None if nothing changes: also where the new settings, or the way of the requests to the new core, fail.
+        None if nothing changes: also where the new settings, or the way of the requests to the new core, fail. What the
+        old core has learned goes over to one of the same policy. From time to time it is kept in its file.
         """
+        if self._learned is not None:
+            self._learned.save_now_and_then(self.core, now_ns)
         settings = None if self._file is None else self._file.poll(now_ns)
         if self._file is None or settings is None:
             return None
@@ -68,6 +76,8 @@ class Control:
             # Logged apart until it is sure that this core takes over.
             kept = _Kept()
             logged: Any = core if self.log is None else LoggedCore(core, kept, vllm=vllm_version)
+            if settings.policy == self.settings.policy and (learned := self.core.learned()) is not None:
+                logged.restore(learned)
             refused = transfer.move(logged, scheduler, requests, arrivals, settings)
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -81,6 +91,11 @@ class Control:
         self.core, self.settings = logged, settings
         logger.info("settings changed: %s", description)
         return refused
+
+    def stop(self) -> None:
+        """Keep what was learned: the engine ends."""
+        if self._learned is not None:
+            self._learned.save(self.core)
 
 
 class _Kept:

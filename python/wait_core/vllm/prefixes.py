@@ -27,6 +27,13 @@ class Prefixes:
     every step. So it is made once a request, and again when its answer may have changed: when the last block found is
     no longer held, or the one after it has come to be. Of a prefix that two requests computed at the same time there
     are two copies, of which the cache offers one; with the other's holder gone the answer may be too large until then.
+    Neither can be while nobody comes, goes, or computes a prompt (`moved`): such a step looks at nothing. A prompt that
+    repeats the output of a request still running is seen with the next that does.
+
+    Attributes
+    ----------
+    moved
+        Whether somebody has come, gone or computed a prompt since the core was told.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -34,10 +41,12 @@ class Prefixes:
         self._size = scheduler.block_size
         # With finer hashes the one after a block's is not the next block's.
         self.used = manager.enable_caching and scheduler.hash_block_size == self._size
+        self.moved = True
         self._found: dict[int, tuple[KVCacheBlock | None, BlockHash | None, int]] = {}
 
     def tell(self, core: Any, requests: Mapping[int, Request]) -> None:
         """Tell `core` where it knows another number; `requests` are those it knows, by number."""
+        self.moved = False
         found, news = {}, []
         for number, known in core.first_in_line(LOOKED_AT):
             request = requests[number]

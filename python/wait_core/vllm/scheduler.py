@@ -55,6 +55,11 @@ class WaitScheduler(AsyncScheduler):
         self.wait_core.after_step(output)
         return output
 
+    def shutdown(self) -> None:
+        """Let the core's side end before vLLM's."""
+        self.wait_core.stop()
+        super().shutdown()
+
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """Let our figures travel with vLLM's to the front end."""
         stats = super().make_stats(*args, **kwargs)

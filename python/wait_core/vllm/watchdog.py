@@ -1,0 +1,48 @@
+"""The watchdog: opens the gates when requests wait or pause and no token is scheduled for too long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+
+
+class Watchdog:
+    """`is_open` says whether vLLM is to schedule by itself, until tokens flow again."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._quiet_since_ns: int | None = None
+        self._has_warned = False
+
+    def progressed(self) -> None:
+        """Note that tokens were scheduled: the gates close with the next look."""
+        self._quiet_since_ns = None
+
+    def look(self, now_ns: int, limit_s: float, stuck: int, why: Callable[[], str]) -> bool:
+        """Return whether the gates open just now: `stuck` requests could run and none has for `limit_s`, 0 for ever.
+
+        `why` tells of the first of them. An engine that rests, or is paused, has none: its rest is not counted.
+        """
+        if self._quiet_since_ns is None or not stuck:
+            self._quiet_since_ns = now_ns if stuck else None
+            self.is_open = False
+            return False
+        if self.is_open or not limit_s or now_ns - self._quiet_since_ns <= limit_s * 1e9:
+            return False
+        self.is_open = True
+        # Once as a warning: a core that stalls again and again must not flood the log; the count tells.
+        (logger.debug if self._has_warned else logger.warning)(
+            "wait-core: %d requests wait or pause and no token has been scheduled for %.1f s; the gates open until "
+            "tokens flow. First in line: %s",
+            stuck,
+            limit_s,
+            why(),
+        )
+        self._has_warned = True
+        return True
