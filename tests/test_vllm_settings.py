@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from wait_core import _core
 from wait_core.vllm import config
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ENGINE = {"kv_blocks": 100, "block_size": 16, "max_num_seqs": 8, "token_budget": 64, "host_preempts": True}
 TYPES = [{"prompt": 50, "output": 20, "rate": 2.0}]
@@ -86,6 +86,14 @@ def test_what_is_wrong_is_named(given: Any, in_file: Any, message: str) -> None:
 def test_the_core_refuses_what_is_its_own(given: dict[str, Any], message: str) -> None:
     with pytest.raises(config.ConfigError, match=message):
         config.make_core(config.read(given), ENGINE)
+
+
+def test_the_document_names_every_setting() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "vllm.md").read_text(encoding="utf-8")
+    table = document.split("\n## Settings\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named >= set(config.OWN)
+    assert named - set(config.OWN) <= set(_core.SETTINGS), "no name of a setting that is gone"
 
 
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
