@@ -4,7 +4,7 @@ A law is calibrated on the live server of the settings (stock decisions, round 1
 all rounds are simulated under it: the arms, ours with lengths known, and the clairvoyant, which sees all lengths and
 never evicts. The rounds of a cell follow each other, so that what one teaches the next knows, as on the server; in
 `ours, just started` each round is the first. Free of the machine's noise, and only as true as the law. The text model
-chooses its lengths itself: with its settings all rounds are served first, and what they were is simulated.
+chooses its lengths itself: those of bench/vllm_ab.py's rounds are simulated; without these all rounds are served first.
 
     VENV/bin/python bench/vllm_ab_gain.py
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from contract import Bench, markdown, start
-from vllm_ab import FIXED, OPTIONAL, OURS, STOCK, WARM_UP, WATERMARKS, Bed, Lengths, calibrated, gpu
+from vllm_ab import FIXED, OPTIONAL, OURS, STOCK, WARM_UP, WATERMARKS, Bed, Lengths, Runs, calibrated, gpu
 
 from wait_core import simulate
 from wait_core.requests import Requests
@@ -79,11 +79,18 @@ def known(bench: Bench, bed: Bed, rounds: int) -> tuple[Any, Lengths]:
     if file is not None and file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         return kept["law"], {(name, number): tuple(lengths) for name, number, lengths in kept["served"]}
-    chosen = not all("prompt" in cell for cell in bed.settings["cells"].values())
-    fitted, served = calibrated(bed, rounds=rounds if chosen else 1)
+    chosen = [name for name, cell in bed.settings["cells"].items() if "prompt" not in cell]
+    wanted = [(name, number) for name in chosen for number in range(1, rounds + 1)]
+    made = Runs(bench.options.settings, quick=False).made
+    lengths = {
+        (name, number): (answer["input_lens"], answer["output_lens"])
+        for name, number in wanted
+        if (answer := made.get((name, STOCK, number))) is not None
+    }
+    fitted, served = calibrated(bed, rounds=1 if len(lengths) == len(wanted) else rounds)
     bench.claim("steps calibrated on", fitted.iterations, "")
     bench.claim("relative error of a step, median", fitted.median_error, "")
-    served = served if chosen else {}
+    served = {key: lengths.get(key) or served[key] for key in wanted}
     if file is not None:
         kept = {"law": fitted.law, "served": [[name, number, pair] for (name, number), pair in served.items()]}
         file.write_text(json.dumps(kept), encoding="utf-8")
