@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENGINE = Path(__file__).parents[1] / "tests" / "vllm" / "engine.py"
+ENGINE = Path(__file__).parents[1] / "tests" / "with_vllm" / "engine.py"
 TYPES = [{"prompt": 77, "output": 34, "rate": 1.0}]  # the mean lengths of the workload
 ARMS = {
     "stock vLLM": {},

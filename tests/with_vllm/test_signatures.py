@@ -92,13 +92,15 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "structured_output_request",
     ]:
         assert request.sets("Request", name), f"Request.{name}"
-    assert "num_output_tokens" in request.properties("Request")
+    assert {"num_output_tokens", "num_tokens"} <= request.properties("Request")
     # By priority, then by arrival: the order of the line where vLLM goes by priority.
     assert "return self.priority < other.priority" in request.source("Request.__lt__")
     assert "return self.arrival_time < other.arrival_time" in request.source("Request.__lt__")
     statuses = request.members("RequestStatus")
     assert {"WAITING", "RUNNING", "PREEMPTED", "FINISHED_ABORTED", "FINISHED_STOPPED"} <= statuses
-    assert "FINISHED_LENGTH_CAPPED" in statuses
+    assert {"FINISHED_LENGTH_CAPPED", "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"} <= statuses
+    assert "grammar" in vllm["v1.structured_output.request"].properties("StructuredOutputRequest")
+    assert "struct_output_req.grammar is None" in module.source("Scheduler._handle_blocked_waiting_request")
     sampling = vllm["sampling_params"].fields("SamplingParams")
     assert {"ignore_eos", "stop", "stop_token_ids", "repetition_detection"} <= sampling.keys()
     assert vllm["v1.core.kv_cache_manager"].sets("KVCacheManager", "block_pool")
@@ -109,6 +111,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert pool.parameters("BlockPool.get_cached_block") == ["self", "block_hash", "kv_cache_group_ids"]
     manager = vllm["v1.core.kv_cache_manager"]
     assert manager.sets("KVCacheManager", "enable_caching")
+    assert manager.sets("KVCacheManager", "coordinator")
     assert manager.parameters("KVCacheManager.prefix_cache_lookup_enabled") == ["self", "request"]
     look_up = vllm["v1.core.kv_cache_coordinator"].parameters("UnitaryKVCacheCoordinator.find_longest_cache_hit")
     assert look_up == ["self", "block_hashes", "max_cache_hit_length"]
@@ -119,22 +122,27 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert "block_hash" in vllm["v1.core.kv_cache_utils"].properties("KVCacheBlock")
     config = vllm["config.scheduler"].fields("SchedulerConfig")
     assert {"watermark", "enable_chunked_prefill", "scheduler_cls", "async_scheduling", "policy"} <= config.keys()
-    assert "additional_config" in vllm["config.vllm"].fields("VllmConfig")
-    assert "data_parallel_index" in vllm["config.parallel"].fields("ParallelConfig")
+    names = {"additional_config", "model_config", "parallel_config", "scheduler_config"}
+    assert names <= vllm["config.vllm"].fields("VllmConfig").keys()
+    parallel = vllm["config.parallel"].fields("ParallelConfig")
+    assert {"data_parallel_index", "pipeline_parallel_size"} <= parallel.keys()
     model = vllm["config.model"]
     assert model.has("ModelConfig.is_diffusion")
     assert "model" in model.fields("ModelConfig")
     assert re.search(r"self\.runner_type\b", model.text)
     output = vllm["v1.core.sched.output"]
-    names = output.fields("SchedulerOutput").keys()
-    assert names >= {
+    assert output.fields("SchedulerOutput").keys() >= {
         "num_scheduled_tokens", "total_num_scheduled_tokens", "scheduled_spec_decode_tokens", "scheduled_new_reqs",
         "scheduled_cached_reqs", "preempted_req_ids", "finished_req_ids",
     }  # fmt: skip
     assert {"req_id", "num_computed_tokens"} <= output.fields("NewRequestData").keys()
     cached = output.fields("CachedRequestData").keys()
     assert {"req_ids", "resumed_req_ids", "num_computed_tokens"} <= cached
-    assert vllm["v1.kv_cache_interface"].has("FullAttentionSpec")
+    caches = vllm["v1.kv_cache_interface"]
+    assert caches.has("FullAttentionSpec")
+    assert caches.has("MLAAttentionSpec")
+    assert "kv_cache_groups" in caches.fields("KVCacheConfig")
+    assert "kv_cache_spec" in caches.fields("KVCacheGroupSpec")
     assert module.parameters("Scheduler.update_from_output")[1:2] == ["scheduler_output"], "the step log wraps it"
 
     # The queue that takes the place of Scheduler.waiting.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import re
+import textwrap
 import zipfile
 from functools import cached_property
 from importlib.util import find_spec
@@ -119,7 +119,13 @@ class Module:
 
     def sets(self, name: str, attribute: str) -> bool:
         """Whether the constructor of a class gives its instances an attribute."""
-        return re.search(rf"self\.{attribute}\b[^=\n]*=", self.source(f"{name}.__init__")) is not None
+        nodes = ast.walk(ast.parse(textwrap.dedent(self.source(f"{name}.__init__"))))
+        return any(
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and ast.unparse(node) == f"self.{attribute}"
+            for node in nodes
+        )
 
     def constant(self, name: str) -> object:
         """Return a literal assigned at the top of the module."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.core.sched.request_queue import create_request_queue
 from vllm.v1.request import RequestStatus
 
 from wait_core import WaitCoreError
 from wait_core.vllm import gated_queue, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
+from wait_core.vllm.unready import Unready
 from wait_core.vllm.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Bridge:
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
         self.prefixes = prefixes.Prefixes(scheduler)
+        self.unready = Unready(scheduler)
         self.watchdog = Watchdog()
         self.active = True
         self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
@@ -92,6 +93,8 @@ class Bridge:
         if self.active:
             try:
                 now_ns = time.monotonic_ns()
+                for request, arrival_ns in self.unready.ready():
+                    self._declare(request, arrival_ns)
                 self._report()
                 self._exchange(now_ns)
                 if self.scheduler.pause_state != PauseState.PAUSED_ALL:
@@ -101,7 +104,7 @@ class Bridge:
                 self._fail("before schedule", error)
 
     def release(self) -> None:
-        """Undo what holds for one step only; also after an error of vLLM's own."""
+        """Undo what holds for one step only, also after an error of vLLM's own: nothing here can fail."""
         self.queue.close()
         self.scheduler.max_num_scheduled_tokens = self._budget
 
@@ -152,28 +155,31 @@ class Bridge:
         if request.resumable:
             self._make_foreign(request, None)
             return
-        number = self._next
-        self._next += 1
         now_ns = time.monotonic_ns()
         self.telemetry.arrived(now_ns)
+        if not self.unready.keeps(request, now_ns):
+            self._declare(request, now_ns)
+
+    def _declare(self, request: Request, now_ns: int) -> None:
+        number = self._next
+        self._next += 1
         try:
-            transfer.declare(
-                self.core, number, request, scheduler=self.scheduler, settings=self.settings, arrival_ns=now_ns
-            )
+            transfer.declare(self.core, number, request, (self.scheduler, self.settings), now_ns)
         except WaitCoreError as refusal:
             self._make_foreign(request, refusal)
             return
         self.prefixes.moved = True
         self._arrivals[number] = now_ns
-        self._ids[name] = number
+        self._ids[request.request_id] = number
         self._requests[number] = request
+        if request.status == RequestStatus.RUNNING:  # vLLM took it by itself the moment it was ready
+            self._prefilling[number] = -1
 
     def _make_foreign(self, request: Request, refusal: WaitCoreError | None) -> None:
         self._foreign[request.request_id] = request
         self.counts["foreign"] += 1
         self.telemetry.rejected_for(refusal)
-        why = "a streaming session" if refusal is None else refusal
-        logger.debug("wait-core lets request %s through ungated: %s", request.request_id, why)
+        logger.debug("wait-core lets %s through ungated: %s", request.request_id, refusal or "a streaming session")
 
     def _forget(self, name: str) -> int:
         number = self._ids.pop(name)
@@ -204,11 +210,11 @@ class Bridge:
     def _report(self) -> None:
         scheduler = self.scheduler
         aborted: list[int] = []
-        finished = self._gone
-        ended = 0
+        finished, ended = self._gone, 0
         for name in scheduler.finished_req_ids:
             self.prefixes.moved = True
-            self._foreign.pop(name, None)
+            if scheduler.requests.get(name) is not self._foreign.get(name):  # else its name is in use again
+                self._foreign.pop(name, None)
             number = self._ids.get(name)
             if number is None or scheduler.requests.get(name) is self._requests[number]:
                 continue
@@ -263,7 +269,8 @@ class Bridge:
         if paused := plan.paused:
             step = scheduler.current_step + 2
             for number in paused:
-                requests[number].next_decode_eligible_step = step
+                request = requests[number]
+                request.next_decode_eligible_step = max(request.next_decode_eligible_step, step)
             self.counts["paused"] += len(paused)
         # Below one token per running request the last ones would starve, and without chunked prefill a long prompt
         # would wait for ever.
@@ -356,15 +363,15 @@ class Bridge:
 
     def _watch(self, now_ns: int) -> None:
         """Open the gates when requests wait or pause and no token was scheduled for too long; close them afterwards."""
-        runs = self.scheduler.pause_state == PauseState.UNPAUSED
-        stuck = len(self.queue) + len(self.scheduler.running) if runs else 0
+        pause = self.scheduler.pause_state
+        stuck = len(self.scheduler.running) if pause != PauseState.PAUSED_ALL else 0
+        stuck += len(self.queue) - len(self.unready) if pause == PauseState.UNPAUSED else 0
         self.counts["watchdog"] += self.watchdog.look(now_ns, self.settings.watchdog_s, stuck, self._why_first)
 
     def _why_first(self) -> str:
-        request = next(iter(self.queue), None) or self.scheduler.running[0]
-        number = self._ids.get(request.request_id)
-        hold = None if number is None else self.core.explain(number)
-        return f"{request.request_id}, no hold" if hold is None else f"{request.request_id}, {hold.reason} {hold.limit}"
+        first = [request.request_id for request in [*self.scheduler.running[:1], *list(self.queue)[:1]]]
+        holds = [(name, self.core.explain(self._ids[name])) for name in first if name in self._ids]
+        return ", ".join(f"{name}: {hold.reason} {hold.limit}" for name, hold in holds if hold) or "no hold"
 
     def _fail(self, where: str, error: BaseException) -> None:
         """Leave scheduling to vLLM for the rest of the process."""
@@ -375,10 +382,7 @@ class Bridge:
         if self.log is not None:
             self.log.close()
         try:
-            stock = create_request_queue(self.scheduler.policy)
-            for request in self.queue:
-                stock.add_request(request)
-            self.scheduler.waiting = stock
+            self.scheduler.waiting = gated_queue.without_a_gate(self.scheduler.policy, self.queue)
         except Exception:
             logger.exception("wait-core: the waiting queue stays ours")
         logger.error(

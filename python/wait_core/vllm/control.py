@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
+TESTED = "0.32."
+"""The vLLM that this adapter was run and tested with."""
+
 
 class Control:
     """The settings in force and the core that follows them.
@@ -35,6 +38,10 @@ class Control:
     def __init__(self, scheduler: Scheduler) -> None:
         additional = scheduler.vllm_config.additional_config.get(config.KEY)
         support.check(scheduler)
+        if not vllm_version.startswith(TESTED):
+            logger.warning(
+                "wait-core was tested with vLLM %s, this is %s: see docs/vllm.md, Upgrades", TESTED, vllm_version
+            )
         self.settings = support.with_priorities(scheduler, config.load(additional))
         self.engine = {
             "kv_blocks": scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block

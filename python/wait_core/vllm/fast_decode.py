@@ -2,7 +2,7 @@
 
 vLLM's scheduler does the same Python work for a request that decodes its 17th token as for one that takes a new block.
 Of what it does per running request and step, nearly all comes to nothing when the next token fits the last block: no
-block is allocated, none becomes full, no hash is due. `install` puts a guard before each of the five methods in which
+block is allocated, none becomes full, no hash is due. `install` puts a guard before each of the four methods in which
 that time goes: where the guard can see that stock would change nothing, the answer is given at once; everything else is
 stock's own code. The loop of ``schedule()`` itself stays vLLM's.
 
@@ -80,7 +80,7 @@ def found() -> str:
 
 
 def install(scheduler: Any) -> None:
-    """Guard the five methods of `scheduler`, an AsyncScheduler whose KV cache is one group of full attention.
+    """Guard the four methods of `scheduler`, an AsyncScheduler whose KV cache is one group of full attention.
 
     Raises
     ------

@@ -6,7 +6,7 @@ import heapq
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -139,3 +139,11 @@ class PriorityGatedQueue(GatedQueue):
 def behind_a_gate(policy: SchedulingPolicy, requests: Iterable[Request]) -> GatedQueue:
     """Return a queue with a gate that holds `requests`, ordered as vLLM's `policy` wants."""
     return PriorityGatedQueue(requests) if policy == SchedulingPolicy.PRIORITY else GatedQueue(requests)
+
+
+def without_a_gate(policy: SchedulingPolicy, requests: Iterable[Request]) -> RequestQueue:
+    """Return vLLM's own queue that holds `requests`."""
+    queue = create_request_queue(policy)
+    for request in requests:
+        queue.add_request(request)
+    return queue

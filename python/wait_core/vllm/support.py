@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 from wait_core.vllm.config import KEY, ConfigError
 
@@ -29,7 +29,7 @@ def check(scheduler: Scheduler) -> None:
     """
     groups = scheduler.kv_cache_config.kv_cache_groups
     kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
-    model = scheduler.vllm_config.model_config
+    model, parallel = scheduler.vllm_config.model_config, scheduler.vllm_config.parallel_config
     reasons = {
         "a diffusion model (it needs vLLM's own scheduler)": model.is_diffusion,
         "a pooling model (it has no decode phase to plan)": model.runner_type == "pooling",
@@ -37,9 +37,11 @@ def check(scheduler: Scheduler) -> None:
         "a KV connector": scheduler.connector is not None,
         "an encoder-cache connector": scheduler.ec_connector is not None,
         f"KV cache groups {kinds} (one group of full attention is what a token's cost is known for)": (
-            len(groups) != 1 or not isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
+            # Not their other subclasses: some drop tokens, so that a token does not keep its slot.
+            len(groups) != 1 or type(groups[0].kv_cache_spec) not in (FullAttentionSpec, MLAAttentionSpec)
         ),
         "decode context parallelism": scheduler.dcp_world_size > 1,
+        "pipeline parallelism (a step runs only some of those that decode)": parallel.pipeline_parallel_size > 1,
     }
     for what, present in reasons.items():
         if present:

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from wait_core.vllm.config import Settings
 
 
-def declare(
-    core: Any, number: int, request: Request, *, scheduler: Scheduler, settings: Settings, arrival_ns: int
-) -> None:
+def declare(core: Any, number: int, request: Request, by: tuple[Scheduler, Settings], arrival_ns: int) -> None:
     """Add `request` to `core` with the lengths that the settings let it see.
 
     Raises
@@ -28,6 +26,7 @@ def declare(
     WaitCoreError
         Where the core refuses it.
     """
+    scheduler, settings = by
     room = max(1, scheduler.max_model_len - request.num_prompt_tokens)
     length = min(request.max_tokens, room)
     core.add(
@@ -60,14 +59,7 @@ def move(
             if number is None:
                 continue
             try:
-                declare(
-                    core,
-                    number,
-                    requests[number],
-                    scheduler=scheduler,
-                    settings=settings,
-                    arrival_ns=arrivals[number],
-                )
+                declare(core, number, requests[number], (scheduler, settings), arrivals[number])
             except WaitCoreError as refusal:
                 refused[number] = refusal
             else:

@@ -1,0 +1,53 @@
+"""Requests that vLLM cannot run yet: those whose grammar is still being compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm.v1.request import RequestStatus
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+
+class Unready:
+    """Keeps them from the core until they are ready.
+
+    vLLM passes over such a request and takes the next. The core would offer it in every step, and hold others for the
+    seat, the blocks and the tokens that it counts on.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._arrivals: dict[str, tuple[Request, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    def keeps(self, request: Request, now_ns: int) -> bool:
+        """Whether `request`, which arrives, is not ready; it is kept then."""
+        if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            return False
+        self._arrivals[request.request_id] = request, now_ns
+        return True
+
+    def ready(self) -> list[tuple[Request, int]]:
+        """Return those that have become ready, with their arrival in ns; those gone are forgotten.
+
+        One whose grammar is wrong is ready too: vLLM ends it once it is offered.
+        """
+        if not self._arrivals:
+            return []
+        present = self._scheduler.requests
+        kept = {name: one for name, one in self._arrivals.items() if present.get(name) is one[0]}
+        ready = [one for one in kept.values() if _is_compiled(one[0])]
+        for request, _ in ready:
+            del kept[request.request_id]
+        self._arrivals = kept
+        return ready
+
+
+def _is_compiled(request: Request) -> bool:
+    wanted = request.structured_output_request
+    return wanted is None or wanted.grammar is not None
