@@ -22,8 +22,11 @@ WAIT_CORE = {"policy": "wait", "types": [{"prompt": 60, "output": 30, "rate": 1.
 
 
 @contextmanager
-def serving(folder: Path, settings: dict[str, Any], **more: object) -> Iterator[tuple[str, Path]]:
+def serving(
+    folder: Path, settings: dict[str, Any], *, config: dict[str, Any] | None = None, **more: object
+) -> Iterator[tuple[str, Path]]:
     model = write_model(folder / "model")
+    (model / "config.json").write_text(json.dumps(LLAMA | (config or {})))
     write_tokenizer(model, LLAMA["vocab_size"])
     installed_entry_points(folder)
     options = {
@@ -117,3 +120,23 @@ def test_two_data_parallel_ranks(tmp_path: Path) -> None:
     assert sum(admitted) == REQUESTS
     assert min(admitted) > 0, "both ranks serve"
     assert "wait-core failed" not in log.read_text()
+
+
+SLIDING = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("settings", "config", "said"),
+    [
+        ({"watchdgo_s": 1}, {}, 'unknown setting "watchdgo_s"; did you mean "watchdog_s"?'),
+        ({}, SLIDING, "wait-core cannot account for KV cache groups ['SlidingWindowSpec']"),
+    ],
+    ids=["a wrong setting", "a sliding window"],
+)
+def test_what_cannot_be_served_ends_the_start_and_says_why(
+    tmp_path: Path, settings: dict[str, Any], config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RuntimeError, match="no server"), serving(tmp_path, settings, config=config):
+        pass
+    assert said in (tmp_path / "server.log").read_text()
