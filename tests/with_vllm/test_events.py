@@ -154,3 +154,78 @@ def test_a_name_used_again_at_once_is_not_forgotten() -> None:
         driver.add("a", [6] * 20, 6, ignore_eos=True)
     assert served(driver, {"a"}, 2) == {"a"}
     assert bridge.active
+
+
+@pytest.mark.parametrize("policy", ["vllm", "adaptive"])
+def test_a_batch_comes_back_from_a_reset_in_its_order(policy: str) -> None:
+    driver = engine({"policy": policy}, max_num_batched_tokens=1024)
+    names = [f"r{i}" for i in range(12)]
+    for i, name in enumerate(names):
+        driver.add(name, [3 + i] * 30, 40, ignore_eos=True)
+    for _ in range(4):
+        driver.step()
+    assert [request.request_id for request in driver.scheduler.running] == names
+    assert driver.scheduler.reset_prefix_cache(reset_running_requests=True)
+    for _ in range(4):
+        driver.step()
+    assert [request.request_id for request in driver.scheduler.running] == names
+
+
+def test_with_adapters_nobody_pauses() -> None:
+    from vllm.config import LoRAConfig
+
+    from wait_core.vllm.bridge import Bridge
+
+    driver = engine(PAUSING)
+    scheduler = driver.scheduler
+    scheduler.lora_config = LoRAConfig(max_loras=1)
+    scheduler.wait_core = Bridge(scheduler)
+    for i in range(12):
+        driver.add(f"r{i}", [3 + i] * 30, 40, ignore_eos=True)
+    planned = 0
+    for _ in range(200):
+        running = {request.request_id for request in scheduler.running}
+        step = driver.step().scheduled
+        planned += scheduler.wait_core._held["paused"]
+        ended = running - {request.request_id for request in scheduler.running}
+        assert running - ended <= step.num_scheduled_tokens.keys() | ended
+        if not scheduler.requests:
+            break
+    assert planned > 0, "the policy wants to"
+    assert not scheduler.requests
+    assert scheduler.wait_core.active
+    assert scheduler.wait_core.counts["watchdog"] == 0
+
+
+def test_the_last_residents_do_not_crawl() -> None:
+    driver = engine(PAUSING | {"watchdog_s": 0.2})
+    for i in range(12):
+        driver.add(f"r{i}", [3 + i] * 30, 60, ignore_eos=True)
+    begun = time.monotonic()
+    while driver.scheduler.requests and time.monotonic() - begun < 30:
+        driver.step()
+    assert not driver.scheduler.requests
+    assert driver.scheduler.wait_core.counts["watchdog"] > 3
+    assert time.monotonic() - begun < 5, "one token each 0.2 s would be longer"
+
+
+def test_an_offer_refused_and_then_aborted_was_no_admission() -> None:
+    from wait_core.vllm.telemetry import Telemetry
+
+    driver = engine({})
+    driver.add("a", [5] * 30, 40, ignore_eos=True)
+    driver.step()
+    core = driver.scheduler.wait_core.core
+    telemetry = Telemetry()
+    seen = telemetry.collect(core, 0, {})["counters"].get("admitted", 0)
+    queue = driver.scheduler.waiting
+    for i in range(5):
+        driver.add(f"b{i}", [6 + i] * 30, 40, ignore_eos=True)
+        with patch.object(queue, "open", lambda _: type(queue).open(queue, [])):
+            driver.step()
+        seen += telemetry.collect(core, 0, {})["counters"].get("admitted", 0)
+        driver.abort(f"b{i}")
+        driver.step()
+        seen += telemetry.collect(core, 0, {})["counters"].get("admitted", 0)
+    assert core.stats["admitted"] == 1
+    assert seen <= 2

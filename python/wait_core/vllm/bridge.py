@@ -67,6 +67,8 @@ class Bridge:
         self._held = {"held": 0, "paused": 0}
         self._preempted_before: frozenset[str] = frozenset()
         self._budget = scheduler.max_num_scheduled_tokens
+        # vLLM counts the adapters of those that run; one that pauses would come back beside too many others.
+        self._may_pause = scheduler.lora_config is None
 
         # For the next call of complete().
         self._preempted: list[int] = []
@@ -223,7 +225,7 @@ class Bridge:
             (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._left(name))
         # Preempted between two steps, by a reset of the prefix cache: the next step may already resume them.
         self._preempted_before = frozenset(scheduler.reset_preempted_req_ids)
-        for name in self._preempted_before:
+        for name in self.queue.last_first(self._preempted_before):
             self._note_preempted(name)
         # Under asynchronous scheduling vLLM skips a request whose last token is still being computed; the core learns
         # only now that it has ended. Any other difference in number needs a look at every running request.
@@ -240,7 +242,7 @@ class Bridge:
         self.core.complete(
             finished=finished,
             preempted=_without(self._preempted, left),
-            refused=_without(self._refused, left),
+            refused=self._refused,
             progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
             free_blocks=free,
         )
@@ -266,7 +268,7 @@ class Bridge:
         self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
-        if paused := plan.paused:
+        if (paused := plan.paused) and self._may_pause:
             step = scheduler.current_step + 2
             for number in paused:
                 request = requests[number]
@@ -285,7 +287,7 @@ class Bridge:
             return
         self.counts["steps"] += 1
         if output.preempted_req_ids:
-            for name in output.preempted_req_ids - self._preempted_before:
+            for name in self.queue.last_first(output.preempted_req_ids - self._preempted_before):
                 self._note_preempted(name)
         for number in self._offered:
             if self._requests[number].status == RequestStatus.RUNNING:
@@ -296,11 +298,10 @@ class Bridge:
             now_ns = time.monotonic_ns()
             admitted = [n for n in plan.admitted if n in self._prefilling]
             self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
-        unplanned = 0
-        if self.watchdog.is_open or self.settings.shadow:
-            unplanned = self._note_ungated(output)
-            if plan.paused:
-                unplanned += self._note_unpaused(plan.paused, output)
+        ungated = self.watchdog.is_open or self.settings.shadow
+        unplanned = self._note_ungated(output) if ungated else 0
+        if plan.paused and (ungated or not self._may_pause):
+            unplanned += self._note_unpaused(plan.paused, output)
         self.counts["refused"] += len(self._refused)
         chunks = dict(plan.prefill)
         done = []

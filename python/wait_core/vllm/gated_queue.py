@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from vllm.v1.request import Request
 
@@ -77,6 +77,20 @@ class GatedQueue(RequestQueue):
         """Remove those of `requests` that are waiting here."""
         for request in requests:
             self._line.pop(request.request_id, None)
+
+    def last_first(self, names: Collection[str]) -> list[str]:
+        """Return `names`, those in line from the back to the front, as the core is told of them: each before the last.
+
+        The preempted stand in front, so the line is hardly looked at; by priority it is.
+        """
+        left, found = set(names), []
+        for request in self if left else ():
+            if request.request_id in left:
+                left.remove(request.request_id)
+                found.append(request.request_id)
+                if not left:
+                    break
+        return [*sorted(left), *reversed(found)]
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._line

@@ -98,7 +98,8 @@ class Telemetry:
         """Return what has been counted since the last time, and the state now; integers, ratios and names."""
         totals = _counters(core.stats) | {f"adapter {name}": value for name, value in counts.items()}
         changed = {name: value - self._sent.get(name, 0) for name, value in totals.items()}
-        self._sent |= totals
+        # A count may fall: an admission that vLLM did not make is taken back.
+        self._sent |= {name: max(value, self._sent.get(name, 0)) for name, value in totals.items()}
         figures = {
             "counters": {name: value for name, value in changed.items() if value > 0},
             "rejected": self.rejected,

@@ -13,16 +13,22 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 
 
 class Watchdog:
-    """`is_open` says whether vLLM is to schedule by itself, until tokens flow again."""
+    """`is_open` says whether vLLM is to schedule by itself, until tokens flow again.
+
+    Where they flow only while it is open, as for the last residents of a policy that waits for arrivals, it opens
+    sooner each time, so that they do not crawl; it is as patient as ever once tokens flow without it.
+    """
 
     def __init__(self) -> None:
         self.is_open = False
         self._quiet_since_ns: int | None = None
+        self._patience = 1.0
         self._has_warned = False
 
     def progressed(self) -> None:
         """Note that tokens were scheduled: the gates close with the next look."""
         self._quiet_since_ns = None
+        self._patience = 0.5 * self._patience if self.is_open else 1.0
 
     def look(self, now_ns: int, limit_s: float, stuck: int, why: Callable[[], str]) -> bool:
         """Return whether the gates open just now: `stuck` requests could run and none has for `limit_s`, 0 for ever.
@@ -33,7 +39,7 @@ class Watchdog:
             self._quiet_since_ns = now_ns if stuck else None
             self.is_open = False
             return False
-        if self.is_open or not limit_s or now_ns - self._quiet_since_ns <= limit_s * 1e9:
+        if self.is_open or not limit_s or now_ns - self._quiet_since_ns <= limit_s * 1e9 * self._patience:
             return False
         self.is_open = True
         # Once as a warning: a core that stalls again and again must not flood the log; the count tells.

@@ -30,7 +30,7 @@ impl Scheduler {
             if let Some(slot) = self.resident(id) {
                 let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
                 self.stats.admitted -= u64::from(!resumed);
-                self.policy.observe(&self.view, slot, Event::Preempted);
+                self.policy.observe(&self.view, slot, Event::Refused);
                 self.view.send_back(slot, kept, false);
             }
         }

@@ -237,7 +237,7 @@ impl Policy for Adaptive {
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         let request = view.request(slot);
         let shared = u64::from(request.shared_prefix);
-        if matches!(event, Event::Finished | Event::Preempted | Event::Aborted) && request.phase != Phase::Waiting {
+        if !matches!(event, Event::Arrived | Event::Admitted | Event::Joined) && request.phase != Phase::Waiting {
             self.shared -= shared;
         }
         match event {
@@ -265,7 +265,10 @@ impl Policy for Adaptive {
                     self.pace.learn(f64::from(stage), kv);
                 }
             }
-            Event::Preempted | Event::Aborted => {
+            Event::Preempted | Event::Refused | Event::Aborted => {
+                if matches!(event, Event::Refused) {
+                    self.pace.give_back();
+                }
                 self.advance(view);
                 self.forecast.leave(slot);
             }

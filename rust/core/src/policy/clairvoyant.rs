@@ -159,7 +159,7 @@ impl Policy for Clairvoyant {
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         match event {
             Event::Arrived => self.arrived(view, slot),
-            Event::Finished | Event::Aborted | Event::Preempted => self.left(view, slot),
+            Event::Finished | Event::Aborted | Event::Preempted | Event::Refused => self.left(view, slot),
             Event::Admitted => {}
             Event::Joined => {
                 // The same as foreseen, unless the host computed another number of tokens.

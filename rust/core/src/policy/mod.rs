@@ -30,6 +30,8 @@ pub enum Event {
     Joined,
     /// It left the KV cache for the front of the line.
     Preempted,
+    /// The host did not take it: it goes back to where it waited, as if it had not been admitted.
+    Refused,
     /// Its output ended by itself.
     Finished,
     /// The host took it back.

@@ -193,7 +193,7 @@ impl Policy for NestedWait {
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         match event {
             Event::Joined => self.boundaries.joined(view, slot),
-            Event::Preempted | Event::Finished | Event::Aborted => self.boundaries.left(slot),
+            Event::Preempted | Event::Refused | Event::Finished | Event::Aborted => self.boundaries.left(slot),
             Event::Arrived | Event::Admitted => {}
         }
     }

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 /// Rate of the bucket over C: what is not used in one iteration may be in another.
 const SLACK: f64 = 1.05;
 /// What the bucket holds for equal lengths, and what it gains with their squared coefficient of variation, in C · E[l'].
+/// It never owes more than the former, so that many who enter unasked (who come back, or whom the host takes by itself)
+/// hold others up for a while, not for as long as they stay.
 const BURST: f64 = 0.05;
 const BURST_PER_VARIATION: f64 = 3.0;
 /// Completions before anything is paced, and completions remembered.
@@ -49,14 +51,20 @@ impl Pace {
     pub(super) fn fill(&mut self, iterations: i64, capacity: f64) {
         let squared = (self.output * self.output).max(f64::MIN_POSITIVE);
         let variation = (self.output_squared / squared - 1.0).max(0.0);
+        let burst = capacity * self.output * BURST;
         let most = capacity * self.output * (BURST + BURST_PER_VARIATION * variation);
-        let filled = self.credit + SLACK * capacity * iterations as f64;
+        let filled = self.credit.max(-burst) + SLACK * capacity * iterations as f64;
         self.credit = if self.ended < FIRST { most } else { filled.min(most) };
     }
 
     /// A request was admitted.
     pub(super) fn take(&mut self) {
         self.credit -= self.cost;
+    }
+
+    /// The host did not take it.
+    pub(super) fn give_back(&mut self) {
+        self.credit += self.cost;
     }
 
     /// Whether one more may enter after `pending` others.
