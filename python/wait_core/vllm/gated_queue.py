@@ -83,8 +83,10 @@ class GatedQueue(RequestQueue):
 
         The preempted stand in front, so the line is hardly looked at; by priority it is.
         """
+        if not names:
+            return []  # nearly every step
         left, found = set(names), []
-        for request in self if left else ():
+        for request in self:
             if request.request_id in left:
                 left.remove(request.request_id)
                 found.append(request.request_id)
