@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
-from wait_core.cli.workload import add_law, add_source
+from wait_core.cli.hardware import basis
+from wait_core.cli.workload import add_law, add_source, deployment_of
+from wait_core.laws import A100
 from wait_core.planning import explain, plan, stability_region
 from wait_core.tables import table
 
@@ -29,9 +31,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     engine.add_argument("--policy", default="clairvoyant", help="what admits; FCFS that never evicts: %(default)s")
     add_law(engine)
     engine.add_argument("--kv-blocks", type=int, help="KV blocks (default: what goes with the law)")
-    engine.add_argument("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
-    engine.add_argument("--max-num-seqs", type=int, default=256, help="most residents (%(default)s)")
-    engine.add_argument("--token-budget", type=int, default=2048, help="most tokens per iteration (%(default)s)")
+    engine.add_argument("--block-size", type=int, help="tokens per block (16)")
+    engine.add_argument("--max-num-seqs", type=int, help="most residents (256, or the default on --gpu)")
+    engine.add_argument("--token-budget", type=int, help="most tokens per iteration (2048, or the default on --gpu)")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--failure-probability", type=float, default=0.05, help="delta of the buffer (%(default)s)")
     asked.add_argument("--horizon", type=float, default=3600.0, metavar="S", help="over so many seconds (%(default)s)")
@@ -54,6 +56,11 @@ def _type(text: str) -> tuple[int, int, float]:
 def _plan(arguments: argparse.Namespace) -> int:
     if arguments.dataset_name is not None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
+    deployment = deployment_of(arguments)
+    engine = {"iteration_time_law": arguments.iteration_time or A100} if deployment is None else deployment.settings()
+    for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
+        if getattr(arguments, name) is not None:
+            engine[name] = getattr(arguments, name)
     report = plan(
         types=arguments.type,
         dataset_name=arguments.dataset_name,
@@ -63,11 +70,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         runs=arguments.runs,
         policy=arguments.policy,
-        iteration_time_law=arguments.iteration_time,
-        kv_blocks=arguments.kv_blocks,
-        block_size=arguments.block_size,
-        max_num_seqs=arguments.max_num_seqs,
-        token_budget=arguments.token_budget,
+        **engine,
         num_types=arguments.num_types,
         margin=arguments.margin,
         failure_probability=arguments.failure_probability,
@@ -75,6 +78,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         target_rate=arguments.target_rate,
         utilisation=arguments.utilisation,
     )
+    if deployment is not None and not arguments.json:
+        print(basis(deployment), end="\n\n")
     print(report.to_json() if arguments.json else text(report))
     if arguments.picture is not None:
         from wait_core import plots  # noqa: PLC0415 - matplotlib is needed here only

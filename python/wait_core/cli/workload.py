@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from wait_core.hardware import Deployment
+
 _COLUMNS = {
     "policy": "policy",
     "completed": "completed",
@@ -41,8 +43,40 @@ def add_source(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusiveGro
 
 
 def add_law(group: argparse._ArgumentGroup) -> None:
-    """Add the option for the iteration-time law."""
-    group.add_argument("--iteration-time", default=A100, help="law: %(default)s, linear:D0,D1, or a JSON file")
+    """Add the options for the iteration-time law: by itself, or with the memory of a GPU and a model."""
+    group.add_argument("--iteration-time", help=f"law: {A100} (default), a shipped name, linear:D0,D1, or a JSON file")
+    add_deployment(group)
+
+
+def add_deployment(group: argparse._ArgumentGroup) -> None:
+    """Add the options that name a GPU and a model."""
+    group.add_argument("--gpu", help="GPU, for law, memory, seats and budget: see `wait-core hardware`")
+    group.add_argument("--model", help="model on Hugging Face, or its config.json; goes with --gpu")
+    group.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="GPUs a replica (%(default)s)")
+    group.add_argument("--engine", default="vllm", help="whose kernels: vllm, sglang, trtllm (%(default)s)")
+    group.add_argument("--gpu-memory-utilization", type=float, help="share of the memory (default: the engine's)")
+    group.add_argument("--host-time", type=float, metavar="S", help="seconds between two iterations (default: 0.001)")
+
+
+def deployment_of(arguments: argparse.Namespace) -> Deployment | None:
+    """Return the deployment that --gpu and --model ask for; None without them."""
+    if arguments.gpu is None and arguments.model is None:
+        return None
+    if arguments.gpu is None or arguments.model is None:
+        raise WaitCoreError("--gpu and --model go together: kernel times belong to both")
+    if arguments.iteration_time is not None:
+        raise WaitCoreError("--iteration-time and --gpu: one law only")
+    from wait_core.hardware import engine  # noqa: PLC0415  read where asked for only
+
+    host = {} if arguments.host_time is None else {"host_s": arguments.host_time}
+    return engine(
+        arguments.gpu,
+        arguments.model,
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        engine=arguments.engine,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
+        **host,
+    )
 
 
 def add_simulation(parser: argparse.ArgumentParser) -> None:
@@ -83,18 +117,21 @@ def requests_of(arguments: argparse.Namespace) -> Requests:
 
 def run(arguments: argparse.Namespace, policy: str, requests: Requests) -> Report:
     """Simulate one policy as the options ask for."""
+    deployment = deployment_of(arguments)
+    engine: dict[str, Any] = {"iteration_time_law": arguments.iteration_time or A100}
+    if deployment is not None:
+        engine = deployment.settings()
     return simulate(
         policy,
         requests=requests,
         seed=arguments.seed,
         max_concurrency=arguments.max_concurrency,
-        iteration_time_law=arguments.iteration_time,
         overhead_s=arguments.overhead,
         lengths=arguments.lengths,
         max_tokens=arguments.max_tokens,
         num_types=arguments.num_types,
         progress=True,
-        **_settings(arguments),
+        **(engine | _settings(arguments)),
     )
 
 

@@ -1,0 +1,91 @@
+"""Names of GPUs, models and engines: what goes together, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wait_core._core import WaitCoreError
+from wait_core.hardware import package
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def gpus(engine: str = "vllm") -> list[str]:
+    """Return the GPUs whose kernels were measured under an engine."""
+    return sorted(gpu for gpu, backend in package.support() if backend == engine)
+
+
+def engines() -> list[str]:
+    """Return the engines."""
+    return sorted({engine for _, engine in package.support()})
+
+
+def models(gpu: str, engine: str = "vllm") -> list[str]:
+    """Return the models whose kernels were all measured on this GPU under this engine."""
+    return sorted(package.support().get((gpu, engine), {}))
+
+
+def find_gpu(name: str, engine: str) -> str:
+    """Return the package's name of a GPU; one form factor of it is enough ("h100" is h100_sxm).
+
+    Raises
+    ------
+    WaitCoreError
+        If the engine or the GPU is unknown, with the nearest names.
+
+    """
+    if engine not in engines():
+        raise WaitCoreError(f"engine = {engine!r}: one of {', '.join(engines())}")
+    known = gpus(engine)
+    wanted = name.lower().replace("-", "_")
+    for candidate in (wanted, f"{wanted}_sxm"):
+        if candidate in known:
+            return candidate
+    raise WaitCoreError(f"gpu = {name!r}: unknown to {package.PACKAGE} with {engine}; {_nearest(wanted, known)}")
+
+
+def find_model(name: str, gpu: str, engine: str) -> package.Model:
+    """Return a model by its name on Hugging Face (the part after the slash will do), or from a `config.json`.
+
+    Raises
+    ------
+    WaitCoreError
+        If there is no such model, or not for this GPU and engine, with the nearest names; or the file is no
+        configuration.
+
+    """
+    path = Path(name)
+    if path.suffix == ".json" or path.is_dir():
+        return package.Model(name=name, config=_read(path / "config.json" if path.is_dir() else path), own=True)
+    known = sorted({model for supported in package.support().values() for model in supported})
+    wanted = name.lower()
+    found = [model for model in known if wanted in {model.lower(), model.lower().partition("/")[2]}]
+    if not found:
+        raise WaitCoreError(f"model = {name!r}: unknown to {package.PACKAGE}; {_nearest(wanted, known)}")
+    model = found[0]
+    if model not in package.support().get((gpu, engine), {}):
+        others = [other for other in gpus(engine) if model in package.support()[other, engine]]
+        where = f"on {', '.join(others)}" if others else f"on no GPU with {engine}"
+        raise WaitCoreError(f"model = {model!r}: not measured on {gpu} with {engine}; it is {where}")
+    return package.Model(name=model, config=package.configuration(model), own=False)
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise WaitCoreError(f"model = {str(path)!r}: not a configuration ({error})") from None
+    if not isinstance(value, dict) or "architectures" not in value:
+        raise WaitCoreError(f"model = {str(path)!r}: not a configuration (no architectures)")
+    return value
+
+
+def _nearest(wanted: str, known: Iterable[str]) -> str:
+    """Say which names are nearest, whole or without the organisation before the slash."""
+    names = {short: name for name in known for short in (name.lower(), name.lower().partition("/")[2]) if short}
+    close = dict.fromkeys(names[short] for short in difflib.get_close_matches(wanted, names, n=6, cutoff=0.4))
+    return f"nearest: {', '.join(list(close)[:3])}" if close else f"known: {', '.join(known)}"
