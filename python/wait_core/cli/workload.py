@@ -55,7 +55,7 @@ def add_deployment(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="GPUs a replica (%(default)s)")
     group.add_argument("--engine", default="vllm", help="whose kernels: vllm, sglang, trtllm (%(default)s)")
     group.add_argument("--gpu-memory-utilization", type=float, help="share of the memory (default: the engine's)")
-    group.add_argument("--host-time", type=float, metavar="S", help="seconds between two iterations (default: 0.001)")
+    group.add_argument("--host-time", type=float, metavar="S", help="seconds between two iterations (default: 0.0005)")
 
 
 def deployment_of(arguments: argparse.Namespace) -> Deployment | None:

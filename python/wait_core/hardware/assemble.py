@@ -16,10 +16,10 @@ from wait_core.hardware.deployment import Deployment
 if TYPE_CHECKING:
     from wait_core.hardware.package import Model
 
-HOST_S = 1.0e-3
-"""Time between the kernels of two iterations, s: an assumption. vLLM prepares a step while the one before runs
-(asynchronous scheduling, its default), so what is left is launching, sampling and the copies between; the kernel times
-hold none of it."""
+HOST_S = 0.5e-3
+"""Time between the kernels of two iterations, s: an assumption, the kernel times hold none of it. vLLM prepares a step
+while the one before runs (asynchronous scheduling, its default), so what is left is launching, sampling and copies.
+Published times per token at one to four requests exceed the kernels by 0.1 to 1.7 ms (docs/hardware.md)."""
 SIZES = (1, 2, 4, 8, 16)
 LONGEST_ASKED = 65_536
 """Longest context in the grid: beyond it the law goes on in a line."""
