@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from contract import ROOT, Bench, markdown, start
@@ -21,6 +22,7 @@ from wait_core import WaitCoreError, hardware, simulate
 from wait_core._core import iteration_seconds
 from wait_core.hardware import catalogue, law, memory, package
 from wait_core.requests import sampled
+from wait_core.tables import table
 
 if TYPE_CHECKING:
     from wait_core.hardware import Deployment
@@ -74,7 +76,7 @@ def stairs(each: Deployment) -> list[list[str]]:
     """
     steps = each.law["steps"]
     rows = []
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in pairwise(steps):
         end = step["up_to"]
         at, after = (
             (part["base_ns"] + part["per_token_ns"] * tokens) * 1e-6
@@ -88,8 +90,12 @@ def fits(bench: Bench) -> list[list[str]]:
     """One row a shipped deployment: how well its law tells queries that it was not fitted to."""
     rows = []
     for each in hardware.shipped().values():
-        bench.claim(f"{each.name}: largest median of a region", 100 * max(r.median_error for r in each.accuracy), "%", "<= 3")
-        bench.claim(f"{each.name}: largest 95 % of a region", 100 * max(r.p95_error for r in each.accuracy), "%", "<= 10")
+        bench.claim(
+            f"{each.name}: largest median of a region", 100 * max(r.median_error for r in each.accuracy), "%", "<= 3"
+        )
+        bench.claim(
+            f"{each.name}: largest 95 % of a region", 100 * max(r.p95_error for r in each.accuracy), "%", "<= 10"
+        )
         errors = [f"{r.median_error:.1%} / {r.p95_error:.1%} / {r.largest_error:.0%}" for r in each.accuracy]
         rows.append([each.name, str(len(each.law["steps"])), *errors])
     return rows
@@ -111,11 +117,18 @@ def startup(bench: Bench) -> list[list[str]]:
         )  # fmt: skip
         parts = (found.weights, found.activations, found.runtime, found.kv_cache)
         said = (line["weights"], line["activations"], line["runtime"], line["kv_cache"])
+        cells = [
+            "" if value is None else f"{value:.2f} / {part / memory.GIB:.2f}"
+            for value, part in zip(said, parts, strict=True)
+        ]
+        fitted = "yes" if line["fitted"] else "no"
+        if line["kv_cache"] is None:
+            rows.append([line["served"], str(size), *cells, "", fitted])
+            continue
         off = found.kv_cache / memory.GIB / line["kv_cache"] - 1.0
         goal = "" if line["fitted"] else "<= 5"
         bench.claim(f"KV cache of {line['served']}, tp {size}: off by", 100 * abs(off), "%", goal)
-        cells = [f"{value:.2f} / {part / memory.GIB:.2f}" for value, part in zip(said, parts, strict=True)]
-        rows.append([line["served"], str(size), *cells, f"{off:+.1%}", "yes" if line["fitted"] else "no"])
+        rows.append([line["served"], str(size), *cells, f"{off:+.1%}", fitted])
     return rows
 
 
@@ -147,7 +160,9 @@ def host() -> list[list[str]]:
         each = hardware.engine(row["gpu"], row["model"], tensor_parallel_size=row["tp"], host_s=0.0)
         kernels = 1e3 * iteration_seconds(each.law, decodes=row["decodes"], decode_kv=row["decodes"] * row["context"])
         name = f"{row['tp']} x {row['gpu']}, {row['model'].rpartition('/')[2]}"
-        rows.append([name, str(row["decodes"]), row["ran"], f"{row['ms']:.2f}", f"{kernels:.2f}", f"{row['ms'] - kernels:.2f}"])
+        rows.append(
+            [name, str(row["decodes"]), row["ran"], f"{row['ms']:.2f}", f"{kernels:.2f}", f"{row['ms'] - kernels:.2f}"]
+        )
     return rows
 
 
@@ -197,22 +212,14 @@ def main() -> None:
             print(version)
             heads = ["vLLM / here, GiB", "TP", "weights", "activations", "runtime", "KV cache", "off", "fitted to it"]
             tables.append((heads, startup(bench)))
-            tables.append((["GPUs, model", "input + output", "ran", "published", "simulated", "off"], throughput(bench)))
+            tables.append(
+                (["GPUs, model", "input + output", "ran", "published", "simulated", "off"], throughput(bench))
+            )
             tables.append((["GPUs, model", "requests", "ran", "TPOT, ms", "kernels", "left"], host()))
             tables.append((["Llama-2-7B, A100", "queries", "5 %", "median", "95 %"], beside_vidur(bench)))
     for head, rows in tables:
-        if bench.options.markdown:
-            print(markdown(head, rows), end="\n\n")
-        bench.rows += [{"table": head[0], **dict(zip(head, map(_cell, row), strict=True))} for row in rows] if bench.options.json else []
-        if not bench.options.markdown and not bench.options.json:
-            from wait_core.tables import table  # noqa: PLC0415
-
-            print(table(head, rows), end="\n\n")
+        print((markdown if bench.options.markdown else table)(head, rows), end="\n\n")
     bench.finish()
-
-
-def _cell(value: Any) -> Any:
-    return value
 
 
 if __name__ == "__main__":

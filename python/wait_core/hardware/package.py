@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "aiconfigurator-core"
 INSTALL = "pip install 'wait-core[hardware]'"
+PADDED_TO = 256
+"""vLLM pads the width of MXFP4 experts to a multiple of this."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -197,8 +199,17 @@ def weights(model: Model, engine: str, gpus: int) -> tuple[int, int]:
     with _described(model) as path, quiet([]), _answers(f"{model.name} with {engine}"):
         parallel = build_model_config(gpus, 1, 1, _expert_parts(model, gpus), 1)
         described = get_model(path, parallel, engine)
-        held = int(sum(operation.get_weights() for operation in described.context_ops))
-    return held, 1 if "fp8" in str(described.config.kvcache_quant_mode) else 2
+        held = {str(operation._name): float(operation.get_weights()) for operation in described.context_ops}  # noqa: SLF001
+    text = model.config.get("text_config") or model.config
+    if not text.get("tie_word_embeddings") and not any("logits" in name for name, size in held.items() if size):
+        # Its MoE models forget the output embedding.
+        held["logits"] = 2.0 * int(text.get("vocab_size") or 0) * int(text.get("hidden_size") or 0) / gpus
+    if "mxfp4" in str(described.config.moe_quant_mode):
+        # Beside 4 bits a value it has none of the scales, 8 bits for 32 values, and vLLM pads each part of an expert.
+        width = int(text.get("moe_intermediate_size") or text.get("intermediate_size") or 0) // gpus
+        padded = -(-width // PADDED_TO) * PADDED_TO / width if width else 1.0
+        held = {name: size * (padded * 4.25 / 4 if "moe" in name else 1.0) for name, size in held.items()}
+    return int(sum(held.values())), 1 if "fp8" in str(described.config.kvcache_quant_mode) else 2
 
 
 def _expert_parts(model: Model, gpus: int) -> int:
