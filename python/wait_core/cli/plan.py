@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.cli import gpus
 from wait_core.cli.hardware import basis
-from wait_core.cli.workload import add_law, add_source, deployment_of
+from wait_core.cli.workload import add_law, add_source, deployments_of
 from wait_core.laws import A100
 from wait_core.planning import explain, plan, stability_region
 from wait_core.tables import table
@@ -25,11 +26,11 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "--type", action="append", type=_type, metavar="PROMPT:OUTPUT:RATE", help="a request type; repeat for more"
     )
     wanted.add_argument("--num-prompts", type=int, help="requests that are played (dataset, types: 4000; trace: all)")
-    wanted.add_argument("--runs", type=int, default=20, help="seeds of a dataset that are played (%(default)s)")
+    wanted.add_argument("--runs", type=int, help="seeds of a dataset that are played (20; 3 for several GPUs)")
     wanted.add_argument("--num-types", type=int, default=8, help="most types and segments (%(default)s)")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--policy", default="clairvoyant", help="what admits; FCFS that never evicts: %(default)s")
-    add_law(engine)
+    add_law(engine, several=True)
     engine.add_argument("--kv-blocks", type=int, help="KV blocks (default: what goes with the law)")
     engine.add_argument("--block-size", type=int, help="tokens per block (16)")
     engine.add_argument("--max-num-seqs", type=int, help="most residents (256, or the default on --gpu)")
@@ -40,8 +41,15 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
     asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
     asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
+    cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
+    cost.add_argument("--price", nargs="+", type=float, metavar="DOLLARS", help="per GPU and hour, one for each --gpu")
+    cost.add_argument("--slo-ttft", type=float, metavar="MS", help="objective that the number of GPUs must meet, ms")
+    cost.add_argument("--slo-tpot", type=float, metavar="MS", help="objective that the number of GPUs must meet, ms")
+    cost.add_argument("--attainment", type=float, default=0.95, help="share that must meet it (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of the stability region, PNG")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"
+    )
     parser.set_defaults(run=_plan)
 
 
@@ -56,7 +64,11 @@ def _type(text: str) -> tuple[int, int, float]:
 def _plan(arguments: argparse.Namespace) -> int:
     if arguments.dataset_name is not None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
-    deployment = deployment_of(arguments)
+    deployments = deployments_of(arguments)
+    objective = arguments.price or arguments.slo_ttft is not None or arguments.slo_tpot is not None
+    if len(deployments) > 1 or objective:
+        return gpus.compare(arguments, deployments)
+    deployment = deployments[0] if deployments else None
     engine = {"iteration_time_law": arguments.iteration_time or A100} if deployment is None else deployment.settings()
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
@@ -68,7 +80,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         request_rate=arguments.request_rate,
         num_prompts=arguments.num_prompts,
         seed=arguments.seed,
-        runs=arguments.runs,
+        runs=20 if arguments.runs is None else arguments.runs,
         policy=arguments.policy,
         **engine,
         num_types=arguments.num_types,

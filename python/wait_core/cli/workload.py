@@ -42,15 +42,21 @@ def add_source(group: argparse._ArgumentGroup) -> argparse._MutuallyExclusiveGro
     return source
 
 
-def add_law(group: argparse._ArgumentGroup) -> None:
-    """Add the options for the iteration-time law: by itself, or with the memory of a GPU and a model."""
+def add_law(group: argparse._ArgumentGroup, *, several: bool = False) -> None:
+    """Add the options for the iteration-time law: by itself, or with the memory of a GPU (or several) and a model."""
     group.add_argument("--iteration-time", help=f"law: {A100} (default), a shipped name, linear:D0,D1, or a JSON file")
-    add_deployment(group)
+    add_deployment(group, several=several)
 
 
-def add_deployment(group: argparse._ArgumentGroup) -> None:
-    """Add the options that name a GPU and a model."""
-    group.add_argument("--gpu", help="GPU, for law, memory, seats and budget: see `wait-core hardware`")
+def add_deployment(group: argparse._ArgumentGroup, *, several: bool = False) -> None:
+    """Add the options that name a GPU and a model; several GPUs are a list."""
+    group.add_argument(
+        "--gpu",
+        nargs="+" if several else None,
+        metavar="GPU[:TP]" if several else "GPU",
+        help="GPU, for law, memory, seats and budget: see `wait-core hardware`"
+        + ("; several are compared" if several else ""),
+    )
     group.add_argument("--model", help="model on Hugging Face, or its config.json; goes with --gpu")
     group.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="GPUs a replica (%(default)s)")
     group.add_argument("--engine", default="vllm", help="whose kernels: vllm, sglang, trtllm (%(default)s)")
@@ -60,8 +66,14 @@ def add_deployment(group: argparse._ArgumentGroup) -> None:
 
 def deployment_of(arguments: argparse.Namespace) -> Deployment | None:
     """Return the deployment that --gpu and --model ask for; None without them."""
+    found = deployments_of(arguments)
+    return found[0] if found else None
+
+
+def deployments_of(arguments: argparse.Namespace) -> list[Deployment]:
+    """Return the deployments that --gpu and --model ask for, "h100_sxm:2" being two GPUs a replica; none without."""
     if arguments.gpu is None and arguments.model is None:
-        return None
+        return []
     if arguments.gpu is None or arguments.model is None:
         raise WaitCoreError("--gpu and --model go together: kernel times belong to both")
     if arguments.iteration_time is not None:
@@ -69,14 +81,21 @@ def deployment_of(arguments: argparse.Namespace) -> Deployment | None:
     from wait_core.hardware import engine  # noqa: PLC0415  read where asked for only
 
     host = {} if arguments.host_time is None else {"host_s": arguments.host_time}
-    return engine(
-        arguments.gpu,
-        arguments.model,
-        tensor_parallel_size=arguments.tensor_parallel_size,
-        engine=arguments.engine,
-        gpu_memory_utilization=arguments.gpu_memory_utilization,
-        **host,
-    )
+    found = []
+    for asked in [arguments.gpu] if isinstance(arguments.gpu, str) else arguments.gpu:
+        gpu, several, size = asked.partition(":")
+        if several and not size.isdecimal():
+            raise WaitCoreError(f"--gpu {asked}: expected GPU or GPU:TP, as h100_sxm:2")
+        made = engine(
+            gpu,
+            arguments.model,
+            tensor_parallel_size=int(size) if several else arguments.tensor_parallel_size,
+            engine=arguments.engine,
+            gpu_memory_utilization=arguments.gpu_memory_utilization,
+            **host,
+        )
+        found.append(made)
+    return found
 
 
 def add_simulation(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ imports it. Deliberately absent: pipeline and expert parallelism, speculative de
 
 from wait_core.hardware.assemble import engine
 from wait_core.hardware.deployment import CacheGroup, Deployment, Memory, Region
+from wait_core.hardware.offers import Offer, offers
 from wait_core.hardware.shipped_data import shipped
 
-__all__ = ["CacheGroup", "Deployment", "Memory", "Region", "engine", "shipped"]
+__all__ = ["CacheGroup", "Deployment", "Memory", "Offer", "Region", "engine", "offers", "shipped"]
