@@ -110,7 +110,7 @@ def startup(bench: Bench) -> list[list[str]]:
         model = catalogue.find_model(line["model"], gpu, "vllm")
         total = int(memory.REPORTED[gpu] * memory.GIB)
         seats, budget = memory.defaults(gpu, total)
-        weights, _ = package.weights(model, "vllm", size)
+        weights = package.weights(model, "vllm", size)
         found = memory.memory(
             model.config, total=total, weights=weights, share=line["share"], gpus=size, seats=seats, budget=budget,
             engine_version=lines["engine_version"],

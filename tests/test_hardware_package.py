@@ -84,6 +84,33 @@ def test_window_layers_count_as_full_ones_and_it_is_said() -> None:
     assert "12 sliding-window layers of 128 tokens are counted as full ones" in made.notes[0]
 
 
+def test_the_kv_cache_holds_what_the_checkpoint_says_or_what_is_asked_for() -> None:
+    model = "nvidia/Llama-3.1-70B-Instruct-FP8"
+    said = catalogue.find_model(model, "h100_sxm", "vllm")
+    assert said.kv_cache_dtype == "fp8"
+    assert catalogue.find_model("Qwen/Qwen3-32B-FP8", "h100_sxm", "vllm").kv_cache_dtype == "bfloat16"
+    assert catalogue.find_model(model, "h100_sxm", "vllm", "bfloat16").kv_cache_dtype == "bfloat16"
+    half, whole = (hardware.engine("h100", "Qwen/Qwen3-8B", kv_cache_dtype=dtype) for dtype in ("fp8", "auto"))
+    assert 2 * half.kv_bytes_per_token == whole.kv_bytes_per_token
+    assert half.kv_blocks // 2 in {whole.kv_blocks - 1, whole.kv_blocks}
+    shape: dict[str, Any] = {"decodes": 100, "decode_kv": 300_000}
+    assert iteration_seconds(half.law, **shape) < iteration_seconds(whole.law, **shape)
+    assert "fp8" in half.notes[0]
+    with pytest.raises(WaitCoreError, match="kv_cache_dtype = 'int4': auto, bfloat16 or fp8"):
+        hardware.engine("h100", "Qwen/Qwen3-8B", kv_cache_dtype="int4")
+
+
+def test_what_falls_back_on_other_engines_is_said_in_any_order() -> None:
+    model = catalogue.find_model("deepseek-ai/DeepSeek-V3", "h200_sxm", "vllm")
+    first = package.kernels(model, "h200_sxm", "vllm", 8).filled
+    package.kernels(catalogue.find_model("openai/gpt-oss-20b", "h200_sxm", "vllm"), "h200_sxm", "vllm", 1)
+    assert package.kernels(model, "h200_sxm", "vllm", 8).filled == first
+    assert any(table.startswith("mla_context_module (trtllm/") for table in first)
+    made = hardware.engine("h200", "deepseek-ai/DeepSeek-V3", tensor_parallel_size=8)
+    assert any("low fidelity" in note and "mla_context_module" in note for note in made.notes)
+    assert not any("low fidelity" in note for note in hardware.engine("h200", "openai/gpt-oss-20b").notes)
+
+
 @pytest.mark.parametrize(
     ("gpu", "model", "size", "message"),
     [

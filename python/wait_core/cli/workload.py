@@ -61,6 +61,7 @@ def add_deployment(group: argparse._ArgumentGroup, *, several: bool = False) -> 
     group.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="GPUs a replica (%(default)s)")
     group.add_argument("--engine", default="vllm", help="whose kernels: vllm, sglang, trtllm (%(default)s)")
     group.add_argument("--gpu-memory-utilization", type=float, help="share of the memory (default: the engine's)")
+    group.add_argument("--kv-cache-dtype", default="auto", help="auto, bfloat16 or fp8 (%(default)s)")
     group.add_argument("--host-time", type=float, metavar="S", help="seconds between two iterations (default: 0.0005)")
 
 
@@ -92,6 +93,7 @@ def deployments_of(arguments: argparse.Namespace) -> list[Deployment]:
             tensor_parallel_size=int(size) if several else arguments.tensor_parallel_size,
             engine=arguments.engine,
             gpu_memory_utilization=arguments.gpu_memory_utilization,
+            kv_cache_dtype=arguments.kv_cache_dtype,
             **host,
         )
         found.append(made)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
 from wait_core.hardware import package
+from wait_core.hardware.cache_groups import text_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 def gpus(engine: str = "vllm") -> list[str]:
@@ -48,8 +49,10 @@ def find_gpu(name: str, engine: str) -> str:
     raise WaitCoreError(f"gpu = {name!r}: unknown to {package.PACKAGE} with {engine}; {_nearest(wanted, known)}")
 
 
-def find_model(name: str, gpu: str, engine: str) -> package.Model:
+def find_model(name: str, gpu: str, engine: str, kv_cache_dtype: str = "auto") -> package.Model:
     """Return a model by its name on Hugging Face (the part after the slash will do), or from a `config.json`.
+
+    Its KV cache holds 16-bit values, unless the checkpoint says fp8 (as vLLM's "auto") or `kv_cache_dtype` does.
 
     Raises
     ------
@@ -60,7 +63,8 @@ def find_model(name: str, gpu: str, engine: str) -> package.Model:
     """
     path = Path(name)
     if path.suffix == ".json" or path.is_dir():
-        return package.Model(name=name, config=_read(path / "config.json" if path.is_dir() else path), own=True)
+        config = _read(path / "config.json" if path.is_dir() else path)
+        return package.Model(name=name, config=config, own=True, kv_cache_dtype=_dtype(kv_cache_dtype, config, {}))
     known = sorted({model for supported in package.support().values() for model in supported})
     wanted = name.lower()
     found = [model for model in known if wanted in {model.lower(), model.lower().partition("/")[2]}]
@@ -71,7 +75,22 @@ def find_model(name: str, gpu: str, engine: str) -> package.Model:
         others = [other for other in gpus(engine) if model in package.support()[other, engine]]
         where = f"on {', '.join(others)}" if others else f"on no GPU with {engine}"
         raise WaitCoreError(f"model = {model!r}: not measured on {gpu} with {engine}; it is {where}")
-    return package.Model(name=model, config=package.configuration(model), own=False)
+    config = package.configuration(model)
+    dtype = _dtype(kv_cache_dtype, config, package.configuration(model, "hf_quant_config"))
+    return package.Model(name=model, config=config, own=False, kv_cache_dtype=dtype)
+
+
+def _dtype(asked: str, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> str:
+    """Return what the KV cache holds: what is asked for, or what the checkpoint says."""
+    if asked in {"bfloat16", "fp8"}:
+        return asked
+    if asked != "auto":
+        raise WaitCoreError(f"kv_cache_dtype = {asked!r}: auto, bfloat16 or fp8")
+    scheme = (text_config(config).get("quantization_config") or config.get("quantization_config") or {}).get(
+        "kv_cache_scheme"
+    )
+    said = (quantization.get("quantization") or {}).get("kv_cache_quant_algo")
+    return "fp8" if str(said).upper() == "FP8" or (scheme or {}).get("num_bits") == 8 else "bfloat16"
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -56,12 +56,15 @@ class Model:
         Its `config.json`.
     own : bool
         Whether the configuration is the user's.
+    kv_cache_dtype : {"bfloat16", "fp8"}
+        What its KV cache holds.
 
     """
 
     name: str
     config: Mapping[str, Any]
     own: bool
+    kv_cache_dtype: str
 
 
 @cache
@@ -94,32 +97,27 @@ def capacity(gpu: str) -> int:
     return int(spec["gpu"]["mem_capacity"])
 
 
-def configuration(model: str) -> dict[str, Any]:
-    """Return the `config.json` of a model that the package holds."""
+def configuration(model: str, kind: str = "config") -> dict[str, Any]:
+    """Return the `config.json` of a model that the package holds, or its `hf_quant_config`; empty if it has none."""
     import aiconfigurator_core  # noqa: PLC0415
 
     folder = Path(aiconfigurator_core.__file__).parent / "model_configs"
-    path = folder / f"{model.replace('/', '--')}_config.json"
+    path = folder / f"{model.replace('/', '--')}_{kind}.json"
     # Some hold Infinity, which Python's reader takes.
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 @contextlib.contextmanager
-def quiet(notes: list[str]) -> Iterator[None]:
-    """Keep the package's warnings off standard error and collect them."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
+def _quiet() -> Iterator[None]:
+    """Keep the package's warnings off standard error: what they say of a model is in `Kernels.filled`."""
     logger = logging.getLogger("aiconfigurator_core")
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(stream):
+        with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
-        notes += list(dict.fromkeys(line.strip() for line in stream.getvalue().splitlines() if line.strip()))
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +128,14 @@ class Kernels:
     ----------
     handle : object
         The package's estimator.
-    warnings : tuple of str
-        What the package said when it was loaded.
+    filled : tuple of str
+        Tables of kernels in which rows of another engine fill what was not measured under this one (the package calls
+        them low-fidelity), with that engine.
 
     """
 
     handle: Any
-    warnings: tuple[str, ...]
+    filled: tuple[str, ...]
 
     def decodes(self, count: int, context: int) -> list[tuple[str, float, str]]:
         """(kernel, s, source) of an iteration of `count` decodes that read `context` tokens each."""
@@ -177,15 +176,30 @@ def kernels(model: Model, gpu: str, engine: str, gpus: int) -> Kernels:
     """
     from aiconfigurator_core.sdk.engine import EngineHandle  # noqa: PLC0415
 
-    notes: list[str] = []
-    with _described(model) as path, quiet(notes), _answers(f"{model.name} on {gpu} with {engine}"):
-        handle = EngineHandle.compile(path, gpu, engine, tp_size=gpus, moe_tp_size=_expert_parts(model, gpus))
+    with _described(model) as path, _quiet(), _answers(f"{model.name} on {gpu} with {engine}"):
+        handle = EngineHandle.compile(
+            path, gpu, engine, tp_size=gpus, moe_tp_size=_expert_parts(model, gpus),
+            kvcache_quant_mode=model.kv_cache_dtype,
+        )  # fmt: skip
         handle.decode_step_latency(1, 128, 2)
-    return Kernels(handle=handle, warnings=tuple(notes))
+        return Kernels(handle=handle, filled=_filled(gpu, engine))
 
 
-def weights(model: Model, engine: str, gpus: int) -> tuple[int, int]:
-    """Return the weights of one of `gpus` GPUs, bytes, and the bytes of one value in the KV cache.
+def _filled(gpu: str, engine: str) -> tuple[str, ...]:
+    """Return the tables that another engine's rows fill; the package says so only the first time that it loads them."""
+    from aiconfigurator_core.sdk.perf_database import get_database  # noqa: PLC0415
+
+    database = get_database(gpu, engine, engine_version(gpu, engine))
+    database._materialize_source_reports()  # noqa: SLF001
+    tables = {
+        f"{Path(table).name.removesuffix('_perf.parquet')} ({'/'.join(Path(path).parts[-3:-1])})"
+        for table, path in database._fallback_warned  # noqa: SLF001
+    }
+    return tuple(sorted(tables))
+
+
+def weights(model: Model, engine: str, gpus: int) -> int:
+    """Return the weights of one of `gpus` GPUs, bytes.
 
     Raises
     ------
@@ -196,8 +210,10 @@ def weights(model: Model, engine: str, gpus: int) -> tuple[int, int]:
     from aiconfigurator_core.sdk.config_builders import build_model_config  # noqa: PLC0415
     from aiconfigurator_core.sdk.models import get_model  # noqa: PLC0415
 
-    with _described(model) as path, quiet([]), _answers(f"{model.name} with {engine}"):
-        parallel = build_model_config(gpus, 1, 1, _expert_parts(model, gpus), 1)
+    with _described(model) as path, _quiet(), _answers(f"{model.name} with {engine}"):
+        parallel = build_model_config(
+            gpus, 1, 1, _expert_parts(model, gpus), 1, kvcache_quant_mode=model.kv_cache_dtype
+        )
         described = get_model(path, parallel, engine)
         held = {str(operation._name): float(operation.get_weights()) for operation in described.context_ops}  # noqa: SLF001
     text = model.config.get("text_config") or model.config
@@ -209,7 +225,7 @@ def weights(model: Model, engine: str, gpus: int) -> tuple[int, int]:
         width = int(text.get("moe_intermediate_size") or text.get("intermediate_size") or 0) // gpus
         padded = -(-width // PADDED_TO) * PADDED_TO / width if width else 1.0
         held = {name: size * (padded * 4.25 / 4 if "moe" in name else 1.0) for name, size in held.items()}
-    return int(sum(held.values())), 1 if "fp8" in str(described.config.kvcache_quant_mode) else 2
+    return int(sum(held.values()))
 
 
 def _expert_parts(model: Model, gpus: int) -> int:
