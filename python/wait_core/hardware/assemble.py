@@ -227,7 +227,7 @@ def _is_current(ready: Deployment) -> bool:
 
 
 def _cache_file(model: Model, asked: dict[str, Any]) -> Path:
-    key = {"package": package.version(), "revision": REVISION, "model": model.name, "config": model.config} | asked
+    key = {"package": package.version(), "revision": REVISION} | vars(model) | asked
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = os.environ.get("WAIT_CORE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "wait-core"
     name = name_of(model.name, asked["gpu"], asked["gpus"], asked["engine"])
