@@ -177,12 +177,10 @@ def beside_vidur(bench: Bench) -> list[list[str]]:
     for query in law.grid(kv_tokens=118_784, seats=256, budget=2048, longest=4096):
         ratio = iteration_seconds(each.law, **query.shape) / iteration_seconds({"law": "a100"}, **query.shape)
         ratios.setdefault(query.region, []).append(ratio)
-    for name, shape in {
-        "a decode that reads 300 tokens": {"decodes": 1, "decode_kv": 300},
-        "a prompt of 2,048 tokens": {"chunks": [(2048, 0)]},
-    }.items():
+    few = law.Query(decodes=1, context=300), law.Query(prompts=1, tokens=2048)
+    for name, query in zip(("a decode that reads 300 tokens", "a prompt of 2,048 tokens"), few, strict=True):
         for whose, found_law in (("here", each.law), ("by Vidur's profile", {"law": "a100"})):
-            took = 1e3 * iteration_seconds(found_law, **{"decodes": 0, **shape})
+            took = 1e3 * iteration_seconds(found_law, **query.shape)
             bench.claim(f"Llama-2-7B on an A100, {name}, {whose}", took, "ms")
     bench.claim("Llama-2-7B on an A100: KV blocks (vLLM in 2023: 7,351, pull request 2031)", each.kv_blocks, "")
     for name, found in ratios.items():

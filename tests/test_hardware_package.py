@@ -53,6 +53,22 @@ def test_a_query_costs_what_the_package_says_of_the_whole_iteration() -> None:
     assert sum(time for _, time, _ in kernels.prefill_attention(1, 512, 2048)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "gib"),
+    # What vLLM says that loading took, on each GPU.
+    [
+        ("meta-llama/Meta-Llama-3.1-8B", 1, 14.99),
+        ("meta-llama/Meta-Llama-3.1-8B", 4, 3.77),
+        ("Qwen/Qwen3-30B-A3B", 1, 56.88),
+        ("openai/gpt-oss-120b", 1, 64.38),
+        ("nvidia/Llama-3.1-70B-Instruct-FP8", 2, 33.88),
+    ],
+)
+def test_weights_are_those_that_vllm_loads(model: str, size: int, gib: float) -> None:
+    described = catalogue.find_model(model, "h100_sxm", "vllm")
+    assert package.weights(described, "vllm", size) / 2**30 == pytest.approx(gib, rel=0.01)
+
+
 def test_a_fit_is_cached_and_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = hardware.engine("h100", "Qwen/Qwen3-8B", gpu_memory_utilization=0.8)
     monkeypatch.setattr(law, "fit", lambda *_: pytest.fail("fitted again"))

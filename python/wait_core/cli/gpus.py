@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from wait_core._core import WaitCoreError
-from wait_core.cli.hardware import basis
+from wait_core.cli.workload import basis
 from wait_core.hardware import Offer, offers
 from wait_core.tables import table
 

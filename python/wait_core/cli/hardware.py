@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
-from wait_core.cli.workload import add_deployment, deployment_of
+from wait_core.cli.workload import add_deployment, basis, deployment_of
 from wait_core.hardware import catalogue, shipped
 from wait_core.tables import table
 
@@ -56,21 +56,6 @@ def _measured(engine: str) -> str:
     others = ", ".join(name for name in catalogue.engines() if name != engine)
     lines = [table(["GPU", "engine", "models"], rows), f"the models of one: --gpu GPU; other engines: {others}"]
     return "\n" + "\n".join(lines)
-
-
-def basis(deployment: Deployment) -> str:
-    """Return in two lines what a deployment rests on."""
-    worst = max(region.p95_error for region in deployment.accuracy)
-    shares = ", ".join(f"{share:.0%} {name}" for name, share in deployment.sources.items() if share >= 0.005)
-    lines = [
-        (
-            f"{deployment.model} on {deployment.tensor_parallel_size} x {deployment.gpu}, {deployment.engine}"
-            f" {deployment.engine_version}: {deployment.source}; kernels {shares}; fit within {worst:.1%} for 95 %;"
-            f" {deployment.host_s * 1e3:g} ms between iterations are assumed"
-        ),
-        *(f"  ! {note}" for note in deployment.notes),
-    ]
-    return "\n".join(lines)
 
 
 def details(deployment: Deployment) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
 from wait_core.cli import gpus
-from wait_core.cli.hardware import basis
-from wait_core.cli.workload import add_law, add_source, deployments_of
+from wait_core.cli.workload import add_law, add_source, basis, deployments_of
 from wait_core.laws import A100
 from wait_core.planning import explain, plan, stability_region
 from wait_core.tables import table

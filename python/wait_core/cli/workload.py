@@ -71,6 +71,21 @@ def deployment_of(arguments: argparse.Namespace) -> Deployment | None:
     return found[0] if found else None
 
 
+def basis(deployment: Deployment) -> str:
+    """Return in a line what a deployment rests on, and in one more each what else there is to know of it."""
+    worst = max(region.p95_error for region in deployment.accuracy)
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in deployment.sources.items() if share >= 0.005)
+    lines = [
+        (
+            f"{deployment.model} on {deployment.tensor_parallel_size} x {deployment.gpu}, {deployment.engine}"
+            f" {deployment.engine_version}: {deployment.source}; kernels {shares}; fit within {worst:.1%} for 95 %;"
+            f" {deployment.host_s * 1e3:g} ms between iterations are assumed"
+        ),
+        *(f"  ! {note}" for note in deployment.notes),
+    ]
+    return "\n".join(lines)
+
+
 def deployments_of(arguments: argparse.Namespace) -> list[Deployment]:
     """Return the deployments that --gpu and --model ask for, "h100_sxm:2" being two GPUs a replica; none without."""
     if arguments.gpu is None and arguments.model is None:
@@ -136,9 +151,8 @@ def requests_of(arguments: argparse.Namespace) -> Requests:
     )
 
 
-def run(arguments: argparse.Namespace, policy: str, requests: Requests) -> Report:
-    """Simulate one policy as the options ask for."""
-    deployment = deployment_of(arguments)
+def run(arguments: argparse.Namespace, policy: str, requests: Requests, deployment: Deployment | None) -> Report:
+    """Simulate one policy as the options ask for, on the deployment that they name."""
     engine: dict[str, Any] = {"iteration_time_law": arguments.iteration_time or A100}
     if deployment is not None:
         engine = deployment.settings()

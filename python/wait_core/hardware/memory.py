@@ -29,9 +29,10 @@ GRAPHS = int(1.0 * GIB)
 """CUDA graphs, counted since vLLM 0.21: its estimates lie between 0.4 and 1.9 GiB for most models."""
 REPORTED = {
     "a100_sxm": 79.25, "a100_pcie": 79.25, "h100_sxm": 79.19, "h100_pcie": 79.19, "h200_sxm": 139.81,
-    "b200_sxm": 178.35, "l40s": 44.40,
+    "b200_sxm": 178.35, "l40s": 44.42,
 }  # fmt: skip
-"""GiB that CUDA reports (torch.cuda.mem_get_info); a GPU that is absent counts with what its data sheet says."""
+"""GiB that CUDA reports, as vLLM's start-up lines and PyTorch's messages print them; a GPU that is absent counts with
+what its data sheet says."""
 
 
 def defaults(gpu: str, total: int) -> tuple[int, int]:
