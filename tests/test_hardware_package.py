@@ -93,6 +93,36 @@ def test_a_configuration_of_the_users_own(tmp_path: Path) -> None:
     assert str(file) in half.notes[-1]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_key_value_heads": "eight"},
+        {"num_attention_heads": 0},
+        {"hidden_size": None},
+        {"layer_types": ["sliding_attention"] * 36, "sliding_window": "long"},
+        {"vocab_size": [1]},
+        {"architectures": ["NobodyForCausalLM"]},
+        {"architectures": []},
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(package.configuration("Qwen/Qwen3-8B") | change), encoding="utf-8")
+    with pytest.raises(WaitCoreError) as refused:
+        hardware.engine("h100", str(file))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cached_file_that_is_cut_off_is_made_anew(tmp_path: Path) -> None:
+    first = hardware.engine("h100", "Qwen/Qwen3-0.6B")
+    (file,) = (tmp_path / "cache" / "hardware").glob("*.json")
+    whole = file.read_text(encoding="utf-8")
+    for bad in (whole[:500], "{}", '"x"', "[" * 100_000):
+        file.write_text(bad, encoding="utf-8")
+        assert hardware.engine("h100", "Qwen/Qwen3-0.6B") == first
+    assert file.read_text(encoding="utf-8") == whole
+
+
 def test_window_layers_count_as_full_ones_and_it_is_said() -> None:
     made = hardware.engine("h100", "openai/gpt-oss-20b")
     assert [group.kind for group in made.cache_groups] == ["full", "sliding-window"]

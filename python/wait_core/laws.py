@@ -55,7 +55,7 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
         raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, a file, nor one of {names}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WaitCoreError(f"iteration_time = {law!r}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise WaitCoreError(f"iteration_time = {law!r}: not a JSON object")

@@ -101,9 +101,17 @@ def engine(
         "seats": max_num_seqs, "budget": token_budget, "block_size": block_size,
     }  # fmt: skip
     file = _cache_file(described, asked)
-    if file.is_file():
+    # A file that is cut off or of another form counts as none.
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         return Deployment.from_dict(json.loads(file.read_text(encoding="utf-8"))).with_host(host_s)
-    made = _make(described, **asked)
+    try:
+        made = _make(described, **asked)
+    except WaitCoreError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if not described.own:
+            raise
+        raise WaitCoreError(f"model = {model!r}: the configuration is not understood ({error!r})") from None
     _keep(file, made)
     return made.with_host(host_s)
 

@@ -86,11 +86,15 @@ def _dtype(asked: str, config: Mapping[str, Any], quantization: Mapping[str, Any
         return asked
     if asked != "auto":
         raise WaitCoreError(f"kv_cache_dtype = {asked!r}: auto, bfloat16 or fp8")
-    scheme = (text_config(config).get("quantization_config") or config.get("quantization_config") or {}).get(
-        "kv_cache_scheme"
-    )
+    scheme: Any = text_config(config)
+    for key in ("quantization_config", "kv_cache_scheme"):
+        scheme = (scheme.get(key) or config.get(key)) if isinstance(scheme, dict) else None
     said = (quantization.get("quantization") or {}).get("kv_cache_quant_algo")
-    return "fp8" if str(said).upper() == "FP8" or (scheme or {}).get("num_bits") == 8 else "bfloat16"
+    return (
+        "fp8"
+        if str(said).upper() == "FP8" or (isinstance(scheme, dict) and scheme.get("num_bits") == 8)
+        else "bfloat16"
+    )
 
 
 def _read(path: Path) -> dict[str, object]:
