@@ -157,13 +157,52 @@ def test_at_the_boundary_hidden_lengths_cost_a_constant() -> None:
 
 
 def test_nested_wait_overflows_as_rarely_as_planned() -> None:
-    for case in CASES:
+    for case in CASES[:3]:
         peaks = case.peaks(1.0, 10_000)["peak_kv_blocks"]
         for delta in DELTAS:
             base, capacity = case.planned(delta, 1.0)
             assert np.mean(peaks > capacity) <= delta
         # Without the buffer it is the rule.
         assert np.mean(peaks > base) > 0.5
+
+
+def test_unequal_prompts_overflow_as_rarely_as_planned() -> None:
+    # Equal means, 8 tokens: the buffer for prompts of 8 does not hold for prompts of 2 and 62.
+    equal, unequal, fractional = CASES[3:]
+    horizon, delta = 20.0, 0.05
+    _, of_mean = equal.planned(delta, horizon)
+    assert np.mean(equal.peaks(horizon, 1_000)["peak_kv_blocks"] > of_mean) <= delta
+    for case in (unequal, fractional):
+        base, capacity = case.planned(delta, horizon)
+        peaks = case.peaks(horizon, 4_000)["peak_kv_blocks"]
+        assert np.mean(peaks > capacity) <= delta
+        assert np.mean(peaks > of_mean) > 0.99
+        # No more than three times what was needed beyond M^pi.
+        assert capacity - base < 4 * (np.quantile(peaks, 1 - delta) - base)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=3),
+    st.lists(st.floats(0.2, 0.7), min_size=1, max_size=2),
+    st.floats(1.0, 12.0),
+    st.sampled_from([0.05, 0.15]),
+    st.integers(0, 10_000),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_protected_thresholds_overflow_as_rarely_as_planned(
+    prompts: list[tuple[int, int]], survival: list[float], first: float, margin: float, seed: int
+) -> None:
+    thresholds = [first]
+    for share in survival:
+        thresholds.append(thresholds[-1] * (share + margin))
+    total = sum(weight for _, weight in prompts)
+    case = NestedCase(
+        (2, 5, 9)[: len(thresholds)], tuple(survival), tuple(thresholds),
+        prompts=tuple((7 * prompt, weight / total) for prompt, weight in prompts),
+    )  # fmt: skip
+    delta = 0.2
+    _, capacity = case.planned(delta, 5.0)
+    assert np.mean(case.peaks(5.0, 200, first_seed=seed)["peak_kv_blocks"] > capacity) <= delta
 
 
 def test_nested_wait_within_the_planned_memory_is_as_with_unlimited_memory() -> None:

@@ -253,17 +253,19 @@ def hidden(study: Study) -> None:
 
 @dataclass(frozen=True)
 class NestedCase:
-    """Outputs of the types, all with prompt 4, the share of requests that pass each boundary, and thresholds."""
+    """Outputs of the types, the share of requests that pass each boundary, thresholds, and (prompt, share) of each."""
 
     boundaries: tuple[int, ...]
     survival: tuple[float, ...]
-    thresholds: tuple[int, ...]
+    thresholds: tuple[float, ...]
     load: float = 0.95
+    prompts: tuple[tuple[int, float], ...] = ((4, 1.0),)
 
     def instance(self) -> Instance:
         """Rates at which the first threshold has the slack 1 - load."""
         shares = np.array([1.0, *np.cumprod(self.survival), 0.0])
-        kinds = [(4, output, share) for output, share in zip(self.boundaries, -np.diff(shares), strict=True)]
+        outputs = list(zip(self.boundaries, -np.diff(shares), strict=True))
+        kinds = [(prompt, output, part * share) for output, share in outputs for prompt, part in self.prompts]
         planned = Instance(tuple(kinds)).planner().nested(list(self.boundaries), per_segment=list(self.thresholds))
         rate = self.load * self.thresholds[0] / planned["iteration_time"]
         return Instance(tuple((prompt, output, share * rate) for prompt, output, share in kinds))
@@ -275,7 +277,7 @@ class NestedCase:
         )  # fmt: skip
         if not plan["feasible"]:
             raise ValueError(f"{self}: {plan['violations']}")
-        return round(plan["memory"]), int(np.ceil(plan["memory"] + plan["buffer"]))
+        return round(plan["memory"]), int(np.ceil(plan["memory"] + plan["buffer"] - 1e-9))
 
     def peaks(self, horizon_s: float, runs: int, first_seed: int = 0) -> dict[str, npt.NDArray[Any]]:
         """Outcomes with memory that never binds: the peak of a run is the memory it needed."""
@@ -289,6 +291,7 @@ class NestedCase:
             "experiment": "overflow",
             "n": self.thresholds,
             "p": self.survival,
+            "prompts": [prompt for prompt, _ in self.prompts],
             "T s": horizon_s,
             "δ": delta,
             "M^π": base,
@@ -303,6 +306,9 @@ CASES = (
     NestedCase((3, 8), (0.4,), (10, 5)),
     NestedCase((3, 8), (0.3,), (10, 4)),
     NestedCase((2, 5, 9), (0.5, 0.4), (12, 7, 4)),
+    NestedCase((3, 8), (0.4,), (10, 5), prompts=((8, 1.0),)),
+    NestedCase((3, 8), (0.4,), (10, 5), prompts=((2, 0.9), (62, 0.1))),
+    NestedCase((3, 8), (0.4,), (10.5, 5.25), prompts=((2, 0.9), (62, 0.1))),
 )
 DELTAS = (0.5, 0.2, 0.05, 0.01)
 
@@ -321,7 +327,8 @@ def overflow(study: Study) -> None:
             columns = {
                 key: " / ".join(f"{row[key]:g}" for row in rows) for key in ("δ", "observed", "buffer", "needed")
             }
-            case_of = f"n = {case.thresholds}, p = {case.survival}, T = {horizon:g} s, {runs:,} runs"
+            of = "/".join(str(prompt) for prompt, _ in case.prompts)
+            case_of = f"n = {case.thresholds}, p = {case.survival}, prompts {of}, T = {horizon:g} s, {runs:,} runs"
             study.state("overflow", f"{case_of}: overflow frequency", f"≤ {columns['δ']}", columns["observed"])
             study.state("overflow", f"{case_of}: buffer needed (tokens)", columns["buffer"], columns["needed"])
             if len(case.survival) == 1:

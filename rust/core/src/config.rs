@@ -131,6 +131,9 @@ pub struct Config {
     pub without: Vec<Part>,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
     pub work_conserving: bool,
+    /// `nested-wait` passes a boundary as Algorithm 2 is printed, one service later than it needs to (false). Up to n_k more
+    /// requests then stand before segment k, for which the safety buffer of `protection` has no room.
+    pub literal_boundaries: bool,
     /// Longest time in seconds that a threshold may hold a request that fits (no bound).
     pub max_hold: Option<f64>,
 }
@@ -164,6 +167,7 @@ impl Default for Config {
             overflow_probability: None,
             without: Vec::new(),
             work_conserving: true,
+            literal_boundaries: false,
             max_hold: None,
         }
     }
