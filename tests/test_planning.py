@@ -90,10 +90,10 @@ def test_gates_planned_on_the_staircase_have_the_least_latency() -> None:
 def test_what_is_called_protected_holds_for_unequal_prompts() -> None:
     def planned(prompts: dict[int, float], capacity: int) -> dict[str, Any]:
         outputs = {3: 60.0, 8: 40.0}
-        types = [(l, output, share * rate) for output, rate in outputs.items() for l, share in prompts.items()]
+        types = [(p, output, share * rate) for output, rate in outputs.items() for p, share in prompts.items()]
         report = wait_core.plan(
-            types=types, iteration_time_law="linear:0.01,1e-5", kv_blocks=capacity, block_size=1, horizon_s=20.0, runs=1,
-            num_prompts=200, policy="vllm", max_num_seqs=4096, token_budget=4096,
+            types=types, iteration_time_law="linear:0.01,1e-5", kv_blocks=capacity, block_size=1, horizon_s=20.0,
+            runs=1, num_prompts=200, policy="vllm", max_num_seqs=4096, token_budget=4096,
         )  # fmt: skip
         return report.nested_wait
 

@@ -65,8 +65,8 @@ class PlanReport:
         Segments of Nested WAIT, one per output length of the types, of all lengths that there are: with the mean, the
         variance and the maximum of their prompts.
     nested_wait : dict
-        Its thresholds, and what fails; `protected`: whether they keep an overflow as rare as asked for, in KV blocks, by
-        what is proved in rust/core/src/safety/buffer.rs. Where not, `unprotected` lists the inequalities in the way.
+        Its thresholds, and what fails; `protected`: whether they keep an overflow as rare as asked for, in KV blocks
+        (proved in rust/core/src/safety/buffer.rs). Where not, `unprotected` lists the inequalities in the way.
     buffer : dict or None
         The safety buffer: what (failure_probability, horizon) needs, and what the memory that is left gives.
     gpus : dict or None
@@ -191,7 +191,9 @@ def plan(
     limit, experience = saturated(engine, played, bound["requests"]), expected(engine, played)
     wait = classes.thresholds()
     wait["caps"] = _caps(classes, engine, workload, played, bound["requests"])
-    nested, buffer = _nested(exact, workload.boundaries, engine, margin, failure_probability, horizon_s)
+    nested, buffer = _nested(
+        exact, workload.boundaries, engine, margin=margin, delta=failure_probability, horizon_s=horizon_s
+    )
     stable = workload.rate < limit["requests"]
     return PlanReport(
         workload=workload.name,
@@ -235,7 +237,7 @@ def _caps(
 
 
 def _nested(
-    planner: _core.Planner, boundaries: list[int], engine: Engine, margin: float, delta: float, horizon_s: float
+    planner: _core.Planner, boundaries: list[int], engine: Engine, *, margin: float, delta: float, horizon_s: float
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     block = engine.block_size
     protected = planner.nested(

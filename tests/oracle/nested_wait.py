@@ -1,5 +1,7 @@
-"""Nested WAIT (arXiv 2504.11320, Algorithm 2): the boundary queue is the queue of its first stage, or `literal`: word for
-word, with one iteration between leaving the boundary queue and that stage."""
+"""Nested WAIT (arXiv 2504.11320, Algorithm 2), the boundary queue being the queue of its first stage.
+
+With `literal` it is as printed, with one iteration between leaving the boundary queue and that stage.
+"""
 
 from __future__ import annotations
 
