@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract import start
-from reproduce import sweeps, theorems, variations
+from reproduce import authors, extensions, sweeps, theorems, variations
+from reproduce.disaggregated import prefill_side
 from reproduce.document import write
 from reproduce.fluid import fluid
 from reproduce.runs import COMPLETES, GROWS, TUNING_SEEDS, WATERMARK, WINDOW
@@ -33,6 +34,9 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "long": sweeps.long,
     "lmsys": sweeps.lmsys,
     "decode-only": sweeps.decode_only,
+    "prefill-side": prefill_side,
+    "authors": authors.authors,
+    "gpu": authors.gpu,
     "horizon": variations.horizon,
     "no-waiting": variations.no_waiting,
     "ablation": variations.ablation,
@@ -40,6 +44,9 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "theorem1": theorems.theorem1,
     "hidden": theorems.hidden,
     "overflow": theorems.overflow,
+    "literal": extensions.literal,
+    "theorem3": extensions.theorem3,
+    "segments": extensions.segments,
 }
 
 

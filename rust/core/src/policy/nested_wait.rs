@@ -84,7 +84,6 @@ impl NestedWait {
             } else {
                 let entering = self.entering[k].min(self.boundaries.waiting(k));
                 self.entering[k] = entering;
-                inside += entering;
                 (self.boundaries.waiting(k) - entering, self.boundaries.waiting_since_ns(k))
             };
             self.gates[k].begin(waiting, inside);
