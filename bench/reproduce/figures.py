@@ -87,7 +87,7 @@ def memory_curve(
 
 
 def segment_memory(path: Path, panels: Mapping[str, Mapping[int, Mapping[str, float]]], title: str) -> None:
-    """The three terms of Nested WAIT's memory and their sum against the number of segments, a panel for each name."""
+    """Draw the terms of Nested WAIT's memory and their sum against the number of segments, a panel for each name."""
     names = {"batches": "M^π", "entry": "entry queues, n_k", "buffer": "their excess, ln(·)/θ_k", "total": "sum"}
     looks = styles(names)
     with new_figure(path, (4.9 * len(panels), 4.2)) as figure:

@@ -6,12 +6,12 @@ of which mlp.csv is read. The rules, in ms a layer, for n tokens in an iteration
 
 - Everything but attention: the median of each of the nine operations at n rounded up to 8, between profiled counts
   interpolated. Counts that are profiled twice are averaged. Embedding and sampling are not in Vidur's model time.
-- `attn_kv_cache_save` (attention.csv) was profiled with decode batches of up to 512 requests and with prompts in steps of
-  32 tokens, and grows with the tokens for the second only: 3.25e-4 n. Up to 128 tokens it is 0.006, up to 512 it is
-  0.0045 but for counts within 7 above a multiple of 32, which meet a row of prompts, and above 512 every count meets the
-  next one. So an iteration of 512 tokens takes 5.2 ms more than one of 508.
-- Attention, as fitted to the medians of attention.csv: 0.352 ms and 108 ns per KV token where something decodes; 0.288 ms,
-  1.92 us per prompt token and 3.2 ns per unit of sum(chunk (kv + chunk / 2)) where something prefills.
+- `attn_kv_cache_save` (attention.csv) was profiled with decode batches of up to 512 requests and with prompts in steps
+  of 32 tokens, and grows with the tokens for the second only: 3.25e-4 n. Up to 128 tokens it is 0.006, up to 512 it is
+  0.0045 but for counts within 7 above a multiple of 32, which meet a row of prompts, and above 512 every count meets
+  the next one. So an iteration of 512 tokens takes 5.2 ms more than one of 508.
+- Attention, as fitted to the medians of attention.csv: 0.352 ms and 108 ns per KV token where something decodes;
+  0.288 ms, 1.92 us per prompt token and 3.2 ns per unit of sum(chunk (kv + chunk / 2)) where something prefills.
 """
 
 from __future__ import annotations
