@@ -203,8 +203,8 @@ def theorem1(study: Study) -> None:
 def boundary(study: Study) -> None:
     """At C = M*: WAIT's gap and delays, and what policies lose that know the lengths and keep memory back.
 
-    The paper's lower bound is about latency and TTFT, for policies whose gap is o(1); the clairvoyant orders lose a
-    constant share of throughput*, so it says nothing about them.
+    The paper's lower bound is about latency and TTFT, and says nothing about the gap; that of WAIT is Theorem 1's, and
+    the clairvoyant orders lose a constant share of throughput*.
     """
     horizons, runs = ((8.0, 32.0, 128.0), 100) if study.quick else ((8.0, 32.0, 128.0, 512.0), 200)
     instance = Instance.at_equilibrium([(4, 3), (4, 8)], [6, 4])

@@ -31,6 +31,14 @@ pub struct NestedSetting<'a> {
     pub block_size: u32,
 }
 
+impl NestedSetting<'_> {
+    /// Whether the guarantee needs `n_1` ≥ 1: below, a service without a batch takes no time and may let a request into the
+    /// first segment before the queues behind it have their share of services.
+    fn paced_is_unprotected(&self) -> bool {
+        self.protection.is_some() && self.segments.as_slice().len() > 1
+    }
+}
+
 /// Thresholds of Nested WAIT, with what follows from them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NestedThresholds {
@@ -99,8 +107,7 @@ impl NestedThresholds {
             }
         };
         require("M^π + buffer ≤ C", memory + buffer, setting.limits.capacity as f64, "C");
-        if setting.protection.is_some() {
-            // Below 1 entries are paced, and services without a batch may let more in than is due.
+        if setting.paced_is_unprotected() {
             require(WHOLE, 1.0, per_segment[0], "n_1");
         }
         // With protection these two are what may occur, for a request that must wait for a seat or a chunk falls out of
@@ -132,7 +139,7 @@ impl NestedThresholds {
         // The batch at spacing Δ' is Δ' times this one, as in the fluid model.
         let demand = setting.segments.full_batch(&Self::chain(rate, setting.segments, margin)?);
         let mut least = equilibrium_time(&demand, setting.law)?;
-        if setting.protection.is_some() {
+        if setting.paced_is_unprotected() {
             least = least.max(1.0 / rate);
         }
         let at = |spacing: f64| {
