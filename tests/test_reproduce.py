@@ -111,6 +111,15 @@ def test_the_table_of_the_documentation_has_every_experiment() -> None:
     assert all(row["quantity"] and row["ours"] for row in rows)
 
 
+def test_latencies_in_the_documentation_are_lines_of_the_table() -> None:
+    docs = BENCH.parent / "docs"
+    table = (docs / "data" / "paper-results.csv").read_text(encoding="utf-8")
+    stated = re.findall(r"\d+\.\d+ ± \d+\.\d+", (docs / "paper-results.md").read_text(encoding="utf-8"))
+    # One of them is broken by a line.
+    assert len(stated) > 20
+    assert not [each for each in stated if each not in table]
+
+
 def test_the_law_of_the_authors_model() -> None:
     law = json.loads(llama3_law.LAW.read_text(encoding="utf-8"))
     assert law["steps"][-1]["up_to"] == 4096
