@@ -115,7 +115,6 @@ def test_latencies_in_the_documentation_are_lines_of_the_table() -> None:
     docs = BENCH.parent / "docs"
     table = (docs / "data" / "paper-results.csv").read_text(encoding="utf-8")
     stated = re.findall(r"\d+\.\d+ ± \d+\.\d+", (docs / "paper-results.md").read_text(encoding="utf-8"))
-    # One of them is broken by a line.
     assert len(stated) > 20
     assert not [each for each in stated if each not in table]
 

@@ -165,12 +165,45 @@ impl NestedWait {
         }
     }
 
-    /// Nothing would run though the first segment is served: services without a batch take no time, so credit accrues
-    /// until the next request may enter; and if paused requests hold the memory that it needs, they go on, or nobody
-    /// ever will.
+    /// For how many services without a batch gate `k` stays open, the gates before it staying open for `open`: until one is
+    /// due and none waits, where it closes and all behind it.
+    fn open_for(&self, k: usize, open: f64) -> f64 {
+        let waits = k == 0 || self.boundaries.waiting(k) > self.entering[k];
+        if waits { open } else { open.min(self.gates[k].services_until_due()) }
+    }
+
+    /// Services without a batch take no time: they pass, at every gate that stays open, until one lets a request in.
+    fn pass_idle_services(&mut self, view: &View, plan: &mut Plan) {
+        let (mut least, mut open) = (self.gates[0].services_until_due(), f64::INFINITY);
+        for k in 1..self.gates.len() {
+            let due = self.gates[k].services_until_due();
+            if self.boundaries.waiting(k) > self.entering[k] && due <= open {
+                least = least.min(due);
+            }
+            open = self.open_for(k, open);
+        }
+        open = f64::INFINITY;
+        for k in 0..self.gates.len() {
+            open = self.open_for(k, open);
+            self.gates[k].pass(least.min(open));
+        }
+        let served = self.begin(view, plan, false);
+        (1..served).for_each(|k| self.advance(view, plan, k));
+        plan.make_room(view);
+        self.admit(view, plan);
+    }
+
+    /// Nothing would run though the first segment is served: credit accrues until the next request may enter; and if
+    /// paused requests hold the memory that it needs, they go on, or nobody ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
         let next = view.iter_resuming().next().or_else(|| view.head(0));
         if let Some(slot) = next.filter(|&slot| plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok()) {
+            if !conserving {
+                self.pass_idle_services(view, plan);
+                if !plan.is_empty() {
+                    return;
+                }
+            }
             self.gates[0].enter();
             plan.admit(view, slot, plan.tokens_left(), true);
             return;

@@ -13,9 +13,6 @@ use crate::threshold::{candidates, exceeds, minimise, waiting};
 /// The condition under which arrivals do not outrun the first segment.
 const KEEPS_UP: &str = "ΔT(n) < n_1/Λ_1";
 
-/// The condition under which protected thresholds are not paced.
-const WHOLE: &str = "1 ≤ n_1";
-
 /// A question about Nested WAIT on one GPU.
 #[derive(Debug, Clone, Copy)]
 pub struct NestedSetting<'a> {
@@ -29,14 +26,6 @@ pub struct NestedSetting<'a> {
     pub protection: Option<Protection>,
     /// Tokens per KV block, which the buffer counts with.
     pub block_size: u32,
-}
-
-impl NestedSetting<'_> {
-    /// Whether the guarantee needs `n_1` ≥ 1: below, a service without a batch takes no time and may let a request into the
-    /// first segment before the queues behind it have their share of services.
-    fn paced_is_unprotected(&self) -> bool {
-        self.protection.is_some() && self.segments.as_slice().len() > 1
-    }
 }
 
 /// Thresholds of Nested WAIT, with what follows from them.
@@ -107,9 +96,6 @@ impl NestedThresholds {
             }
         };
         require("M^π + buffer ≤ C", memory + buffer, setting.limits.capacity as f64, "C");
-        if setting.paced_is_unprotected() {
-            require(WHOLE, 1.0, per_segment[0], "n_1");
-        }
         // With protection these two are what may occur, for a request that must wait for a seat or a chunk falls out of
         // step; without it they are means.
         if let Some(running) = setting.limits.max_running {
@@ -138,10 +124,7 @@ impl NestedThresholds {
         let rate = setting.segments.as_slice()[0].rate;
         // The batch at spacing Δ' is Δ' times this one, as in the fluid model.
         let demand = setting.segments.full_batch(&Self::chain(rate, setting.segments, margin)?);
-        let mut least = equilibrium_time(&demand, setting.law)?;
-        if setting.paced_is_unprotected() {
-            least = least.max(1.0 / rate);
-        }
+        let least = equilibrium_time(&demand, setting.law)?;
         let at = |spacing: f64| {
             Self::chain(rate * spacing, setting.segments, margin).and_then(|n| Self::evaluate(n, setting))
         };
