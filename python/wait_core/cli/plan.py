@@ -223,12 +223,13 @@ def _nested(report: PlanReport) -> str:
     lines += [f"  - {explain(violation)}" for violation in nested["violations"]]
     buffer = report.buffer
     if buffer is not None:
-        verdict = "fits" if nested["protected"] else "does not fit: thresholds without it"
+        verdict = "kept" if nested["protected"] else "not kept: thresholds without it"
         lines.append(
             f"safety buffer for probability {buffer['failure_probability']:g} within {buffer['horizon']:,.4g} s:"
             f" {buffer['tokens']:,.0f} tokens above M^pi = {nested['memory']:,.0f} ({verdict})"
         )
-        if report.segments[1:]:
+        lines += [f"  - for the buffer, {explain(violation)}" for violation in nested["unprotected"]]
+        if report.segments[1:] and nested["protected"]:
             lines.append(
                 f"  the {buffer['tokens_left']:,.0f} tokens left keep it at {buffer['failure_probability_left']:.3g}"
                 f" over that time, at {buffer['failure_probability']:g} for {_seconds(buffer['horizon_left'])}"

@@ -107,7 +107,5 @@ mod tests {
         let one = |residents| expected(&IterationTime::A100, &Mix { output: 1000.0, ..mix(1e9) }, 512, residents);
         assert!(one(20.0).rate < 0.7 * one(40.0).rate, "{:?} {:?}", one(20.0), one(40.0));
         assert!(one(20.0).rate * one(20.0).decoding <= 20.0);
-        let none = one(0.0);
-        assert!(none.rate == 0.0 && none.first_token.is_infinite());
     }
 }
