@@ -23,7 +23,7 @@ from wait_core.datasets.distributions import (
     Mmpp,
     Poisson,
 )
-from wait_core.datasets.fixed import Panel, TraceWorkload, dataset, dataset_names, panel
+from wait_core.datasets.fixed import Engine, Panel, TraceWorkload, dataset, dataset_names, panel
 
 __all__ = [
     "Arrivals",
@@ -31,6 +31,7 @@ __all__ = [
     "Constant",
     "Dataset",
     "Distribution",
+    "Engine",
     "Gamma",
     "Histogram",
     "LogNormal",

@@ -34,6 +34,33 @@ class TraceWorkload:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """A GPU and a memory on which the panel runs some of its workloads.
+
+    Attributes
+    ----------
+    name : str
+        What it is called.
+    iteration_time : str
+        Name of the iteration-time law.
+    kv_blocks : int or None
+        Memory, blocks of 16 tokens; None for what goes with the law.
+    max_num_seqs, token_budget : int
+        Seats, and the tokens of an iteration by default.
+    workloads : tuple of str
+        What runs on it.
+
+    """
+
+    name: str
+    iteration_time: str
+    kv_blocks: int | None
+    max_num_seqs: int
+    token_budget: int
+    workloads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Panel:
     """Everything that the panel of the quality claims fixes, from `panel.json`.
 
@@ -54,7 +81,9 @@ class Panel:
     slo : dict of str to float
         "ttft_s" and "tpot_s" (s): a request within both counts for goodput.
     held_out : tuple of str
-        Workloads never used for tuning; reported apart.
+        Workloads and engines never used for tuning; marked in every table.
+    engines : dict of str to Engine
+        By name; the first is the one that the fields above describe.
     workloads : dict of str to Dataset or TraceWorkload
         By name, in the order of the tables.
 
@@ -72,12 +101,17 @@ class Panel:
     token_budgets: tuple[int, ...]
     slo: dict[str, float]
     held_out: tuple[str, ...]
+    engines: dict[str, Engine]
     workloads: dict[str, Dataset | TraceWorkload]
 
     def __post_init__(self) -> None:
         tokens = self.kv_blocks * self.block_size
         require(tokens == self.capacity_tokens, "panel.capacity_tokens", self.capacity_tokens, f"{tokens} (all blocks)")
-        require(set(self.held_out) <= set(self.workloads), "panel.held_out", self.held_out, "a list of workloads")
+        known = {*self.workloads, *self.engines}
+        require(set(self.held_out) <= known, "panel.held_out", self.held_out, "a list of workloads and engines")
+        for engine in self.engines.values():
+            run = set(engine.workloads)
+            require(run <= set(self.workloads), f"{engine.name}.workloads", engine.workloads, "a list of workloads")
         shared = set(self.seeds["choose"]) & set(self.seeds["compare"])
         require(not shared, "panel.seeds", self.seeds, "two sets without a common seed")
 
@@ -92,7 +126,8 @@ def panel() -> Panel:
     for key in ("loads", "watermarks", "token_budgets", "held_out"):
         fields[key] = tuple(fields[key])
     seeds = {use: tuple(values) for use, values in fields["seeds"].items()}
-    return Panel(**fields | {"workloads": workloads, "seeds": seeds})
+    engines = [Engine(**entry | {"workloads": tuple(entry["workloads"])}) for entry in fields["engines"]]
+    return Panel(**fields | {"workloads": workloads, "seeds": seeds, "engines": {each.name: each for each in engines}})
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -22,6 +22,8 @@ const REFRESH: i64 = 64;
 /// Share of the last `RECENT` iterations in which requests were held, from which the engine counts as saturated.
 const SATURATED: f64 = 0.05;
 const RECENT: f64 = 256.0;
+/// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
+const LEAST_PACE: f64 = 0.5;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
@@ -105,14 +107,14 @@ impl TokenBudget {
         if !self.chooses || backlog.tokens == 0 || decodes >= most {
             return most as u32;
         }
-        let n = match self.passes_most.filter(|_| self.held > SATURATED) {
-            Some((best, prompts)) => {
-                // More decodes than in balance still leave half the room to the prompts, or memory would empty.
-                let least = decodes + (0.5 * prompts) as u64 + 1;
-                if least <= best { best } else { self.edge_from(least).unwrap_or(most) }
-            }
-            None => self.least_delay(view, decodes, most, backlog),
-        };
+        let steady = self.passes_most.filter(|_| self.held > SATURATED).map(|(best, prompts)| {
+            // More decodes than in balance still leave half the room to the prompts, or memory would empty.
+            let least = decodes + (0.5 * prompts) as u64 + 1;
+            if least <= best { best } else { self.edge_from(least).unwrap_or(most) }
+        });
+        let pace = |n: u64| (n - decodes) as f64 / self.law.seconds(&beside(view, decodes, n - decodes));
+        let helps = |n: &u64| backlog.beyond == 0 || pace(*n) >= LEAST_PACE * pace(most);
+        let n = steady.filter(helps).unwrap_or_else(|| self.least_delay(view, decodes, most, backlog));
         n.min(most) as u32
     }
 
