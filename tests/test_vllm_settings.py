@@ -99,5 +99,5 @@ def test_the_document_names_every_setting() -> None:
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text("{")
-    with pytest.raises(config.ConfigError, match=r"settings\.json: Expecting"):
+    with pytest.raises(config.ConfigError, match=r"settings\.json:1: not JSON: Expecting"):
         config.load({"config_file": str(path)})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,13 +41,7 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
     path = Path(law)
     if not path.is_file():
         raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, nor a file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WaitCoreError(f"iteration_time = {law!r}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise WaitCoreError(f"iteration_time = {law!r}: not a JSON object")
-    return value
+    return read_object(path)
 
 
 def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:

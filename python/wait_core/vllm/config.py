@@ -123,11 +123,15 @@ def read_file(path: str) -> object:
     Raises
     ------
     ConfigError
-        If it cannot be read or is not JSON.
+        If it cannot be read or is not a JSON object.
     """
+    from wait_core.files import FileError, read_object  # noqa: PLC0415  `read` works without the extension
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(path)
+    except FileError as error:  # which names the file itself
+        raise ConfigError(f"settings file {error}") from error
+    except OSError as error:
         raise ConfigError(f"settings file {path}: {error}") from error
 
 

@@ -11,7 +11,7 @@ create_exception!(wait_core, CapacityError, WaitCoreError, "A request that could
 create_exception!(wait_core, DuplicateIdError, WaitCoreError, "A request id that is in use.");
 create_exception!(wait_core, QueueFullError, WaitCoreError, "The bound on waiting requests or tokens is reached.");
 create_exception!(wait_core, DeadlineError, WaitCoreError, "A request that would wait longer than it may.");
-create_exception!(wait_core, StalledError, PyRuntimeError, "A policy under which nothing will ever run again.");
+create_exception!(wait_core, StalledError, WaitCoreError, "A policy under which nothing will ever run again.");
 
 /// The exception for an error of the core.
 #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
