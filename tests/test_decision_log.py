@@ -260,7 +260,7 @@ def test_pauses_capacity_and_draining_are_replayed(tmp_path: Path) -> None:
 def test_ids_of_numpy_and_refused_calls_are_logged_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = DecisionLog(path, max_bytes=10**6)
-    core = LoggedCore(Scheduler("vllm", **SETTINGS), log)
+    core: Any = LoggedCore(Scheduler("vllm", **SETTINGS), log)
     ids = np.array([3, 2**63, 2**64 - 1], np.uint64)
     for number in ids:
         core.add(number, np.int64(20), np.int32(8), priority=np.int64(-1), now_ns=np.int64(2**62))

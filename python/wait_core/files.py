@@ -32,6 +32,9 @@ MAX_EXPANSION = 1000
 
 _BOM = b"\xef\xbb\xbf"
 _SHOWN = 60
+"""Characters of a value in a message."""
+_SAID = 300
+"""Characters at each end of a message: names from the file may stand in it, of any length."""
 
 
 class FileError(WaitCoreError):
@@ -60,12 +63,13 @@ class FileError(WaitCoreError):
         value: object = None,
     ) -> None:
         self.path = str(path)
-        self.problem = problem
+        self.problem = problem if len(problem) <= 2 * _SAID else f"{problem[:_SAID]}…{problem[-_SAID:]}"
         self.line = line
         self.column = column
         self.value = value
         place = self.path if line is None else f"{self.path}:{line}"
-        super().__init__(f"{place}: {problem}" if column is None else f"{place}: column {column!r}: {problem}")
+        said = self.problem if column is None else f"column {shown(column)}: {self.problem}"
+        super().__init__(f"{place}: {said}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(type(self), line=self.line, column=self.column, value=self.value)

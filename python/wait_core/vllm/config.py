@@ -197,7 +197,7 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
         # The core knows its own names; a slip may also be meant for one of the adapter's.
         if name not in SETTINGS and (near := difflib.get_close_matches(name, [*OWN, *SETTINGS], n=1)):
             where = settings.sources.get(name, KEY)
-            raise ConfigError(f'{where}: unknown setting "{name}"; did you mean "{near[0]}"?')
+            raise ConfigError(f'{where}: unknown setting "{name[:60]}"; did you mean "{near[0]}"?')
     try:
         return Scheduler(settings.policy, **settings.core, **engine)
     except (TypeError, ValueError) as error:  # WaitCoreError is a ValueError

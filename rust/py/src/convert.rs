@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use pyo3::conversion::FromPyObjectOwned;
-use pyo3::exceptions::PyOverflowError;
+use pyo3::exceptions::{PyOverflowError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 use serde::de::DeserializeOwned;
@@ -20,12 +20,12 @@ pub(crate) fn config(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Config> {
     Config::from_map(value).map_err(error::core)
 }
 
-/// A number of the caller's, or a list of them: what its Rust type cannot hold is refused like any other input.
+/// A number or a text of the caller's, or a list of them: what its Rust type cannot hold is refused like any other input.
 pub(crate) fn ranged<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> PyResult<T> {
     value.extract::<T>().map_err(|error| {
-        let error: PyErr = error.into();
-        if error.is_instance_of::<PyOverflowError>(value.py()) {
-            WaitCoreError::new_err(format!("{} is out of range: {}", shown(value), error.value(value.py())))
+        let (py, error): (_, PyErr) = (value.py(), error.into());
+        if error.is_instance_of::<PyOverflowError>(py) || error.is_instance_of::<PyUnicodeEncodeError>(py) {
+            WaitCoreError::new_err(format!("{} is out of range: {}", shown(value), error.value(py)))
         } else {
             error
         }
@@ -35,7 +35,7 @@ pub(crate) fn ranged<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) 
 /// A Python value made of what JSON has, `name` for messages.
 pub(crate) fn json<T: DeserializeOwned>(value: &Bound<'_, PyAny>, name: &str) -> PyResult<T> {
     check(value, &Place::Root(name), 0, &mut MOST_VALUES.clone())?;
-    pythonize::depythonize(value).map_err(|error| WaitCoreError::new_err(format!("{name}: {error}")))
+    pythonize::depythonize(value).map_err(|error| WaitCoreError::new_err(error::short(format!("{name}: {error}"))))
 }
 
 /// Deepest nesting of settings.
@@ -66,7 +66,7 @@ impl Display for Place<'_> {
 /// other kinds), and what never ends: a container in itself, at any depth or breadth. `depythonize` follows any
 /// container as deep as it goes, so nothing may reach it that was not looked at here.
 fn check(value: &Bound<'_, PyAny>, place: &Place<'_>, depth: usize, left: &mut usize) -> PyResult<()> {
-    let refuse = |problem: &str| Err(WaitCoreError::new_err(format!("{place}{problem}")));
+    let refuse = |problem: &str| Err(WaitCoreError::new_err(error::short(format!("{place}{problem}"))));
     if depth == DEPTH {
         return refuse(": nested too deeply");
     }

@@ -22,13 +22,18 @@ pub(crate) struct Scheduler {
 #[pymethods]
 impl Scheduler {
     #[new]
-    #[pyo3(signature = (policy = "vllm", **settings))]
-    fn new(policy: &str, settings: Option<&Bound<'_, PyDict>>, py: Python<'_>) -> PyResult<Self> {
+    #[pyo3(signature = (policy = "vllm".to_owned(), **settings), text_signature = "(policy='vllm', **settings)")]
+    #[allow(clippy::needless_pass_by_value)] // extracted from a Python text
+    fn new(
+        #[pyo3(from_py_with = convert::ranged)] policy: String,
+        settings: Option<&Bound<'_, PyDict>>,
+        py: Python<'_>,
+    ) -> PyResult<Self> {
         let all = match settings {
             Some(settings) => settings.copy()?,
             None => PyDict::new(py),
         };
-        all.set_item("policy", policy)?;
+        all.set_item("policy", &policy)?;
         let config = convert::config(Some(&all))?;
         let inner = wait_core::Scheduler::new(&config).map_err(error::core)?;
         Ok(Self { inner, config })
