@@ -72,7 +72,7 @@ def test_zst_without_its_package_says_what_to_install(tmp_path: Path, monkeypatc
         monkeypatch.setitem(sys.modules, module, None)
     if "backports" in sys.modules:
         monkeypatch.delattr(sys.modules["backports"], "zstd", raising=False)
-    with pytest.raises(TraceError, match=r"pip install 'wait-core\[zstd\]' or backports.zstd"):
+    with pytest.raises(TraceError, match=r"pip install backports\.zstd"):
         load(path)
 
 
@@ -89,6 +89,19 @@ def test_lines_beyond_the_bound_are_refused(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(TraceError) as caught:
             load(path, name)
         assert caught.value.line == line, caught.value
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 60])
+def test_an_array_is_read_in_pieces_of_any_size(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sharegpt.json"
+    path.write_text(FILES["sharegpt"].replace("a b c", "ä b\u2028 😀"), encoding="utf-8")
+    whole = load(path, "sharegpt").summary()
+    monkeypatch.setattr("wait_core.traces.json_formats._PIECE", size)
+    assert load(path, "sharegpt").summary() == whole
+    path.write_text(FILES["sharegpt"].replace('"alone"', "oops"), encoding="utf-8")
+    with pytest.raises(TraceError) as caught:
+        load(path, "sharegpt")
+    assert caught.value.line == 3
 
 
 def test_text_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
@@ -122,7 +135,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         (b"", ":1: not JSON"),
         (b"null", ": None is not a JSON object"),
         (b"[1]", r": \[1\] is not a JSON object"),
-        (b'{"a": 1,\n}', ":2: not JSON"),
+        (b'{"a": 1,\n 2}', ":2: not JSON"),
         (b"[" * 100_000, ": not JSON: nested too deeply"),
         (b'{"a":' * 100_000, ": not JSON: nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", ": not JSON: .* digits"),
@@ -141,6 +154,25 @@ def test_what_is_no_object_is_refused_by_every_reader_of_one(tmp_path: Path, con
     workload = ["--dataset-name", "chat", "--request-rate", "1"]
     assert main(["simulate", *workload, "--config", str(path)]) == 2
     assert main(["simulate", *workload, "--iteration-time", str(path)]) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["replay"], ["calibrate"], ["simulate", "--dataset-path"], ["plan", "--dataset-path"]]
+)
+@pytest.mark.parametrize(
+    "content", [b"\x7fELF\x02\x01\x01\x00\xff\xfe\n\x00", b"\x00" * 5000, b"\x1f\x8b\x08\x00", b""]
+)
+def test_binary_and_empty_files_end_every_command_with_one_line(
+    tmp_path: Path, command: list[str], content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert main([*command, str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert str(path) in err
+    assert len(err) < 500
 
 
 def test_documents_beyond_the_bound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,7 +294,7 @@ def _nnls() -> Any:
     try:
         from scipy.optimize import nnls  # noqa: PLC0415  an extra: most commands fit nothing
     except ImportError:
-        raise WaitCoreError("a law is fitted with scipy: pip install 'wait-core[calibrate]' or scipy") from None
+        raise WaitCoreError("a law is fitted with scipy: pip install scipy") from None
     return nnls
 
 

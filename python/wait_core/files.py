@@ -178,7 +178,7 @@ def _zstd(place: Place) -> Any:
         try:
             from backports import zstd  # noqa: PLC0415
         except ImportError:
-            problem = "reading .zst needs backports.zstd: pip install 'wait-core[zstd]' or backports.zstd"
+            problem = "what zstd packed is read with backports.zstd: pip install backports.zstd"
             raise place.kind(place.path, problem) from None
     return zstd
 

@@ -83,7 +83,7 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 
     """
     if not drawable():
-        raise WaitCoreError("a picture needs matplotlib: pip install 'wait-core[plot]' or matplotlib")
+        raise WaitCoreError("a picture needs matplotlib: pip install matplotlib")
     if Path(path).suffix.lower() not in {"", ".png"}:
         raise WaitCoreError(f"{os.fspath(path)}: pictures are PNG files, and their names end in .png")
 

@@ -60,5 +60,5 @@ def _demo(arguments: argparse.Namespace) -> int:
                 capacity_tokens=kv_blocks * 16,
                 title=f"p512d1000 at {rate:g}/s on a simulated A100-80GB",
             )
-    print("a picture as well: pip install 'wait-core[plot]' or matplotlib" if output is None else f"picture: {output}")
+    print("a picture as well: pip install matplotlib" if output is None else f"picture: {output}")
     return 0
