@@ -129,14 +129,14 @@ def test_what_was_dropped_and_assumed_is_said_and_in_the_json(
         (
             ["--dataset-path", str(burst), "--burstiness", "2"],
             {"failed (response of 0 tokens)": 1},
-            ["the burstiness is not heeded"],
+            ["the burstiness is ignored"],
         ),
         (
             ["--dataset-path", str(words), "--request-rate", "1"],
             {"output length 0": 1},
             ["lengths are words", "each word is taken for one token", "no arrival times: they are drawn"],
         ),
-        (["--dataset-path", str(mooncake)], {}, ["not in order of arrival", "hash_ids are not heeded"]),
+        (["--dataset-path", str(mooncake)], {}, ["not in order of arrival", "hash_ids are ignored"]),
     ]
     for arguments, dropped, notes in cases:
         assert main(["simulate", *arguments, "--json"]) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wait_core import _core
+from wait_core import _core, files
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -140,3 +140,12 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(tmp_path: Pat
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr == "wait-core: a.svg: pictures are PNG files, and their names end in .png\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_security_page_states_the_bounds_that_hold() -> None:
+    text = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
+    assert f"Lines end at {files.MAX_LINE >> 20} MiB, documents at {files.MAX_DOCUMENT >> 20} MiB" in text
+    assert f"packed files at {files.MAX_EXPANSION:,} times their size" in text
+    needed = importlib.metadata.requires("wait-core") or []
+    base = [re.split(r"[^\w-]", line)[0] for line in needed if "extra ==" not in line]
+    assert f"Without extras it needs {' and '.join(base)}." in text

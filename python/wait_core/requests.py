@@ -35,7 +35,7 @@ class Requests:
     dropped : dict of str to int
         Rows of a trace that were left out, by reason.
     notes : tuple of str
-        What was assumed of a trace, or not heeded of it.
+        What was assumed of a trace, or ignored in it.
 
     """
 
@@ -161,7 +161,7 @@ def replayed(
     if trace.unit == "words":
         notes.append("each word is taken for one token")
     if trace.hash_ids is not None:
-        notes.append("hash_ids are not heeded: no request finds its prefix in the KV cache")
+        notes.append("hash_ids are ignored: the simulator shares no prefixes")
     if num_prompts is not None:
         _at_least_one(num_prompts)
         trace = trace.head(num_prompts)
@@ -175,7 +175,7 @@ def replayed(
         notes.append(f"the file has no arrival times: they are drawn, with a burstiness of {burstiness:g}")
     else:
         if burstiness != 1.0:
-            notes.append("the burstiness is not heeded: the file has arrival times")
+            notes.append("the burstiness is ignored: the file has arrival times")
         if request_rate is not None:
             trace = trace.scaled(request_rate)
         assert trace.arrival_ns is not None  # noqa: S101 - scaling keeps the times

@@ -47,7 +47,7 @@ class Report:
     dropped : dict of str to int
         Rows of a trace that were left out, by reason.
     notes : tuple of str
-        What was assumed of a trace, or not heeded of it.
+        What was assumed of a trace, or ignored in it.
 
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
-from wait_core.cli.workload import add_law, add_source, say_notes
+from wait_core.cli.workload import add_law, add_source, print_notes
 from wait_core.planning import explain, plan, stability_region
 from wait_core.tables import table
 
@@ -75,7 +75,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         target_rate=arguments.target_rate,
         utilisation=arguments.utilisation,
     )
-    say_notes(report.dropped, report.notes)
+    print_notes(report.dropped, report.notes)
     print(report.to_json() if arguments.json else text(report))
     if arguments.picture is not None:
         from wait_core import plots  # noqa: PLC0415 - matplotlib is needed here only

@@ -81,12 +81,12 @@ def requests_of(arguments: argparse.Namespace) -> Requests:
         arguments.seed,
         arguments.burstiness,
     )
-    say_notes(requests.dropped, requests.notes)
+    print_notes(requests.dropped, requests.notes)
     return requests
 
 
-def say_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
-    """Say, beside the results, what was left out of a trace and what was assumed of it."""
+def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
+    """Print, beside the results, what was left out of a trace and what was assumed of it."""
     for reason, rows in dropped.items():
         print(f"note: {rows:,} rows are left out: {reason}", file=sys.stderr)
     for note in notes:
