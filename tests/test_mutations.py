@@ -17,6 +17,7 @@ from zstd import zstd
 
 from wait_core import Scheduler, WaitCoreError, calibration, traces
 from wait_core._core import iteration_seconds
+from wait_core.cli import main
 from wait_core.cli.replay import replay
 from wait_core.files import FileError, read_object
 from wait_core.laws import iteration_time
@@ -37,6 +38,8 @@ SPLICES = [
     b'"\\ud800"', b"\xd9\xa3", b"[", b"]", b"{", b"}", b"[]", b"{}", b'{"a":', b"4294967295", b"4294967296",
     b"9223372036854775808", b"18446744073709551615", b"18446744073709551616", b"100000000000", b"1073741824",
     b"[" * 20_000, b'{"a":' * 20_000, b"9" * 5_000, b"0." + b"0" * 5_000 + b"1", b'"' + b"x" * 200_000, b"," * 2_000,
+    *(b"[" * depth + b"]" * depth for depth in (20, 300, 900, 980)),
+    *(b'{"a":' * depth + b"1" + b"}" * depth for depth in (20, 300, 450, 490)),
     b'{"stop":"size"}\n', b'{"drain":true}\n', b'{"set_capacity":1}\n', b'{"abort":1}\n', b"1_000", b"2024-02-30",
 ]  # fmt: skip
 
@@ -94,11 +97,17 @@ def as_settings_file(path: Path) -> None:
     config.make_core(config.load({"config_file": str(path)}), ENGINE)
 
 
+def replay_command(path: Path) -> None:
+    if main(["replay", str(path)]) == 2:
+        raise WaitCoreError("refused, on standard error")
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     **{name: as_trace(name) for name in FILES},
     "azure.gz": as_trace("azure"),
     "mooncake.zst": as_trace("mooncake"),
     "decision log": replay,
+    "replay command": replay_command,
     "decision log as a trace": as_trace("wait-core-log"),
     "step log": lambda path: calibration.load([path]),
     "law": lambda path: iteration_seconds(iteration_time(str(path)), decodes=3, decode_kv=900, chunks=[(100, 0)]),
@@ -117,6 +126,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "azure.gz": gzip.compress(FILES["azure"].encode(), mtime=0),
         "mooncake.zst": zstd.compress(FILES["mooncake"].encode()),
         "decision log": log.read_bytes(),
+        "replay command": log.read_bytes(),
         "decision log as a trace": log.read_bytes(),
         "step log": step_log(),
         "law": law(),

@@ -103,7 +103,10 @@ class Place:
 
 def shown(value: object) -> str:
     """Return `value` as messages show it, cut to a length."""
-    text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
+    try:
+        text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
+    except RecursionError:  # what was parsed need not be printable
+        text = f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 

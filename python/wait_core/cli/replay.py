@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+LONGEST = 10_000
+"""Characters of a decision that are printed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """What came of it.
@@ -100,7 +104,8 @@ def events(place: Place, notes: list[str]) -> Iterator[dict[str, Any]]:
         if not isinstance(event, dict):
             raise place.error(None, event, "a JSON object")
         if "stop" in event:
-            notes.append(f"the log ends early: {event['stop']}")
+            stop = event["stop"]
+            notes.append(f"the log ends early: {stop[:60] if isinstance(stop, str) else shown(stop)}")
         else:
             yield event
 
@@ -110,7 +115,7 @@ def _core(header: dict[str, Any], place: Place, notes: list[str]) -> Scheduler:
         found = f"{shown(header['format'])} version {shown(header.get('version'))}"
         raise place.problem(f"{found} is not supported")
     if header.get("wait_core") != __version__:
-        notes.append(f"decided by wait-core {header.get('wait_core')}, replayed by {__version__}")
+        notes.append(f"decided by wait-core {shown(header.get('wait_core'))}, replayed by {__version__}")
     settings = header.get("settings")
     if not isinstance(settings, dict):
         raise place.error("settings", settings, "a JSON object")
@@ -171,6 +176,14 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{result.iterations} iterations, {result.requests} requests: all decisions are the same")
         return 0
     print(f"iteration {result.iterations} ({arguments.log}:{result.line}) differs:")
-    print(f"  logged  {json.dumps(result.logged)}")
-    print(f"  decided {json.dumps(result.decided)}")
+    print(f"  logged  {_line(result.logged)}")
+    print(f"  decided {_line(result.decided)}")
     return 1
+
+
+def _line(event: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(event)
+    except RecursionError:  # of a log that no core has written
+        return shown(event)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

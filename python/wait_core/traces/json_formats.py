@@ -80,6 +80,8 @@ def read_mooncake(path: Path, limit: int | None) -> Trace:
     for row in _objects(place):
         unit = NS_PER_S_EXPONENT if "chat_id" in row else NS_PER_MS_EXPONENT
         kind = row.get("type")
+        if not isinstance(kind, str | int | None):
+            raise place.error("type", kind, "a text")
         builder.add(
             count(_get(row, "input_length", place), place, "input_length"),
             count(_get(row, "output_length", place), place, "output_length"),
