@@ -209,5 +209,5 @@ def test_a_few_mutations_of_every_file(name: str, originals: dict[str, bytes], t
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", READERS)
-def test_ten_thousand_mutations_of_every_file(name: str, originals: dict[str, bytes], tmp_path: Path) -> None:
-    assert min(survive(name, originals[name], tmp_path / "file", 10_000)) > 100
+def test_thousands_of_mutations_of_every_file(name: str, originals: dict[str, bytes], tmp_path: Path) -> None:
+    assert min(survive(name, originals[name], tmp_path / "file", 2_000)) > 20

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import reprlib
 import secrets
 import stat
 import zlib
@@ -103,10 +104,7 @@ class Place:
 
 def shown(value: object) -> str:
     """Return `value` as messages show it, cut to a length."""
-    try:
-        text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
-    except RecursionError:  # what was parsed need not be printable
-        text = f"a {type(value).__name__}"
+    text = repr(value[: _SHOWN + 1]) if isinstance(value, str | bytes) else reprlib.repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
