@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract import start
-from reproduce import sweeps, theorems, variations
+from reproduce import authors, extensions, sweeps, theorems, variations
+from reproduce.disaggregated import prefill_side
 from reproduce.document import write
 from reproduce.fluid import fluid
+from reproduce.gpu import gpu
 from reproduce.runs import COMPLETES, GROWS, TUNING_SEEDS, WATERMARK, WINDOW
 from reproduce.study import Study
 from reproduce.workloads import BLOCK, DECODE_ONLY, KV_BLOCKS, LINEAR, LMSYS, LONG, SINGLE, TWO_TYPE
@@ -33,6 +35,9 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "long": sweeps.long,
     "lmsys": sweeps.lmsys,
     "decode-only": sweeps.decode_only,
+    "prefill-side": prefill_side,
+    "authors": authors.authors,
+    "gpu": gpu,
     "horizon": variations.horizon,
     "no-waiting": variations.no_waiting,
     "ablation": variations.ablation,
@@ -40,6 +45,9 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "theorem1": theorems.theorem1,
     "hidden": theorems.hidden,
     "overflow": theorems.overflow,
+    "literal": extensions.literal,
+    "theorem3": extensions.theorem3,
+    "segments": extensions.segments,
 }
 
 
@@ -64,7 +72,7 @@ def main() -> None:
         "paper",
         str(__doc__),
         figures={"type": Path, "help": "folder in which to draw the figures"},
-        docs={"action": "store_true", "help": "write docs/paper-results.md's summary and docs/figures"},
+        docs={"action": "store_true", "help": "write docs/data/paper-results.csv and docs/figures"},
         positional={"nargs": "*", "metavar": "NAME", "help": f"all, or any of: {', '.join(EXPERIMENTS)}"},
     )
     options = bench.options
@@ -87,7 +95,7 @@ def main() -> None:
         print(table(list(study.summary[0]), [list(row.values()) for row in study.summary]))
         print()
     if options.docs:
-        write(DOCS / "paper-results.md", study.summary, protocol(study))
+        write(DOCS / "data" / "paper-results.csv", study.summary)
     bench.finish()
 
 

@@ -115,6 +115,23 @@ def test_nested_wait(
     same_trajectory(core, NestedWait(capacity, boundaries, n), requests(arrivals, lengths))
 
 
+@given(st.lists(st.integers(1, 4), min_size=3, max_size=3), ARRIVALS)
+@settings(max_examples=100, deadline=None)
+def test_nested_wait_with_the_boundaries_as_printed(n: list[int], arrivals: list[tuple[int, int]]) -> None:
+    boundaries, capacity = [2, 5, 9], 10_000
+    core = scheduler("nested-wait", capacity, boundaries=boundaries, thresholds=n, literal_boundaries=True)
+    lengths = [(4, output) for output in boundaries]
+    same_trajectory(core, NestedWait(capacity, boundaries, n, literal=True), requests(arrivals, lengths))
+
+
+def test_the_boundaries_as_printed_with_every_stage_full() -> None:
+    boundaries, n, capacity = [2, 5, 9], [4, 3, 2], 10_000
+    core = scheduler("nested-wait", capacity, boundaries=boundaries, thresholds=n, literal_boundaries=True)
+    arrivals = [(0, (i * 7) % 3) for i in range(600)]
+    lengths = [(4, output) for output in boundaries]
+    same_trajectory(core, NestedWait(capacity, boundaries, n, literal=True), requests(arrivals, lengths))
+
+
 def test_the_instances_reach_what_they_are_for() -> None:
     boundaries, n = [2, 5, 9], [3, 2, 1]
     arrivals = [(0 if i % 3 else 1, (i * 7) % 3) for i in range(300)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -85,6 +85,32 @@ def test_gates_planned_on_the_staircase_have_the_least_latency() -> None:
     assert all(simulated(factor * planned) > 1.02 * least for factor in (0.6, 1.5, 2.5))
     # The average of its iterations would keep up at 0.48; they themselves do not.
     assert simulated(0.48) > 5 * least
+
+
+def test_what_is_called_protected_holds_for_unequal_prompts() -> None:
+    def planned(prompts: dict[int, float], capacity: int) -> dict[str, Any]:
+        outputs = {3: 60.0, 8: 40.0}
+        types = [(p, output, share * rate) for output, rate in outputs.items() for p, share in prompts.items()]
+        report = wait_core.plan(
+            types=types, iteration_time_law="linear:0.01,1e-5", kv_blocks=capacity, block_size=1, horizon_s=20.0,
+            runs=1, num_prompts=200, policy="vllm", max_num_seqs=4096, token_budget=4096,
+        )  # fmt: skip
+        return report.nested_wait
+
+    assert planned({8: 1.0}, 400)["protected"]
+    tight = planned({2: 0.9, 62: 0.1}, 400)
+    assert (tight["feasible"], tight["protected"]) == (True, False)
+    assert [violation["condition"] for violation in tight["unprotected"]] == ["M^π + buffer ≤ C"]
+    assert planned({2: 0.9, 62: 0.1}, 4000)["protected"]
+
+
+def test_a_chunked_prompt_is_not_called_protected() -> None:
+    # 2,100 tokens do not fit one iteration: the request falls out of step with those that entered with it.
+    report = wait_core.plan(types=[(2_100, 20, 1.0), (2_100, 50, 0.5)], runs=1, num_prompts=200, policy="vllm")
+    conditions = [violation["condition"] for violation in report.nested_wait["unprotected"]]
+    assert report.nested_wait["feasible"]
+    assert not report.nested_wait["protected"]
+    assert "tokens per iteration ≤ token_budget" in conditions
 
 
 def test_segments_and_buffer() -> None:

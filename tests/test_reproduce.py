@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,10 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
-from reproduce import document, runs, sweeps, workloads  # noqa: E402
+from reproduce import authors, document, llama3_law, runs, sweeps, workloads  # noqa: E402
+
+from wait_core import _core, simulate  # noqa: E402
+from wait_core.laws import iteration_time  # noqa: E402
 
 
 def outcome(completion: float = 1.0, growth: float = 1.0) -> runs.Outcome:
@@ -85,26 +90,72 @@ def test_an_overloaded_run_is_found_unstable() -> None:
     assert not runs.cell(setting, workloads.SINGLE, 40.0, 2_000, (0,)).stable
 
 
-def test_the_summary_replaces_what_stands_between_its_marks(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{document.BEGIN}\nold\n{document.END}\nafter\n", encoding="utf-8")
-    row = {"experiment": "e", "quantity": "a|b", "paper": "", "ours": "2"}
-    document.write(page, [row], "protocol")
+def test_only_what_was_run_is_replaced_in_the_table(tmp_path: Path) -> None:
+    page = tmp_path / "table.csv"
+    row = {"experiment": "e", "quantity": "a, b", "paper": "", "ours": "2"}
+    document.write(page, [row, row | {"experiment": "f"}])
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "| e | a/b | — | 2 |" in text
-    document.write(page, [row], "protocol")
-    assert page.read_text(encoding="utf-8") == text, "writing twice changes nothing"
-    document.write(page, [row | {"experiment": "f"}], "protocol")
-    document.write(page, [row | {"ours": "3"}], "protocol")
-    text = page.read_text(encoding="utf-8")
-    assert "| e | a/b | — | 3 |\n| f | a/b | — | 2 |" in text, "only what was run is replaced, in its place"
-    assert "| — | 2 |\n| f" not in text
-    page.write_text("no marks", encoding="utf-8")
-    with pytest.raises(ValueError, match="expected one"):
-        document.write(page, [row], "protocol")
+    assert text == 'experiment,quantity,paper,ours\ne,"a, b",,2\nf,"a, b",,2\n'
+    document.write(page, [row | {"ours": "3"}])
+    assert page.read_text(encoding="utf-8") == text.replace('e,"a, b",,2', 'e,"a, b",,3'), "in its place"
+
+
+def test_the_table_of_the_documentation_has_every_experiment() -> None:
+    table = BENCH.parent / "docs" / "data" / "paper-results.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = set(re.findall(r'^    "([a-z0-9-]+)": ', (BENCH / "paper.py").read_text(encoding="utf-8"), re.MULTILINE))
+    found = {row["experiment"] for row in rows}
+    # "ablation" and others state their rows under their own name; lmsys has three populations.
+    assert known <= found
+    assert all(row["quantity"] and row["ours"] for row in rows)
+
+
+def test_latencies_in_the_documentation_are_lines_of_the_table() -> None:
+    docs = BENCH.parent / "docs"
+    table = (docs / "data" / "paper-results.csv").read_text(encoding="utf-8")
+    stated = re.findall(r"\d+\.\d+ ± \d+\.\d+", (docs / "paper-results.md").read_text(encoding="utf-8"))
+    assert len(stated) > 20
+    assert not [each for each in stated if each not in table]
+
+
+def test_the_law_of_the_authors_model() -> None:
+    law = json.loads(llama3_law.LAW.read_text(encoding="utf-8"))
+    assert law["steps"][-1]["up_to"] == 4096
+    step = {each["up_to"]: each["base_ns"] for each in law["steps"]}
+    # What 512 tokens cost more than 508: 32 layers of 0.1664 - 0.0045 ms in `attn_kv_cache_save`, nothing else.
+    assert step[512] - step[508] == pytest.approx(1e6 * 32 * (0.1664 - 0.0045))
+    for short, long in ((508, 512), (128, 256)):
+        seconds = [
+            _core.iteration_seconds(law, chunks=[(tokens, 0)], decodes=0, decode_kv=0) for tokens in (short, long)
+        ]
+        assert seconds[1] > seconds[0]
+
+
+def test_the_law_is_made_of_the_published_medians(tmp_path: Path) -> None:
+    columns = [f"time_stats.{name}.median" for name in llama3_law.OPERATIONS]
+    rows = [
+        {"num_tokens": n, "num_tensor_parallel_workers": 1} | dict.fromkeys(columns, n / 9e3) for n in (1, 16, 4096)
+    ]
+    with (tmp_path / "mlp.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows([*rows, rows[0] | {"num_tensor_parallel_workers": 2, "num_tokens": 8}])
+    made = llama3_law.law(tmp_path)
+    base = {step["up_to"]: step["base_ns"] for step in made["steps"]}
+    # n/1000 ms a layer, n rounded up to 8, and the row of `attn_kv_cache_save`.
+    assert base[8] == pytest.approx(1e6 * 32 * (0.008 + 0.006))
+    assert base[512] == pytest.approx(1e6 * 32 * (0.512 + 0.1664))
+    assert base[528] == pytest.approx(1e6 * 32 * (0.528 + 0.1768))
+
+
+def test_a_cap_on_concurrency_waits_for_nobody() -> None:
+    settings = authors.concurrency(authors.TL, 508, 256)
+    report = simulate(requests=workloads.SINGLE.requests(1.0, 50, 0), kv_blocks=29_952, **settings)
+    # Alone it takes two chunks of 256 tokens and 19 decodes.
+    law = iteration_time("a100")
+    chunk = sum(_core.iteration_seconds(law, chunks=[(256, kv)], decodes=0, decode_kv=0) for kv in (0, 256))
+    assert report.run.first_token_ns[0] - report.run.arrival_ns[0] == pytest.approx(chunk * 1e9)
 
 
 def test_the_fluid_experiment_as_a_command() -> None:

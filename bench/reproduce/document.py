@@ -1,31 +1,28 @@
-"""The summary in the documentation, between two marks that the command looks for."""
+"""The table in the documentation: a file of data, one line a quantity."""
 
 from __future__ import annotations
 
+import csv
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-BEGIN, END = "<!-- summary: written by bench/paper.py --docs -->", "<!-- end of summary -->"
+COLUMNS = ("experiment", "quantity", "paper", "ours")
 
 
-def write(path: Path, summary: Sequence[Mapping[str, str]], preamble: str) -> None:
-    """Replace what stands between the marks of `path`; rows of experiments that were not run stay as they are."""
-    text = path.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path}: expected one {BEGIN!r} and one {END!r}")
-    before, rest = text.split(BEGIN)
-    old, after = rest.split(END)
-    rows: dict[str, list[str]] = {}
-    for line in old.splitlines():
-        if line.startswith("| ") and not line.startswith("| experiment |"):
-            rows.setdefault(line.split(" | ")[0].removeprefix("| "), []).append(line)
+def write(path: Path, summary: Sequence[Mapping[str, str]]) -> None:
+    """Replace the experiments of `summary` in the file; those that were not run stay as they are, in their places."""
+    rows: dict[str, list[Mapping[str, str]]] = {}
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            for old in csv.DictReader(file):
+                rows.setdefault(old["experiment"], []).append(old)
     rows |= {row["experiment"]: [] for row in summary}
     for row in summary:
-        cells = (row[key].replace("|", "/") or "—" for key in ("experiment", "quantity", "paper", "ours"))
-        rows[row["experiment"]].append(f"| {' | '.join(cells)} |")
-    lines = [preamble, "", "| experiment | quantity | paper | ours |", "|---|---|---|---|"]
-    lines += [line for group in rows.values() for line in group]
-    path.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+        rows[row["experiment"]].append(row)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(row for group in rows.values() for row in group)

@@ -84,3 +84,23 @@ def memory_curve(
         axis.set_ylabel("M* (thousand KV tokens)")
         axis.set_title("Fluid equilibrium memory of lmsys, paper's law")
         axis.legend()
+
+
+def segment_memory(path: Path, panels: Mapping[str, Mapping[int, Mapping[str, float]]], title: str) -> None:
+    """Draw the terms of Nested WAIT's memory and their sum against the number of segments, a panel for each name."""
+    names = {"batches": "M^π", "entry": "entry queues, n_k", "buffer": "their excess, ln(·)/θ_k", "total": "sum"}
+    looks = styles(names)
+    with new_figure(path, (4.9 * len(panels), 4.2)) as figure:
+        row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axis, (name, terms) in zip(row, panels.items(), strict=True):
+            for key, label in names.items():
+                colour, _, marker = looks[key]
+                at = sorted(terms)
+                axis.plot(at, [terms[x][key] / 1e3 for x in at], color=colour, marker=marker, markersize=4, label=label)
+            axis.set_yscale("log")
+            plain_log(axis.yaxis)
+            axis.set_title(name)
+            axis.set_xlabel("segments, L")
+        row[0].set_ylabel("memory (thousand KV tokens)")
+        row[0].legend(fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")

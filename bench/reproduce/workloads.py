@@ -190,7 +190,7 @@ LMSYS = Workload(
 DECODE_ONLY = Workload(
     name="decode-only",
     source=dataset("p630d20"),
-    rates=(100, 125, 150, 175, 200, 300, 400, 500),
+    rates=tuple(range(100, 501, 25)),
     sizes=(16, 32, 64, 96, 128, 160, 192, 214, 256),
     # Prompts arrive computed: an admission is never cut into chunks.
     chunks=(1 << 20,),

@@ -168,6 +168,7 @@ class Planner:
         margin: float = 0.05,
         failure_probability: float | None = None,
         horizon: float = 0.0,
+        block_size: int = 1,
     ) -> dict[str, Any]: ...
     def stage_caps(
         self,
@@ -178,7 +179,12 @@ class Planner:
         margin: float = 0.05,
     ) -> dict[str, Any]: ...
     def safety_buffer(
-        self, per_segment: Sequence[float], boundaries: Sequence[int] | None = None, *, count: int | None = None
+        self,
+        per_segment: Sequence[float],
+        boundaries: Sequence[int] | None = None,
+        *,
+        count: int | None = None,
+        block_size: int = 1,
     ) -> SafetyBuffer: ...
 
 @final
@@ -186,6 +192,7 @@ class SafetyBuffer:
     @property
     def theta(self) -> list[float]: ...
     def tokens(self, failure_probability: float, horizon: float) -> float: ...
+    def residents(self, failure_probability: float, horizon: float) -> float: ...
     def queue_bounds(self, failure_probability: float, horizon: float) -> list[float]: ...
     def failure_probability(self, tokens: float, horizon: float) -> float: ...
     def horizon(self, tokens: float, failure_probability: float) -> float: ...

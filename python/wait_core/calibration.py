@@ -177,7 +177,7 @@ def _count(value: object, place: Place, key: str, most: int) -> int:
     return value
 
 
-def fit(steps: Steps, law: str = "measured") -> Fit:
+def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None) -> Fit:
     """Fit a law of the given kind.
 
     Parameters
@@ -187,6 +187,8 @@ def fit(steps: Steps, law: str = "measured") -> Fit:
     law : {"measured", "linear"}
         A staircase in the tokens computed, plus the costs of decodes, prefill and attention; or the paper's
         d0 + d1 x KV. The stairs are found: one is added where it lowers the error by enough.
+    stairs : sequence of int, optional
+        Where the stairs of a measured law end, in ascending order, if that is known; the last serves all beyond it.
 
     Raises
     ------
@@ -196,7 +198,7 @@ def fit(steps: Steps, law: str = "measured") -> Fit:
     """
     if law not in LAWS:
         raise WaitCoreError(f"law = {law!r}: one of {', '.join(LAWS)}")
-    edges = [float(steps.tokens.max())]
+    edges = [float(steps.tokens.max())] if stairs is None else [float(end) for end in stairs]
     kept = np.ones(len(steps), bool)
     names, columns = _columns(steps, law, edges)
     costs = _solve(columns, steps.seconds, kept)[0]
@@ -205,7 +207,7 @@ def fit(steps: Steps, law: str = "measured") -> Fit:
         error = (steps.seconds - predicted) / predicted
         deviation = 1.4826 * float(np.median(np.abs(error - np.median(error))))
         kept = np.abs(error - np.median(error)) <= max(OUTLIER * deviation, 1e-9)
-        if law == "measured" and not last:
+        if law == "measured" and stairs is None and not last:
             edges = _stairs(steps, kept, 1.0 / predicted)
             names, columns = _columns(steps, law, edges)
         costs, _ = _solve(columns, steps.seconds, kept, 1.0 / predicted)
@@ -236,6 +238,9 @@ def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str],
         named[f"first {i}"] = on_stair.astype(np.float64)
         named[f"slope {i}"] = np.where(on_stair, tokens - first, 0.0)
         first = edge + 1
+    if min(int((steps.decodes > 0).sum()), int((steps.decodes == 0).sum())) >= FEWEST:
+        # What is paid once for decodes can be told from the stairs where some iterations have none.
+        named["decode_base_ns"] = (steps.decodes > 0).astype(np.float64)
     named |= {
         "per_decode_ns": steps.decodes,
         "per_decode_kv_ns": steps.decode_kv,

@@ -11,6 +11,8 @@ from wait_core.files import read_object
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from wait_core.hardware import Deployment
+
 A100 = "llama-2-7b-a100-80gb"
 """Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's published profile: see rust/core/src/cost.rs."""
 
@@ -24,8 +26,14 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     law : str or mapping
-        "llama-2-7b-a100-80gb" (or "a100"); "linear:D0,D1", the paper's d0 + d1 x KV with D0 in seconds and D1 in
-        seconds per KV token; the path of a JSON file; or the law's fields as a mapping.
+        "llama-2-7b-a100-80gb" (or "a100"); the name of a shipped deployment, as "qwen3-32b-h100-sxm-tp2";
+        "linear:D0,D1", the paper's d0 + d1 x KV with D0 in seconds and D1 in seconds per KV token; the path of a JSON
+        file, of a law or of a deployment; or the law's fields as a mapping.
+
+    Raises
+    ------
+    WaitCoreError
+        If it is none of these.
 
     """
     if not isinstance(law, str):
@@ -40,8 +48,14 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
         return {"law": "linear", "d0": d0, "d1": d1}
     path = Path(law)
     if not path.is_file():
-        raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, nor a file")
-    return read_object(path)
+        shipped = _shipped()
+        if law in shipped:
+            return shipped[law].law
+        names = ", ".join(shipped)
+        raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, a file, nor one of {names}")
+    value = read_object(path)
+    # A deployment holds its law, beside the memory that goes with it.
+    return value["law"] if isinstance(value.get("law"), dict) else value
 
 
 def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
@@ -50,9 +64,18 @@ def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
     Raises
     ------
     WaitCoreError
-        Only named laws have one, for blocks of 16 tokens.
+        Only named laws have one, for blocks of the size that goes with it.
 
     """
-    if law != iteration_time(A100) or block_size != 16:
-        raise WaitCoreError("kv_blocks is missing: it has a default for the A100 law and block_size 16 only")
-    return KV_BLOCKS[A100]
+    if law == iteration_time(A100) and block_size == 16:
+        return KV_BLOCKS[A100]
+    for deployment in _shipped().values():
+        if law == deployment.law and block_size == deployment.block_size:
+            return deployment.kv_blocks
+    raise WaitCoreError("kv_blocks is missing: only named laws and their block_size have a default")
+
+
+def _shipped() -> Mapping[str, Deployment]:
+    from wait_core.hardware.shipped_data import shipped  # noqa: PLC0415  read where asked for only
+
+    return shipped()

@@ -62,9 +62,11 @@ class PlanReport:
         WAIT's thresholds with the least latency, with slack, delays, and what fails of their conditions; `caps`: those
         that serve the most, for a work-conserving WAIT.
     segments : list of dict
-        Segments of Nested WAIT, one per output length of the types.
+        Segments of Nested WAIT, one per output length of the types, of all lengths that there are: with the mean, the
+        variance and the maximum of their prompts.
     nested_wait : dict
-        Its thresholds, and what fails.
+        Its thresholds, and what fails; `protected`: whether they keep an overflow as rare as asked for, in KV blocks
+        (proved in rust/core/src/safety/buffer.rs). Where not, `unprotected` lists the inequalities in the way.
     buffer : dict or None
         The safety buffer: what (failure_probability, horizon) needs, and what the memory that is left gives.
     gpus : dict or None
@@ -195,7 +197,9 @@ def plan(
     limit, experience = saturated(engine, played, bound["requests"]), expected(engine, played)
     wait = classes.thresholds()
     wait["caps"] = _caps(classes, engine, workload, played, bound["requests"])
-    nested, buffer = _nested(classes, margin, failure_probability, horizon_s, blocks * block_size)
+    nested, buffer = _nested(
+        exact, workload.boundaries, engine, margin=margin, delta=failure_probability, horizon_s=horizon_s
+    )
     stable = workload.rate < limit["requests"]
     return PlanReport(
         workload=workload.name,
@@ -220,7 +224,7 @@ def plan(
         bound=bound,
         expected=experience,
         wait=wait,
-        segments=classes.segments(),
+        segments=exact.segments(workload.boundaries),
         nested_wait=nested,
         buffer=buffer,
         gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
@@ -241,15 +245,19 @@ def _caps(
 
 
 def _nested(
-    planner: _core.Planner, margin: float, delta: float, horizon_s: float, capacity: int
+    planner: _core.Planner, boundaries: list[int], engine: Engine, *, margin: float, delta: float, horizon_s: float
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    protected = planner.nested(margin=margin, failure_probability=delta, horizon=horizon_s)
-    chosen = protected if protected["feasible"] else planner.nested(margin=margin)
+    block = engine.block_size
+    protected = planner.nested(
+        boundaries, margin=margin, failure_probability=delta, horizon=horizon_s, block_size=block
+    )  # fmt: skip
+    chosen = protected if protected["feasible"] else planner.nested(boundaries, margin=margin)
     chosen["protected"] = protected["feasible"]
+    chosen["unprotected"] = protected["violations"]
     if not chosen["feasible"]:
         return chosen, None
-    buffer = planner.safety_buffer(chosen["per_segment"])
-    left = max(0.0, capacity - chosen["memory"])
+    buffer = planner.safety_buffer(chosen["per_segment"], boundaries, block_size=block)
+    left = max(0.0, engine.kv_blocks * block - chosen["memory"])
     return chosen, {
         "failure_probability": delta,
         "horizon": horizon_s,
@@ -257,8 +265,9 @@ def _nested(
         "queue_bounds": buffer.queue_bounds(delta, horizon_s),
         "theta": buffer.theta,
         "tokens_left": left,
-        "failure_probability_left": buffer.failure_probability(left, horizon_s),
-        "horizon_left": buffer.horizon(left, delta),
+        # The bounds are about thresholds that are not paced and whose plan fits seats and budget.
+        "failure_probability_left": buffer.failure_probability(left, horizon_s) if chosen["protected"] else 1.0,
+        "horizon_left": buffer.horizon(left, delta) if chosen["protected"] else 0.0,
     }
 
 

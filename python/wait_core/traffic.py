@@ -34,6 +34,8 @@ class Traffic:
         For reports.
     exact, grouped : list of (prompt, output, rate)
         Its types: every pair of lengths, and as few as thresholds want.
+    boundaries : list of int
+        Output lengths at which Nested WAIT's segments end: the longest of each type of `grouped`.
     draw : callable
         Returns the requests of each run at a rate: of a trace the one there is, time-scaled.
     dispersion : float or None
@@ -46,6 +48,7 @@ class Traffic:
     name: str
     exact: Types
     grouped: Types
+    boundaries: list[int]
     draw: Callable[[float], list[Requests]]
     dispersion: float | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -82,7 +85,10 @@ class Traffic:
             scale = 1.0 if rate is None or not total > 0 else rate / total
             exact = [(prompt, output, each * scale) for prompt, output, each in types]
             name = " + ".join(f"p{prompt}d{output}" for prompt, output, _ in exact)
-            return Traffic(name=name, exact=exact, grouped=exact, draw=lambda at: drawn(poisson(name, exact), at))
+            ends = sorted({output for _, output, each in exact if each > 0})
+            return Traffic(
+                name=name, exact=exact, grouped=exact, boundaries=ends, draw=lambda at: drawn(poisson(name, exact), at)
+            )
         if dataset_name is not None:
             count = number
         found = offered(dataset_name, dataset_path, requests, rate, count, seed, 1.0)
@@ -100,6 +106,7 @@ class Traffic:
             name=found.name,
             exact=exact,
             grouped=grouped,
+            boundaries=_boundaries(exact, grouped, num_types),
             draw=draw,
             dispersion=_dispersion(found),
             dropped=found.dropped,
@@ -115,6 +122,17 @@ def poisson(name: str, types: Types) -> Dataset:
         if rate > 0
     )
     return Dataset(name, "", Poisson(), (Phase(0.0, tuple(components)),))
+
+
+def _boundaries(exact: Types, grouped: Types, num_types: int) -> list[int]:
+    outputs = np.array([output for _, output, _ in exact])
+    if len(grouped) == len(exact):
+        return sorted({int(output) for output in outputs})
+    order = np.argsort(outputs, kind="stable")
+    share = np.cumsum(np.array([rate for *_, rate in exact])[order])
+    # Quantiles of the output length; the shares are sums of counts over the same number.
+    at = np.searchsorted(share / share[-1], np.arange(1, num_types + 1) / num_types * (1 - 1e-9))
+    return sorted({int(outputs[order][i]) for i in at})
 
 
 def _dispersion(requests: Requests, windows: int = 100) -> float:

@@ -1,4 +1,7 @@
-"""Nested WAIT (arXiv 2504.11320, Algorithm 2), word for word; the boundary queue is the queue of its first stage."""
+"""Nested WAIT (arXiv 2504.11320, Algorithm 2), the boundary queue being the queue of its first stage.
+
+With `literal` it is as printed, with one iteration between leaving the boundary queue and that stage.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from oracle import Paper, Request, Step
 class NestedWait(Paper):
     """Thresholds n_k, integers, one a segment; segment k ends with stage `last_stages[k]`."""
 
-    def __init__(self, capacity: int, last_stages: list[int], thresholds: list[int]) -> None:
+    def __init__(self, capacity: int, last_stages: list[int], thresholds: list[int], *, literal: bool = False) -> None:
         super().__init__(capacity)
+        self.literal = literal
+        self.entering: set[int] = set()  # out of the boundary queue, not yet at the stage behind it
         self.last_stages = last_stages
         self.thresholds = thresholds
         self.reached: dict[int, int] = {}  # request at a boundary: since which iteration
@@ -22,14 +27,21 @@ class NestedWait(Paper):
         """Requests whose next stage is the first of segment k, first come first."""
         if k == 0:
             return self.waiting
-        queue = [request for request in self.residents if request.stage == self.first_stage(k)]
+        at_boundary = [request for request in self.residents if request.stage == self.first_stage(k)]
+        queue = [request for request in at_boundary if request.id not in self.entering]
         return sorted(queue, key=lambda request: self.reached[request.id])
 
     def select(self, segments: int) -> list[Request]:
         """At most n_k requests of every stage of the first `segments` segments."""
         batch: list[Request] = []
         for k, n in enumerate(self.thresholds[:segments]):
-            batch += self.entry_queue(k)[:n]
+            chosen = self.entry_queue(k)[:n]
+            if self.literal and k > 0:
+                advancing = [r for r in self.residents if r.id in self.entering and r.stage == self.first_stage(k)]
+                self.entering |= {request.id for request in chosen}
+                self.entering -= {request.id for request in advancing}
+                chosen = advancing
+            batch += chosen
             last = (
                 max(self.last_stages[k], *(r.stage for r in self.residents), 0)
                 if self.is_last(k)

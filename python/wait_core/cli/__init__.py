@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wait_core import __version__
 from wait_core._core import WaitCoreError
-from wait_core.cli import calibrate, compare, demo, plan, replay, simulate
+from wait_core.cli import calibrate, compare, demo, hardware, plan, replay, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"wait-core {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, plan, simulate, compare, calibrate, replay):
+    for command in (demo, plan, simulate, compare, hardware, calibrate, replay):
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:

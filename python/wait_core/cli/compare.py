@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wait_core.cli.workload import add_simulation, comparison, requests_of, run
+from wait_core.cli.workload import add_simulation, basis, comparison, deployment_of, requests_of, run
 
 if TYPE_CHECKING:
     import argparse
@@ -21,11 +21,14 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     requests = requests_of(arguments)
-    reports = [run(arguments, policy, requests) for policy in arguments.policies]
+    deployment = deployment_of(arguments)
+    reports = [run(arguments, policy, requests, deployment) for policy in arguments.policies]
     if arguments.json:
         for report in reports:
             print(report.to_json(slo_ttft_ms=arguments.slo_ttft, slo_tpot_ms=arguments.slo_tpot))
         return 0
+    if deployment is not None:
+        print(basis(deployment))
     print(f"{requests.name}: {len(requests)} requests, {requests.rate:.4g}/s")
     print(comparison(reports))
     return 0

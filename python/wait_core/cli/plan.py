@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
-from wait_core.cli.workload import add_law, add_source, print_notes
+from wait_core.cli import gpus
+from wait_core.cli.workload import add_law, add_source, basis, deployments_of, print_notes
+from wait_core.laws import A100
 from wait_core.planning import explain, plan, stability_region
 from wait_core.tables import table
 
@@ -23,23 +25,30 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
         "--type", action="append", type=_type, metavar="PROMPT:OUTPUT:RATE", help="a request type; repeat for more"
     )
     wanted.add_argument("--num-prompts", type=int, help="requests that are played (dataset, types: 4000; trace: all)")
-    wanted.add_argument("--runs", type=int, default=20, help="seeds of a dataset that are played (%(default)s)")
+    wanted.add_argument("--runs", type=int, help="seeds of a dataset that are played (20; 3 for several GPUs)")
     wanted.add_argument("--num-types", type=int, default=8, help="most types and segments (%(default)s)")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--policy", default="clairvoyant", help="what admits; FCFS that never evicts: %(default)s")
-    add_law(engine)
+    add_law(engine, several=True)
     engine.add_argument("--kv-blocks", type=int, help="KV blocks (default: what goes with the law)")
-    engine.add_argument("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
-    engine.add_argument("--max-num-seqs", type=int, default=256, help="most residents (%(default)s)")
-    engine.add_argument("--token-budget", type=int, default=2048, help="most tokens per iteration (%(default)s)")
+    engine.add_argument("--block-size", type=int, help="tokens per block (16)")
+    engine.add_argument("--max-num-seqs", type=int, help="most residents (256, or the default on --gpu)")
+    engine.add_argument("--token-budget", type=int, help="most tokens per iteration (2048, or the default on --gpu)")
     asked = parser.add_argument_group("questions")
     asked.add_argument("--failure-probability", type=float, default=0.05, help="delta of the buffer (%(default)s)")
     asked.add_argument("--horizon", type=float, default=3600.0, metavar="S", help="over so many seconds (%(default)s)")
     asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
     asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
     asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
+    cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
+    cost.add_argument("--price", nargs="+", type=float, metavar="DOLLARS", help="per GPU and hour, one for each --gpu")
+    cost.add_argument("--slo-ttft", type=float, metavar="MS", help="objective that the number of GPUs must meet, ms")
+    cost.add_argument("--slo-tpot", type=float, metavar="MS", help="objective that the number of GPUs must meet, ms")
+    cost.add_argument("--attainment", type=float, default=0.95, help="share that must meet it (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of the stability region, PNG")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"
+    )
     parser.set_defaults(run=_plan)
 
 
@@ -54,6 +63,15 @@ def _type(text: str) -> tuple[int, int, float]:
 def _plan(arguments: argparse.Namespace) -> int:
     if arguments.dataset_name is not None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
+    deployments = deployments_of(arguments)
+    objective = arguments.price or arguments.slo_ttft is not None or arguments.slo_tpot is not None
+    if len(deployments) > 1 or objective:
+        return gpus.compare(arguments, deployments)
+    deployment = deployments[0] if deployments else None
+    engine = {"iteration_time_law": arguments.iteration_time or A100} if deployment is None else deployment.settings()
+    for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
+        if getattr(arguments, name) is not None:
+            engine[name] = getattr(arguments, name)
     report = plan(
         types=arguments.type,
         dataset_name=arguments.dataset_name,
@@ -61,13 +79,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         request_rate=arguments.request_rate,
         num_prompts=arguments.num_prompts,
         seed=arguments.seed,
-        runs=arguments.runs,
+        runs=20 if arguments.runs is None else arguments.runs,
         policy=arguments.policy,
-        iteration_time_law=arguments.iteration_time,
-        kv_blocks=arguments.kv_blocks,
-        block_size=arguments.block_size,
-        max_num_seqs=arguments.max_num_seqs,
-        token_budget=arguments.token_budget,
+        **engine,
         num_types=arguments.num_types,
         margin=arguments.margin,
         failure_probability=arguments.failure_probability,
@@ -76,6 +90,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         utilisation=arguments.utilisation,
     )
     print_notes(report.dropped, report.notes)
+    if deployment is not None and not arguments.json:
+        print(basis(deployment), end="\n\n")
     print(report.to_json() if arguments.json else text(report))
     if arguments.picture is not None:
         from wait_core import plots  # noqa: PLC0415 - matplotlib is needed here only
@@ -208,12 +224,13 @@ def _nested(report: PlanReport) -> str:
     lines += [f"  - {explain(violation)}" for violation in nested["violations"]]
     buffer = report.buffer
     if buffer is not None:
-        verdict = "fits" if nested["protected"] else "does not fit: thresholds without it"
+        verdict = "kept" if nested["protected"] else "not kept: thresholds without it"
         lines.append(
             f"safety buffer for probability {buffer['failure_probability']:g} within {buffer['horizon']:,.4g} s:"
             f" {buffer['tokens']:,.0f} tokens above M^pi = {nested['memory']:,.0f} ({verdict})"
         )
-        if report.segments[1:]:
+        lines += [f"  - for the buffer, {explain(violation)}" for violation in nested["unprotected"]]
+        if report.segments[1:] and nested["protected"]:
             lines.append(
                 f"  the {buffer['tokens_left']:,.0f} tokens left keep it at {buffer['failure_probability_left']:.3g}"
                 f" over that time, at {buffer['failure_probability']:g} for {_seconds(buffer['horizon_left'])}"

@@ -84,6 +84,8 @@ pub struct Config {
     pub max_num_seqs: u32,
     /// Most tokens in one iteration, at least `max_num_seqs` (2,048).
     pub token_budget: u32,
+    /// Most prompt tokens of one request in one iteration, as vLLM's flag of that name (no bound).
+    pub long_prefill_token_threshold: Option<u32>,
     /// Most tokens of prompt and output together (what the KV cache holds).
     pub max_model_len: Option<u32>,
     /// Share of the blocks that admission leaves free, in [0, 1) (0).
@@ -131,6 +133,9 @@ pub struct Config {
     pub without: Vec<Part>,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
     pub work_conserving: bool,
+    /// `nested-wait` passes a boundary as Algorithm 2 is printed, one service later than it needs to (false). Up to n_k more
+    /// requests then stand before segment k, for which the safety buffer of `protection` has no room.
+    pub literal_boundaries: bool,
     /// Longest time in seconds that a threshold may hold a request that fits (no bound).
     pub max_hold: Option<f64>,
 }
@@ -143,6 +148,7 @@ impl Default for Config {
             block_size: 16,
             max_num_seqs: 256,
             token_budget: 2048,
+            long_prefill_token_threshold: None,
             max_model_len: None,
             watermark: 0.0,
             preemption: Preemption::default(),
@@ -164,6 +170,7 @@ impl Default for Config {
             overflow_probability: None,
             without: Vec::new(),
             work_conserving: true,
+            literal_boundaries: false,
             max_hold: None,
         }
     }
@@ -223,6 +230,7 @@ impl Config {
         let tokens = self.validate_memory()?;
         count("max_num_seqs", self.max_num_seqs, MAX_COUNT)?;
         count("token_budget", self.token_budget, MAX_COUNT)?;
+        count("long_prefill_token_threshold", self.long_prefill_token_threshold.unwrap_or(1), MAX_COUNT)?;
         if self.token_budget < self.max_num_seqs {
             let rule = format!("must be at least max_num_seqs ({}), or some decodes never run", self.max_num_seqs);
             return Err(Error::invalid("token_budget", self.token_budget, rule));

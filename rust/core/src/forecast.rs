@@ -120,12 +120,12 @@ fn columns(left: i64) -> u32 {
 const MODEL_ERROR: f32 = 0.015;
 
 impl Outlook {
-    /// By horizon, mean and standard deviation of all KV tokens.
-    pub(crate) fn moments(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+    /// By horizon: iterations ahead, mean and standard deviation of all KV tokens.
+    pub(crate) fn moments(&self) -> impl Iterator<Item = (u32, f64, f64)> + '_ {
         (0..COLUMNS).map(|j| {
             let error = MODEL_ERROR * self.mean[j];
             let deviation = libm::sqrtf(self.variance[j] + error * error);
-            (f64::from(self.certain[j] + self.mean[j]), f64::from(deviation))
+            (HORIZONS[j], f64::from(self.certain[j] + self.mean[j]), f64::from(deviation))
         })
     }
 }

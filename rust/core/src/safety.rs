@@ -1,17 +1,18 @@
-//! Nested WAIT's safety buffer (arXiv 2504.11320 §5): memory for the queues of requests that wait, resident, at the
-//! segment boundaries, so that memory overflows within a horizon with probability at most δ.
+//! How rarely Nested WAIT overflows memory (arXiv 2504.11320 §5): the queues of requests that wait, resident, at the
+//! segment boundaries, and the buffer that keeps an overflow within a horizon to probability δ (`safety/buffer.rs`).
 //!
 //! The queue before segment k follows W' = max(`n_k`, W + Bin(`n_{k−1}`, `p_k`) − `n_k`), and P(W ≥ c) ≤ e^(−θ(c − `n_k`)) for the
 //! θ > 0 that makes e^(θ (Bin − `n_k`)) a martingale (Doob's inequality).
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::IterationTime;
 use crate::planning_error::{PlanningError, invalid, non_negative, positive};
-use crate::segment::Segments;
 
+mod buffer;
 #[cfg(test)]
 mod tests;
+
+pub use buffer::{BoundaryQueue, SafetyBuffer, SegmentMemory};
 
 /// How rarely memory may overflow.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -86,106 +87,4 @@ pub fn queue_bound(before: f64, n: f64, p: f64, steps: f64, failure_probability:
         return Err(invalid("steps", &steps, "finite and at least 1"));
     }
     Ok(n + libm::log(steps / failure_probability) / theta(before, n, p)?)
-}
-
-/// One boundary queue.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct BoundaryQueue {
-    /// KV tokens of a request that waits there: l + `l'_{k−1}`.
-    pub tokens_per_request: f64,
-    /// `n_k`.
-    pub threshold: f64,
-    /// `θ_k`.
-    pub theta: f64,
-}
-
-/// The buffer that given thresholds need, as a function of δ and the horizon.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SafetyBuffer {
-    /// The queues before segments 2, 3, …
-    pub queues: Vec<BoundaryQueue>,
-    /// m: number of segments.
-    pub segments: usize,
-    /// Shortest iteration, seconds: d0, which bounds the iterations in a horizon T by 1 + T/d0.
-    pub least_iteration: f64,
-}
-
-impl SafetyBuffer {
-    /// The buffer of Nested WAIT with thresholds `n`, one per segment.
-    ///
-    /// # Errors
-    /// [`PlanningError::InvalidArgument`] if the numbers do not match or some `θ_k` does not exist.
-    pub fn new(n: &[f64], segments: &Segments, law: &IterationTime) -> Result<Self, PlanningError> {
-        let all = segments.as_slice();
-        if n.len() != all.len() {
-            return Err(invalid("number of thresholds", &n.len(), "the number of segments"));
-        }
-        let queue = |(pair, segment): (&[f64], &crate::segment::Segment)| {
-            let theta = theta(pair[0], pair[1], segment.survival)?;
-            let tokens_per_request = segment.prompt + f64::from(segment.first_stage - 1);
-            Ok(BoundaryQueue { tokens_per_request, threshold: pair[1], theta })
-        };
-        let queues = n.windows(2).zip(&all[1..]).map(queue).collect::<Result<_, PlanningError>>()?;
-        Ok(Self { queues, segments: all.len(), least_iteration: law.least_seconds() })
-    }
-
-    /// KV tokens to keep free above M^π: Σ (l + `l'_{k−1}`) [`n_k` + ln(m (1 + T/d0)/δ)/`θ_k`].
-    ///
-    /// # Errors
-    /// [`PlanningError::InvalidArgument`] if δ or the horizon is out of range.
-    pub fn tokens(&self, protection: &Protection) -> Result<f64, PlanningError> {
-        let bounds = self.queue_bounds(protection)?;
-        Ok(self.queues.iter().zip(bounds).fold(0.0, |sum, (queue, bound)| sum + queue.tokens_per_request * bound))
-    }
-
-    /// Requests that the queue before each segment 2, 3, … may hold under that protection.
-    ///
-    /// # Errors
-    /// [`PlanningError::InvalidArgument`] if δ or the horizon is out of range.
-    pub fn queue_bounds(&self, protection: &Protection) -> Result<Vec<f64>, PlanningError> {
-        protection.validate()?;
-        let exponent = libm::log(self.union(protection.horizon) / protection.failure_probability);
-        Ok(self.queues.iter().map(|queue| queue.threshold + exponent / queue.theta).collect())
-    }
-
-    /// The inverse: the bound on δ that `tokens` of buffer give over `horizon` seconds; 1 where the bound says nothing, 0
-    /// where there is no boundary.
-    ///
-    /// # Errors
-    /// [`PlanningError::InvalidArgument`] if an argument is negative or not finite.
-    pub fn failure_probability(&self, tokens: f64, horizon: f64) -> Result<f64, PlanningError> {
-        non_negative("tokens", tokens)?;
-        non_negative("horizon", horizon)?;
-        if self.queues.is_empty() {
-            return Ok(0.0);
-        }
-        Ok((self.union(horizon) * libm::exp(-self.exponent(tokens))).min(1.0))
-    }
-
-    /// The inverse in time: the longest horizon, in seconds, over which `tokens` of buffer keep the failure probability at
-    /// or below δ; 0 if there is none, infinite where there is no boundary.
-    ///
-    /// # Errors
-    /// [`PlanningError::InvalidArgument`] if an argument is out of range.
-    pub fn horizon(&self, tokens: f64, failure_probability: f64) -> Result<f64, PlanningError> {
-        non_negative("tokens", tokens)?;
-        check_probability("failure_probability", failure_probability)?;
-        if self.queues.is_empty() {
-            return Ok(f64::INFINITY);
-        }
-        let steps = failure_probability * libm::exp(self.exponent(tokens)) / self.segments as f64;
-        Ok((self.least_iteration * (steps - 1.0)).max(0.0))
-    }
-
-    /// m (1 + T/d0): queues times iterations, over which the union bound runs.
-    fn union(&self, horizon: f64) -> f64 {
-        self.segments as f64 * (1.0 + horizon / self.least_iteration)
-    }
-
-    /// The logarithm that `tokens` of buffer pay for.
-    fn exponent(&self, tokens: f64) -> f64 {
-        let thresholds: f64 = self.queues.iter().map(|q| q.tokens_per_request * q.threshold).sum();
-        let per_unit: f64 = self.queues.iter().map(|q| q.tokens_per_request / q.theta).sum();
-        (tokens - thresholds) / per_unit
-    }
 }

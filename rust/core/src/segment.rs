@@ -27,6 +27,10 @@ pub struct Segment {
     pub survival: f64,
     /// Mean prompt length of the requests that enter, tokens.
     pub prompt: f64,
+    /// Variance of their prompt lengths, tokens².
+    pub prompt_variance: f64,
+    /// Longest prompt among them, tokens.
+    pub longest_prompt: f64,
 }
 
 impl Segment {
@@ -55,8 +59,9 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// One segment per distinct output length. Unequal prompts enter by the rate-weighted mean over the requests that
-    /// reach the segment, so that Σ `Λ_k` (l + `s̄_k`) `δ_k` is exactly Σ `λ_j A_j`.
+    /// One segment per distinct output length. Unequal prompts enter M^π by the rate-weighted mean over the requests that
+    /// reach the segment, so that Σ `Λ_k` (l + `s̄_k`) `δ_k` is exactly Σ `λ_j A_j`; what may be resident beyond the mean is
+    /// the safety buffer's, which has their maximum and variance.
     ///
     /// # Errors
     /// [`PlanningError::InvalidArgument`] if nothing arrives.
@@ -90,12 +95,17 @@ impl Segments {
             }
             let entering = || arriving.iter().filter(|t| t.output > previous);
             let rate: f64 = entering().map(|t| t.rate).sum();
+            let mean =
+                |of: &dyn Fn(f64) -> f64| entering().map(|t| t.rate * of(f64::from(t.prompt))).sum::<f64>() / rate;
+            let prompt = mean(&|l| l);
             segments.push(Segment {
                 first_stage: if k == 0 { 0 } else { convention.last_stage(previous) + 1 },
                 last_stage: convention.last_stage(boundary),
                 rate,
                 survival: segments.last().map_or(1.0, |before| rate / before.rate),
-                prompt: entering().map(|t| t.rate * f64::from(t.prompt)).sum::<f64>() / rate,
+                prompt,
+                prompt_variance: mean(&|l| (l - prompt) * (l - prompt)),
+                longest_prompt: entering().map(|t| f64::from(t.prompt)).fold(0.0, f64::max),
             });
             previous = boundary;
         }
@@ -124,7 +134,7 @@ impl Segments {
     }
 
     /// Segments that hold for every window of a time-varying workload: the same boundaries, and per segment the largest
-    /// entry rate of the first, the worst `p_k`, the longest mean prompt.
+    /// entry rate of the first, the worst `p_k`, the largest mean, variance and maximum of prompts.
     ///
     /// # Errors
     /// [`PlanningError::InvalidArgument`] if there is no window or the boundaries differ.
@@ -146,6 +156,8 @@ impl Segments {
             for (segment, other) in worst.segments.iter_mut().zip(&other.segments) {
                 segment.survival = segment.survival.max(other.survival);
                 segment.prompt = segment.prompt.max(other.prompt);
+                segment.prompt_variance = segment.prompt_variance.max(other.prompt_variance);
+                segment.longest_prompt = segment.longest_prompt.max(other.longest_prompt);
                 segment.rate = segment.rate.max(other.rate);
             }
         }

@@ -11,24 +11,12 @@ use crate::list::{Link, List, following, previous};
 use crate::memory::BlockPool;
 use crate::request::{Phase, Request, RequestId, Slot, Tracked};
 
+mod limits;
 mod sharing;
 #[cfg(test)]
 mod tests;
 
-/// Limits of one iteration and of the engine, from the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Most resident requests (running, prefilling and paused).
-    pub max_num_seqs: u32,
-    /// Most tokens in one iteration, decodes and prefill chunks together.
-    pub token_budget: u32,
-    /// Blocks that admission leaves free.
-    pub watermark_blocks: u32,
-    /// Most tokens of prompt and output together.
-    pub max_model_len: u32,
-    /// The host evicts by itself and reports it: plans never preempt.
-    pub host_preempts: bool,
-}
+pub use limits::Limits;
 
 /// The state of the scheduler as a policy sees it.
 #[derive(Clone, Debug)]
@@ -57,13 +45,7 @@ impl View {
             table: Vec::new(),
             vacant: Vec::new(),
             index: HashMap::default(),
-            limits: Limits {
-                max_num_seqs: config.max_num_seqs,
-                token_budget: config.token_budget,
-                watermark_blocks: config.watermark_blocks(),
-                max_model_len: config.model_len(),
-                host_preempts: config.host_preempts,
-            },
+            limits: Limits::new(config),
             pool,
             lanes: vec![Lane::new(config.block_size); lanes],
             lines: vec![Line::default(); queues + 1],

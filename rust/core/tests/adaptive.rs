@@ -157,7 +157,7 @@ fn traffic(core: &mut Scheduler, ids: std::ops::Range<u64>, labelled: bool) -> V
 
 #[test]
 fn what_was_learned_is_taken_over_by_another_scheduler() {
-    let settings = json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256});
+    let settings = json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256, "overflow_probability": 0.02});
     let mut first = scheduler(settings.clone());
     traffic(&mut first, 0..400, true);
     let learned = first.learned().unwrap();
@@ -189,8 +189,8 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
 #[test]
 fn a_label_that_tells_short_from_long_saves_iterations() {
     let iterations = |labelled| {
-        let mut core = scheduler(json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256}));
-        traffic(&mut core, 0..2_000, labelled).len()
+        let settings = json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256, "overflow_probability": 0.02});
+        traffic(&mut scheduler(settings), 0..2_000, labelled).len()
     };
     let (plain, labelled) = (iterations(false), iterations(true));
     assert!(labelled < plain, "{labelled} iterations with labels, {plain} without");
@@ -231,7 +231,8 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
 #[test]
 fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     const PREFIX: u32 = 196;
-    let mut core = scheduler(json!({"kv_blocks": 100, "block_size": 4, "host_preempts": true}));
+    let settings = json!({"kv_blocks": 100, "block_size": 4, "host_preempts": true, "overflow_probability": 0.02});
+    let mut core = scheduler(settings);
     // What the host has: the prefix, and of each resident what comes after it.
     let report = |core: &mut Scheduler, finished: &[RequestId]| {
         core.complete(&Report { finished, ..Report::default() });

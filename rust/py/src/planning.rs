@@ -201,9 +201,10 @@ impl Planner {
 
     /// Nested WAIT's thresholds: those given by segment, or the chain with this margin that has the least latency.
     ///
+    /// With a failure probability they are those whose safety buffer, in KV blocks of block_size tokens, fits as well.
     /// Where no chain is feasible, per_segment is None and the violations say why.
     #[pyo3(signature = (boundaries = None, *, count = None, per_segment = None, margin = 0.05, failure_probability = None,
-        horizon = 0.0))]
+        horizon = 0.0, block_size = 1))]
     #[allow(clippy::too_many_arguments)] // one keyword per choice
     fn nested<'py>(
         &self,
@@ -214,10 +215,12 @@ impl Planner {
         margin: f64,
         failure_probability: Option<f64>,
         horizon: f64,
+        block_size: u32,
     ) -> PyResult<Bound<'py, PyDict>> {
         let segments = self.cut(boundaries, count)?;
         let protection = failure_probability.map(|failure_probability| Protection { failure_probability, horizon });
-        let setting = NestedSetting { segments: &segments, law: &self.law, limits: self.limits, protection };
+        let setting =
+            NestedSetting { segments: &segments, law: &self.law, limits: self.limits, protection, block_size };
         let found = match per_segment {
             Some(per_segment) => NestedThresholds::evaluate(per_segment, &setting),
             None => NestedThresholds::best(&setting, margin),
@@ -253,17 +256,18 @@ impl Planner {
         value(py, &refused(StageCaps::spread(total, &self.cut(boundaries, count)?, margin))?)
     }
 
-    /// The safety buffer of thresholds by segment.
-    #[pyo3(signature = (per_segment, boundaries = None, *, count = None))]
+    /// The safety buffer of thresholds by segment, in KV blocks of so many tokens.
+    #[pyo3(signature = (per_segment, boundaries = None, *, count = None, block_size = 1))]
     #[allow(clippy::needless_pass_by_value)] // extracted from a Python list
     fn safety_buffer(
         &self,
         per_segment: Vec<f64>,
         #[pyo3(from_py_with = convert::ranged)] boundaries: Option<Vec<u32>>,
         #[pyo3(from_py_with = convert::ranged)] count: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] block_size: u32,
     ) -> PyResult<SafetyBuffer> {
         let segments = self.cut(boundaries, count)?;
-        Ok(SafetyBuffer { inner: refused(Buffer::new(&per_segment, &segments, &self.law))? })
+        Ok(SafetyBuffer { inner: refused(Buffer::new(&per_segment, &segments, &self.law, block_size))? })
     }
 }
 
@@ -278,12 +282,17 @@ impl SafetyBuffer {
     /// θ_k of the queue before each segment 2, 3, …
     #[getter]
     fn theta(&self) -> Vec<f64> {
-        self.inner.queues.iter().map(|queue| queue.theta).collect()
+        self.inner.segments.iter().filter_map(|segment| Some(segment.queue?.theta)).collect()
     }
 
     /// KV tokens to keep free for this probability of an overflow within a horizon of so many seconds.
     fn tokens(&self, failure_probability: f64, horizon: f64) -> PyResult<f64> {
         refused(self.inner.tokens(&Protection { failure_probability, horizon }))
+    }
+
+    /// Most requests resident at once under that protection, boundary queues included.
+    fn residents(&self, failure_probability: f64, horizon: f64) -> PyResult<f64> {
+        refused(self.inner.residents(&Protection { failure_probability, horizon }))
     }
 
     /// Requests that the queue before each segment 2, 3, … may hold under that protection.

@@ -4,7 +4,7 @@
 //! requests that end on their own: taken as normal, as one and the same within an octave of horizons, and as independent
 //! from octave to octave. It is at most what it would be if nobody ended.
 
-use super::{HORIZONS, MODEL_ERROR, Outlook};
+use super::{MODEL_ERROR, Outlook};
 
 /// Steps, of one in eight deviations, to either side in which the common error is summed up.
 const STEPS: i32 = 32;
@@ -25,10 +25,9 @@ pub struct KvForecast {
 impl Outlook {
     /// The forecast for a cache of `capacity` tokens, of so many `residents` whose blocks hold at most `kv` tokens now.
     pub(crate) fn forecast(&self, capacity: f64, kv: f64, residents: f64) -> Vec<KvForecast> {
-        let mut forecast: Vec<KvForecast> = HORIZONS
-            .iter()
-            .zip(self.moments())
-            .map(|(&horizon, (mean, deviation))| KvForecast { horizon, mean, deviation, overflow: 0.0 })
+        let mut forecast: Vec<KvForecast> = self
+            .moments()
+            .map(|(horizon, mean, deviation)| KvForecast { horizon, mean, deviation, overflow: 0.0 })
             .collect();
         let mut weights = 0.0;
         for step in -STEPS..=STEPS {

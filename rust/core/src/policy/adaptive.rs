@@ -7,24 +7,27 @@
 //! of an iteration end at the edge of a stair of the law. z · deviation is the safety buffer of arXiv 2504.11320 §5: there
 //! a logarithm times the spread of how many requests go on, here z(σ/C) times that of the residents as they are.
 
-mod budget;
-mod buffer;
-mod entry;
+mod admission;
 mod learned;
+mod overflow_margin;
 mod pace;
 mod promise;
+mod steady_state;
+mod token_budget;
+mod traffic;
 
-use self::budget::TokenBudget;
-use self::buffer::Buffer;
-use self::entry::Entry;
+use self::admission::Entry;
 use self::learned::Learned;
+use self::overflow_margin::{BALANCE, OverflowMargin};
 use self::pace::Pace;
 use self::promise::{LATE, Promise, Turns, USUAL};
+use self::token_budget::{Backlog, TokenBudget};
+use self::traffic::Traffic;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, Policy};
 use crate::config::{Config, Order, Part};
-use crate::forecast::{Candidate, Forecast, KvForecast};
+use crate::forecast::{Candidate, Forecast, KvForecast, POOLED};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::{LengthHint, Phase, Request, Slot};
 use crate::view::View;
@@ -37,9 +40,10 @@ const WORK_STEPS: i64 = 1 << 20;
 pub struct Adaptive {
     forecast: Forecast,
     learned: Learned,
+    traffic: Traffic,
     pace: Pace,
     budget: Option<TokenBudget>,
-    buffer: Buffer,
+    margin: OverflowMargin,
     order: Order,
     /// None: priorities do not age.
     ageing_ns: Option<f64>,
@@ -62,12 +66,13 @@ impl Adaptive {
         Self {
             forecast: Forecast::new(),
             learned: Learned::new(&config.without),
+            traffic: Traffic::default(),
             pace: Pace::default(),
             budget: config
                 .iteration_time
                 .as_ref()
                 .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
-            buffer: Buffer::new(config),
+            margin: OverflowMargin::new(config),
             order: config.order,
             ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
@@ -88,7 +93,7 @@ impl Adaptive {
     fn advance(&mut self, view: &View) {
         let passed = view.lanes()[0].tick() - self.forecast.tick();
         if passed > 0 {
-            self.pace.fill(passed, view.pool().tokens() as f64);
+            self.pace.fill(&self.traffic, passed, view.pool().tokens() as f64);
             (0..passed).for_each(|_| self.forecast.step());
         }
     }
@@ -104,8 +109,8 @@ impl Adaptive {
         }
     }
 
-    /// Collects who may enter, the preempted first, then by rank, the late last; false if somebody has to wait for memory
-    /// or a seat. Behind a head that lacks memory others of its line are looked at, as long as they came within the
+    /// Collects what may enter, the preempted first, then by rank, the late last; true if more would enter but for the
+    /// tokens of an iteration. Behind a head that lacks memory others of its line are looked at, as long as they came within the
     /// ageing time after it.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
         // The first that was held: until which rank others may overtake it, and how many are still looked at.
@@ -138,7 +143,6 @@ impl Adaptive {
                         plan.hold_queue(LATE, if queue == USUAL { promise.hold(view) } else { hold });
                     }
                     if preempted || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
-                        // Tokens left over are no reason to hurry, nor to wait.
                         return hold.reason == HoldReason::BatchCap && entry.seats > 0;
                     }
                     let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
@@ -148,7 +152,7 @@ impl Adaptive {
                 }
             }
         }
-        overtake.is_none()
+        false
     }
 }
 
@@ -162,6 +166,7 @@ fn label(type_id: u16) -> Option<u16> {
 #[serde(deny_unknown_fields)]
 struct State {
     lengths: Learned,
+    traffic: Traffic,
     pace: Pace,
 }
 
@@ -212,16 +217,16 @@ impl Policy for Adaptive {
     }
 
     fn learned(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(State { lengths: self.learned.clone(), pace: self.pace }).ok()
+        serde_json::to_value(State { lengths: self.learned.clone(), traffic: self.traffic, pace: self.pace }).ok()
     }
 
     fn restore(&mut self, view: &View, state: &serde_json::Value) -> Result<(), String> {
-        let State { lengths, pace } = State::deserialize(state).map_err(|error| error.to_string())?;
+        let State { lengths, traffic, pace } = State::deserialize(state).map_err(|error| error.to_string())?;
         let mut forecast = Forecast::at(view.lanes()[0].tick());
-        if !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
+        if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
             return Err("counts that no traffic gives".to_owned());
         }
-        (self.forecast, self.pace) = (forecast, pace);
+        (self.forecast, self.traffic, self.pace) = (forecast, traffic, pace);
         Ok(())
     }
 
@@ -242,10 +247,11 @@ impl Policy for Adaptive {
         }
         match event {
             Event::Arrived => {
+                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.shared_prefix));
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
             Event::Admitted => {
-                self.pace.take();
+                self.pace.take(&self.traffic);
                 if let Some(promise) = &mut self.promise {
                     promise.admitted(view, slot);
                 }
@@ -262,12 +268,12 @@ impl Policy for Adaptive {
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
                     let kv = f64::from(request.prompt - request.shared_prefix) + 0.5 * f64::from(stage);
-                    self.pace.learn(f64::from(stage), kv);
+                    self.traffic.end(f64::from(stage), kv);
                 }
             }
             Event::Preempted | Event::Refused | Event::Aborted => {
                 if matches!(event, Event::Refused) {
-                    self.pace.give_back();
+                    self.pace.give_back(&self.traffic);
                 }
                 self.advance(view);
                 self.forecast.leave(slot);
@@ -280,20 +286,27 @@ impl Policy for Adaptive {
         plan.decode(view, 0);
         plan.make_room(view);
         self.entering.clear();
+        if let Some(budget) = &mut self.budget {
+            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
+        }
         if let Some(promise) = &mut self.promise {
             promise.begin(view);
         }
         let evicts = !plan.preempted().is_empty();
-        let (backlog, held) = if evicts || view.waiting_total() == 0 {
+        let backlog = if evicts || view.waiting_total() == 0 {
             let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
-            (view.prefilling().iter().map(left).sum(), evicts)
+            let tokens = view.prefilling().iter().map(left).sum();
+            Backlog { tokens, beyond: 0, requests: view.prefilling().len() as u32, held: evicts }
         } else {
             let mut entry = self.entry(view, plan);
-            let held = !self.collect(view, plan, &mut entry);
-            (entry.backlog, held)
+            let short_of_tokens = self.collect(view, plan, &mut entry);
+            let requests = (view.prefilling().len() + self.entering.len()) as u32;
+            let held = view.waiting_total() - self.entering.len() as u32;
+            let beyond = if short_of_tokens { entry.would_fit(view).min(held) } else { 0 };
+            Backlog { tokens: entry.backlog, beyond, requests, held: held > 0 }
         };
-        if let Some(budget) = &self.budget {
-            let tokens = budget.choose(view, plan.decodes(), backlog, held);
+        if let Some(budget) = &mut self.budget {
+            let tokens = budget.choose(view, plan.decodes(), &backlog);
             plan.set_budget(view, budget.within(view, plan.decodes(), tokens, self.tpot_target));
         }
         plan.continue_prefills(view);
@@ -306,10 +319,10 @@ impl Policy for Adaptive {
             plan.admit(view, slot, plan.tokens_left(), false);
         }
         if let Some(budget) = &mut self.budget {
-            budget.settle(view, plan, backlog);
+            budget.settle(view, plan);
         }
         if let Some(promise) = &mut self.promise {
-            promise.settle(view, plan, backlog);
+            promise.settle(view, plan, backlog.tokens);
         }
     }
 }

@@ -71,6 +71,16 @@ impl Gate {
         self.entered += 1;
     }
 
+    /// Services after which one may enter at the next; 0 if one may already.
+    pub(super) fn services_until_due(&self) -> f64 {
+        (libm::ceil((1.0 - EPSILON - self.credit) / self.threshold) - 1.0).max(0.0)
+    }
+
+    /// So many services pass in which nothing is computed and nobody enters, before one may.
+    pub(super) fn pass(&mut self, services: f64) {
+        self.credit += services * self.threshold;
+    }
+
     /// Ends a plan that computes something: a service, if the gate was open.
     pub(super) fn settle(&mut self) {
         if self.open {
@@ -129,6 +139,25 @@ mod tests {
         assert_eq!(entries(2.5, &[9; 6], false), [2, 3, 2, 3, 2, 3]);
         assert_eq!(entries(0.25, &[9; 9], false), [0, 0, 0, 1, 0, 0, 0, 1, 0]);
         assert_eq!(entries(0.5, &[0, 0, 0, 0, 9, 9, 9], false), [0, 0, 0, 0, 1, 0, 1], "a closed gate accrues nothing");
+    }
+
+    #[test]
+    fn services_without_a_batch_accrue_up_to_the_next_entry() {
+        let mut gate = Gate::new(0.25, 10);
+        let mut passed = Vec::new();
+        for _ in 0..3 {
+            passed.push(gate.services_until_due());
+            gate.pass(gate.services_until_due());
+            gate.begin(9, 0);
+            assert!(gate.admits());
+            gate.enter();
+            gate.settle();
+        }
+        assert!(
+            passed.iter().all(|&services| (services - 3.0).abs() < f64::EPSILON),
+            "every fourth service: {passed:?}"
+        );
+        assert!(Gate::new(2.5, 10).services_until_due() < f64::EPSILON);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! each entry queue go in, and all members advance one stage. Later segments pause and keep their KV; if there is no
 //! such k, the server waits for an arrival. Segment 1 is entered from the waiting line; the entry queue of segment k is
 //! the boundary queue: residents that passed stage l'_{k−1} and did not finish (`boundary.rs`; each segment is a lane).
+//! The boundary queue IS the queue for decode iteration l'_{k−1} + 1. Algorithm 2 as printed spends one iteration more at
+//! each boundary, between leaving the queue and that decode; `literal_boundaries` does so too, and costs latency only.
 //! `work_conserving` turns thresholds into caps: every segment is served in every iteration.
 
 use super::boundary::Boundaries;
@@ -24,6 +26,10 @@ pub struct NestedWait {
     reached: Vec<Slot>,
     /// How many of them, by lane.
     leaving: Vec<u32>,
+    /// By segment, with literal boundaries: how many at the front of its queue have been let in, and decode from the next
+    /// service on.
+    entering: Vec<u32>,
+    literal: bool,
     work_conserving: bool,
     max_hold_ns: Option<u64>,
 }
@@ -51,6 +57,8 @@ impl NestedWait {
             gates: last_stage.iter().zip(&thresholds).map(gate).collect(),
             reached: Vec::new(),
             leaving: vec![0; last_stage.len()],
+            entering: vec![0; last_stage.len()],
+            literal: config.literal_boundaries,
             boundaries: Boundaries::new(last_stage),
             work_conserving: config.work_conserving,
             max_hold_ns: config.max_hold_ns(),
@@ -74,7 +82,9 @@ impl NestedWait {
                 inside += view.prefilling().len() as u32;
                 (view.waiting_total(), view.head(0).map(|slot| view.request(slot).arrival_ns))
             } else {
-                (self.boundaries.waiting(k), self.boundaries.waiting_since_ns(k))
+                let entering = self.entering[k].min(self.boundaries.waiting(k));
+                self.entering[k] = entering;
+                (self.boundaries.waiting(k) - entering, self.boundaries.waiting_since_ns(k))
             };
             self.gates[k].begin(waiting, inside);
             nested &= self.gates[k].open;
@@ -96,20 +106,28 @@ impl NestedWait {
 
     /// Lets requests from the boundary queue into segment `k`.
     fn advance(&mut self, view: &View, plan: &mut Plan, k: usize) {
-        loop {
+        for _ in 0..std::mem::take(&mut self.entering[k]) {
+            self.resume(view, plan, k);
+        }
+        while self.boundaries.waiting(k) > self.entering[k] {
             let since_ns = self.boundaries.waiting_since_ns(k);
             let overdue = self.deadline(since_ns).is_some_and(|ns| ns <= view.now_ns());
-            if since_ns.is_none() || !(self.gates[k].admits() || overdue) {
+            if !(self.gates[k].admits() || overdue) {
                 return;
             }
-            self.enter(view, plan, k);
+            self.gates[k].enter();
+            if self.literal {
+                self.entering[k] += 1;
+            } else {
+                self.resume(view, plan, k);
+            }
         }
     }
 
-    fn enter(&mut self, view: &View, plan: &mut Plan, k: usize) {
+    /// The first in the queue before segment `k` decodes again.
+    fn resume(&mut self, view: &View, plan: &mut Plan, k: usize) {
         if let Some(slot) = self.boundaries.take(view, k) {
             plan.unpark(view, slot, k);
-            self.gates[k].enter();
         }
     }
 
@@ -147,12 +165,45 @@ impl NestedWait {
         }
     }
 
-    /// Nothing would run though the first segment is served: services without a batch take no time, so credit accrues
-    /// until the next request may enter; and if paused requests hold the memory that it needs, they go on, or nobody
-    /// ever will.
+    /// For how many services without a batch gate `k` stays open, the gates before it staying open for `open`: until one is
+    /// due and none waits, where it closes and all behind it.
+    fn open_for(&self, k: usize, open: f64) -> f64 {
+        let waits = k == 0 || self.boundaries.waiting(k) > self.entering[k];
+        if waits { open } else { open.min(self.gates[k].services_until_due()) }
+    }
+
+    /// Services without a batch take no time: they pass, at every gate that stays open, until one lets a request in.
+    fn pass_idle_services(&mut self, view: &View, plan: &mut Plan) {
+        let (mut least, mut open) = (self.gates[0].services_until_due(), f64::INFINITY);
+        for k in 1..self.gates.len() {
+            let due = self.gates[k].services_until_due();
+            if self.boundaries.waiting(k) > self.entering[k] && due <= open {
+                least = least.min(due);
+            }
+            open = self.open_for(k, open);
+        }
+        open = f64::INFINITY;
+        for k in 0..self.gates.len() {
+            open = self.open_for(k, open);
+            self.gates[k].pass(least.min(open));
+        }
+        let served = self.begin(view, plan, false);
+        (1..served).for_each(|k| self.advance(view, plan, k));
+        plan.make_room(view);
+        self.admit(view, plan);
+    }
+
+    /// Nothing would run though the first segment is served: credit accrues until the next request may enter; and if
+    /// paused requests hold the memory that it needs, they go on, or nobody ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
         let next = view.iter_resuming().next().or_else(|| view.head(0));
         if let Some(slot) = next.filter(|&slot| plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok()) {
+            if !conserving {
+                self.pass_idle_services(view, plan);
+                if !plan.is_empty() {
+                    return;
+                }
+            }
             self.gates[0].enter();
             plan.admit(view, slot, plan.tokens_left(), true);
             return;
@@ -165,7 +216,9 @@ impl NestedWait {
         if plan.is_empty() && plan.preempted().is_empty() {
             // All residents stand at boundaries: the one nearest to its end goes on.
             if let Some(k) = (1..self.gates.len()).rev().find(|&k| self.boundaries.waiting(k) > 0) {
-                self.enter(view, plan, k);
+                self.entering[k] = self.entering[k].saturating_sub(1);
+                self.resume(view, plan, k);
+                self.gates[k].enter();
                 plan.make_room(view);
             }
         }

@@ -76,7 +76,8 @@ pub(super) fn segments(config: &Config, workload: &Workload) -> Result<Segments>
 /// Nested WAIT's n_k, one a segment.
 pub(super) fn nested(config: &Config, segments: &Segments) -> Result<Vec<f64>> {
     if let Some(law) = config.iteration_time.as_ref().filter(|_| !config.work_conserving) {
-        let setting = NestedSetting { segments, law, limits: limits(config), protection: config.protection };
+        let (protection, block_size) = (config.protection, config.block_size);
+        let setting = NestedSetting { segments, law, limits: limits(config), protection, block_size };
         match NestedThresholds::best(&setting, config.margin) {
             Ok(best) => return Ok(best.per_segment),
             // In overload the largest chain keeps the memory full, and leaves the rest waiting.

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::cost::IterationTime;
+use crate::segment::Segments;
 use crate::workload::{RequestType, StageConvention, Workload};
 
 fn segments() -> Segments {
@@ -22,20 +24,74 @@ fn published_values() {
 
 #[test]
 fn the_buffer_by_its_formula() {
-    let n = [10.0, 4.2, 1.6];
-    let buffer = SafetyBuffer::new(&n, &segments(), &law()).unwrap();
+    // The paper's: integer thresholds, equal prompts, blocks of one token.
+    let n = [10.0, 5.0, 2.0];
+    let buffer = SafetyBuffer::new(&n, &segments(), &law(), 1).unwrap();
     let protection = Protection { failure_probability: 0.01, horizon: 60.0 };
     let union = libm::log(3.0 * (1.0 + 60.0 / 0.01) / 0.01);
-    let expected = (512.0 + 20.0) * (4.2 + union / theta(10.0, 4.2, 4.0 / 11.0).unwrap())
-        + (512.0 + 50.0) * (1.6 + union / theta(4.2, 1.6, 0.25).unwrap());
+    let queues = [5.0 + union / theta(10.0, 5.0, 4.0 / 11.0).unwrap(), 2.0 + union / theta(5.0, 2.0, 0.25).unwrap()];
+    let expected = (512.0 + 20.0) * queues[0] + (512.0 + 50.0) * queues[1];
     assert!((buffer.tokens(&protection).unwrap() / expected - 1.0).abs() < 1e-12);
+    // A resident holds up to 15 tokens more in blocks of 16.
+    let residents = 10.0 * 21.0 + 5.0 * 30.0 + 2.0 * 150.0 + queues[0] + queues[1];
+    assert!((buffer.residents(&protection).unwrap() / residents - 1.0).abs() < 1e-12);
+    let blocks = SafetyBuffer::new(&n, &segments(), &law(), 16).unwrap();
+    assert!((blocks.tokens(&protection).unwrap() / (expected + 15.0 * residents) - 1.0).abs() < 1e-12);
+    // The longest prompts of those that enter, and a decode of everything else.
+    assert!((buffer.iteration_tokens() - (10.0 * 512.0 + 200.0 + 150.0 + 300.0)).abs() < 1e-9);
+}
+
+#[test]
+fn a_fraction_lets_one_request_more_in() {
+    let protection = Protection { failure_probability: 0.05, horizon: 10.0 };
+    let union = libm::log(3.0 * (1.0 + 10.0 / 0.01) / 0.05);
+    let buffer = SafetyBuffer::new(&[10.0, 4.2, 1.6], &segments(), &law(), 1).unwrap();
+    let queues = [5.2 + union / theta(10.0, 4.2, 4.0 / 11.0).unwrap(), 3.6 + union / theta(4.2, 1.6, 0.25).unwrap()];
+    let expected = (512.0 + 50.0) + (512.0 + 200.0) + (512.0 + 20.0) * queues[0] + (512.0 + 50.0) * queues[1];
+    assert!((buffer.tokens(&protection).unwrap() / expected - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn unequal_prompts_take_the_lesser_of_two_conditions() {
+    let of = |n: &[f64]| {
+        // Mean prompt 8 of each, passing at 0.4.
+        let types = [(2, 3, 0.9 * 6.0), (62, 3, 0.1 * 6.0), (2, 8, 0.9 * 4.0), (62, 8, 0.1 * 4.0)];
+        let types = types.map(|(prompt, output, rate)| RequestType { prompt, output, rate });
+        let segments = Segments::exact(&Workload::new(types.to_vec()).unwrap(), StageConvention::Paper).unwrap();
+        let [first, second] = segments.as_slice() else { panic!("two outputs") };
+        assert!((first.prompt - 8.0).abs() < 1e-12 && (first.prompt_variance - 324.0).abs() < 1e-9);
+        assert!((second.longest_prompt - 62.0).abs() < 1e-12);
+        let buffer = SafetyBuffer::new(n, &segments, &IterationTime::linear(0.01, 1e-4).unwrap(), 1).unwrap();
+        let protection = Protection { failure_probability: 0.05, horizon: 20.0 };
+        let steps = 1.0 + 20.0 / 0.01;
+        let queue = |x: f64| n[1] + x / theta(n[0], n[1], 0.4).unwrap();
+        // The maximum in place of the mean.
+        let x = libm::log(2.0 * steps / 0.05);
+        let maximum = (4.0 * n[0] + 5.0 * n[1] + queue(x)) * 54.0 + (8.0 + 3.0) * queue(x);
+        // Bernstein's inequality in every window of the requests that reached the segment.
+        let x = libm::log(((2.0 + 2.0 * n[0]) * steps + 2.0) / 0.05);
+        let above = |m: f64| ((2.0 * m * 324.0 * x).sqrt() + 62.0 * x / 3.0).min(54.0 * m);
+        let variance = above(4.0 * n[0]) + above(5.0 * n[1] + queue(x)) + (8.0 + 3.0) * queue(x);
+        assert!((buffer.tokens(&protection).unwrap() / variance.min(maximum) - 1.0).abs() < 1e-9);
+        for tokens in [0.5 * variance, variance, 2.0 * variance, 1.1 * maximum] {
+            let bound = buffer.failure_probability(tokens, 20.0).unwrap();
+            if bound > 1e-300 && bound < 1.0 {
+                let again = buffer.tokens(&Protection { failure_probability: bound, horizon: 20.0 }).unwrap();
+                assert!((again / tokens - 1.0).abs() < 1e-9, "{again} {tokens}");
+                assert!((buffer.horizon(tokens, bound).unwrap() / 20.0 - 1.0).abs() < 1e-6);
+            }
+        }
+    };
+    of(&[2.0, 1.0]);
+    of(&[10.0, 5.0]);
+    of(&[100.0, 50.0]);
 }
 
 #[test]
 fn one_segment_needs_no_buffer() {
     let one = Workload::new(vec![RequestType { prompt: 10, output: 5, rate: 1.0 }]).unwrap();
     let one = Segments::exact(&one, StageConvention::Vllm).unwrap();
-    let buffer = SafetyBuffer::new(&[3.0], &one, &law()).unwrap();
+    let buffer = SafetyBuffer::new(&[3.0], &one, &law(), 1).unwrap();
     let protection = Protection { failure_probability: 1e-9, horizon: 1e9 };
     assert!(buffer.tokens(&protection).unwrap().abs() < f64::EPSILON);
     assert!(buffer.failure_probability(0.0, 1e9).unwrap().abs() < f64::EPSILON);
@@ -50,12 +106,12 @@ fn bad_arguments_are_named() {
     assert!(message(theta(10.0, 5.0, 0.0)).starts_with("p_k = 0"));
     assert!(message(theta(f64::NAN, 5.0, 0.1)).starts_with("n_{k-1} = NaN"));
     assert!(message(queue_bound(10.0, 4.0, 0.3, 0.5, 0.1)).starts_with("steps = 0.5"));
-    let buffer = SafetyBuffer::new(&[10.0, 4.2, 1.6], &segments(), &law()).unwrap();
+    let buffer = SafetyBuffer::new(&[10.0, 4.2, 1.6], &segments(), &law(), 1).unwrap();
     let tokens = |failure_probability, horizon| message(buffer.tokens(&Protection { failure_probability, horizon }));
     assert!(tokens(0.0, 1.0).starts_with("failure_probability = 0"));
     assert!(tokens(0.5, f64::INFINITY).starts_with("horizon = inf"));
     assert!(message(buffer.failure_probability(-1.0, 1.0)).starts_with("tokens = -1"));
-    assert!(SafetyBuffer::new(&[1.0], &segments(), &law()).is_err());
+    assert!(SafetyBuffer::new(&[1.0], &segments(), &law(), 1).is_err());
 }
 
 /// P(W ≥ c) after `steps` steps of the recursion W' = max(n, W + Bin(before, p) − n), from W = n, exactly.
@@ -129,7 +185,7 @@ proptest! {
             *n *= if s.first_stage == 0 { 1.0 } else { s.survival + margin };
             Some(*n)
         }).collect();
-        let buffer = SafetyBuffer::new(&n, &segments, &law()).unwrap();
+        let buffer = SafetyBuffer::new(&n, &segments, &law(), 1).unwrap();
         let protection = Protection { failure_probability, horizon };
         let tokens = buffer.tokens(&protection).unwrap();
         prop_assert!((buffer.failure_probability(tokens, horizon).unwrap() / failure_probability - 1.0).abs() < 1e-9);

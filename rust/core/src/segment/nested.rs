@@ -24,6 +24,8 @@ pub struct NestedSetting<'a> {
     pub limits: GpuLimits,
     /// How rarely memory may overflow; without it no buffer is asked for.
     pub protection: Option<Protection>,
+    /// Tokens per KV block, which the buffer counts with.
+    pub block_size: u32,
 }
 
 /// Thresholds of Nested WAIT, with what follows from them.
@@ -35,7 +37,8 @@ pub struct NestedThresholds {
     pub iteration_time: f64,
     /// M^π = Σ `n_k` (l + `s̄_k`) `δ_k`: KV tokens without the buffer.
     pub memory: f64,
-    /// KV tokens of the safety buffer; 0 without protection or where a chain condition fails.
+    /// KV tokens of the safety buffer, with which memory overflows as rarely as asked for (`safety/buffer.rs`); 0 without
+    /// protection or where a chain condition fails.
     pub buffer: f64,
     /// The inequalities that fail; none if the thresholds are feasible.
     #[serde(skip)]
@@ -77,11 +80,14 @@ impl NestedThresholds {
         let iteration_time = iteration_seconds(&batch, entries, setting.law, &setting.limits);
         let memory = kv(&batch);
         let mut violations = chain_violations(&per_segment, setting, iteration_time);
-        let mut buffer = 0.0;
+        let mut residents: f64 = segments.iter().zip(&per_segment).map(|(s, n)| n * f64::from(s.width())).sum();
+        let (mut tokens, mut buffer) = (batch.tokens(), 0.0);
         if let Some(protection) = &setting.protection
-            && let Ok(safety) = SafetyBuffer::new(&per_segment, setting.segments, setting.law)
+            && let Ok(safety) = SafetyBuffer::new(&per_segment, setting.segments, setting.law, setting.block_size)
         {
             buffer = safety.tokens(protection)?;
+            residents = safety.residents(protection)?;
+            tokens = safety.iteration_tokens();
         }
         let mut require = |condition: &str, left: f64, right: f64, unit: &str| {
             if exceeds(left, right) {
@@ -90,12 +96,15 @@ impl NestedThresholds {
             }
         };
         require("M^π + buffer ≤ C", memory + buffer, setting.limits.capacity as f64, "C");
+        // With protection these two are what may occur, for a request that must wait for a seat or a chunk falls out of
+        // step; without it they are means.
         if let Some(running) = setting.limits.max_running {
-            let residents = segments.iter().zip(&per_segment).map(|(s, n)| n * f64::from(s.width())).sum();
-            require("Σ n · δ ≤ max_running", residents, f64::from(running), "max_running");
+            let condition =
+                if buffer > 0.0 { "Σ n · δ + queues ≤ max_running" } else { "Σ n · δ ≤ max_running" };
+            require(condition, residents, f64::from(running), "max_running");
         }
         if let Some(budget) = setting.limits.token_budget {
-            require("tokens per iteration ≤ token_budget", batch.tokens(), budget as f64, "token_budget");
+            require("tokens per iteration ≤ token_budget", tokens, budget as f64, "token_budget");
         }
         Ok(Self { per_segment, iteration_time, memory, buffer, violations })
     }

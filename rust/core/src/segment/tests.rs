@@ -77,8 +77,13 @@ fn time_varying_rates_take_the_worst_of_each() {
     assert!((a.rate - 10.0).abs() < 1e-12 && (b.survival - 0.75).abs() < 1e-12 && (b.rate - 7.5).abs() < 1e-12);
     // Thresholds that hold for the worst window hold for each.
     let law = law();
-    let worst_setting =
-        NestedSetting { segments: &worst, law: &law, limits: GpuLimits::memory(137_000), protection: None };
+    let worst_setting = NestedSetting {
+        segments: &worst,
+        law: &law,
+        limits: GpuLimits::memory(137_000),
+        protection: None,
+        block_size: 1,
+    };
     let best = NestedThresholds::best(&worst_setting, 0.05).unwrap();
     for window in [window(8.0, 2.0), window(1.0, 3.0)] {
         let setting = NestedSetting { segments: &window, ..worst_setting };
@@ -90,7 +95,8 @@ fn time_varying_rates_take_the_worst_of_each() {
 fn what_fails_is_named() {
     let (segments, law) = (two_types(), law());
     let protection = Some(Protection { failure_probability: 0.01, horizon: 100.0 });
-    let setting = NestedSetting { segments: &segments, law: &law, limits: GpuLimits::memory(137_000), protection };
+    let setting =
+        NestedSetting { segments: &segments, law: &law, limits: GpuLimits::memory(137_000), protection, block_size: 1 };
     let failed = |n: [f64; 2]| {
         let thresholds = NestedThresholds::evaluate(n.to_vec(), &setting).unwrap();
         conditions(&thresholds.violations).join(", ")
@@ -100,6 +106,15 @@ fn what_fails_is_named() {
     assert_eq!(failed([2.0, 2.0]), "n_2/n_1 < 1");
     assert_eq!(failed([0.1, 0.035]), "ΔT(n) < n_1/Λ_1");
     assert_eq!(failed([20.0, 7.0]), "M^π + buffer ≤ C");
+    // What may occur counts with protection, not the mean: 2 prompts and 72 residents, and the queue.
+    let tight = |max_running, token_budget| {
+        let limits = GpuLimits { max_running, token_budget, ..setting.limits };
+        let tight = NestedSetting { limits, ..setting };
+        conditions(&NestedThresholds::evaluate(vec![2.0, 1.0], &tight).unwrap().violations).join(", ")
+    };
+    assert_eq!(tight(Some(80), Some(1024 + 70)), "Σ n · δ + queues ≤ max_running");
+    assert_eq!(tight(Some(200), Some(1024 + 69)), "tokens per iteration ≤ token_budget");
+    assert_eq!(tight(Some(200), Some(1024 + 70)), "");
     let small = NestedSetting { limits: GpuLimits::memory(4_000), ..setting };
     let error = NestedThresholds::best(&small, 0.05).unwrap_err();
     let PlanningError::Infeasible { violations } = &error else { panic!("{error}") };
@@ -172,7 +187,7 @@ proptest! {
         let segments = Segments::exact(&of(&types), StageConvention::Paper).unwrap();
         let law = if a100 { IterationTime::A100 } else { law() };
         let protection = Some(Protection { failure_probability: 0.05, horizon: 100.0 });
-        let setting = NestedSetting { segments: &segments, law: &law, limits: GpuLimits::memory(capacity), protection };
+        let setting = NestedSetting { segments: &segments, law: &law, limits: GpuLimits::memory(capacity), protection, block_size: 1 };
         match NestedThresholds::best(&setting, margin) {
             Ok(best) => {
                 let (n, s) = (&best.per_segment, segments.as_slice());

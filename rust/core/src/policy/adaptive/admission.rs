@@ -1,6 +1,6 @@
 //! Who may enter: the checks that a request passes one after the other, and what has passed them so far.
 
-use super::Adaptive;
+use super::{Adaptive, BALANCE};
 use crate::config::Part;
 use crate::cost::BatchShape;
 use crate::forecast::{Candidate, Outlook};
@@ -125,13 +125,17 @@ impl Adaptive {
         *counted = self.beside.len();
         let mut outlook = *outlook;
         self.forecast.add(&mut outlook, candidate, entry.overhead);
-        let needs = self.buffer.needs(&outlook, entry.capacity);
+        let worth = match &self.budget {
+            Some(budget) => budget.worth(entry.decodes, entry.kv),
+            None => BALANCE / f64::from(entry.decodes.max(1)),
+        };
+        let needs = self.margin.needs(&outlook, f64::from(candidate.kv), worth, entry.capacity);
         if needs > entry.capacity {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }
-        if self.has(Part::Pacing) && !self.pace.admits(self.entering.len()) {
+        if self.has(Part::Pacing) && !self.pace.admits(&self.traffic, self.entering.len()) {
             let enter = self.entering.len() as f64;
-            return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions()));
+            return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions(&self.traffic)));
         }
         Ok(())
     }
@@ -152,6 +156,13 @@ fn overhead(view: &View) -> f32 {
 }
 
 impl Entry {
+    /// How many more of the waiting requests the free memory and the seats would hold, of mean size.
+    pub(super) fn would_fit(&self, view: &View) -> u32 {
+        let tokens = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
+        let blocks = i64::from(view.pool().blocks_for(tokens as u32).max(1));
+        (self.free.max(0) / blocks).min(i64::from(self.seats)) as u32
+    }
+
     /// One more, with so many tokens in the cache once its prefill ends.
     fn join(&mut self, candidate: &Candidate, prompt: u32) {
         self.reserved += candidate.reserved(self.overhead);

@@ -1,0 +1,87 @@
+"""`wait-core hardware`: GPUs, models and engines, and what is known of them together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wait_core._core import WaitCoreError
+from wait_core.cli.workload import add_deployment, basis, deployment_of
+from wait_core.hardware import catalogue, shipped
+from wait_core.tables import table
+
+if TYPE_CHECKING:
+    import argparse
+
+    from wait_core.hardware import Deployment
+
+GIB = 1 << 30
+
+
+def add(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("hardware", help="which GPUs and models are known, and what of them")
+    add_deployment(parser.add_argument_group("one deployment, or the models of one GPU"))
+    parser.add_argument("--json", action="store_true", help="a deployment as JSON, which --iteration-time reads")
+    parser.set_defaults(run=_run, iteration_time=None)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.model is not None:
+        deployment = deployment_of(arguments)
+        assert deployment is not None  # noqa: S101  a model was given
+        print(deployment.to_json() if arguments.json else f"{basis(deployment)}\n{details(deployment)}")
+    elif arguments.gpu is not None:
+        print("\n".join(catalogue.models(catalogue.find_gpu(arguments.gpu, arguments.engine), arguments.engine)))
+    else:
+        print(_shipped())
+        print(_measured(arguments.engine))
+    return 0
+
+
+def _shipped() -> str:
+    rows = [
+        [each.name, each.gpu, each.model, each.tensor_parallel_size, f"{each.kv_blocks * each.block_size:,}",
+         each.max_num_seqs, each.token_budget]
+        for each in shipped().values()
+    ]  # fmt: skip
+    header = ["shipped, for --iteration-time too", "--gpu", "--model", "-tp", "KV tokens", "seats", "budget"]
+    return table(header, rows)
+
+
+def _measured(engine: str) -> str:
+    try:
+        rows = [[gpu, engine, len(catalogue.models(gpu, engine))] for gpu in catalogue.gpus(engine)]
+    except WaitCoreError as error:
+        return f"\nmore GPUs and models: {error}"
+    others = ", ".join(name for name in catalogue.engines() if name != engine)
+    lines = [table(["GPU", "engine", "models"], rows), f"the models of one: --gpu GPU; other engines: {others}"]
+    return "\n" + "\n".join(lines)
+
+
+def details(deployment: Deployment) -> str:
+    """Return tables of cache, memory and errors."""
+    memory = deployment.memory
+    parts = {"usable": memory.usable, "weights": memory.weights, "activations": memory.activations,
+             "runtime": memory.runtime, "CUDA graphs": memory.graphs, "KV cache": memory.kv_cache}  # fmt: skip
+    groups = [
+        [group.kind, group.layers, "" if group.window is None else f"{group.window:,}", f"{group.bytes_per_token:,}"]
+        for group in deployment.cache_groups
+    ]
+    errors = [
+        [region.name, region.queries, f"{region.median_error:.1%}", f"{region.p95_error:.1%}",
+         f"{region.largest_error:.1%}"]
+        for region in deployment.accuracy
+    ]  # fmt: skip
+    capacity = (
+        f"{deployment.kv_blocks * deployment.block_size:,} KV tokens in {deployment.kv_blocks:,} blocks of"
+        f" {deployment.block_size}; {deployment.max_num_seqs:,} seats, {deployment.token_budget:,} tokens an iteration,"
+        f" requests up to {deployment.max_model_len:,} tokens"
+    )
+    return "\n".join(
+        [
+            capacity,
+            table(["memory of a GPU", "GiB"], [[name, f"{size / GIB:.2f}"] for name, size in parts.items()]),
+            table(["KV cache", "layers", "window", "bytes a token"], groups),
+            table(["error of the law, held out", "queries", "median", "95 %", "largest"], errors),
+        ]
+    )

@@ -1,0 +1,34 @@
+"""Deployments that ship as data: what is often asked for, planned without the optional package.
+
+`python bench/hardware.py --make-laws` writes them; each states the package and the engine version it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+
+from wait_core.hardware.deployment import Deployment
+
+
+@cache
+def shipped() -> dict[str, Deployment]:
+    """Return all shipped deployments by name, in alphabetical order."""
+    folder = resources.files("wait_core.hardware") / "data"
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name)
+    values = [json.loads(entry.read_text(encoding="utf-8")) for entry in files]
+    return {value["name"]: Deployment.from_dict(value) for value in values}
+
+
+def find(gpu: str, model: str, tensor_parallel_size: int, engine: str) -> Deployment | None:
+    """Return the shipped deployment of these, if there is one; the model with or without its organisation."""
+    wanted, device = model.lower(), gpu.lower().replace("-", "_")
+    for each in shipped().values():
+        if (
+            wanted in {each.model.lower(), each.model.lower().partition("/")[2]}
+            and device in {each.gpu, each.gpu.removesuffix("_sxm")}
+            and (tensor_parallel_size, engine) == (each.tensor_parallel_size, each.engine)
+        ):
+            return each
+    return None

@@ -1,0 +1,111 @@
+//! What to expect of a static token budget: the fluid model of arXiv 2504.11320 §3, prompts computed in chunks.
+//!
+//! Requests have p prompt and l output tokens and hold k KV tokens on average while they decode. With a budget of n
+//! tokens, D of them decodes, an iteration that computes prompts takes τ(n), and one that does not τ(D). A request needs
+//! p / (n − D) of the former, so they are a share u = (D / l) · p / (n − D) of all, the mean iteration takes
+//! τ̄ = τ(D) + u · (τ(n) − τ(D)), and requests pass at the rate D / (l · τ̄). D is as large as the arrivals make it, or
+//! as the budget (u < 1) and the memory allow.
+
+use super::traffic::Mix;
+use crate::cost::{FluidShape, IterationTime};
+
+/// Bisections for D: to a four-thousandth of its range.
+const BISECTIONS: u32 = 12;
+
+/// What is expected of a budget.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// Requests per second.
+    pub(super) rate: f64,
+    /// From the arrival to the first token, s, and from there to the last.
+    pub(super) first_token: f64,
+    pub(super) decoding: f64,
+    /// Prompt tokens of an iteration that computes any.
+    pub(super) prompts: f64,
+}
+
+/// Expects what a budget of `n` tokens gives where memory and seats hold `residents` requests.
+pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -> Expected {
+    let budget = n as f64;
+    let (mut low, mut high) = (0.0, residents.min(budget));
+    let mut found = Expected { rate: 0.0, first_token: f64::INFINITY, decoding: f64::INFINITY, prompts: budget };
+    for _ in 0..BISECTIONS {
+        let decodes = f64::midpoint(low, high);
+        match balance(law, mix, budget, decodes, residents) {
+            Some(expected) => (low, found) = (decodes, expected),
+            None => high = decodes,
+        }
+    }
+    found
+}
+
+/// The steady state with so many decodes; none where more arrive, or pass, than there is room for.
+fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents: f64) -> Option<Expected> {
+    let Mix { rate: arrivals, prompt, output, .. } = *mix;
+    let seconds = |prompts: f64| {
+        law.fluid_seconds(&FluidShape {
+            prefill_tokens: prompts,
+            decodes,
+            decode_kv: decodes * mix.kv,
+            prefill_attention: prompts * mix.prompt_of_token,
+            ..FluidShape::default()
+        })
+    };
+    let prompts = budget - decodes;
+    let share = decodes / output * prompt / prompts;
+    if share >= 1.0 {
+        return None;
+    }
+    let (with, without) = (seconds(prompts), seconds(0.0));
+    let mean = without + share * (with - without);
+    let rate = decodes / (output * mean);
+    // What is left of the iteration under way, the prompts in front, and its own: at least an iteration by itself.
+    let under_way = 0.5 * (without * without + share * (with * with - without * without)) / mean;
+    let each = prompt / prompts * with;
+    let own = if prompt < prompts { seconds(prompt) } else { each };
+    let decoding = output * mean;
+    let prefilling = under_way + each * share / (1.0 - share) + own;
+    // Waiting for memory: as for one of so many servers (Sakasegawa 1977).
+    let used = rate * (prefilling + decoding) / residents;
+    if used >= 1.0 || rate > arrivals {
+        return None;
+    }
+    let exponent = libm::sqrt(2.0 * residents + 2.0) - 1.0;
+    let queueing = (prefilling + decoding) / residents * libm::pow(used, exponent) / (1.0 - used);
+    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mix(rate: f64) -> Mix {
+        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, output: 20.0, kv: 522.0 }
+    }
+
+    #[test]
+    fn what_arrives_passes_while_it_can() {
+        for rate in [5.0, 10.0, 20.0] {
+            let expected = expected(&IterationTime::A100, &mix(rate), 384, 200.0);
+            assert!((expected.rate / rate - 1.0).abs() < 0.05, "{expected:?}");
+            // Little: the decodes are the rate times the time they take.
+            let decodes = 384.0 - expected.prompts;
+            assert!((expected.rate * expected.decoding - decodes).abs() < 1e-6 * decodes);
+        }
+    }
+
+    /// Of arXiv 2504.11320's single type on the A100 law, no budget serves more than the edge of the stair at 384.
+    #[test]
+    fn the_best_budget_in_overload_ends_at_a_stair() {
+        let rate = |n| expected(&IterationTime::A100, &mix(1e9), n, 200.0).rate;
+        let best = (200..2048).step_by(8).max_by(|a, b| rate(*a).total_cmp(&rate(*b))).unwrap();
+        assert_eq!(best, 384);
+    }
+
+    #[test]
+    fn memory_limits_what_passes() {
+        let one = |residents| expected(&IterationTime::A100, &Mix { output: 1000.0, ..mix(1e9) }, 512, residents);
+        assert!(one(20.0).rate < 0.7 * one(40.0).rate, "{:?} {:?}", one(20.0), one(40.0));
+        assert!(one(20.0).rate * one(20.0).decoding <= 20.0);
+    }
+}

@@ -1,0 +1,202 @@
+//! Tokens of an iteration: how many prompt tokens are worth the time that they take from the decodes beside them.
+//!
+//! While requests are held for want of memory, seats or tokens, the budget is the static one with which the fluid model
+//! expects most requests to pass (`steady_state.rs`). It ends where prompt tokens are cheapest: at the edge of a stair
+//! of the law, or where it bends from memory-bound to compute-bound; more of them in an iteration would only make the
+//! decodes, and with them the memory, slower to leave.
+//!
+//! While none are, first tokens weigh more: the prompts at hand are computed in iterations of the n tokens that delay
+//! least in sum, the first tokens by the time until they come and the decodes by what the prompts add to their
+//! iterations. A second of the former weighs as much more as a request takes longer than its first token.
+
+use super::steady_state::expected;
+use super::traffic::Mix;
+use crate::cost::{BatchShape, IterationTime};
+use crate::plan::Plan;
+use crate::view::View;
+
+/// Iterations over which the cost of a prompt token is taken.
+const WINDOW: f64 = 1000.0;
+/// Iterations between two looks at the steady state.
+const REFRESH: i64 = 64;
+/// Share of the last `RECENT` iterations in which requests were held, from which the engine counts as saturated.
+const SATURATED: f64 = 0.05;
+const RECENT: f64 = 256.0;
+/// Weight of a first token before the traffic is known, and the most it has.
+const WEIGHT: f64 = 20.0;
+const MOST_WEIGHT: f64 = 100.0;
+
+/// The prompts to be computed beside the decodes of an iteration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backlog {
+    /// Tokens and requests: those whose prompts are being computed, and those that enter.
+    pub(super) tokens: u32,
+    pub(super) requests: u32,
+    /// Requests beyond these that only the tokens of an iteration keep from entering.
+    pub(super) beyond: u32,
+    /// Whether requests are held, for whatever reason.
+    pub(super) held: bool,
+}
+
+/// The lever and what it remembers.
+#[derive(Clone, Debug)]
+pub(super) struct TokenBudget {
+    law: IterationTime,
+    /// Whether the budget is chosen at all; otherwise it is the configured one.
+    chooses: bool,
+    /// Token counts at which a stair of the law ends, ascending, and the configured budget.
+    edges: Vec<u64>,
+    /// The static budget with which most requests pass, and the prompt tokens that it leaves room for.
+    passes_most: Option<(u64, f64)>,
+    /// What a second of waiting for a first token weighs, in seconds of decoding.
+    weight: f64,
+    refreshed: i64,
+    /// Share of the recent iterations in which requests were held.
+    held: f64,
+    /// Prompt tokens computed, the seconds they added to their iterations, and iterations, fading.
+    prompt_tokens: f64,
+    prompt_s: f64,
+    iterations: f64,
+}
+
+impl TokenBudget {
+    /// For iterations of at most `most` tokens.
+    pub(super) fn new(law: &IterationTime, most: u32, chooses: bool) -> Self {
+        let most = u64::from(most);
+        let ends = law.stairs().into_iter().map(|stair| stair.last).filter(|&n| n < most);
+        Self {
+            law: law.clone(),
+            chooses,
+            edges: ends.chain([most]).collect(),
+            passes_most: None,
+            weight: WEIGHT,
+            refreshed: 0,
+            held: 0.0,
+            prompt_tokens: most as f64,
+            prompt_s: law.token_seconds(most),
+            iterations: 1.0,
+        }
+    }
+
+    /// Looks at the steady state, now and then.
+    pub(super) fn refresh(&mut self, view: &View, mix: impl FnOnce() -> Option<Mix>) {
+        let tick = view.lanes()[0].tick();
+        if !self.chooses || tick - self.refreshed < REFRESH {
+            return;
+        }
+        self.refreshed = tick;
+        let Some(mix) = mix() else { return };
+        let limits = view.limits();
+        let room = view.pool().tokens() as f64 / mix.kv;
+        let residents = room.min(f64::from(limits.max_num_seqs)).max(1.0);
+        let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
+        self.weight = (1.0 + configured.decoding / configured.first_token).clamp(1.0, MOST_WEIGHT);
+        let overload = Mix { rate: f64::INFINITY, ..mix };
+        let passing = self.edges.iter().map(|&n| (n, expected(&self.law, &overload, n, residents)));
+        let best = passing.reduce(|best, next| if next.1.rate >= best.1.rate { next } else { best });
+        self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
+    }
+
+    /// The token budget of an iteration with so many decodes beside the prompts to be computed.
+    pub(super) fn choose(&mut self, view: &View, decodes: u32, backlog: &Backlog) -> u32 {
+        let most = u64::from(view.limits().token_budget);
+        self.held += (f64::from(backlog.held) - self.held) / RECENT;
+        let decodes = u64::from(decodes);
+        if !self.chooses || backlog.tokens == 0 || decodes >= most {
+            return most as u32;
+        }
+        let n = match self.passes_most.filter(|_| self.held > SATURATED) {
+            Some((best, prompts)) => {
+                // More decodes than in balance still leave half the room to the prompts, or memory would empty.
+                let least = decodes + (0.5 * prompts) as u64 + 1;
+                if least <= best { best } else { self.edge_from(least).unwrap_or(most) }
+            }
+            None => self.least_delay(view, decodes, most, backlog),
+        };
+        n.min(most) as u32
+    }
+
+    /// The first edge at or above so many tokens.
+    fn edge_from(&self, tokens: u64) -> Option<u64> {
+        self.edges.get(self.edges.partition_point(|&n| n < tokens)).copied()
+    }
+
+    /// The budget that delays first tokens and decodes least until the backlog is computed.
+    fn least_delay(&self, view: &View, decodes: u64, most: u64, backlog: &Backlog) -> u64 {
+        let seconds = |prompts: u64| self.law.seconds(&beside(view, decodes, prompts));
+        let base = if decodes > 0 { seconds(0) } else { 0.0 };
+        let requests = f64::from(backlog.requests + backlog.beyond).max(1.0);
+        let each_beyond = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
+        let tokens = u64::from(backlog.tokens) + u64::from(backlog.beyond) * each_beyond;
+        let delay = |n: u64| {
+            let each = n - decodes;
+            let full = (tokens - 1) / each;
+            let first = seconds(each.min(tokens));
+            let time = full as f64 * first + seconds(tokens - full * each);
+            let decoding = time - (full + 1) as f64 * base;
+            // The first prompt is complete after an iteration or its share of the time, the last at the end.
+            let first_tokens = 0.5 * requests * (time + first.max(time / requests));
+            decodes as f64 * decoding + self.weight * first_tokens
+        };
+        let all = (decodes + tokens).min(most);
+        let edges = self.edges.iter().copied().filter(|&n| n > decodes && n < all);
+        let delays = edges.chain([all]).map(|n| (delay(n), n));
+        delays.reduce(|best, next| if next.0 <= best.0 { next } else { best }).map_or(all, |(_, n)| n)
+    }
+
+    /// What a slot of the batch is worth per iteration, in prompt tokens: two iterations take longer than one of twice
+    /// the work, and that is what twice the slots save.
+    pub(super) fn worth(&self, decodes: u32, kv: u64) -> f64 {
+        let decodes = u64::from(decodes.max(1));
+        let prompts = (self.prompt_tokens / self.iterations) as u64;
+        let seconds = |times: u64| {
+            let (prefill_tokens, decodes, decode_kv) = (times * prompts, times * decodes, times * kv);
+            self.law.seconds(&BatchShape { prefill_tokens, decodes, decode_kv, ..BatchShape::default() })
+        };
+        let price = (self.prompt_s / self.prompt_tokens).max(f64::MIN_POSITIVE);
+        (2.0 * seconds(1) - seconds(2)).max(0.0) / (price * decodes as f64)
+    }
+
+    /// Seconds of an iteration.
+    pub(super) fn seconds(&self, shape: &BatchShape) -> f64 {
+        self.law.seconds(shape)
+    }
+
+    /// The largest budget up to `tokens` whose iteration takes no longer than `target` seconds; at least the stair that
+    /// the decodes have begun, and one token, or prefills would never end.
+    pub(super) fn within(&self, view: &View, decodes: u32, tokens: u32, target: Option<f64>) -> u32 {
+        let Some(target) = target else { return tokens };
+        let decodes = u64::from(decodes);
+        let seconds = |n: u64| self.law.seconds(&beside(view, decodes, n - decodes));
+        let most = u64::from(tokens);
+        if most <= decodes || seconds(most) <= target {
+            return tokens;
+        }
+        let mut edges = self.edges.iter().copied().filter(|&n| n > decodes && n < most);
+        let first = edges.next().unwrap_or(most);
+        edges.take_while(|&n| seconds(n) <= target).last().unwrap_or(first) as u32
+    }
+
+    /// Takes note of what was planned.
+    pub(super) fn settle(&mut self, view: &View, plan: &Plan) {
+        if plan.is_empty() {
+            return;
+        }
+        let keep = 1.0 - 1.0 / WINDOW;
+        self.iterations = self.iterations * keep + 1.0;
+        self.prompt_tokens *= keep;
+        self.prompt_s *= keep;
+        let decodes = u64::from(plan.decodes());
+        let prompts = u64::from(plan.tokens()) - decodes;
+        if prompts > 0 {
+            let seconds = |prompts: u64| self.law.seconds(&beside(view, decodes, prompts));
+            self.prompt_tokens += prompts as f64;
+            self.prompt_s += seconds(prompts) - if decodes > 0 { seconds(0) } else { 0.0 };
+        }
+    }
+}
+
+/// An iteration of so many prompt tokens beside the decodes.
+fn beside(view: &View, decodes: u64, prefill_tokens: u64) -> BatchShape {
+    BatchShape { prefill_tokens, decodes, decode_kv: view.lanes()[0].kv(), ..BatchShape::default() }
+}

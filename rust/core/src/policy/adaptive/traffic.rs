@@ -1,0 +1,104 @@
+//! What arrives and what ends, in the mean over the last requests.
+
+use serde::{Deserialize, Serialize};
+
+/// Completions before the means are used, and requests over which they are taken.
+const FIRST: f64 = 50.0;
+const MEMORY: f64 = 500.0;
+/// Squared coefficient of variation below which outputs are alike.
+const ALIKE: f64 = 0.05;
+
+/// Means over the last requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Traffic {
+    /// Arrivals seen, and the means of their prompts that are not shared, squared too, and of the time between them, s.
+    arrived: f64,
+    prompt: f64,
+    prompt_squared: f64,
+    gap: f64,
+    /// Completions seen, and the means of l', l'² and A.
+    ended: f64,
+    output: f64,
+    output_squared: f64,
+    cost: f64,
+    #[serde(skip)]
+    last_arrival_ns: Option<u64>,
+}
+
+/// What the steady state depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mix {
+    /// Requests per second.
+    pub(super) rate: f64,
+    /// Prompt tokens to be computed; and the prompt that a prompt token belongs to.
+    pub(super) prompt: f64,
+    pub(super) prompt_of_token: f64,
+    /// Output tokens.
+    pub(super) output: f64,
+    /// KV tokens of a request that decodes.
+    pub(super) kv: f64,
+}
+
+impl Traffic {
+    /// A request with so many prompt tokens of its own has arrived.
+    pub(super) fn arrive(&mut self, at_ns: u64, prompt: f64) {
+        let before = self.last_arrival_ns.replace(at_ns);
+        self.arrived += 1.0;
+        let weight = 1.0 / self.arrived.min(MEMORY);
+        self.prompt += weight * (prompt - self.prompt);
+        self.prompt_squared += weight * (prompt * prompt - self.prompt_squared);
+        if let Some(before) = before {
+            self.gap += weight * (1e-9 * at_ns.saturating_sub(before) as f64 - self.gap);
+        }
+    }
+
+    /// A request of `output` tokens has ended; it held `kv` tokens on average.
+    pub(super) fn end(&mut self, output: f64, kv: f64) {
+        self.ended += 1.0;
+        let weight = 1.0 / self.ended.min(MEMORY);
+        self.output += weight * (output - self.output);
+        self.output_squared += weight * (output * output - self.output_squared);
+        self.cost += weight * (output * kv - self.cost);
+    }
+
+    /// Whether enough has ended for the means to be used.
+    pub(super) fn is_known(&self) -> bool {
+        self.ended >= FIRST
+    }
+
+    /// E[l'], output tokens of a request.
+    pub(super) fn output(&self) -> f64 {
+        self.output
+    }
+
+    /// E[A], KV tokens · iterations of a request.
+    pub(super) fn cost(&self) -> f64 {
+        self.cost
+    }
+
+    /// Whether outputs are nearly equal.
+    pub(super) fn is_alike(&self) -> bool {
+        self.is_known() && self.output_squared < (1.0 + ALIKE) * self.output * self.output
+    }
+
+    /// What the steady state depends on, once it is known. `output` and `squared` are the moments of the curve of output
+    /// lengths: just started, the completions tell too little of long outputs and the curve too much.
+    pub(super) fn mix(&self, (output, squared): (f64, f64)) -> Option<Mix> {
+        (self.is_known() && self.output > 0.0 && self.prompt > 0.0).then(|| Mix {
+            rate: 1.0 / self.gap.max(1e-9),
+            prompt: self.prompt,
+            prompt_of_token: self.prompt_squared / self.prompt,
+            output: output.min(self.output),
+            kv: self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output),
+        })
+    }
+
+    /// Whether it could have been learned.
+    pub(super) fn is_sound(&self) -> bool {
+        let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
+        [arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost]
+            .iter()
+            .all(|mean| mean.is_finite() && *mean >= 0.0)
+    }
+}
