@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,14 +120,31 @@ def test_the_law_goes_into_the_simulator(tmp_path: Path, capsys: pytest.CaptureF
     assert mine == pytest.approx(true, rel=0.05)
 
 
+def step(**changes: str) -> str:
+    """Return a step log of one step, with the JSON of some of its values changed."""
+    values = {"ns": "5000", "decodes": "1", "decode_kv": "9", "chunks": "[]"} | changes
+    row = ", ".join(f'"{name}": {value}' for name, value in values.items())
+    return f'{{"format": "{FORMAT}", "version": {VERSION}}}\n{{{row}}}\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "0 iterations"),
         ('{"format": "wait-core-log", "version": 1}\n', "wait-core-log"),
         ('{"format": "wait-core-steps", "version": 9}\n', "version 9"),
-        ('{"format": "wait-core-steps", "version": 1}\n{"ns": 1}\n{}\n', ":2: not a step log"),
+        ('{"format": "wait-core-steps", "version": 1}\n{"ns": 1}\n{}\n', ":2: column 'chunks'"),
         ('{"format": "wait-core-steps", "version": 1}\n{"ns": 0, "decodes": 1, "decode_kv": 1, "chunks": []}\n', ":2:"),
+        (step(chunks="[[100000000000, 0]]"), ":2: column 'chunks': 100000000000 is not an integer from 0 to"),
+        (step(chunks="[[1073741824, 0], [1073741824, 0]]"), ":2: "),
+        (step(chunks="[[1e400, 0]]"), ":2: column 'chunks'"),
+        (step(chunks="[[1, 2, 3]]"), ":2: column 'chunks'"),
+        (step(ns="1e400"), ":2: column 'ns'"),
+        (step(ns="true"), ":2: column 'ns'"),
+        (step(decode_kv="-1"), ":2: column 'decode_kv'"),
+        (step(decodes="[" * 100_000), ":2: not JSON: nested too deeply"),
+        (step(decodes="9" * 5_000), ":2: not JSON"),
+        (step()[:-1] + "\x00\n", ":2: not JSON"),
     ],
 )
 def test_what_is_no_step_log_is_refused(
@@ -135,6 +154,42 @@ def test_what_is_no_step_log_is_refused(
     path.write_text(text, encoding="utf-8")
     assert main(["calibrate", str(path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(b"\x7fELF\x02\x01\x01\x00\xff\xfe")
+    assert main(["calibrate", str(path)]) == 2
+    assert f"{path}:1: not UTF-8 text: byte 9, 0xff of the line" in capsys.readouterr().err
+
+
+def test_a_batch_without_bound_does_not_take_time_without_bound(tmp_path: Path) -> None:
+    """Stairs are looked for in as many places in a batch of 2^30 tokens as in one of 16,384."""
+    path = write(tmp_path / "steps.jsonl", LINEAR, count=200, noise=0.0)
+    with path.open("a") as file:
+        file.write('{"ns": 1000000, "decodes": 0, "decode_kv": 0, "chunks": [[1073741824, 0]]}\n')
+    start = time.process_time()
+    fit(load([path]))
+    assert time.process_time() - start < 20.0
+
+
+def test_the_law_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    log = write(tmp_path / "steps.jsonl", MEASURED, count=10, noise=0.05)  # too few
+    law = tmp_path / "law.json"
+    law.write_text("{}")
+    assert main(["calibrate", str(log), "--output", str(law)]) == 2
+    assert law.read_text() == "{}"
+    assert main(["calibrate", "/nowhere.jsonl", "--output", str(tmp_path / "no" / "law.json")]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["law.json", "steps.jsonl"]
+
+
+def test_without_scipy_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path / "steps.jsonl", MEASURED, count=100, noise=0.05)
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    assert main(["calibrate", str(log)]) == 2
+    assert capsys.readouterr().err == "wait-core: a law is fitted with scipy: pip install scipy\n"
 
 
 def test_an_unfinished_line_and_a_full_log_are_read(tmp_path: Path) -> None:

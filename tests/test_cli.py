@@ -109,3 +109,51 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.startswith("wait-core 0.")
+
+
+def test_what_was_dropped_and_assumed_is_said_and_in_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Failed rows, words for tokens, hash ids, missing times and a burstiness without effect."""
+    burst, words, mooncake = (tmp_path / name for name in ("burst.csv", "words.csv", "mooncake.jsonl"))
+    burst.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,API log\n45,ChatGPT,1087,0,1087,API log\n118,GPT-4,417,276,693,API log\n"
+    )
+    words.write_text("question_length,answer_length\n24,10\n6,0\n20,30\n")
+    mooncake.write_text(
+        '{"timestamp": 30000, "input_length": 700, "output_length": 52, "hash_ids": [46, 47]}\n'
+        '{"timestamp": 20000, "input_length": 512, "output_length": 26, "hash_ids": [46]}\n'
+    )
+    cases: list[tuple[list[str], dict[str, int], list[str]]] = [
+        (
+            ["--dataset-path", str(burst), "--burstiness", "2"],
+            {"failed (response of 0 tokens)": 1},
+            ["the burstiness is ignored"],
+        ),
+        (
+            ["--dataset-path", str(words), "--request-rate", "1"],
+            {"output length 0": 1},
+            ["lengths are words", "each word is taken for one token", "no arrival times: they are drawn"],
+        ),
+        (["--dataset-path", str(mooncake)], {}, ["not in order of arrival", "hash_ids are ignored"]),
+    ]
+    for arguments, dropped, notes in cases:
+        assert main(["simulate", *arguments, "--json"]) == 0
+        out, err = capsys.readouterr()
+        result = json.loads(out)
+        assert result["dropped"] == dropped
+        for note in notes:
+            assert any(note in said for said in result["notes"]), note
+            assert note in err
+        for reason, rows in dropped.items():
+            assert f"note: {rows} rows are left out: {reason}\n" in err
+        assert main(["compare", "--policies", "vllm", *arguments, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["notes"] == result["notes"]
+        assert err.count("note: ") == len(dropped) + len(result["notes"])
+    assert main(["plan", "--dataset-path", str(words), "--request-rate", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["dropped"] == {"output length 0": 1}
+    assert "each word is taken for one token" in json.loads(out)["notes"]
+    assert "note: each word is taken for one token\n" in err

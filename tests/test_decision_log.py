@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from wait_core import Scheduler, WaitCoreError, simulate
 from wait_core.cli import main
 from wait_core.cli.replay import replay
 from wait_core.decision_log import DecisionLog, LoggedCore
+from wait_core.files import FileError
 from wait_core.requests import replayed
 from wait_core.traces import TraceError, load
 
@@ -188,8 +191,14 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "is not an object"),
-        ("{", "is cut off"),
+        ("", "holds no wait-core-log"),
+        ("[]", "is not a JSON object"),
+        ("{", "holds no wait-core-log"),
+        ("\x00\x01\n", ":1: not JSON"),
+        ("[" * 100_000, "holds no wait-core-log"),
+        ("[" * 100_000 + "\n", ":1: not JSON: nested too deeply"),
+        ('{"format": "wait-core-log", "version": 1}\n', ":1: column 'settings'"),
+        ('{"format": "wait-core-log", "version": 1, "settings": {"kv_blocks": 9}}\n', "nothing to compare"),
         ('{"plan": 1}\n', "header is missing"),
         ('{"format": "other", "version": 1}\n', "'other' version 1"),
         ('{"format": "wait-core-log", "version": 2}\n', "version 2"),
@@ -201,15 +210,90 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path: Path, caplog: pytes
         ('{"format": "wait-core-log", "version": 1, "settings": {"kv_blocks": 9}}\n{"add": -1}\n', ":2: "),
     ],
 )
-def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(text)
-    if message == "is cut off":
-        assert message in replay(path).notes[0]
-        return
-    with pytest.raises(WaitCoreError, match=message):
-        replay(path)
+    if message != "nothing to compare":
+        with pytest.raises(FileError, match=message):
+            replay(path)
     assert main(["replay", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err)
+    assert err.count("\n") == 1
+
+
+READS = {"explain", "first_in_line", "kv_forecast", "learned", "num_resident", "num_waiting", "predicted_wait_ns"}
+READS |= {"settings", "stage", "stats", "thresholds", "used_blocks"}
+
+
+def test_every_call_that_changes_the_core_is_logged() -> None:
+    """A method of `Scheduler` either only reads, or stands in `LoggedCore` too."""
+    changes = {name for name in dir(Scheduler) if not name.startswith("_")} - READS
+    assert {"add", "plan", "complete", "abort", "set_capacity", "set_paused", "drain", "restore"} <= changes
+    assert {name for name in changes if name not in vars(LoggedCore)} == set()
+
+
+def test_pauses_capacity_and_draining_are_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = DecisionLog(path, max_bytes=10**6)
+    core = LoggedCore(Scheduler("wait", types=TYPES, thresholds=[4.0], work_conserving=False, **SETTINGS), log)
+    core.set_capacity(5)
+    core.set_paused(True)
+    for number in range(4):
+        core.add(number, 40, 12)
+    assert core.plan(1).admitted == []
+    core.set_paused(False)
+    assert core.plan(2).admitted == [0]  # two do not fit
+    core.complete(finished=[0])
+    core.set_capacity(60)
+    assert core.plan(3).admitted == []  # three are fewer than the threshold
+    core.drain()
+    assert core.plan(4).admitted == [1, 2, 3]
+    log.close()
+    assert replay(path).line is None
+    lines = path.read_text().splitlines()
+    for call in ("set_capacity", "set_paused", "drain"):
+        path.write_text("".join(f"{line}\n" for line in lines if f'"{call}"' not in line))
+        assert replay(path).line is not None, f"it decides otherwise without {call}"
+
+
+def test_ids_of_numpy_and_refused_calls_are_logged_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = DecisionLog(path, max_bytes=10**6)
+    core: Any = LoggedCore(Scheduler("vllm", **SETTINGS), log)
+    ids = np.array([3, 2**63, 2**64 - 1], np.uint64)
+    for number in ids:
+        core.add(number, np.int64(20), np.int32(8), priority=np.int64(-1), now_ns=np.int64(2**62))
+    for bad in ({"request_id": -1}, {"predicted_tokens": 4, "predicted_log_error": float("nan")}, {"prompt_tokens": 0}):
+        arguments: dict[str, Any] = {"request_id": 7, "prompt_tokens": 5} | bad
+        with pytest.raises(WaitCoreError):
+            core.add(**arguments)
+    core.plan(np.int64(2**62))
+    core.complete(finished=ids[:1], preempted=[np.uint64(ids[1])], progress=[(ids[2], np.int64(20))])
+    core.plan(np.int64(2**62 + 1))
+    core.set_paused(np.bool_(True))
+    core.abort(ids[1])
+    for number in ids:
+        core.ended(number, np.int64(4))
+    assert log.is_open
+    log.close()
+    result = replay(path)
+    assert (result.line, result.requests, result.iterations) == (None, 3, 2)
+    trace = load(path)
+    assert (len(trace), trace.dropped) == (3, {"refused by the core": 3})
+
+
+def test_an_id_that_is_used_again_is_another_request(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = DecisionLog(path, max_bytes=10**6)
+    core = LoggedCore(Scheduler("vllm", **SETTINGS), log)
+    for prompt, tokens in ((20, 4), (30, 6)):
+        core.add(1, prompt, 8)
+        core.abort(1)
+        core.ended(1, tokens)
+    log.close()
+    trace = load(path)
+    assert list(zip(trace.prompt_tokens, trace.output_tokens, strict=True)) == [(20, 4), (30, 6)]
 
 
 def test_a_damaged_log_is_no_trace(tmp_path: Path) -> None:

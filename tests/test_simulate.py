@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 
 import wait_core
-from wait_core import StalledError, WaitCoreError, simulate
+from wait_core import WaitCoreError, simulate
 from wait_core.datasets import dataset
+from wait_core.files import FileError
 from wait_core.requests import Requests, sampled
+from wait_core.traces import TraceError
 
 POLICIES = ["vllm", "wait", "adaptive"]
 
@@ -215,8 +218,35 @@ def test_faithful_wait_waits_for_company_and_drains() -> None:
     assert report.run.first_token_ns[0] > report.run.arrival_ns[3]
 
 
-def test_a_stall_is_an_error_and_not_a_hang() -> None:
-    assert issubclass(StalledError, RuntimeError)
+def test_every_error_is_a_wait_core_error() -> None:
+    for name in ("CapacityError", "DeadlineError", "DuplicateIdError", "QueueFullError", "StalledError"):
+        assert issubclass(getattr(wait_core, name), WaitCoreError), name
+    assert issubclass(FileError, WaitCoreError)
+    assert issubclass(TraceError, FileError)
+    for bad in ({"seed": -1}, {"seed": 2**64}, {"max_tokens": -5}, {"max_concurrency": -1}, {"num_prompts": 2**64}):
+        with pytest.raises(WaitCoreError) as caught:
+            simulate(**tiny(**bad))  # type: ignore[arg-type]
+        assert "out of range" in str(caught.value), bad
+
+
+def test_reports_and_errors_can_be_pickled() -> None:
+    report = simulate("adaptive", **tiny(num_prompts=100))  # type: ignore[arg-type]
+    again = pickle.loads(pickle.dumps(report))  # noqa: S301
+    assert again.to_json(slo_ttft_ms=1e3) == report.to_json(slo_ttft_ms=1e3)
+    for column in ("arrival_ns", "admitted_ns", "first_token_ns", "finished_ns", "predicted_wait_ns", "preemptions"):
+        assert (getattr(again.run, column) == getattr(report.run, column)).all()
+    assert all((a == b).all() for a, b in zip(again.run.series, report.run.series, strict=True))
+    with pytest.raises(WaitCoreError, match="state: not one of a Run"):
+        type(report.run)(b'{"arrival_ns": [1]}')
+    error = TraceError("a.csv", "is missing", line=3, column="prompt", value="x")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (type(again), str(again), again.line, again.column, again.value) == (
+        TraceError,
+        str(error),
+        3,
+        "prompt",
+        "x",
+    )
 
 
 def test_lengths_do_not_depend_on_the_rate() -> None:

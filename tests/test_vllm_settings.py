@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import sys
+import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wait_core import _core
+from wait_core import Scheduler, _core
 from wait_core.vllm import config
 
 ENGINE = {"kv_blocks": 100, "block_size": 16, "max_num_seqs": 8, "token_budget": 64, "host_preempts": True}
@@ -99,5 +103,65 @@ def test_the_document_names_every_setting() -> None:
 def test_a_file_that_is_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text("{")
-    with pytest.raises(config.ConfigError, match=r"settings\.json: Expecting"):
+    with pytest.raises(config.ConfigError, match=r"settings\.json:1: not JSON: Expecting"):
         config.load({"config_file": str(path)})
+
+
+@pytest.fixture
+def logger_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give what reads files in the adapter the one function of vLLM that it needs, where vLLM is not installed."""
+    if find_spec("vllm") is None:
+        stub: Any = types.ModuleType("vllm.logger")
+        stub.init_logger = logging.getLogger
+        monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+        monkeypatch.setitem(sys.modules, "vllm.logger", stub)
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)  # so that caplog sees it
+    for module in ("settings_file", "learned_file"):
+        monkeypatch.delitem(sys.modules, f"wait_core.vllm.{module}", raising=False)
+
+
+DAMAGED = [b"", b"null", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b'{"policy": "\\ud800"}']
+
+
+@pytest.mark.usefixtures("logger_of_vllm")
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_settings_file_is_refused_while_serving(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The settings in force stay, and the next change of the file is looked at again."""
+    from wait_core.vllm import settings_file
+
+    path = tmp_path / "settings.json"
+    path.write_text("{}")
+    watched = settings_file.SettingsFile(str(path), None)
+    path.write_bytes(content)
+    changed = watched.poll(1)
+    if changed is not None:
+        with pytest.raises(config.ConfigError):
+            config.make_core(changed, {"kv_blocks": 60})
+    else:
+        assert caplog.text.count("refuses the changed settings") == 1
+    path.write_text('{"watchdog_s": 7.5}')
+    again = watched.poll(2 + settings_file.EVERY_NS)
+    assert again is not None
+    assert again.watchdog_s == 7.5
+
+
+@pytest.mark.usefixtures("logger_of_vllm")
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_learned_file_is_not_used(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    from wait_core.vllm import learned_file
+
+    path = tmp_path / "learned.json"
+    path.write_bytes(content)
+    core = Scheduler("adaptive", kv_blocks=60)
+    before = core.learned()
+    kept = learned_file.LearnedFile(path)
+    kept.load(core)
+    assert caplog.text.count("begins without what") == 1
+    assert core.learned() == before
+    kept.save(core)
+    caplog.clear()
+    learned_file.LearnedFile(path).load(core)
+    assert "begins without" not in caplog.text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["learned.json"]

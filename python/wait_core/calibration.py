@@ -12,8 +12,8 @@ decodes to occur; a sum of costs is determined by the combinations that do.
 
 from __future__ import annotations
 
-import json
 import math
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core._core import WaitCoreError
+from wait_core.files import FileError, Place, lines, parsed, shown
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -32,11 +33,16 @@ if TYPE_CHECKING:
 
 FORMAT = "wait-core-steps"
 VERSION = 1
+MOST_TOKENS = 1 << 30
+"""Most tokens in an iteration: what the core takes."""
+MOST_NS = 1 << 62
 LAWS = ("measured", "linear")
 
 FEWEST = 50
 """Fewest iterations that a law is fitted to, and that a stair of it rests on."""
 MOST_STAIRS = 8
+MOST_CANDIDATES = 256
+"""Most multiples among the places where a stair may end."""
 PASSES = 4
 OUTLIER = 8.0
 """Iterations further off than this many standard deviations (estimated from the median deviation) are left out."""
@@ -105,16 +111,19 @@ def load(paths: Sequence[str | os.PathLike[str]]) -> Steps:
 
     Raises
     ------
-    WaitCoreError
+    FileError
         If a file is no step log; the message names file and line.
+    WaitCoreError
+        If there are too few iterations.
     OSError
         If it cannot be opened.
 
     """
-    rows = [row for path in paths for row in _rows(Path(path))]
+    columns = array("d", (value for path in paths for row in _rows(Path(path)) for value in row))
+    rows = np.frombuffer(columns).reshape(-1, 6)
     if len(rows) < FEWEST:
         raise WaitCoreError(f"{len(rows)} iterations in {', '.join(map(str, paths))}: at least {FEWEST} are needed")
-    seconds, decodes, decode_kv, tokens, kv, attention = np.array(rows, np.float64).T
+    seconds, decodes, decode_kv, tokens, kv, attention = rows.T
     return Steps(
         seconds=seconds * 1e-9,
         decodes=decodes,
@@ -125,41 +134,47 @@ def load(paths: Sequence[str | os.PathLike[str]]) -> Steps:
     )
 
 
-def _rows(path: Path) -> list[tuple[float, ...]]:
-    rows: list[tuple[float, ...]] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            try:
-                event = json.loads(text)
-                if number == 1:
-                    _check_header(event)
-                elif "stop" not in event:
-                    rows.append(_row(event))
-            except (KeyError, TypeError, ValueError) as error:
-                if number > 1 and not text.endswith("\n"):
-                    break  # cut off while it was written
-                raise WaitCoreError(f"{path}:{number}: not a step log ({error!r})") from None
-    return rows
+def _rows(path: Path) -> Iterator[tuple[float, ...]]:
+    place = Place(path)
+    for text in lines(place):
+        try:
+            event = parsed(text, place)
+        except FileError:
+            if place.line > 1 and not text.endswith("\n"):
+                return  # cut off while it was written
+            raise
+        if not isinstance(event, dict):
+            raise place.error(None, event, "a JSON object")
+        if place.line == 1:
+            found = (event.get("format"), event.get("version"))
+            if found != (FORMAT, VERSION):
+                raise place.problem(f"not a step log: format {shown(found[0])} version {shown(found[1])}")
+        elif "stop" not in event:
+            yield _row(event, place)
 
 
-def _check_header(event: dict[str, Any]) -> None:
-    if (event["format"], event["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"format {event['format']!r} version {event['version']!r} is not supported")
-
-
-def _row(event: dict[str, Any]) -> tuple[float, ...]:
-    chunks = [(int(tokens), int(before)) for tokens, before in event["chunks"]]
+def _row(event: dict[str, Any], place: Place) -> tuple[float, ...]:
+    chunks = event.get("chunks")
+    if not isinstance(chunks, list) or not all(isinstance(chunk, list) and len(chunk) == 2 for chunk in chunks):
+        raise place.error("chunks", chunks, "a list of [tokens, computed before]")
+    parts = [tuple(_count(value, place, "chunks", MOST_TOKENS) for value in chunk) for chunk in chunks]
     row = (
-        int(event["ns"]),
-        int(event["decodes"]),
-        int(event["decode_kv"]),
-        sum(tokens for tokens, _ in chunks),
-        sum(before + tokens for tokens, before in chunks),
-        sum(tokens * (before + tokens / 2) for tokens, before in chunks),
+        _count(event.get("ns"), place, "ns", MOST_NS),
+        _count(event.get("decodes"), place, "decodes", MOST_TOKENS),
+        _count(event.get("decode_kv"), place, "decode_kv", MOST_NS),
+        sum(tokens for tokens, _ in parts),
+        sum(before + tokens for tokens, before in parts),
+        sum(tokens * (before + tokens / 2) for tokens, before in parts),
     )
-    if row[0] <= 0 or row[1] + row[3] <= 0 or min(row) < 0:
-        raise ValueError(f"{event}: durations and tokens are above 0")
+    if row[0] == 0 or not 0 < row[1] + row[3] <= MOST_TOKENS:
+        raise place.problem(f"{shown(event)}: not a duration above 0 of 1 to {MOST_TOKENS:,} tokens")
     return row
+
+
+def _count(value: object, place: Place, key: str, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise place.error(key, value, f"an integer from 0 to {most}")
+    return value
 
 
 def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None) -> Fit:
@@ -238,10 +253,11 @@ def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str],
 
 
 def _stairs(steps: Steps, kept: npt.NDArray[np.bool_], weight: Column) -> list[float]:
-    """Return where the stairs end: powers of two and multiples of 64, taken one by one while they pay."""
+    """Return where the stairs end: powers of two and multiples of 64 or more, taken one by one while they pay."""
     tokens = steps.tokens
     most = int(tokens.max())
-    candidates = {2**k for k in range(most.bit_length())} | set(range(64, most, 64))
+    spacing = 64 * math.ceil(most / (64 * MOST_CANDIDATES))
+    candidates = {2**k for k in range(most.bit_length())} | set(range(spacing, most, spacing))
     edges = [float(most)]
     _, least = _solve(_columns(steps, "measured", edges)[1], steps.seconds, kept, weight)
     while len(edges) < MOST_STAIRS:
@@ -275,10 +291,16 @@ def _solve(
     length = np.sqrt((scaled**2).sum(axis=0))
     length[length == 0] = math.inf  # never seen: no cost
     scaled = scaled / length
-    from scipy.optimize import nnls  # noqa: PLC0415  slow to import, and most commands fit nothing
-
-    costs, norm = nnls(scaled, target)
+    costs, norm = _nnls()(scaled, target)
     return costs / length, float(norm**2)
+
+
+def _nnls() -> Any:
+    try:
+        from scipy.optimize import nnls  # noqa: PLC0415  an extra: most commands fit nothing
+    except ImportError:
+        raise WaitCoreError("a law is fitted with scipy: pip install scipy") from None
+    return nnls
 
 
 def _predicted(columns: Column, costs: Column) -> Column:

@@ -10,6 +10,7 @@ again wherever a core with other settings takes over. Then, in the order of the 
 - ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
   "shared": [[id, tokens], ...], "free": n}}``;
 - ``{"abort": id}``;
+- ``{"set_capacity": blocks}``, ``{"set_paused": true or false}``, ``{"drain": true}``;
 - ``{"restore": {...}}``: what another core had learned, as `Scheduler.learned` returns it;
 - ``{"end": id, "tokens": n}``: what the host saw in the end, for reading the log as a trace;
 - ``{"stop": reason}``: nothing was logged from here on.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,7 +89,7 @@ class DecisionLog:
         if self._file.closed:
             return
         try:
-            line = json.dumps(event, separators=(",", ":")) + "\n"
+            line = json.dumps(event, separators=(",", ":"), default=_plain) + "\n"
             self._room -= len(line)
             if self._room >= 0:
                 self._file.write(line)
@@ -177,7 +179,7 @@ class LoggedCore:
         report: dict[str, Any] = {"finished": finished, "preempted": preempted, "refused": refused}
         report |= {"progress": progress, "shared": shared}
         self._core.complete(**report, free_blocks=free_blocks)
-        told: dict[str, Any] = {name: value for name, value in report.items() if value}
+        told: dict[str, Any] = {name: list(value) for name, value in report.items() if len(value)}
         if free_blocks is not None:
             told["free"] = free_blocks
         self._log.write({"complete": told})
@@ -192,6 +194,27 @@ class LoggedCore:
         """See `Scheduler.restore`."""
         self._core.restore(learned)
         self._log.write({"restore": learned})
+
+    def set_capacity(self, kv_blocks: int) -> None:
+        """See `Scheduler.set_capacity`."""
+        self._core.set_capacity(kv_blocks)
+        self._log.write({"set_capacity": kv_blocks})
+
+    def set_paused(self, paused: bool) -> None:
+        """See `Scheduler.set_paused`."""
+        self._core.set_paused(paused)
+        self._log.write({"set_paused": paused})
+
+    def drain(self) -> None:
+        """See `Scheduler.drain`."""
+        self._core.drain()
+        self._log.write({"drain": True})
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._core
 
     def ended(self, request_id: int, tokens: int) -> None:
         """Note how many output tokens a request had when it left, by the host's count."""
@@ -214,6 +237,13 @@ def decision(plan: Plan) -> dict[str, Any]:
     if plan.wake_ns is not None:
         decided["wake"] = plan.wake_ns
     return decided
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a number of numpy's, or for an array of them: ids may well be such."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return operator.index(value)
 
 
 def _unused(path: Path) -> Path:

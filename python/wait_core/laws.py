@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,12 +53,7 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
             return shipped[law].law
         names = ", ".join(shipped)
         raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, a file, nor one of {names}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WaitCoreError(f"iteration_time = {law!r}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise WaitCoreError(f"iteration_time = {law!r}: not a JSON object")
+    value = read_object(path)
     # A deployment holds its law, beside the memory that goes with it.
     return value["law"] if isinstance(value.get("law"), dict) else value
 

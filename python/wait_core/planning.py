@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class PlanReport:
         The safety buffer: what (failure_probability, horizon) needs, and what the memory that is left gives.
     gpus : dict or None
         For a target rate: their number, and what to expect on each, as in `expected`.
+    dropped : dict of str to int
+        Rows of a trace that were left out, by reason.
+    notes : tuple of str
+        What was assumed of a trace, or ignored in it.
 
     """
 
@@ -92,6 +96,8 @@ class PlanReport:
     nested_wait: dict[str, Any]
     buffer: dict[str, Any] | None
     gpus: dict[str, Any] | None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; what is infinite becomes None."""
@@ -222,6 +228,8 @@ def plan(
         nested_wait=nested,
         buffer=buffer,
         gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
+        dropped=dict(workload.dropped),
+        notes=workload.notes,
     )
 
 

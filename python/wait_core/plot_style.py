@@ -6,11 +6,15 @@ every figure.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wait_core._core import WaitCoreError
+
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
 INK = "#333333"
@@ -69,9 +73,31 @@ def styles(policies: Iterable[str]) -> dict[str, tuple[str, Any, str]]:
     return {name: _KNOWN.get(name) or given[name] for name in names}
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Refuse, before the work that it is to show, a picture that could not be drawn.
+
+    Raises
+    ------
+    WaitCoreError
+        If matplotlib is not installed, or the name promises another format than PNG.
+
+    """
+    if not drawable():
+        raise WaitCoreError("a picture needs matplotlib: pip install matplotlib")
+    if Path(path).suffix.lower() not in {"", ".png"}:
+        raise WaitCoreError(f"{os.fspath(path)}: pictures are PNG files, and their names end in .png")
+
+
+def drawable() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 @contextmanager
 def new_figure(path: str | os.PathLike[str], size: tuple[float, float]) -> Iterator[Any]:
     """Yield a figure in our style, and save it."""
+    if not drawable():
+        check_picture(path)
     import matplotlib as mpl  # noqa: PLC0415  # slow to import, and most uses draw nothing
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from wait_core.traces import Trace, load
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -31,6 +32,10 @@ class Requests:
         Lengths in tokens.
     rate : float
         Mean requests per second; inf if all arrive at once.
+    dropped : dict of str to int
+        Rows of a trace that were left out, by reason.
+    notes : tuple of str
+        What was assumed of a trace, or ignored in it.
 
     """
 
@@ -39,6 +44,8 @@ class Requests:
     prompt: npt.NDArray[np.uint32]
     output: npt.NDArray[np.uint32]
     rate: float
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -150,6 +157,11 @@ def replayed(
     of the given burstiness (1 is Poisson) drawn from `seed`.
     """
     trace = source if isinstance(source, Trace) else load(source)
+    notes = list(trace.notes)
+    if trace.unit == "words":
+        notes.append("each word is taken for one token")
+    if trace.hash_ids is not None:
+        notes.append("hash_ids are ignored: the simulator shares no prefixes")
     if num_prompts is not None:
         _at_least_one(num_prompts)
         trace = trace.head(num_prompts)
@@ -160,7 +172,10 @@ def replayed(
         times = replace(dataset("p1d1"), arrivals=arrivals)
         arrival_ns = _core.sample(times.to_dict(), len(trace), request_rate, seed)[0]
         rate = request_rate
+        notes.append(f"the file has no arrival times: they are drawn, with a burstiness of {burstiness:g}")
     else:
+        if burstiness != 1.0:
+            notes.append("the burstiness is ignored: the file has arrival times")
         if request_rate is not None:
             trace = trace.scaled(request_rate)
         assert trace.arrival_ns is not None  # noqa: S101 - scaling keeps the times
@@ -172,6 +187,8 @@ def replayed(
         prompt=np.ascontiguousarray(trace.prompt_tokens, dtype=np.uint32),
         output=np.ascontiguousarray(trace.output_tokens, dtype=np.uint32),
         rate=rate,
+        dropped=trace.dropped,
+        notes=tuple(notes),
     )
 
 

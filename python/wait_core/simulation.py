@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Report:
         The settings of the core.
     run : Run
         The recorded columns: arrival_ns, first_token_ns, ..., and `series`.
+    dropped : dict of str to int
+        Rows of a trace that were left out, by reason.
+    notes : tuple of str
+        What was assumed of a trace, or ignored in it.
 
     """
 
@@ -52,6 +56,8 @@ class Report:
     seed: int
     settings: dict[str, Any]
     run: _core.Run
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def ttft_s(self) -> npt.NDArray[np.float64]:
@@ -79,7 +85,8 @@ class Report:
         With a service-level objective: request_goodput (requests/s that met it) and goodput (share of those offered).
         """
         named = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
-        return named | self.run.summary(slo_ttft_ms, slo_tpot_ms)
+        read = {"dropped": dict(self.dropped), "notes": list(self.notes)}
+        return named | self.run.summary(slo_ttft_ms, slo_tpot_ms) | read
 
     def to_json(self, **slo: float | None) -> str:
         """Return `summary` as one line of JSON; what was never observed is null."""
@@ -190,7 +197,15 @@ def simulate(
             **_columns(hints),
             callback=lambda completed: bar.update(completed - bar.n),
         )
-    return Report(policy=policy, workload=wanted.name, seed=seed, settings=settings, run=run)
+    return Report(
+        policy=policy,
+        workload=wanted.name,
+        seed=seed,
+        settings=settings,
+        run=run,
+        dropped=wanted.dropped,
+        notes=wanted.notes,
+    )
 
 
 def _columns(hints: Hints | None) -> dict[str, Any]:

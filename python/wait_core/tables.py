@@ -1,11 +1,23 @@
-"""Plain-text tables for the terminal."""
+"""Plain-text tables and pictures for the terminal."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    Series = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_ASCII_BARS = " .:-=+*#@"
+_WIDEST = 100
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -20,6 +32,42 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         )
         for line in lines
     )
+
+
+def bars(series: Mapping[str, Series], most: float) -> str:
+    """Draw values over time, a line each, from 0 to `most`: their largest in each stretch of the time.
+
+    Parameters
+    ----------
+    series : dict of str to (time, value)
+        By name: times, shape (n,), never decreasing, and the value from each to the next.
+    most : float
+        The value of a full bar; what is above it is drawn as that.
+
+    """
+    marks = _BARS if _can_print(_BARS) else _ASCII_BARS
+    name_width = max(map(len, series))
+    width = max(10, min(shutil.get_terminal_size().columns, _WIDEST) - name_width - 3)
+    end = max(float(times[-1]) for times, _ in series.values())
+    lines = []
+    for name, (times, values) in series.items():
+        edges = np.linspace(0.0, end, width + 1)
+        # A stretch begins with the value from before it, and ends where that series does.
+        first = np.maximum(np.searchsorted(times, edges[:-1], side="right") - 1, 0)
+        last = np.maximum(np.searchsorted(times, edges[1:], side="left"), first + 1)
+        height = np.array([values[a:b].max() for a, b in zip(first, last, strict=True)])
+        height[edges[:-1] > times[-1]] = 0.0
+        levels = np.ceil(np.clip(height / most, 0.0, 1.0) * (len(marks) - 1)).astype(int)
+        lines.append(f"{name:{name_width}} |{''.join(marks[level] for level in levels)}|")
+    return "\n".join(lines)
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cell(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from wait_core.requests import Requests, offered, sampled
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from wait_core.traces import Trace
 
@@ -40,6 +40,8 @@ class Traffic:
         Returns the requests of each run at a rate: of a trace the one there is, time-scaled.
     dispersion : float or None
         Variance over mean of the arrivals per hundredth of the time: 1 for a Poisson stream; None for types.
+    dropped, notes
+        What was left out of a trace, by reason, and what was assumed of it.
 
     """
 
@@ -49,6 +51,8 @@ class Traffic:
     boundaries: list[int]
     draw: Callable[[float], list[Requests]]
     dispersion: float | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -99,9 +103,15 @@ class Traffic:
         exact, _ = found.types(len(found))
         grouped, _ = found.types(num_types)
         return Traffic(
-            name=found.name, exact=exact, grouped=grouped, boundaries=_boundaries(exact, grouped, num_types), draw=draw,
+            name=found.name,
+            exact=exact,
+            grouped=grouped,
+            boundaries=_boundaries(exact, grouped, num_types),
+            draw=draw,
             dispersion=_dispersion(found),
-        )  # fmt: skip
+            dropped=found.dropped,
+            notes=found.notes,
+        )
 
 
 def poisson(name: str, types: Types) -> Dataset:

@@ -71,6 +71,7 @@ def test_it_is_kept_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "",
         "{",
         "[]",
+        "[" * 100_000,
         '{"format": "wait-core-learned"}',
         '{"format": "wait-core-learned", "version": 2, "policy": "adaptive", "learned": {}}',
         '{"format": "wait-core-learned", "version": 1, "policy": "adaptive", "learned": {"lengths": 3}}',

@@ -7,9 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from wait_core import __version__
-from wait_core._core import StalledError, WaitCoreError
+from wait_core._core import WaitCoreError
 from wait_core.cli import calibrate, compare, demo, hardware, plan, replay, simulate
-from wait_core.traces import TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (WaitCoreError, StalledError, TraceError, OSError) as error:
-        print(f"wait-core: {error}", file=sys.stderr)
+    except (WaitCoreError, OSError) as error:
+        # PyO3 says in a note which argument it was.
+        print("wait-core:", "; ".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("wait-core: interrupted, nothing was written", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core import calibration
 from wait_core._core import WaitCoreError
+from wait_core.files import replacing
 from wait_core.tables import table
 
 if TYPE_CHECKING:
@@ -26,14 +27,15 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    steps = calibration.load(arguments.logs)
-    chosen = calibration.fit(steps, arguments.law)
-    fits = {arguments.law: chosen}
-    for other in set(calibration.LAWS) - {arguments.law}:
-        with contextlib.suppress(WaitCoreError):  # shown beside the one asked for where it fits at all
-            fits[other] = calibration.fit(steps, other)
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(chosen.law, indent=1) + "\n", encoding="utf-8")
+    with contextlib.nullcontext() if arguments.output is None else replacing(arguments.output) as file:
+        steps = calibration.load(arguments.logs)
+        chosen = calibration.fit(steps, arguments.law)
+        fits = {arguments.law: chosen}
+        for other in set(calibration.LAWS) - {arguments.law}:
+            with contextlib.suppress(WaitCoreError):  # shown beside the one asked for where it fits at all
+                fits[other] = calibration.fit(steps, other)
+        if file is not None:
+            file.write(json.dumps(chosen.law, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(chosen.summary()))
         return 0

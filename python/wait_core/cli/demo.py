@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core.cli.workload import comparison
+from wait_core.files import replacing
+from wait_core.plot_style import check_picture, drawable
 from wait_core.requests import sampled
 from wait_core.simulation import simulate
+from wait_core.tables import bars
 
 if TYPE_CHECKING:
     import argparse
+
+PICTURE = "wait-core-demo.png"
 
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("demo", help="long outputs in overload on a simulated A100: where FCFS breaks")
     parser.add_argument(
-        "--output", type=Path, default=Path("wait-core-demo.png"), help="picture to write (%(default)s)"
+        "--output", type=Path, metavar="FILE", help=f"picture to write, PNG ({PICTURE}, where matplotlib is installed)"
     )
     parser.add_argument("--num-prompts", type=int, default=4000, help="requests (%(default)s)")
     parser.set_defaults(run=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from wait_core.plots import overview  # noqa: PLC0415 - matplotlib is needed here only
-
+    output = arguments.output
+    if output is not None:
+        check_picture(output)
+    elif drawable():
+        output = Path(PICTURE)
     # 1 % of the memory of an A100-80GB kept back, Llama-2-7B: 8,448 blocks of 16 tokens; arrivals at 1.7 times what it
     # can serve.
     kv_blocks, rate = 8448, 4.0
     requests = sampled("p512d1000", request_rate=rate, num_prompts=arguments.num_prompts)
-    print("Llama-2-7B on a simulated A100-80GB, in overload:")
-    print(f"{len(requests)} requests, prompt 512, output 1,000, {rate:g}/s")
-    reports = [simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in ("vllm", "wait")]
-    print(comparison(reports))
-    path = overview(
-        arguments.output,
-        {report.policy: report.kv_over_time for report in reports},
-        {report.policy: report.e2el_s for report in reports},
-        capacity_tokens=kv_blocks * 16,
-        title=f"p512d1000 at {rate:g}/s on a simulated A100-80GB",
-    )
-    print(f"picture: {path}")
+    with contextlib.nullcontext() if output is None else replacing(output, binary=True) as file:
+        print("Llama-2-7B on a simulated A100-80GB, in overload:")
+        print(f"{len(requests)} requests, prompt 512, output 1,000, {rate:g}/s")
+        reports = [
+            simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in ("vllm", "wait")
+        ]
+        print(comparison(reports))
+        kv = {report.policy: report.kv_over_time for report in reports}
+        seconds = max(times[-1] for times, _ in kv.values())
+        print(f"KV cache in use, of {kv_blocks * 16:,} tokens, over {seconds:,.0f} s:")
+        print(bars(kv, kv_blocks * 16))
+        if file is not None:
+            from wait_core.plots import overview  # noqa: PLC0415 - matplotlib is needed here only
+
+            overview(
+                file.name,
+                kv,
+                {report.policy: report.e2el_s for report in reports},
+                capacity_tokens=kv_blocks * 16,
+                title=f"p512d1000 at {rate:g}/s on a simulated A100-80GB",
+            )
+    print("a picture as well: pip install matplotlib" if output is None else f"picture: {output}")
     return 0

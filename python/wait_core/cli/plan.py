@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
 from wait_core.cli import gpus
-from wait_core.cli.workload import add_law, add_source, basis, deployments_of
+from wait_core.cli.workload import add_law, add_source, basis, deployments_of, print_notes
 from wait_core.laws import A100
 from wait_core.planning import explain, plan, stability_region
 from wait_core.tables import table
@@ -89,6 +89,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         target_rate=arguments.target_rate,
         utilisation=arguments.utilisation,
     )
+    print_notes(report.dropped, report.notes)
     if deployment is not None and not arguments.json:
         print(basis(deployment), end="\n\n")
     print(report.to_json() if arguments.json else text(report))

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core._core import Scheduler, WaitCoreError, __version__
 from wait_core.decision_log import FORMAT, VERSION, decision
+from wait_core.files import FileError, Place, lines, parsed, shown
 
 if TYPE_CHECKING:
     import argparse
     import os
     from collections.abc import Iterator
+
+
+LONGEST = 10_000
+"""Characters of a decision that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +53,22 @@ def replay(path: str | os.PathLike[str]) -> Replay:
 
     Raises
     ------
-    WaitCoreError
+    FileError
         If the file is no decision log, or one of another version; the message names file and line.
     OSError
         If it cannot be opened.
 
     """
-    file = Path(path)
+    place = Place(Path(path))
     core: Scheduler | None = None
     iterations = requests = 0
     notes: list[str] = []
-    for line, event in events(file, notes):
+    for event in events(place, notes):
         if "format" in event:
-            core = _core(event, file, line, notes)
+            core = _core(event, place, notes)
             continue
         if core is None:
-            raise WaitCoreError(f"{file}:{line}: the header is missing: no {FORMAT}")
+            raise place.problem(f"the header is missing: no {FORMAT}")
         try:
             if "plan" in event:
                 iterations += 1
@@ -72,46 +77,52 @@ def replay(path: str | os.PathLike[str]) -> Replay:
                     return Replay(
                         iterations=iterations,
                         requests=requests,
-                        line=line,
+                        line=place.line,
                         logged=event,
                         decided=decided,
                         notes=tuple(notes),
                     )
             else:
                 requests += _apply(core, event)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise WaitCoreError(f"{file}:{line}: {error!s}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise place.problem(f"{shown(event)}: {error}") from error
+    if core is None:
+        raise FileError(place.path, f"the file holds no {FORMAT}")
     return Replay(iterations=iterations, requests=requests, line=None, logged={}, decided={}, notes=tuple(notes))
 
 
-def events(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, event); a last line that was cut off, and the notice of an early end, go to `notes`."""
-    with path.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            try:
-                event = json.loads(text)
-            except ValueError as error:
-                if not text.endswith("\n"):
-                    notes.append(f"line {number} is cut off")
-                    return
-                raise WaitCoreError(f"{path}:{number}: not JSON ({error})") from None
-            if not isinstance(event, dict):
-                raise WaitCoreError(f"{path}:{number}: {event!r} is not an object")
-            if "stop" in event:
-                notes.append(f"the log ends early: {event['stop']}")
-            else:
-                yield number, event
+def events(place: Place, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the events, each at `place`; to `notes` go a last line that was cut off and the notice of an early end."""
+    for text in lines(place):
+        try:
+            event = parsed(text, place)
+        except FileError:
+            if text.endswith("\n"):
+                raise
+            notes.append(f"line {place.line} is cut off")
+            return
+        if not isinstance(event, dict):
+            raise place.error(None, event, "a JSON object")
+        if "stop" in event:
+            stop = event["stop"]
+            notes.append(f"the log ends early: {stop[:60] if isinstance(stop, str) else shown(stop)}")
+        else:
+            yield event
 
 
-def _core(header: dict[str, Any], file: Path, line: int, notes: list[str]) -> Scheduler:
+def _core(header: dict[str, Any], place: Place, notes: list[str]) -> Scheduler:
     if header["format"] != FORMAT or header.get("version") != VERSION:
-        raise WaitCoreError(f"{file}:{line}: {header['format']!r} version {header.get('version')!r} is not supported")
+        found = f"{shown(header['format'])} version {shown(header.get('version'))}"
+        raise place.problem(f"{found} is not supported")
     if header.get("wait_core") != __version__:
-        notes.append(f"decided by wait-core {header.get('wait_core')}, replayed by {__version__}")
+        notes.append(f"decided by wait-core {shown(header.get('wait_core'))}, replayed by {__version__}")
+    settings = header.get("settings")
+    if not isinstance(settings, dict):
+        raise place.error("settings", settings, "a JSON object")
     try:
-        return Scheduler(**header["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WaitCoreError(f"{file}:{line}: settings: {error}") from error
+        return Scheduler(**settings)
+    except (TypeError, ValueError) as error:
+        raise place.problem(f"settings: {error}") from error
 
 
 def _apply(core: Scheduler, event: dict[str, Any]) -> int:
@@ -137,8 +148,14 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
         core.abort(event["abort"])
     elif "restore" in event:
         core.restore(event["restore"])
+    elif "set_capacity" in event:
+        core.set_capacity(event["set_capacity"])
+    elif "set_paused" in event:
+        core.set_paused(event["set_paused"])
+    elif "drain" in event:
+        core.drain()
     elif "end" not in event:
-        raise ValueError(f"event {sorted(event)} is of no known kind")
+        raise ValueError("an event of no known kind")
     return 0
 
 
@@ -153,10 +170,20 @@ def _run(arguments: argparse.Namespace) -> int:
     result = replay(arguments.log)
     for note in result.notes:
         print(f"note: {note}")
+    if result.iterations == 0:
+        raise WaitCoreError(f"{arguments.log}: no iteration is logged in it, so there is nothing to compare")
     if result.line is None:
         print(f"{result.iterations} iterations, {result.requests} requests: all decisions are the same")
         return 0
     print(f"iteration {result.iterations} ({arguments.log}:{result.line}) differs:")
-    print(f"  logged  {json.dumps(result.logged)}")
-    print(f"  decided {json.dumps(result.decided)}")
+    print(f"  logged  {_line(result.logged)}")
+    print(f"  decided {_line(result.decided)}")
     return 1
+
+
+def _line(event: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(event)
+    except RecursionError:  # of a log that no core has written
+        return shown(event)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

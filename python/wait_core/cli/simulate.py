@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core.cli.workload import add_simulation, basis, deployment_of, requests_of, run
+from wait_core.files import replacing
 
 if TYPE_CHECKING:
     import argparse
@@ -24,10 +26,12 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _simulate(arguments: argparse.Namespace) -> int:
     deployment = deployment_of(arguments)
-    report = run(arguments, arguments.policy, requests_of(arguments), deployment)
-    line = report.to_json(slo_ttft_ms=arguments.slo_ttft, slo_tpot_ms=arguments.slo_tpot)
-    if arguments.save_result is not None:
-        arguments.save_result.write_text(line + "\n", encoding="utf-8")
+    saved = arguments.save_result
+    with contextlib.nullcontext() if saved is None else replacing(saved) as file:
+        report = run(arguments, arguments.policy, requests_of(arguments), deployment)
+        line = report.to_json(slo_ttft_ms=arguments.slo_ttft, slo_tpot_ms=arguments.slo_tpot)
+        if file is not None:
+            file.write(line + "\n")
     if arguments.json:
         print(line)
         return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.files import read_object
 from wait_core.laws import A100
 from wait_core.requests import Requests, offered
 from wait_core.simulation import Report, simulate
@@ -14,7 +16,7 @@ from wait_core.tables import table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from wait_core.hardware import Deployment
 
@@ -140,7 +142,7 @@ def requests_of(arguments: argparse.Namespace) -> Requests:
     """Make the requests that the options ask for."""
     if arguments.dataset_path is None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
-    return offered(
+    requests = offered(
         arguments.dataset_name,
         arguments.dataset_path,
         None,
@@ -149,6 +151,16 @@ def requests_of(arguments: argparse.Namespace) -> Requests:
         arguments.seed,
         arguments.burstiness,
     )
+    print_notes(requests.dropped, requests.notes)
+    return requests
+
+
+def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
+    """Print, beside the results, what was left out of a trace and what was assumed of it."""
+    for reason, rows in dropped.items():
+        print(f"note: {rows:,} rows are left out: {reason}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def run(arguments: argparse.Namespace, policy: str, requests: Requests, deployment: Deployment | None) -> Report:
@@ -181,19 +193,14 @@ def comparison(reports: Sequence[Report]) -> str:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if arguments.config is not None:
-        try:
-            settings = json.loads(arguments.config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise WaitCoreError(f"--config {arguments.config}: not JSON ({error})") from None
-        if not isinstance(settings, dict):
-            raise WaitCoreError(f"--config {arguments.config}: not a JSON object")
+        settings = read_object(arguments.config)
     for assignment in arguments.set:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise WaitCoreError(f"--set {assignment}: expected KEY=VALUE")
         try:
             settings[key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A bare word is meant as a string.
             settings[key] = text
     return settings

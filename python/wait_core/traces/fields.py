@@ -1,15 +1,16 @@
-"""Exact reading of single fields, and the error that says where a file is wrong."""
+"""Exact reading of single fields."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TYPE_CHECKING
 
+from wait_core.files import FileError
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from wait_core.files import Place
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS_EXPONENT = 6
@@ -23,68 +24,24 @@ _DATETIME = re.compile(
 )
 # Wide enough that no length or time of a real file is rounded before its last step.
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN)
-_SHOWN = 60
 
 
-class TraceError(ValueError):
-    """A trace file that cannot be read.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    line : int or None
-        Line number, from 1; None where the whole file is at fault.
-    column : str or None
-        Column of the csv file, or key of the JSON object.
-    value : object
-        What stands there.
-
-    """
-
-    def __init__(
-        self,
-        path: Path | str,
-        problem: str,
-        *,
-        line: int | None = None,
-        column: str | None = None,
-        value: object = None,
-    ) -> None:
-        self.path = str(path)
-        self.line = line
-        self.column = column
-        self.value = value
-        place = self.path if line is None else f"{self.path}:{line}"
-        super().__init__(f"{place}: {problem}" if column is None else f"{place}: column {column!r}: {problem}")
+class TraceError(FileError):
+    """A trace file that cannot be read; see `wait_core.files.FileError`."""
 
 
-@dataclass(slots=True)
-class Place:
-    """Where a reader stands: `line` moves on with it."""
+class Digits(str):
+    """A JSON number with a point or an exponent, as it is written: a float would round the nanoseconds away."""
 
-    path: Path
-    line: int = 0
-
-    def error(self, column: str | None, value: object, expected: str) -> TraceError:
-        """Return the error for `value` standing in `column` of this line where `expected` should."""
-        shown = repr(value)
-        if len(shown) > _SHOWN:
-            shown = shown[:_SHOWN] + "…"
-        return TraceError(self.path, f"{shown} is not {expected}", line=self.line, column=column, value=value)
-
-    def missing(self, column: str) -> TraceError:
-        """Return the error for a line that lacks `column`."""
-        return TraceError(self.path, "is missing", line=self.line, column=column)
+    __slots__ = ()
 
 
 def decimal(value: object) -> Decimal | None:
     """Return the exact finite number that a csv field or a JSON value holds, or None if it holds none."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | Decimal):
-        number = Decimal(value)
-        return number if number.is_finite() else None
+    if isinstance(value, int):
+        return Decimal(value)
     if isinstance(value, str) and _NUMBER.fullmatch(text := value.strip()):
         return Decimal(text)
     return None
@@ -92,6 +49,8 @@ def decimal(value: object) -> Decimal | None:
 
 def count(value: object, place: Place, column: str, most: int = MAX_TOKENS) -> int:
     """Return `value` as an integer in 0..=`most`; "374.0", which some writers make of 374, is accepted."""
+    if type(value) is int and 0 <= value <= most:  # what nearly all are
+        return value
     number = decimal(value)
     if number is None or not 0 <= number <= most or number != number.to_integral_value(context=_EXACT):
         raise place.error(column, value, f"an integer from 0 to {most}")
@@ -100,6 +59,9 @@ def count(value: object, place: Place, column: str, most: int = MAX_TOKENS) -> i
 
 def nanoseconds(value: object, exponent: int, place: Place, column: str) -> int:
     """Return a time of 10^`exponent` nanoseconds per unit as integer nanoseconds, half to even past the last one."""
+    scale: int = 10**exponent
+    if type(value) is int and 0 <= value <= MAX_NS // scale:
+        return value * scale
     number = decimal(value)
     if number is None or not 0 <= number <= MAX_NS:
         raise place.error(column, value, "a time of zero or more")

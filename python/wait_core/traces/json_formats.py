@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from dataclasses import dataclass
-from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from wait_core._core import WaitCoreError
+from wait_core.files import MAX_LINE, Place, lines, opened, parsed, replacing
 from wait_core.traces.fields import (
     NS_PER_MS_EXPONENT,
     NS_PER_S_EXPONENT,
-    Place,
+    Digits,
     TraceError,
     count,
     nanoseconds,
@@ -22,18 +23,22 @@ from wait_core.traces.trace import Trace, TraceBuilder
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from wait_core.files import Source
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _MAX_HASH_ID = 2**64 - 1
 _NS_PER_MS = 1_000_000
+_PIECE = 1 << 16
+"""Bytes that are read at once."""
 
 
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
 
 
-# Numbers with a point become Decimal: a float would round the nanoseconds away.
-_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_float=Digits, parse_constant=_no_constant)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class TextLengths:
 
     def length(self, text: object, place: Place, column: str) -> int:
         """Return the length of `text`."""
-        if not isinstance(text, str):
+        if not isinstance(text, str) or isinstance(text, Digits):
             raise place.error(column, text, "a text")
         if self.count_tokens is None:
             return len(text.split())
@@ -70,20 +75,19 @@ class TextLengths:
 
 def read_mooncake(path: Path, limit: int | None) -> Trace:
     """Read a Mooncake file, times in ms, or a Qwen-Bailian file, which has a `chat_id` and times in seconds."""
-    place = Place(path)
+    place = Place(path, TraceError)
     builder = TraceBuilder()
-    for row in _lines(path, place):
+    for row in _objects(place):
         unit = NS_PER_S_EXPONENT if "chat_id" in row else NS_PER_MS_EXPONENT
-        hashes = row.get("hash_ids", [])
-        if not isinstance(hashes, list):
-            raise place.error("hash_ids", hashes, "a list of integers")
         kind = row.get("type")
+        if not isinstance(kind, str | int | None):
+            raise place.error("type", kind, "a text")
         builder.add(
             count(_get(row, "input_length", place), place, "input_length"),
             count(_get(row, "output_length", place), place, "output_length"),
             arrival_ns=nanoseconds(_get(row, "timestamp", place), unit, place, "timestamp"),
             class_name=None if kind is None else str(kind),
-            hash_ids=[count(value, place, "hash_ids", _MAX_HASH_ID) for value in hashes],
+            hash_ids=_hash_ids(row.get("hash_ids", []), place),
         )
         if limit is not None and len(builder) >= limit:
             break
@@ -92,10 +96,10 @@ def read_mooncake(path: Path, limit: int | None) -> Trace:
 
 def read_vllm(path: Path, limit: int | None, lengths: TextLengths) -> Trace:
     """Read the jsonl file of `vllm bench serve --dataset-name custom`."""
-    place = Place(path)
+    place = Place(path, TraceError)
     builder = TraceBuilder()
     defaulted = 0
-    for row in _lines(path, place):
+    for row in _objects(place):
         output = row.get("output_tokens")
         defaulted += output is None
         builder.add(
@@ -110,9 +114,9 @@ def read_vllm(path: Path, limit: int | None, lengths: TextLengths) -> Trace:
 
 def read_sharegpt(path: Path, limit: int | None, lengths: TextLengths) -> Trace:
     """Read ShareGPT: the first turn of each conversation is the prompt and the second the output, as vLLM does."""
-    place = Place(path)
+    place = Place(path, TraceError)
     builder = TraceBuilder()
-    for entry in _array(path, place):
+    for entry in _array(place):
         turns = _get(entry, "conversations", place)
         if not isinstance(turns, list):
             raise place.error("conversations", turns, "a list of turns")
@@ -137,16 +141,16 @@ def write_mooncake(trace: Trace, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    ValueError
+    WaitCoreError
         If the trace has no arrival times, or counts words.
 
     """
     if trace.arrival_ns is None:
-        raise ValueError(f"trace: {trace.source or 'it'} has no arrival times, which Mooncake's format needs")
+        raise WaitCoreError(f"trace: {trace.source or 'it'} has no arrival times, which Mooncake's format needs")
     if trace.unit != "tokens":
-        raise ValueError(f"trace: {trace.source or 'it'} counts {trace.unit}, and Mooncake's format holds tokens")
+        raise WaitCoreError(f"trace: {trace.source or 'it'} counts {trace.unit}, and Mooncake's format holds tokens")
     prompts, outputs, arrivals = trace.prompt_tokens.tolist(), trace.output_tokens.tolist(), trace.arrival_ns.tolist()
-    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as file:
         for i, (prompt, output, arrival) in enumerate(zip(prompts, outputs, arrivals, strict=True)):
             whole, rest = divmod(arrival, _NS_PER_MS)
             time = f"{whole}.{rest:06d}".rstrip("0") if rest else str(whole)
@@ -164,51 +168,97 @@ def _get(row: dict[str, Any], key: str, place: Place) -> Any:
     return row[key]
 
 
-def _lines(path: Path, place: Place) -> Iterator[dict[str, Any]]:
+def _hash_ids(hashes: object, place: Place) -> list[int]:
+    if not isinstance(hashes, list):
+        raise place.error("hash_ids", hashes, "a list of integers")
+    if not hashes or (set(map(type, hashes)) == {int} and min(hashes) >= 0 and max(hashes) <= _MAX_HASH_ID):
+        return hashes
+    return [count(value, place, "hash_ids", _MAX_HASH_ID) for value in hashes]
+
+
+def _objects(place: Place) -> Iterator[dict[str, Any]]:
     """Yield the object on each line that is not blank."""
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line, text in enumerate(file, start=1):
-            place.line = line
-            if not text.strip():
-                continue
-            try:
-                row = _DECODER.decode(text)
-            except (ValueError, RecursionError) as error:
-                raise TraceError(path, f"not JSON: {error}", line=line, value=text) from None
-            if not isinstance(row, dict):
-                raise place.error(None, row, "a JSON object")
-            yield row
+    for text in lines(place):
+        if text.isspace():
+            continue
+        row = parsed(text, place, _DECODER)
+        if not isinstance(row, dict):
+            raise place.error(None, row, "a JSON object")
+        yield row
 
 
-def _array(path: Path, place: Place) -> Iterator[dict[str, Any]]:
-    """Yield the objects of one JSON array, one at a time, so that each error knows its line."""
-    text = path.read_text(encoding="utf-8-sig")
-    position, counted = 0, 0
-    place.line = 1
+class _Text:
+    """The text of a file, read on as far as it is asked for: `position` moves on, and the line of `place` with it."""
 
-    def skip(after: str) -> str:
+    def __init__(self, file: Source, place: Place) -> None:
+        self._file = file
+        self._place = place
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.ended = False
+        self.text = ""
+        self.position = 0
+        place.line = 1
+
+    def more(self) -> None:
+        """Drop what was read, and read on: as much again, so that what is long is not looked at too often."""
+        self.text, self.position = self.text[self.position :], 0
+        raw = self._file.read(max(_PIECE, len(self.text)))
+        self.ended = not raw
+        try:
+            self.text += self._decoder.decode(raw, final=self.ended)
+        except UnicodeDecodeError as error:
+            self._place.line += self.text.count("\n") + error.object[: error.start].count(b"\n")
+            raise self._place.problem(f"not UTF-8 text: byte {error.object[error.start]:#04x}") from None
+
+    def move(self, position: int) -> None:
+        """Move on to `position`."""
+        self._place.line += self.text.count("\n", self.position, position)
+        self.position = position
+
+    def skip(self, after: str) -> str:
         """Move past white space and return the character there, which must be one of `after`."""
-        nonlocal position, counted
-        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # it also matches nothing
-        place.line += text.count("\n", counted, position)
-        counted = position
-        found = text[position : position + 1]
+        while True:
+            self.move(_SPACE.match(self.text, self.position).end())  # type: ignore[union-attr]  # it also matches nothing
+            if self.position < len(self.text) or self.ended:
+                break
+            self.more()
+        found = self.text[self.position : self.position + 1]
         if found not in after or not found:
-            raise place.error(None, found, " or ".join(repr(mark) for mark in after) + " of a JSON array")
-        position += 1
+            raise self._place.error(None, found, " or ".join(repr(mark) for mark in after) + " of a JSON array")
+        self.move(self.position + 1)
         return found
 
-    skip("[")
-    position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
-    if text[position : position + 1] == "]":
-        return
-    while True:
-        skip("{")
-        try:
-            entry, position = _DECODER.raw_decode(text, position - 1)
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, error.pos) + 1 if isinstance(error, json.JSONDecodeError) else place.line
-            raise TraceError(path, f"not JSON: {error}", line=line) from None
-        yield entry
-        if skip(",]") == "]":
+    def entry(self) -> Any:
+        """Return the JSON value that begins just before `position`, and move past it."""
+        begin = self.position - 1
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, begin)
+            except RecursionError:
+                raise self._place.problem("not JSON: nested too deeply") from None
+            except ValueError as error:
+                if not self.ended and len(self.text) - begin < MAX_LINE:  # it may go on
+                    self.position = begin
+                    self.more()
+                    begin = 0
+                    continue
+                problem, at = (error.msg, error.pos) if isinstance(error, json.JSONDecodeError) else (str(error), begin)
+                self._place.line += self.text.count("\n", begin, at)
+                raise self._place.problem(f"not JSON: {problem}") from None
+            self.position = begin
+            self.move(end)
+            return value
+
+
+def _array(place: Place) -> Iterator[dict[str, Any]]:
+    """Yield the objects of one JSON array, one at a time: the file need not fit into memory."""
+    with opened(place) as file:
+        text = _Text(file, place)
+        text.skip("[")
+        if text.skip("{]") == "]":
             return
+        while True:
+            yield text.entry()
+            if text.skip(",]") == "]":
+                return
+            text.skip("{")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wait_core._core import WaitCoreError
+from wait_core.files import MAX_LINE, Place, decoded, opened, parsed, shown
 from wait_core.traces.csv_formats import CSV_FORMATS, detect_csv, read_csv
 from wait_core.traces.fields import MAX_TOKENS, TraceError
 from wait_core.traces.json_formats import TextLengths, read_mooncake, read_sharegpt, read_vllm
@@ -21,6 +23,8 @@ _CSV = {form.name: form for form in CSV_FORMATS}
 FORMATS = ("mooncake", *_CSV, "vllm", "sharegpt", "wait-core-log")
 # What `vllm bench serve` takes for a custom dataset (--custom-output-len).
 DEFAULT_OUTPUT = 256
+_BEGIN = 1 << 16
+"""Bytes of the first line in which a format shows."""
 
 
 def load(
@@ -56,22 +60,22 @@ def load(
     ------
     TraceError
         If the file is malformed: the message names file, line, column and value.
-    ValueError
+    WaitCoreError
         If an argument is out of range.
     OSError
         If the file cannot be opened.
 
     """
     if format not in ("auto", *FORMATS):
-        raise ValueError(f"format: {format!r} is not auto, {', '.join(FORMATS)}")
+        raise WaitCoreError(f"format: {format!r} is not auto, {', '.join(FORMATS)}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: {limit} is not at least 1")
+        raise WaitCoreError(f"limit: {limit} is not at least 1")
     if not 1 <= default_output <= MAX_TOKENS:
-        raise ValueError(f"default_output: {default_output} is not from 1 to {MAX_TOKENS}")
+        raise WaitCoreError(f"default_output: {default_output} is not from 1 to {MAX_TOKENS}")
     file = Path(path)
     lengths = TextLengths(count_tokens, default_output)
+    name = detect(file) if format == "auto" else format
     try:
-        name = detect(file) if format == "auto" else format
         if name == "mooncake":
             return read_mooncake(file, limit)
         if name == "vllm":
@@ -81,40 +85,46 @@ def load(
         if name == "wait-core-log":
             return read_log(file, limit)
         return read_csv(file, _CSV[name], limit)
-    except UnicodeDecodeError as error:
-        raise TraceError(file, f"not UTF-8 text: {error}") from None
     except TraceError:
         raise
-    except ValueError as error:
+    except WaitCoreError as error:  # no request is left
         raise TraceError(file, str(error)) from None
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """Return the format of a file, judged by its first line that is not blank."""
-    file = Path(path)
-    with file.open(encoding="utf-8-sig") as lines:
-        while first := lines.readline(1 << 20):
-            if first.strip():
+    """Return the format of a file, judged by its first line that is not blank.
+
+    Raises
+    ------
+    TraceError
+        If it is of no known format.
+    OSError
+        If it cannot be opened.
+
+    """
+    place = Place(Path(path), TraceError)
+    known = f"of no known format ({', '.join(FORMATS)})"
+    with opened(place) as file:
+        for raw in iter(partial(file.readline, _BEGIN), b""):
+            place.line += 1
+            if raw.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                return "sharegpt"  # which may be one long line
+            whole = raw if raw.endswith(b"\n") else raw + file.readline(MAX_LINE + 1)
+            first = decoded(whole, place).strip()
+            if first:
                 break
-    first = first.strip()
-    if not first:
-        raise TraceError(file, "the file is empty")
-    if first.startswith("["):
-        return "sharegpt"
+        else:
+            raise TraceError(place.path, "the file is empty")
     if first.startswith("{"):
-        try:
-            row = json.loads(first)
-            keys = set(row)
-        except (ValueError, RecursionError) as error:
-            raise TraceError(file, f"not JSON: {error}", line=1, value=first) from None
-        if "input_length" in keys:
+        row = parsed(first, place)
+        if "input_length" in row:
             return "mooncake"
         if row.get("format") == "wait-core-log":
             return "wait-core-log"
-        if "prompt" in keys:
+        if "prompt" in row:
             return "vllm"
-        raise TraceError(file, f"keys {sorted(keys)} are of no known format ({', '.join(FORMATS)})", line=1)
+        raise place.problem(f"keys {shown(sorted(row))} are {known}", row)
     name = detect_csv(first)
     if name is None:
-        raise TraceError(file, f"columns {first[:200]!r} are of no known format ({', '.join(FORMATS)})", line=1)
+        raise place.problem(f"columns {shown(first)} are {known}", first)
     return name

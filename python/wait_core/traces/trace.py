@@ -6,10 +6,12 @@ import math
 from array import array
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wait_core._core import WaitCoreError
 from wait_core.traces.fields import MAX_NS, NS_PER_S
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Trace:
     def __post_init__(self) -> None:
         n = len(self.prompt_tokens)
         if n == 0:
-            raise ValueError(f"prompt_tokens: a trace needs at least one request (dropped: {dict(self.dropped)})")
+            raise WaitCoreError(f"prompt_tokens: a trace needs at least one request (dropped: {dict(self.dropped)})")
         columns = {
             "prompt_tokens": (self.prompt_tokens, np.uint32, n),
             "output_tokens": (self.output_tokens, np.uint32, n),
@@ -82,7 +84,7 @@ class Trace:
             if values is None:
                 continue
             if values.dtype != dtype or values.ndim != 1 or length not in (None, len(values)):
-                raise ValueError(
+                raise WaitCoreError(
                     f"{name}: {values.dtype}{values.shape} where {np.dtype(dtype)}({n if length is None else length},) "
                     "is needed"
                 )
@@ -91,17 +93,17 @@ class Trace:
             frozen.flags.writeable = False
             object.__setattr__(self, name, frozen)
         if min(int(self.prompt_tokens.min()), int(self.output_tokens.min())) < 1:
-            raise ValueError("prompt_tokens and output_tokens: every length must be at least 1")
+            raise WaitCoreError("prompt_tokens and output_tokens: every length must be at least 1")
         if self.arrival_ns is not None and (self.arrival_ns[0] != 0 or np.any(np.diff(self.arrival_ns) < 0)):
-            raise ValueError("arrival_ns: must start at 0 and never decrease")
+            raise WaitCoreError("arrival_ns: must start at 0 and never decrease")
         if self.class_index is not None and int(self.class_index.max()) >= len(self.class_names):
-            raise ValueError(f"class_index: {int(self.class_index.max())} has no name in {self.class_names}")
+            raise WaitCoreError(f"class_index: {int(self.class_index.max())} has no name in {self.class_names}")
         if (self.hash_ids is None) != (self.hash_offsets is None):
-            raise ValueError("hash_ids and hash_offsets: one needs the other")
+            raise WaitCoreError("hash_ids and hash_offsets: one needs the other")
         if self.hash_ids is not None and self.hash_offsets is not None:
             ends = self.hash_offsets
             if ends[0] != 0 or ends[-1] != len(self.hash_ids) or np.any(np.diff(ends) < 0):
-                raise ValueError(f"hash_offsets: must rise from 0 to {len(self.hash_ids)}")
+                raise WaitCoreError(f"hash_offsets: must rise from 0 to {len(self.hash_ids)}")
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
@@ -117,7 +119,7 @@ class Trace:
     def head(self, n: int) -> Trace:
         """Return the first `n` requests (all of them if there are fewer); `dropped` still tells of the whole file."""
         if n < 1:
-            raise ValueError(f"n: {n} is not at least 1")
+            raise WaitCoreError(f"n: {n} is not at least 1")
         n = min(n, len(self))
         offsets = None if self.hash_offsets is None else self.hash_offsets[: n + 1]
         return replace(
@@ -147,29 +149,29 @@ class Trace:
         the nearest nanosecond.
         """
         if isinstance(rate, bool) or not math.isfinite(rate) or rate <= 0:
-            raise ValueError(f"rate: {rate!r} is not a finite number above 0 (requests/s)")
+            raise WaitCoreError(f"rate: {rate!r} is not a finite number above 0 (requests/s)")
         if self.arrival_ns is None:
-            raise ValueError(f"rate: {self.source or 'this trace'} has no arrival times to scale")
+            raise WaitCoreError(f"rate: {self.source or 'this trace'} has no arrival times to scale")
         span = int(self.arrival_ns[-1])
         if span == 0:
-            raise ValueError(f"rate: all requests of {self.source or 'this trace'} arrive at once; nothing to scale")
+            raise WaitCoreError(f"rate: all requests of {self.source or 'this trace'} arrive at once; nothing to scale")
         # repr() gives the decimal that the caller wrote: 0.1 is a tenth, not the double beside it.
         factor = Fraction((len(self) - 1) * NS_PER_S) / (Fraction(repr(float(rate))) * span)
         up, down = factor.numerator, factor.denominator
         if (span * up) // down >= MAX_NS:
-            raise ValueError(f"rate: {rate!r} stretches {self.duration_s} s beyond 292 years")
+            raise WaitCoreError(f"rate: {rate!r} stretches {self.duration_s} s beyond 292 years")
         exact = (self.arrival_ns.astype(object) * up + down // 2) // down
         return replace(self, arrival_ns=exact.astype(np.int64))
 
     def rates(self, window_s: float = 60.0) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return the starts (s) of all whole windows of `window_s` seconds and the arrivals per second in each."""
         if self.arrival_ns is None or self.duration_s is None:
-            raise ValueError(f"window_s: {self.source or 'this trace'} has no arrival times")
+            raise WaitCoreError(f"window_s: {self.source or 'this trace'} has no arrival times")
         if not math.isfinite(window_s) or not 0 < window_s <= self.duration_s:
-            raise ValueError(f"window_s: {window_s!r} is not above 0 and at most the duration, {self.duration_s} s")
+            raise WaitCoreError(f"window_s: {window_s!r} is not above 0 and at most the duration, {self.duration_s} s")
         windows = int(self.duration_s / window_s)
         if windows > _MAX_WINDOWS:
-            raise ValueError(f"window_s: {window_s!r} cuts {self.duration_s} s into {windows} windows")
+            raise WaitCoreError(f"window_s: {window_s!r} cuts {self.duration_s} s into {windows} windows")
         index = (self.arrival_ns / (window_s * NS_PER_S)).astype(np.int64)
         counts = np.bincount(index[index < windows], minlength=windows)
         return np.arange(windows, dtype=np.float64) * window_s, (counts / window_s).astype(np.float64)
@@ -258,6 +260,29 @@ class TraceBuilder:
         if hash_ids is not None:
             self._hash_ids.extend(hash_ids)
             self._hash_offsets.append(len(self._hash_ids))
+
+    def extend(
+        self,
+        prompt: npt.NDArray[np.int64],
+        output: npt.NDArray[np.int64],
+        *,
+        arrival_ns: npt.NDArray[np.int64] | None,
+        class_names: Sequence[str] | None,
+        zero_output: str,
+    ) -> None:
+        """Add a request for each entry of the columns, as `add` does one by one."""
+        kept = (prompt > 0) & (output > 0)
+        if not kept.all():
+            for reason, rows in ((zero_output, output == 0), ("prompt length 0", (prompt == 0) & (output > 0))):
+                if number := int(rows.sum()):
+                    self.dropped[reason] = self.dropped.get(reason, 0) + number
+        self._prompt.frombytes(prompt[kept].astype(np.uint32).tobytes())
+        self._output.frombytes(output[kept].astype(np.uint32).tobytes())
+        if arrival_ns is not None:
+            self._arrival.frombytes(arrival_ns[kept].tobytes())
+        if class_names is not None:
+            known = self._classes
+            self._class.extend(known.setdefault(name, len(known)) for name in compress(class_names, kept.tolist()))
 
     def build(self, *, source: str, format_name: str, unit: Unit = "tokens", notes: tuple[str, ...] = ()) -> Trace:
         """Return the trace. Columns that not every row filled are absent."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wait_core.files import FileError, read_object, shown
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -123,11 +125,13 @@ def read_file(path: str) -> object:
     Raises
     ------
     ConfigError
-        If it cannot be read or is not JSON.
+        If it cannot be read or is not a JSON object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(path)
+    except FileError as error:  # which names the file itself
+        raise ConfigError(f"settings file {error}") from error
+    except OSError as error:
         raise ConfigError(f"settings file {path}: {error}") from error
 
 
@@ -145,14 +149,14 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
         if raw is None:
             continue
         if not isinstance(raw, dict):
-            raise ConfigError(f"{where} must be an object, got {raw!r}")
+            raise ConfigError(f"{where} must be an object, got {shown(raw)}")
         for name, value in raw.items():
             if name in FROM_ENGINE:
                 option = FROM_ENGINE[name]
                 how = f"set vLLM's {option} instead" if option else "it cannot be set"
-                raise ConfigError(f"{where}: {name} = {value!r}: it follows the engine; {how}")
+                raise ConfigError(f"{where}: {name} = {shown(value)}: it follows the engine; {how}")
             if raw is in_file and name in AT_START:
-                raise ConfigError(f"{where}: {name} = {value!r}: it is fixed at the start; set it beside the file")
+                raise ConfigError(f"{where}: {name} = {shown(value)}: it is fixed at the start; set it beside the file")
             merged[name] = value
             sources[name] = "additional_config" if raw is additional else f"file {path}"
     for name, kind in (
@@ -163,14 +167,14 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
         ("fast_decode", bool),
     ):
         if name in merged and not isinstance(merged[name], kind):
-            raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {merged[name]!r}")
+            raise ConfigError(f"{KEY}.{name} must be of type {kind.__name__}, got {shown(merged[name])}")
     for name in ("config_file", "log_file", "step_log_file", "learned_file"):
         if not isinstance(merged.get(name), str | None):
-            raise ConfigError(f"{KEY}.{name} must be a path, got {merged[name]!r}")
+            raise ConfigError(f"{KEY}.{name} must be a path, got {shown(merged[name])}")
     for name, unit in (("watchdog_s", "seconds"), ("log_max_mb", "megabytes")):
         number = merged.get(name, 0.0)
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
-            raise ConfigError(f"{KEY}.{name} must be a number of {unit}, 0 or more, got {number!r}")
+            raise ConfigError(f"{KEY}.{name} must be a number of {unit}, 0 or more, got {shown(number)}")
     if path is not None:
         sources.setdefault("config_file", f"environment {FILE_VARIABLE}")
         merged["config_file"] = path
@@ -193,7 +197,7 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
         # The core knows its own names; a slip may also be meant for one of the adapter's.
         if name not in SETTINGS and (near := difflib.get_close_matches(name, [*OWN, *SETTINGS], n=1)):
             where = settings.sources.get(name, KEY)
-            raise ConfigError(f'{where}: unknown setting "{name}"; did you mean "{near[0]}"?')
+            raise ConfigError(f'{where}: unknown setting "{name[:60]}"; did you mean "{near[0]}"?')
     try:
         return Scheduler(settings.policy, **settings.core, **engine)
     except (TypeError, ValueError) as error:  # WaitCoreError is a ValueError

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
 from wait_core import WaitCoreError, __version__
+from wait_core.files import read_object, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ class LearnedFile:
     def load(self, core: Any) -> None:
         """Let `core`, which has no request yet, take over what the file holds, if its policy has learned that."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            kept = read_object(self.path)
             held, wanted = (kept["format"], kept["version"], kept["policy"]), (FORMAT, VERSION, core.settings["policy"])
             if held != wanted:
                 logger.warning("wait-core begins without what %s holds: %s, not %s", self.path, held, wanted)
@@ -59,10 +59,9 @@ class LearnedFile:
             return  # this policy learns nothing; what another has learned stays
         kept = {"format": FORMAT, "version": VERSION, "wait_core": __version__}
         kept |= {"policy": core.settings["policy"], "learned": learned}
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
-            beside.write_text(json.dumps(kept), encoding="utf-8")
-            beside.replace(self.path)
+            with replacing(self.path) as file:
+                json.dump(kept, file)
         except OSError as error:
             if not self._fails:
                 logger.warning("wait-core cannot keep what it has learned in %s: %s", self.path, error)

@@ -4,6 +4,8 @@
 //! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
 //! differently (and who finished); a decode that yields its one token is never mentioned.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Config, Preemption};
 use crate::error::{Error, Result};
 use crate::forecast::KvForecast;
@@ -14,7 +16,7 @@ use crate::view::View;
 use crate::waiting_time::WaitingTime;
 
 /// Counters since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Plans made.
     pub iterations: u64,

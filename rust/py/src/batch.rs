@@ -24,12 +24,12 @@ pub(crate) fn batch<'py>(
     law: &Bound<'py, PyAny>,
     dataset: &Bound<'py, PyAny>,
     request_rate: f64,
-    horizon_ns: u64,
-    runs: u32,
-    first_seed: u64,
+    #[pyo3(from_py_with = convert::ranged)] horizon_ns: u64,
+    #[pyo3(from_py_with = convert::ranged)] runs: u32,
+    #[pyo3(from_py_with = convert::ranged)] first_seed: u64,
     lengths_known: bool,
     typed: bool,
-    threads: usize,
+    #[pyo3(from_py_with = convert::ranged)] threads: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let setup = Setup {
         config: convert::config(Some(settings))?,

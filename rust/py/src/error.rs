@@ -11,12 +11,12 @@ create_exception!(wait_core, CapacityError, WaitCoreError, "A request that could
 create_exception!(wait_core, DuplicateIdError, WaitCoreError, "A request id that is in use.");
 create_exception!(wait_core, QueueFullError, WaitCoreError, "The bound on waiting requests or tokens is reached.");
 create_exception!(wait_core, DeadlineError, WaitCoreError, "A request that would wait longer than it may.");
-create_exception!(wait_core, StalledError, PyRuntimeError, "A policy under which nothing will ever run again.");
+create_exception!(wait_core, StalledError, WaitCoreError, "A policy under which nothing will ever run again.");
 
 /// The exception for an error of the core.
 #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
 pub(crate) fn core(error: Error) -> PyErr {
-    let message = error.to_string();
+    let message = short(error.to_string());
     match error {
         Error::TooLarge { .. } => CapacityError::new_err(message),
         Error::DuplicateId { .. } => DuplicateIdError::new_err(message),
@@ -37,5 +37,18 @@ pub(crate) fn simulation(error: SimError) -> PyErr {
 
 /// The exception for an error of the planning formulas.
 pub(crate) fn planning(error: &PlanningError) -> PyErr {
-    WaitCoreError::new_err(error.to_string())
+    WaitCoreError::new_err(short(error.to_string()))
+}
+
+/// A message that can be read: names and values come from files, and may be of any length.
+pub(crate) fn short(message: String) -> String {
+    const BEGIN: usize = 300;
+    const END: usize = 300;
+    let length = message.chars().count();
+    if length <= BEGIN + END {
+        return message;
+    }
+    let begin = message.chars().take(BEGIN);
+    let end = message.chars().skip(length - END);
+    begin.chain(['…']).chain(end).collect()
 }

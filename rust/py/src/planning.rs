@@ -102,13 +102,13 @@ impl Planner {
     #[pyo3(signature = (types, law, *, capacity, max_running = None, token_budget = None, convention = "vllm",
         windows = Vec::new()))]
     fn new(
-        types: Vec<(u32, u32, f64)>,
+        #[pyo3(from_py_with = convert::ranged)] types: Vec<(u32, u32, f64)>,
         law: &Bound<'_, PyAny>,
-        capacity: u64,
-        max_running: Option<u32>,
-        token_budget: Option<u64>,
+        #[pyo3(from_py_with = convert::ranged)] capacity: u64,
+        #[pyo3(from_py_with = convert::ranged)] max_running: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] token_budget: Option<u64>,
         convention: &str,
-        windows: Vec<Vec<(u32, u32, f64)>>,
+        #[pyo3(from_py_with = convert::ranged)] windows: Vec<Vec<(u32, u32, f64)>>,
     ) -> PyResult<Self> {
         let of = |types: Vec<(u32, u32, f64)>| {
             let types = types.into_iter().map(|(prompt, output, rate)| RequestType { prompt, output, rate });
@@ -171,7 +171,7 @@ impl Planner {
         py: Python<'py>,
         per_type: Option<Vec<f64>>,
         spacing: Option<f64>,
-        block_size: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] block_size: Option<u32>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let setting = self.setting();
         let found = refused(match (per_type, spacing, block_size) {
@@ -190,7 +190,12 @@ impl Planner {
 
     /// Segments of the workload: at these boundaries, or `count` of equal range, or one per output length.
     #[pyo3(signature = (boundaries = None, *, count = None))]
-    fn segments<'py>(&self, py: Python<'py>, boundaries: Option<Vec<u32>>, count: Option<u32>) -> Answer<'py> {
+    fn segments<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = convert::ranged)] boundaries: Option<Vec<u32>>,
+        #[pyo3(from_py_with = convert::ranged)] count: Option<u32>,
+    ) -> Answer<'py> {
         value(py, self.cut(boundaries, count)?.as_slice())
     }
 
@@ -204,8 +209,8 @@ impl Planner {
     fn nested<'py>(
         &self,
         py: Python<'py>,
-        boundaries: Option<Vec<u32>>,
-        count: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] boundaries: Option<Vec<u32>>,
+        #[pyo3(from_py_with = convert::ranged)] count: Option<u32>,
         per_segment: Option<Vec<f64>>,
         margin: f64,
         failure_probability: Option<f64>,
@@ -243,9 +248,9 @@ impl Planner {
     fn stage_caps<'py>(
         &self,
         py: Python<'py>,
-        total: u32,
-        boundaries: Option<Vec<u32>>,
-        count: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] total: u32,
+        #[pyo3(from_py_with = convert::ranged)] boundaries: Option<Vec<u32>>,
+        #[pyo3(from_py_with = convert::ranged)] count: Option<u32>,
         margin: f64,
     ) -> Answer<'py> {
         value(py, &refused(StageCaps::spread(total, &self.cut(boundaries, count)?, margin))?)
@@ -257,9 +262,9 @@ impl Planner {
     fn safety_buffer(
         &self,
         per_segment: Vec<f64>,
-        boundaries: Option<Vec<u32>>,
-        count: Option<u32>,
-        block_size: u32,
+        #[pyo3(from_py_with = convert::ranged)] boundaries: Option<Vec<u32>>,
+        #[pyo3(from_py_with = convert::ranged)] count: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] block_size: u32,
     ) -> PyResult<SafetyBuffer> {
         let segments = self.cut(boundaries, count)?;
         Ok(SafetyBuffer { inner: refused(Buffer::new(&per_segment, &segments, &self.law, block_size))? })

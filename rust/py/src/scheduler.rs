@@ -22,13 +22,18 @@ pub(crate) struct Scheduler {
 #[pymethods]
 impl Scheduler {
     #[new]
-    #[pyo3(signature = (policy = "vllm", **settings))]
-    fn new(policy: &str, settings: Option<&Bound<'_, PyDict>>, py: Python<'_>) -> PyResult<Self> {
+    #[pyo3(signature = (policy = "vllm".to_owned(), **settings), text_signature = "(policy='vllm', **settings)")]
+    #[allow(clippy::needless_pass_by_value)] // extracted from a Python text
+    fn new(
+        #[pyo3(from_py_with = convert::ranged)] policy: String,
+        settings: Option<&Bound<'_, PyDict>>,
+        py: Python<'_>,
+    ) -> PyResult<Self> {
         let all = match settings {
             Some(settings) => settings.copy()?,
             None => PyDict::new(py),
         };
-        all.set_item("policy", policy)?;
+        all.set_item("policy", &policy)?;
         let config = convert::config(Some(&all))?;
         let inner = wait_core::Scheduler::new(&config).map_err(error::core)?;
         Ok(Self { inner, config })
@@ -48,17 +53,17 @@ impl Scheduler {
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add(
         &mut self,
-        request_id: u64,
-        prompt_tokens: u32,
-        max_tokens: Option<u32>,
-        output_tokens: Option<u32>,
-        predicted_tokens: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] request_id: u64,
+        #[pyo3(from_py_with = convert::ranged)] prompt_tokens: u32,
+        #[pyo3(from_py_with = convert::ranged)] max_tokens: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] output_tokens: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] predicted_tokens: Option<u32>,
         predicted_log_error: f32,
-        type_id: Option<u16>,
-        priority: i64,
-        shared_prefix: u32,
-        max_wait_ns: Option<u64>,
-        now_ns: u64,
+        #[pyo3(from_py_with = convert::ranged)] type_id: Option<u16>,
+        #[pyo3(from_py_with = convert::ranged)] priority: i64,
+        #[pyo3(from_py_with = convert::ranged)] shared_prefix: u32,
+        #[pyo3(from_py_with = convert::ranged)] max_wait_ns: Option<u64>,
+        #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
     ) -> PyResult<()> {
         let output = match (output_tokens, predicted_tokens) {
             (Some(_), Some(_)) => {
@@ -84,7 +89,7 @@ impl Scheduler {
 
     /// Plans the next iteration and assumes that it happens.
     #[pyo3(signature = (now_ns = 0))]
-    fn plan(&mut self, now_ns: u64) -> Plan {
+    fn plan(&mut self, #[pyo3(from_py_with = convert::ranged)] now_ns: u64) -> Plan {
         self.inner.plan(now_ns);
         Plan::of(&self.inner)
     }
@@ -95,12 +100,12 @@ impl Scheduler {
     #[allow(clippy::needless_pass_by_value)] // extracted from Python lists
     fn complete(
         &mut self,
-        finished: Vec<u64>,
-        preempted: Vec<u64>,
-        refused: Vec<u64>,
-        progress: Vec<(u64, u32)>,
-        shared: Vec<(u64, u32)>,
-        free_blocks: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] finished: Vec<u64>,
+        #[pyo3(from_py_with = convert::ranged)] preempted: Vec<u64>,
+        #[pyo3(from_py_with = convert::ranged)] refused: Vec<u64>,
+        #[pyo3(from_py_with = convert::ranged)] progress: Vec<(u64, u32)>,
+        #[pyo3(from_py_with = convert::ranged)] shared: Vec<(u64, u32)>,
+        #[pyo3(from_py_with = convert::ranged)] free_blocks: Option<u32>,
     ) {
         self.inner.complete(&Report {
             finished: &finished,
@@ -113,17 +118,17 @@ impl Scheduler {
     }
 
     /// The first `count` of each line, the preempted before the others: (request, shared prefix it is known to have).
-    fn first_in_line(&self, count: usize) -> Vec<(u64, u32)> {
+    fn first_in_line(&self, #[pyo3(from_py_with = convert::ranged)] count: usize) -> Vec<(u64, u32)> {
         self.inner.first_in_line(count).collect()
     }
 
     /// Takes a request back, in whatever state it is; False if no request has this id.
-    fn abort(&mut self, request_id: u64) -> bool {
+    fn abort(&mut self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> bool {
         self.inner.abort(request_id)
     }
 
     /// Changes the number of usable KV blocks.
-    fn set_capacity(&mut self, kv_blocks: u32) -> PyResult<()> {
+    fn set_capacity(&mut self, #[pyo3(from_py_with = convert::ranged)] kv_blocks: u32) -> PyResult<()> {
         self.inner.set_capacity(kv_blocks).map_err(error::core)
     }
 
@@ -162,12 +167,12 @@ impl Scheduler {
     }
 
     /// Why a request waits, by the plan made last; None if it does not wait.
-    fn explain(&self, request_id: u64) -> Option<Hold> {
+    fn explain(&self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> Option<Hold> {
         self.inner.explain(request_id).map(Hold::from)
     }
 
     /// Output tokens of a resident or preempted request, as far as the core knows; None for unknown ids.
-    fn stage(&self, request_id: u64) -> Option<u32> {
+    fn stage(&self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> Option<u32> {
         let view = self.inner.view();
         view.slot(request_id).map(|slot| view.stage(slot))
     }
@@ -178,7 +183,7 @@ impl Scheduler {
     }
 
     /// True if the request is present.
-    fn __contains__(&self, request_id: u64) -> bool {
+    fn __contains__(&self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> bool {
         self.inner.view().slot(request_id).is_some()
     }
 

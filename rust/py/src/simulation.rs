@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict, PyType};
 use wait_core::LengthHint;
 use wait_core::cost::{BatchShape, IterationTime};
 use wait_core::workload::{Grouping, RequestType};
@@ -22,9 +22,9 @@ type Types = Vec<(u32, u32, f64)>;
 pub(crate) fn sample<'py>(
     py: Python<'py>,
     dataset: &Bound<'py, PyAny>,
-    num_requests: usize,
+    #[pyo3(from_py_with = convert::ranged)] num_requests: usize,
     request_rate: f64,
-    seed: u64,
+    #[pyo3(from_py_with = convert::ranged)] seed: u64,
 ) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>)> {
     let dataset: Dataset = convert::json(dataset, "dataset")?;
     let rows = dataset.sample(num_requests, request_rate, seed).map_err(error::core)?;
@@ -47,7 +47,7 @@ pub(crate) fn group_types<'py>(
     prompt: PyReadonlyArray1<'py, u32>,
     output: PyReadonlyArray1<'py, u32>,
     rate: f64,
-    classes: usize,
+    #[pyo3(from_py_with = convert::ranged)] classes: usize,
 ) -> PyResult<(Types, Column<'py, u16>)> {
     let (prompt, output) = same_length(&prompt, &output)?;
     let pairs: Vec<(u32, u32)> = prompt.iter().copied().zip(output.iter().copied()).collect();
@@ -77,9 +77,9 @@ const MOST_TOKENS: u64 = 1 << 30;
 #[pyo3(signature = (law, *, decodes = 0, decode_kv = 0, chunks = Vec::new()))]
 pub(crate) fn iteration_seconds(
     law: &Bound<'_, PyAny>,
-    decodes: u64,
-    decode_kv: u64,
-    chunks: Vec<(u64, u64)>,
+    #[pyo3(from_py_with = convert::ranged)] decodes: u64,
+    #[pyo3(from_py_with = convert::ranged)] decode_kv: u64,
+    #[pyo3(from_py_with = convert::ranged)] chunks: Vec<(u64, u64)>,
 ) -> PyResult<f64> {
     let law: IterationTime = convert::json(law, "iteration_time")?;
     let largest = chunks.iter().map(|&(tokens, before)| tokens.max(before)).fold(decodes.max(decode_kv), u64::max);
@@ -117,8 +117,8 @@ fn hints(
     Ok((0..requests).map(hint).collect())
 }
 
-/// One finished simulation.
-#[pyclass(frozen, module = "wait_core")]
+/// One finished simulation; the constructor takes one up again from what pickling made of it.
+#[pyclass(frozen, module = "wait_core._core")]
 pub(crate) struct Run {
     inner: wait_sim::Run,
 }
@@ -138,13 +138,13 @@ pub(crate) fn run(
     labels: PyReadonlyArray1<'_, u16>,
     lengths_known: bool,
     typed: bool,
-    max_tokens: Option<u32>,
-    max_concurrency: Option<usize>,
-    overhead_ns: u64,
-    predicted: Option<Vec<u32>>,
+    #[pyo3(from_py_with = convert::ranged)] max_tokens: Option<u32>,
+    #[pyo3(from_py_with = convert::ranged)] max_concurrency: Option<usize>,
+    #[pyo3(from_py_with = convert::ranged)] overhead_ns: u64,
+    #[pyo3(from_py_with = convert::ranged)] predicted: Option<Vec<u32>>,
     predicted_log_error: f32,
-    classes: Option<Vec<u16>>,
-    priorities: Option<Vec<i32>>,
+    #[pyo3(from_py_with = convert::ranged)] classes: Option<Vec<u16>>,
+    #[pyo3(from_py_with = convert::ranged)] priorities: Option<Vec<i32>>,
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Run> {
     let (prompt, output) = same_length(&prompt, &output)?;
@@ -207,7 +207,7 @@ pub(crate) fn probe<'py>(
     arrival_ns: PyReadonlyArray1<'py, u64>,
     prompt: PyReadonlyArray1<'py, u32>,
     output: PyReadonlyArray1<'py, u32>,
-    every: u64,
+    #[pyo3(from_py_with = convert::ranged)] every: u64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let (prompt, output) = same_length(&prompt, &output)?;
     let rows = arrival_ns.as_slice()?.iter().zip(prompt).zip(output);
@@ -239,6 +239,22 @@ pub(crate) fn probe<'py>(
 
 #[pymethods]
 impl Run {
+    #[new]
+    fn new(state: &[u8]) -> PyResult<Self> {
+        // The names in it tell a state of another version: nothing is misread.
+        match serde_json::from_slice(state) {
+            Ok(inner) => Ok(Run { inner }),
+            Err(error) => Err(WaitCoreError::new_err(format!("state: not one of a Run ({error})"))),
+        }
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyType>, (Bound<'py, PyBytes>,))> {
+        match serde_json::to_vec(&self.inner) {
+            Ok(state) => Ok((py.get_type::<Run>(), (PyBytes::new(py, &state),))),
+            Err(error) => Err(WaitCoreError::new_err(error.to_string())),
+        }
+    }
+
     /// The figures of the run under the keys of `vllm bench serve`.
     #[pyo3(signature = (slo_ttft_ms = None, slo_tpot_ms = None))]
     fn summary<'py>(

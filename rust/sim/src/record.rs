@@ -1,5 +1,6 @@
 //! What a run leaves behind. The recorder only writes down; everything else is derived in `report`.
 
+use serde::{Deserialize, Serialize};
 use wait_core::{HoldReason, Scheduler, Stats};
 
 use crate::dataset::Arrival;
@@ -8,7 +9,7 @@ use crate::dataset::Arrival;
 pub const NEVER_NS: u64 = u64::MAX;
 
 /// Everything recorded of one run; one entry a request in the columns, in the order of arrival.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// When the client sent each request, ns.
     pub arrival_ns: Vec<u64>,
@@ -53,7 +54,7 @@ pub struct Run {
 }
 
 /// The state after an iteration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// End of the iteration, ns.
     pub at_ns: u64,
