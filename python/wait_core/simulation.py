@@ -188,6 +188,7 @@ def simulate(
             max_concurrency=max_concurrency,
             overhead_ns=round(overhead_s * 1e9),
             **_columns(hints),
+            tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
             callback=lambda completed: bar.update(completed - bar.n),
         )
     return Report(policy=policy, workload=wanted.name, seed=seed, settings=settings, run=run)

@@ -54,6 +54,8 @@ pub struct Request {
     pub type_id: Option<u16>,
     /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
     pub priority: i64,
+    /// Tenant, an index of `tenant_weights`.
+    pub tenant: u16,
     /// Tokens of the prompt whose KV blocks other residents hold (a prefix cache hit): they are neither computed nor
     /// charged again. While the request waits, a report may change it.
     pub shared_prefix: u32,

@@ -24,6 +24,8 @@ pub struct Stats {
     pub finished: u64,
     /// Requests that the host took back.
     pub aborted: u64,
+    /// Waiting requests that a plan refused.
+    pub refused: u64,
     /// Evictions.
     pub preemptions: u64,
     /// KV tokens lost to evictions, to be computed again.
@@ -44,6 +46,8 @@ pub struct Scheduler {
     pub(crate) preemption: Preemption,
     max_queued_requests: Option<u32>,
     max_queued_tokens: Option<u64>,
+    /// How many tenants the policy tells apart; none where it does not.
+    tenants: Option<usize>,
     paused: bool,
     waiting_time: WaitingTime,
 }
@@ -65,6 +69,7 @@ impl Scheduler {
             preemption: config.preemption,
             max_queued_requests: config.max_queued_requests,
             max_queued_tokens: config.max_queued_tokens,
+            tenants: Some(config.tenant_weights.len()).filter(|&tenants| tenants > 0),
             paused: false,
             waiting_time: WaitingTime::default(),
         })
@@ -109,8 +114,8 @@ impl Scheduler {
         if let Some(types) = types.filter(|&types| usize::from(type_id) >= types) {
             return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
         }
-        let rank = self.policy.rank(&self.view, request, max_tokens);
-        let slot = self.view.insert(request, max_tokens, type_id, if types.is_some() { type_id } else { 0 }, rank);
+        let (line, rank) = (self.policy.line(request, type_id), self.policy.rank(&self.view, request, max_tokens));
+        let slot = self.view.insert(request, max_tokens, type_id, line, rank);
         self.view.advance_clock(request.arrival_ns);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
@@ -134,6 +139,10 @@ impl Scheduler {
                 return Err(Error::invalid("predicted_tokens", given, "at least 1, with a finite error of at least 0"));
             }
             _ => {}
+        }
+        if self.tenants.is_some_and(|tenants| usize::from(request.tenant) >= tenants) {
+            let rule = "must be an index of tenant_weights";
+            return Err(Error::invalid("tenant", request.tenant, rule));
         }
         if self.view.slot(id).is_some() {
             return Err(Error::DuplicateId { id });
@@ -161,8 +170,9 @@ impl Scheduler {
                 return Err(self.full(queued, bound, "tokens"));
             }
         }
-        if let Some(max_wait_ns) = request.max_wait_ns {
-            let predicted_wait_ns = self.predicted_wait_ns();
+        let within = request.max_wait_ns.map(|max_wait_ns| (self.predicted_wait_ns(), max_wait_ns));
+        let in_time = self.policy.refuses(request, &|| self.predicted_wait_ns());
+        for (predicted_wait_ns, max_wait_ns) in [within, in_time].into_iter().flatten() {
             if predicted_wait_ns > max_wait_ns {
                 return Err(Error::DeadlineUnreachable { id, predicted_wait_ns, max_wait_ns });
             }
@@ -235,6 +245,11 @@ impl Scheduler {
         }
         for &(slot, line) in plan.moved() {
             view.change_line(slot, line);
+        }
+        for refusal in plan.refused() {
+            stats.refused += 1;
+            policy.observe(view, refusal.slot, Event::Aborted);
+            view.remove(refusal.slot);
         }
         for &slot in plan.parked() {
             view.park(slot);
