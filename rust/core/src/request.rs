@@ -122,6 +122,11 @@ impl Tracked {
         self.prompt + self.kept
     }
 
+    /// Waiting line in which it stands, or stood before it was admitted, unless it was preempted.
+    pub fn line(&self) -> u16 {
+        self.line
+    }
+
     /// Blocks that this prefill takes beside those that are shared.
     pub fn own_blocks(&self, pool: &BlockPool) -> u32 {
         pool.blocks_for(self.prefill_target()) - self.shared_blocks(pool)

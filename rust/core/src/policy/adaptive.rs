@@ -150,9 +150,7 @@ impl Adaptive {
             match self.leaves(view, slot, late && !idle).and_then(|()| self.check(view, plan, entry, slot, idle)) {
                 Ok(()) => {
                     self.entering.push(slot);
-                    if let Some(tenants) = &mut self.tenants {
-                        tenants.enters(view, slot);
-                    }
+                    self.enters(view, slot, late);
                 }
                 Err(_) if overtake.is_some() => {}
                 Err(hold) => {

@@ -73,6 +73,8 @@ pub(super) struct TtftDeadline {
     wanted: f64,
     wanted_squared: f64,
     residents: Vec<Resident>,
+    /// Share of the late requests that enter in the current plan.
+    entering: f64,
     /// Those that wait in time, in the order of their arrival, and some that no longer do.
     arrivals: VecDeque<(Slot, RequestId)>,
     /// What was found late in the current plan.
@@ -95,6 +97,7 @@ impl TtftDeadline {
             wanted: 0.0,
             wanted_squared: 0.0,
             residents: Vec::new(),
+            entering: 0.0,
             arrivals: VecDeque::new(),
             found: Vec::new(),
             found_in: Vec::new(),
@@ -106,6 +109,7 @@ impl TtftDeadline {
     /// What is late by now, behind no prompt at all, leaves the `lines` in time.
     pub(super) fn begin(&mut self, view: &View, plan: &mut Plan, lines: usize) {
         self.found.clear();
+        self.entering = 0.0;
         self.plans += 1;
         self.measure_share(view);
         self.measure_pace(view);
@@ -149,6 +153,11 @@ impl TtftDeadline {
         }
     }
 
+    /// A late request enters in the current plan.
+    pub(super) fn enters(&mut self, share: f64) {
+        self.entering += share;
+    }
+
     /// A request has left the KV cache, if it was there.
     pub(super) fn left(&mut self, slot: Slot) {
         if let Some(at) = self.residents.iter().position(|resident| resident.slot == slot) {
@@ -167,9 +176,9 @@ impl TtftDeadline {
 
     /// Whether a late request that takes such a share of the engine fits what the traffic leaves of it.
     pub(super) fn leaves(&self, share: f64) -> bool {
-        let late: f64 = self.residents.iter().map(|resident| resident.share).sum();
+        let late = self.residents.iter().map(|resident| resident.share).sum::<f64>() + self.entering;
         let variance = (self.wanted_squared - self.wanted * self.wanted).max(0.0);
-        self.residents.is_empty() || late + share + self.wanted + DEVIATIONS * libm::sqrt(variance) <= 1.0
+        late == 0.0 || late + share + self.wanted + DEVIATIONS * libm::sqrt(variance) <= 1.0
     }
 
     /// When a request would get its first token, ns after its arrival, if it is admitted in so many ns behind a backlog of

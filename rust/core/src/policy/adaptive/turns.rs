@@ -137,6 +137,17 @@ impl Adaptive {
         }
     }
 
+    /// A request enters in the current plan.
+    pub(super) fn enters(&mut self, view: &View, slot: Slot, late: bool) {
+        let share = if late { self.share(view, slot) } else { 0.0 };
+        if let Some(deadline) = &mut self.deadline {
+            deadline.enters(share);
+        }
+        if let Some(tenants) = &mut self.tenants {
+            tenants.enters(view, slot);
+        }
+    }
+
     /// Whether a request that is late takes nothing that those in time need.
     pub(super) fn leaves(&self, view: &View, slot: Slot, late: bool) -> Result<(), Hold> {
         match &self.deadline {
