@@ -38,6 +38,8 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
     asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
     asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
+    asked.add_argument("--slo-ttft", type=float, metavar="MS", help="objective, ms: how much goodput is possible?")
+    asked.add_argument("--slo-tpot", type=float, metavar="MS", help="the same for the time per output token, ms")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of the stability region, PNG")
     parser.set_defaults(run=_plan)
@@ -74,6 +76,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         horizon_s=arguments.horizon,
         target_rate=arguments.target_rate,
         utilisation=arguments.utilisation,
+        slo_ttft_ms=arguments.slo_ttft,
+        slo_tpot_ms=arguments.slo_tpot,
     )
     print(report.to_json() if arguments.json else text(report))
     if arguments.picture is not None:
@@ -138,6 +142,13 @@ def _rates(report: PlanReport) -> str:
         lines.append(
             f"fluid equilibrium: x = {report.load:.4f}, iteration {fluid['iteration_time'] * 1e3:.4g} ms,"
             f" M* = {fluid['memory']:,.0f} KV tokens, {fluid['resident']:.4g} residents"
+        )
+    if report.goodput is not None:
+        within = {"TTFT": report.goodput["slo_ttft_ms"], "TPOT": report.goodput["slo_tpot_ms"]}
+        objective = ", ".join(f"{name} {_seconds(1e-3 * ms)}" for name, ms in within.items() if ms is not None)
+        lines.append(
+            f"goodput within {objective}: at most {report.goodput['goodput']:.1%} of the requests,"
+            f" {report.goodput['requests']:.4g} requests/s, whatever the scheduler"
         )
     return "\n".join(lines)
 
