@@ -4,14 +4,16 @@
 //! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
 //! differently (and who finished); a decode that yields its one token is never mentioned.
 
-use crate::config::{Config, Preemption};
+use crate::config::{Config, Late, PolicyName, Preemption};
 use crate::error::{Error, Result};
 use crate::forecast::KvForecast;
 use crate::plan::{Hold, HoldReason, Origin, Plan};
 use crate::policy::{AnyPolicy, Event, Policy};
-use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
+use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 use crate::waiting_time::WaitingTime;
+
+mod add;
 
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Scheduler {
     max_queued_tokens: Option<u64>,
     /// How many tenants the policy tells apart; none where it does not.
     tenants: Option<usize>,
+    /// Whether it refuses late requests.
+    refuses_late: bool,
     paused: bool,
     waiting_time: WaitingTime,
 }
@@ -61,6 +65,7 @@ impl Scheduler {
         config.validate()?;
         let policy = AnyPolicy::new(config)?;
         let view = View::new(config, policy.lanes(), policy.queues());
+        let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
             view,
             policy,
@@ -69,7 +74,8 @@ impl Scheduler {
             preemption: config.preemption,
             max_queued_requests: config.max_queued_requests,
             max_queued_tokens: config.max_queued_tokens,
-            tenants: Some(config.tenant_weights.len()).filter(|&tenants| tenants > 0),
+            tenants: Some(config.tenant_weights.len()).filter(|&tenants| adaptive && tenants > 0),
+            refuses_late: adaptive && config.late == Late::Refuse,
             paused: false,
             waiting_time: WaitingTime::default(),
         })
@@ -101,93 +107,9 @@ impl Scheduler {
         &self.stats
     }
 
-    /// Puts a request in line.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for lengths of zero, [`Error::DuplicateId`], [`Error::TooLarge`] for a request that could not
-    /// run even alone, [`Error::QueueFull`] when a bound on the line is reached, [`Error::DeadlineUnreachable`] when it
-    /// would wait longer than it may. Nothing changes then.
-    pub fn add(&mut self, request: &Request) -> Result<()> {
-        let max_tokens = self.admissible(request)?;
-        let type_id = self.policy.classify(request);
-        let types = self.policy.types();
-        if let Some(types) = types.filter(|&types| usize::from(type_id) >= types) {
-            return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
-        }
-        let (line, rank) = (self.policy.line(request, type_id), self.policy.rank(&self.view, request, max_tokens));
-        let slot = self.view.insert(request, max_tokens, type_id, line, rank);
-        self.view.advance_clock(request.arrival_ns);
-        self.policy.observe(&self.view, slot, Event::Arrived);
-        Ok(())
-    }
-
-    /// Checks a request; returns its `max_tokens` within the model's limit.
-    fn admissible(&self, request: &Request) -> Result<u32> {
-        let id = request.id;
-        if request.prompt == 0 {
-            return Err(Error::invalid("prompt_tokens", 0, "must be at least 1"));
-        }
-        if request.max_tokens == Some(0) {
-            return Err(Error::invalid("max_tokens", 0, "must be at least 1 (leave it out for the model's limit)"));
-        }
-        match request.output {
-            LengthHint::Exact(0) => return Err(Error::invalid("output_tokens", 0, "must be at least 1")),
-            LengthHint::Predicted { tokens, log_error }
-                if tokens == 0 || !(log_error.is_finite() && log_error >= 0.0) =>
-            {
-                let given = format!("{tokens} tokens, error {log_error}");
-                return Err(Error::invalid("predicted_tokens", given, "at least 1, with a finite error of at least 0"));
-            }
-            _ => {}
-        }
-        if self.tenants.is_some_and(|tenants| usize::from(request.tenant) >= tenants) {
-            let rule = "must be an index of tenant_weights";
-            return Err(Error::invalid("tenant", request.tenant, rule));
-        }
-        if self.view.slot(id).is_some() {
-            return Err(Error::DuplicateId { id });
-        }
-        let length = self.view.limits().max_model_len;
-        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        let (most, tokens) = (u64::from(length), self.view.pool().tokens());
-        if needs > most {
-            return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
-        }
-        if needs > tokens {
-            return Err(Error::TooLarge { id, needs, limit: tokens, what: "the KV cache holds" });
-        }
-        let room = length - request.prompt;
-        // The lines are summed up only where there is a bound to compare with.
-        if let Some(bound) = self.max_queued_requests {
-            let queued = self.view.waiting_total();
-            if queued >= bound {
-                return Err(self.full(u64::from(queued), u64::from(bound), "requests"));
-            }
-        }
-        if let Some(bound) = self.max_queued_tokens {
-            let queued = self.view.waiting_tokens();
-            if queued + u64::from(request.prompt) > bound {
-                return Err(self.full(queued, bound, "tokens"));
-            }
-        }
-        let within = request.max_wait_ns.map(|max_wait_ns| (self.predicted_wait_ns(), max_wait_ns));
-        let in_time = self.policy.refuses(request, &|| self.predicted_wait_ns());
-        for (predicted_wait_ns, max_wait_ns) in [within, in_time].into_iter().flatten() {
-            if predicted_wait_ns > max_wait_ns {
-                return Err(Error::DeadlineUnreachable { id, predicted_wait_ns, max_wait_ns });
-            }
-        }
-        Ok(request.max_tokens.unwrap_or(room).min(room))
-    }
-
-    fn full(&self, queued: u64, bound: u64, unit: &'static str) -> Error {
-        Error::QueueFull { queued, bound, unit, predicted_wait_ns: self.predicted_wait_ns() }
-    }
-
     /// How long a request that arrived now would wait for its admission if nobody came after it, ns: those ahead times
     /// the mean gap between the last admissions out of a line. 0 while nobody waits. Ahead are all who wait; with a
-    /// `ttft_target` those in time and the share of the late. If that takes longer than the target, a request has its turn
-    /// in time, after others have become late, or goes behind all: the target, or the latter, whichever happened oftener.
+    /// `ttft_target` those in time, or all, if that took longer than the target and most of the last requests were late.
     pub fn predicted_wait_ns(&self) -> u64 {
         self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
     }

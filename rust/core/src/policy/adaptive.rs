@@ -204,11 +204,6 @@ impl Policy for Adaptive {
         request.type_id.map_or(0, |label| label.saturating_add(1))
     }
 
-    /// The line in time of its tenant.
-    fn line(&self, request: &Request, _type_id: u16) -> u16 {
-        if self.tenants.is_some() { request.tenant } else { 0 }
-    }
-
     /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is;
     /// without ageing its priority, then its work, then its arrival.
     fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
@@ -248,7 +243,7 @@ impl Policy for Adaptive {
         }
     }
 
-    fn refuses(&self, request: &Request, wait_ns: &dyn Fn() -> u64) -> Option<(u64, u64)> {
+    fn refuses(&self, request: &Request, wait_ns: u64) -> Option<(u64, u64)> {
         self.deadline.as_ref()?.refuses(request.prompt, wait_ns)
     }
 

@@ -60,11 +60,6 @@ pub trait Policy {
         request.type_id.unwrap_or(0)
     }
 
-    /// The waiting line of a new request of this type.
-    fn line(&self, _request: &Request, type_id: u16) -> u16 {
-        if self.types().is_some() { type_id } else { 0 }
-    }
-
     /// The place of a new request in its waiting line: lower goes first, first come first served among equals.
     fn rank(&self, _view: &View, _request: &Request, _max_tokens: u32) -> i64 {
         0
@@ -85,9 +80,9 @@ pub trait Policy {
         behind(view.waiting_total())
     }
 
-    /// When a new request whose expected wait is `wait_ns()` would have its first token, and until when it should, ns
+    /// When a new request whose expected wait is `wait_ns` would have its first token, and until when it should, ns
     /// after its arrival, where a policy refuses what is late.
-    fn refuses(&self, _request: &Request, _wait_ns: &dyn Fn() -> u64) -> Option<(u64, u64)> {
+    fn refuses(&self, _request: &Request, _wait_ns: u64) -> Option<(u64, u64)> {
         None
     }
 
@@ -185,10 +180,6 @@ impl Policy for AnyPolicy {
         delegate!(self, policy => policy.classify(request))
     }
 
-    fn line(&self, request: &Request, type_id: u16) -> u16 {
-        delegate!(self, policy => policy.line(request, type_id))
-    }
-
     fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
         delegate!(self, policy => policy.rank(view, request, max_tokens))
     }
@@ -205,7 +196,7 @@ impl Policy for AnyPolicy {
         delegate!(self, policy => policy.predicted_wait_ns(view, behind))
     }
 
-    fn refuses(&self, request: &Request, wait_ns: &dyn Fn() -> u64) -> Option<(u64, u64)> {
+    fn refuses(&self, request: &Request, wait_ns: u64) -> Option<(u64, u64)> {
         delegate!(self, policy => policy.refuses(request, wait_ns))
     }
 

@@ -11,7 +11,10 @@ use serde_json::json;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler};
 
 /// The cases there are: policies, one of them in two states.
-pub(crate) const CASES: [&str; 5] = ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full"];
+pub(crate) const CASES: [&str; 6] =
+    ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, 128 classes"];
+/// Labels in "adaptive, 128 classes": each has a curve of its own.
+const CLASSES: u64 = 128;
 
 /// Stages over which the residents spread, and about their mean output, if there are as many.
 pub(crate) const SPREAD: u64 = 1024;
@@ -59,7 +62,7 @@ impl Engine {
         let case = CASES.into_iter().find(|&known| known == case).expect("a known case");
         let full = case == "adaptive, memory full";
         let mut settings = json!({
-            "policy": if full { "adaptive" } else { case },
+            "policy": if case.starts_with("adaptive") { "adaptive" } else { case },
             "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16),
             "max_num_seqs": if full { 2 * running } else { running },
             "token_budget": 2 * running + PROMPT * entering,
@@ -105,7 +108,7 @@ impl Engine {
         probe.iterate();
         let needs = probe.scheduler.last_plan().hold(0).expect("it is held").needs;
         let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
-        let capacity = if self.case == "adaptive" { 0.5 * (needs + most) } else { needs };
+        let capacity = if self.case != "adaptive, memory full" { 0.5 * (needs + most) } else { needs };
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
     }
 
@@ -134,7 +137,11 @@ impl Engine {
                 id,
                 prompt: (PROMPT - id % 64) as u32,
                 max_tokens: Some(MAX_TOKENS as u32),
-                type_id: (self.case == "wait").then_some((id % 2) as u16),
+                type_id: match self.case {
+                    "wait" => Some((id % 2) as u16),
+                    "adaptive, 128 classes" => Some((id % CLASSES) as u16),
+                    _ => None,
+                },
                 arrival_ns: self.iterations * ITERATION_NS,
                 ..Request::default()
             };

@@ -253,11 +253,11 @@ impl TtftDeadline {
         if overtaken { behind(view.waiting_total()) } else { wait }
     }
 
-    /// Time to first token of a request with such a prompt that waits `wait_ns()` for its admission, and the target, ns,
+    /// Time to first token of a request with such a prompt that waits `wait_ns` for its admission, and the target, ns,
     /// where what misses it is refused.
-    pub(super) fn refuses(&self, prompt: u32, wait_ns: &dyn Fn() -> u64) -> Option<(u64, u64)> {
-        let expected = || self.first_token_ns(wait_ns() as f64, f64::from(prompt));
-        (self.late == Late::Refuse).then(|| (expected() as u64, self.target_ns as u64))
+    pub(super) fn refuses(&self, prompt: u32, wait_ns: u64) -> Option<(u64, u64)> {
+        let expected = self.first_token_ns(wait_ns as f64, f64::from(prompt));
+        (self.late == Late::Refuse).then_some((expected as u64, self.target_ns as u64))
     }
 
     /// Why the late wait: how long the first of them, `head`, has waited, and the target, s.
