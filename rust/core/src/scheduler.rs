@@ -143,6 +143,9 @@ impl Scheduler {
         }
         self.plan.measure(&self.view);
         let residents = self.view.residents() - self.plan.preempted().len() as u32;
+        if !self.plan.refused().is_empty() {
+            self.refuse_late();
+        }
         self.apply();
         let admitted = self.view.residents() - residents;
         self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
@@ -159,6 +162,17 @@ impl Scheduler {
         }
     }
 
+    /// What the plan refuses leaves.
+    #[cold]
+    fn refuse_late(&mut self) {
+        for at in 0..self.plan.refused().len() {
+            self.abort(self.plan.refused()[at].id);
+        }
+        // They leave as aborted requests do, and are counted apart.
+        self.stats.aborted -= self.plan.refused().len() as u64;
+        self.stats.refused += self.plan.refused().len() as u64;
+    }
+
     fn apply(&mut self) {
         let Self { view, policy, plan, stats, preemption, .. } = self;
         stats.iterations += 1;
@@ -167,11 +181,6 @@ impl Scheduler {
         }
         for &(slot, line) in plan.moved() {
             view.change_line(slot, line);
-        }
-        for refusal in plan.refused() {
-            stats.refused += 1;
-            policy.observe(view, refusal.slot, Event::Aborted);
-            view.remove(refusal.slot);
         }
         for &slot in plan.parked() {
             view.park(slot);

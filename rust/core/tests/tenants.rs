@@ -146,21 +146,26 @@ fn what_another_tenant_waits_for_is_said() {
 }
 
 #[test]
-fn a_tenant_saves_nothing_up_while_it_has_nothing_to_wait_for() {
-    let mut core = scheduler(json!({"tenant_weights": [1.0, 1.0], "max_num_seqs": 1, "token_budget": 64}));
-    (0..20).for_each(|id| core.add(&request(id, 0)).unwrap());
+fn a_tenant_saves_up_no_more_than_its_share_of_the_memory() {
+    let mut core =
+        scheduler(json!({"tenant_weights": [1.0, 3.0], "kv_blocks": 10, "max_num_seqs": 1, "token_budget": 64}));
+    (0..60).for_each(|id| core.add(&request(id, 0)).unwrap());
     let mut order = Vec::new();
-    for step in 0..20 {
-        if step == 10 {
-            (100..110).for_each(|id| core.add(&request(id, 1)).unwrap());
+    for step in 0..60 {
+        if step == 20 {
+            (100..160).for_each(|id| core.add(&request(id, 1)).unwrap());
         }
         core.plan(step * MS);
         let id = core.last_plan().chunks()[0].id;
         order.push(id >= 100);
         core.complete(&Report { finished: &[id], ..Report::default() });
     }
-    let ahead = order[10..].iter().filter(|&&second| second).count();
-    assert!((4..=6).contains(&ahead), "in turn from its arrival on: {order:?}");
+    // Its share of the memory, 120 tokens, is 11 requests; then three of four are its own.
+    let since = order.iter().skip(20);
+    let first = since.clone().take_while(|&&second| second).count();
+    assert!((9..=14).contains(&first), "{order:?}");
+    let ahead = since.skip(first).take(24).filter(|&&second| second).count();
+    assert!((17..=19).contains(&ahead), "{ahead} of 24: {order:?}");
 }
 
 #[test]

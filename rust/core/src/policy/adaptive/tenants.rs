@@ -1,14 +1,15 @@
 //! Tenants: tokens served follow their weights among those that wait.
 //!
 //! Each tenant has a virtual time: the tokens served to it, prompt and output, over its weight. The next request is that
-//! of the tenant whose time is least, and whoever comes back from having nothing to wait for is lifted to the time of the
-//! one served last, so that nothing is saved up: start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) by served
-//! tokens, as the virtual token counter of Sheng et al. (*Fairness in Serving Large Language Models*, OSDI 2024). An output
-//! is charged in advance with what the tenant's outputs were on average, and put right when it ends: a tenant that returns
-//! takes a share of the memory, not all of it.
+//! of the tenant whose time is least: start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) by served tokens, as
+//! the virtual token counter of Sheng et al. (*Fairness in Serving Large Language Models*, OSDI 2024). A tenant that comes
+//! back from having nothing to wait for is lifted to the time of the one served last, less its share of the memory in
+//! tokens: that much it would find free if it had its share to itself, and no more is saved up. An output is charged in
+//! advance with what the tenant's outputs were on average, and put right when it ends: a tenant that returns takes its
+//! share of the memory, not all of it.
 //!
-//! While two tenants wait, their times differ by at most what one of them has charged in advance or still owes: one
-//! prompt and, for each of its residents, the longest output less the mean.
+//! While two tenants wait, the difference of their times grows by at most what one of them has charged in advance or
+//! still owes: one prompt and, for each of its residents, the longest output.
 
 use crate::policy::Event;
 use crate::request::Slot;
@@ -90,7 +91,8 @@ impl Tenants {
         let (tenant, tenants) = (self.of(view, slot), self.len());
         let waiting: u32 = (tenant..view.queues()).step_by(tenants).map(|line| view.waiting(line)).sum();
         if waiting == 1 {
-            self.each[tenant].served = self.each[tenant].served.max(self.now);
+            let memory = view.pool().tokens() as f64 / self.each.iter().map(|tenant| tenant.weight).sum::<f64>();
+            self.each[tenant].served = self.each[tenant].served.max(self.now - memory);
         }
     }
 

@@ -25,8 +25,9 @@ use crate::view::View;
 const MARGIN: f64 = 2.0;
 /// Iterations with prefills over which durations are taken, and requests over which it is counted how many are late.
 const MEMORY: f64 = 64.0;
-/// Iterations over which the share that the traffic wants is taken.
-const SHARE_MEMORY: f64 = 512.0;
+/// Stays over which the share that the traffic wants is taken, and fewest iterations.
+const SHARE_STAYS: f64 = 0.2;
+const SHARE_ITERATIONS: f64 = 64.0;
 /// Deviations of that share which late requests leave free: one more costs 1 % of throughput where outputs are long, and
 /// buys 1 to 2 % of goodput.
 const DEVIATIONS: f64 = 1.0;
@@ -72,6 +73,8 @@ pub(super) struct TtftDeadline {
     /// Share of the engine that all would take if none were late: mean and mean square.
     wanted: f64,
     wanted_squared: f64,
+    /// Mean output of those that ended, tokens: how many iterations a stay is.
+    stay: f64,
     residents: Vec<Resident>,
     /// Share of the late requests that enter in the current plan.
     entering: f64,
@@ -96,6 +99,7 @@ impl TtftDeadline {
             full_tokens: 0.0,
             wanted: 0.0,
             wanted_squared: 0.0,
+            stay: 0.0,
             residents: Vec::new(),
             entering: 0.0,
             arrivals: VecDeque::new(),
@@ -153,6 +157,11 @@ impl TtftDeadline {
         }
     }
 
+    /// An output has ended after so many tokens.
+    pub(super) fn ended(&mut self, tokens: u32) {
+        self.stay += (f64::from(tokens) - self.stay) / MEMORY;
+    }
+
     /// A late request enters in the current plan.
     pub(super) fn enters(&mut self, share: f64) {
         self.entering += share;
@@ -170,8 +179,9 @@ impl TtftDeadline {
         let tokens = (view.pool().used() as f64) * f64::from(view.pool().block_size()) - kv as f64;
         let seats = view.residents() - self.residents.len() as u32;
         let wanted = share(view, tokens.max(0.0), f64::from(seats)) / (1.0 - self.late_share.min(MOST_LATE));
-        self.wanted += (wanted - self.wanted) / SHARE_MEMORY;
-        self.wanted_squared += (wanted * wanted - self.wanted_squared) / SHARE_MEMORY;
+        let iterations = (SHARE_STAYS * self.stay).max(SHARE_ITERATIONS);
+        self.wanted += (wanted - self.wanted) / iterations;
+        self.wanted_squared += (wanted * wanted - self.wanted_squared) / iterations;
     }
 
     /// Whether a late request that takes such a share of the engine fits what the traffic leaves of it.

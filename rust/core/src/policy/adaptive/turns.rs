@@ -133,7 +133,11 @@ impl Adaptive {
             Event::Arrived => deadline.arrived(view, slot),
             Event::Admitted => deadline.admitted(view, slot, late, share),
             Event::Joined => {}
-            Event::Preempted | Event::Refused | Event::Finished | Event::Aborted => deadline.left(slot),
+            Event::Finished => {
+                deadline.ended(view.stage(slot));
+                deadline.left(slot);
+            }
+            Event::Preempted | Event::Refused | Event::Aborted => deadline.left(slot),
         }
     }
 
