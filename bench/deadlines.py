@@ -1,12 +1,12 @@
-"""Late requests and tenants: goodput in an overload with a target for the first token, and a flood beside a steady tenant.
+"""Late requests in an overload with a target for the first token, and a flood beside a steady tenant.
 
 Goodput is the share of the requests OFFERED whose first token comes within 2 s and whose tokens follow at 0.1 s in the
 mean, on the panel's GPU, at a load relative to the bound that no schedule exceeds. The oracle knows every length before
 it comes, refuses the requests whose work is largest (KV tokens times iterations, beside their prompts at what a token
-costs) up to the share that suits it best, and serves the others with `clairvoyant`: the best of a grid of shares, orders
-and token budgets, chosen with hindsight in each cell. The bound is `wait_core.planning.goodput_bound`. A tenant alone at
-its share has a GPU of half the speed to itself, the reference of fair queueing; beside that, half of the memory and seats
-at full speed, which serves half as much where memory binds.
+costs) up to the share that suits it best, and serves the others with `clairvoyant`: the best of a grid of shares,
+orders and token budgets, chosen with hindsight in each cell. The bound is `wait_core.planning.goodput_bound`. A tenant
+alone at its share has a GPU of half the speed to itself, the reference of fair queueing; beside that, half of the
+memory and seats at full speed, which serves half as much where memory binds.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def cell(job: tuple[str, float, float, int, int]) -> dict[str, Any]:
     requests = offered(name, load * rate, seed, count)
     found: dict[str, Any] = {arm: served(requests, **settings) for arm, settings in ARMS.items()}
     found["oracle"] = oracle(requests) if load >= 1 else float("nan")
-    found["bound"] = goodput_bound(replace(requests, tenant=None), **SLO, **ENGINE)
+    found["bound"] = goodput_bound(replace(requests, tenant=None), SLO["slo_ttft_ms"], SLO["slo_tpot_ms"], **ENGINE)
     return found
 
 
@@ -139,13 +139,15 @@ def main() -> None:
     with multiprocessing.Pool(bench.options.processes) as pool:
         jobs = [(name, load, rates[name], seed, count) for name, load in cells for seed in seeds]
         runs = dict(zip([(job[0], job[1], job[3]) for job in jobs], pool.map(cell, jobs, 1), strict=True))
-        jobs_of_tenants = [(name, share * rates[name], seed, count // 4) for name, share in TENANTS.items() for seed in seeds]
+        jobs_of_tenants = [
+            (name, share * rates[name], seed, count // 4) for name, share in TENANTS.items() for seed in seeds
+        ]
         waits = pool.map(tenants, jobs_of_tenants, 1)
     for name, load in cells:
         each = [runs[name, load, seed] for seed in seeds]
 
         def mean(arm: str, key: str, each: list[dict[str, Any]] = each) -> float:
-            return statistics.mean(run[arm][key] for run in each)
+            return float(statistics.mean(run[arm][key] for run in each))
 
         row: dict[str, Any] = {"workload": name, "load": load}
         row |= {f"goodput, {arm}": f"{mean(arm, 'goodput'):.3f}" for arm in ARMS}

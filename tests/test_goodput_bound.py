@@ -45,7 +45,7 @@ def slow(types: Types, capacity: int, running: int, budget: int) -> float:
         (prefill, decodes)
         for decodes in range(most_decodes + 1)
         for prefill in range(min(budget, capacity) + 1 - decodes)
-        if 0 < prefill + decodes
+        if prefill + decodes > 0
     ]
 
     def seconds(prefill: int, decodes: int) -> float:
@@ -70,7 +70,7 @@ def slow(types: Types, capacity: int, running: int, budget: int) -> float:
         bounds=[(0, 1)] * len(types) + [(0, None)] * len(supplies),
     )
     assert found.status == 0
-    return -float(found.fun) / sum(rate for _, _, rate in types)
+    return -float(found.fun or 0.0) / sum(rate for _, _, rate in types)
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,7 +90,7 @@ def test_a_general_solver_over_all_compositions_finds_the_same(
 @pytest.mark.parametrize("policy", ["vllm", "adaptive", "clairvoyant"])
 def test_no_scheduler_exceeds_it(policy: str) -> None:
     requests = sampled("chat", request_rate=9.0, num_prompts=800, seed=2)
-    more = {"ttft_target": 2.0, "late": "refuse"} if policy == "adaptive" else {}
+    more: dict[str, Any] = {"ttft_target": 2.0, "late": "refuse"} if policy == "adaptive" else {}
     report = simulate(policy, requests=requests, **more)
     reached = report.summary(slo_ttft_ms=2000, slo_tpot_ms=100)["goodput"]
     # A finite run has an end, after which those in time are still served: the bound holds for its whole duration.

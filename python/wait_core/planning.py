@@ -242,7 +242,7 @@ def goodput_bound(
 ) -> float:
     """Return the share of these requests, at their rate, that no scheduler exceeds within an objective (ms).
 
-    The linear program of `Planner.goodput_bound` over every pair of lengths; what else is in the arguments is as in `plan`.
+    The linear program of `Planner.goodput_bound` over every pair of lengths; the other arguments are those of `plan`.
     """
     law = iteration_time(iteration_time_law)
     blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks

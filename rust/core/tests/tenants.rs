@@ -84,7 +84,9 @@ proptest! {
         target in prop::option::of(Just(0.5)),
     ) {
         let mut host = Host::new(scheduler(json!({"tenant_weights": weights, "ttft_target": target})), weights.len());
-        lengths.iter().for_each(|&(prompt, output)| host.add(prompt, output));
+        for &(prompt, output) in &lengths {
+            host.add(prompt, output);
+        }
         // One prompt, and for each resident the longest output, over the weight.
         let bound = |weight: u32| (60 + SEATS * LONGEST) as f64 / f64::from(weight);
         let waits = |host: &Host| {

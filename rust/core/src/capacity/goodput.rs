@@ -117,7 +117,9 @@ fn accept(setting: &Setting, columns: &[Composition], types: &[usize]) -> Vec<f6
     let demands: Vec<[f64; 6]> = types.iter().map(demand).collect();
     // Each requirement is divided by its size, so that the program is well scaled; those of size 0 are empty.
     let mut needs = [0.0; 6];
-    demands.iter().for_each(|demand| (0..5).for_each(|r| needs[r] += demand[r]));
+    for demand in &demands {
+        (0..5).for_each(|r| needs[r] += demand[r]);
+    }
     needs[5] = 1.0;
     let scaled = |values: [f64; 6]| std::array::from_fn(|r| if needs[r] > 0.0 { values[r] / needs[r] } else { 0.0 });
     let requests = types.iter().zip(&demands).map(|(&i, &demand)| Column {

@@ -108,7 +108,7 @@ impl Engine {
         probe.iterate();
         let needs = probe.scheduler.last_plan().hold(0).expect("it is held").needs;
         let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
-        let capacity = if self.case != "adaptive, memory full" { 0.5 * (needs + most) } else { needs };
+        let capacity = if self.case == "adaptive, memory full" { needs } else { 0.5 * (needs + most) };
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
     }
 

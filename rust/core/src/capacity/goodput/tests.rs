@@ -22,6 +22,10 @@ fn limits() -> GpuLimits {
     GpuLimits { max_running: Some(256), ..GpuLimits::memory(118_784) }
 }
 
+fn near(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-6
+}
+
 #[test]
 fn one_type_is_served_as_far_as_the_capacity_reaches() {
     let rate = |rate| bound(&of(&[(512, 1000, rate)]), limits(), ANY);
@@ -29,17 +33,17 @@ fn one_type_is_served_as_far_as_the_capacity_reaches() {
     let law = &IterationTime::A100;
     let setting = Setting { workload: &workload, law, convention: StageConvention::Vllm, limits: limits() };
     let most = capacity_bound(&setting).unwrap().requests;
-    assert_eq!(rate(0.5 * most).goodput, 1.0);
+    assert!(near(rate(0.5 * most).goodput, 1.0));
     let overloaded = rate(2.0 * most);
     assert!((overloaded.requests / most - 1.0).abs() < 1e-6, "{overloaded:?}, {most}");
-    assert!((overloaded.goodput - 0.5).abs() < 1e-6);
+    assert!(near(overloaded.goodput, 0.5));
 }
 
 #[test]
 fn the_costly_are_refused_first() {
     // 10 requests/s of each: the short cost a fiftieth of the long.
     let found = bound(&of(&[(100, 1000, 10.0), (100, 20, 10.0)]), limits(), ANY);
-    assert_eq!(found.accepted[1], 1.0);
+    assert!(near(found.accepted[1], 1.0));
     assert!(found.accepted[0] > 0.0 && found.accepted[0] < 0.5, "{found:?}");
 }
 
@@ -47,9 +51,9 @@ fn the_costly_are_refused_first() {
 fn what_no_engine_serves_in_time_is_not_accepted() {
     let types = [(100, 10, 0.1), (20_000, 10, 0.1)];
     let goodput = |ttft, tpot| bound(&of(&types), limits(), Objective { ttft, tpot }).goodput;
-    assert_eq!(goodput(f64::INFINITY, f64::INFINITY), 1.0);
-    assert_eq!(goodput(1.0, f64::INFINITY), 0.5, "a prompt of 20,000 takes longer");
-    assert_eq!(goodput(f64::INFINITY, 1e-3), 0.0, "no decode is that fast");
+    assert!(near(goodput(f64::INFINITY, f64::INFINITY), 1.0));
+    assert!(near(goodput(1.0, f64::INFINITY), 0.5), "a prompt of 20,000 takes longer");
+    assert!(near(goodput(f64::INFINITY, 1e-3), 0.0), "no decode is that fast");
     let refused = |objective| {
         let workload = of(&types);
         let law = &IterationTime::A100;
@@ -72,9 +76,9 @@ fn brute_force(columns: &[Column<2>], limits: [f64; 2]) -> f64 {
         for a in 0..n {
             let mut without = corner.clone();
             without[a] = 0.0;
-            for r in 0..2 {
+            for (r, limit) in limits.into_iter().enumerate() {
                 let mut x = without.clone();
-                x[a] = (limits[r] - used(&without, r)) / columns[a].rows[r];
+                x[a] = (limit - used(&without, r)) / columns[a].rows[r];
                 candidates.push(x);
             }
             for b in 0..a {
