@@ -83,7 +83,9 @@ impl Host {
             let mut moved = sequence(before, plan.moved().iter().map(|&(slot, _)| slot));
             let left = sequence(before, plan.refused().iter().map(|refusal| refusal.slot));
             let mut lines: Vec<Vec<RequestId>> = (0..before.queues()).map(waiting).collect();
-            lines.iter_mut().for_each(|line| line.retain(|id| !moved.contains(id) && !left.contains(id)));
+            for line in &mut lines {
+                line.retain(|id| !moved.contains(id) && !left.contains(id));
+            }
             lines.push(std::mem::take(&mut moved));
             let mut seen = 0;
             for line in lines {
