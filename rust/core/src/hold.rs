@@ -1,4 +1,6 @@
-//! Why a request waits, with the number that limits it.
+//! Why a request waits, with the number that limits it, or is refused.
+
+use crate::request::{RequestId, Slot};
 
 /// Why a request waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,4 +71,17 @@ impl Hold {
     pub fn new(reason: HoldReason, needs: impl Into<f64>, limit: impl Into<f64>) -> Self {
         Self { reason, needs: needs.into(), limit: limit.into() }
     }
+}
+
+/// A waiting request that the policy refuses: it leaves the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The request.
+    pub slot: Slot,
+    /// Its id.
+    pub id: RequestId,
+    /// Why.
+    pub reason: HoldReason,
+    /// How long it would have waited for its first token since its arrival, ns.
+    pub predicted_wait_ns: u64,
 }

@@ -4,7 +4,7 @@
 //! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
 
 use crate::cost::BatchShape;
-pub use crate::hold::{Hold, HoldReason};
+pub use crate::hold::{Hold, HoldReason, Refusal};
 use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 
@@ -39,19 +39,6 @@ pub struct Chunk {
     pub last: bool,
     /// Whether it is new, resumed or resident.
     pub origin: Origin,
-}
-
-/// A waiting request that the policy refuses: it leaves the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The request.
-    pub slot: Slot,
-    /// Its id.
-    pub id: RequestId,
-    /// Why.
-    pub reason: HoldReason,
-    /// How long it would have waited for its first token since its arrival, ns.
-    pub predicted_wait_ns: u64,
 }
 
 /// One iteration, as proposed.

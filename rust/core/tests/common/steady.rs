@@ -11,8 +11,15 @@ use serde_json::json;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler};
 
 /// The cases there are: policies, one of them in two states.
-pub(crate) const CASES: [&str; 6] =
-    ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, 128 classes"];
+pub(crate) const CASES: [&str; 7] = [
+    "vllm",
+    "wait",
+    "nested-wait",
+    "adaptive",
+    "adaptive, memory full",
+    "adaptive, 128 classes",
+    "adaptive, late and tenants",
+];
 /// Labels in "adaptive, 128 classes": each has a curve of its own.
 const CLASSES: u64 = 128;
 
@@ -79,6 +86,10 @@ impl Engine {
                 settings["boundaries"] = json!([mean / 4, mean, MAX_TOKENS]);
                 settings["thresholds"] = json!([entering, entering, entering]);
             }
+            "adaptive, late and tenants" => {
+                settings["ttft_target"] = json!(1.0);
+                settings["tenant_weights"] = json!([1.0, 2.0]);
+            }
             _ if full => settings["iteration_time"] = json!({"law": "a100"}),
             _ => {}
         }
@@ -142,6 +153,7 @@ impl Engine {
                     "adaptive, 128 classes" => Some((id % CLASSES) as u16),
                     _ => None,
                 },
+                tenant: (id % 2) as u16,
                 arrival_ns: self.iterations * ITERATION_NS,
                 ..Request::default()
             };

@@ -79,7 +79,7 @@ pub(super) struct TtftDeadline {
     /// Share of the late requests that enter in the current plan.
     entering: f64,
     /// Those that wait in time, in the order of their arrival, and some that no longer do.
-    arrivals: VecDeque<(Slot, RequestId)>,
+    arrivals: VecDeque<RequestId>,
     /// What was found late in the current plan.
     found: Vec<Slot>,
     /// By slot, the plan in which it was found.
@@ -145,7 +145,7 @@ impl TtftDeadline {
 
     /// A request has come.
     pub(super) fn arrived(&mut self, view: &View, slot: Slot) {
-        self.arrivals.push_back((slot, view.request(slot).id));
+        self.arrivals.push_back(view.request(slot).id);
     }
 
     /// A request was admitted: among the late if `late`, and will then take `share` of the engine.
@@ -231,12 +231,14 @@ impl TtftDeadline {
 
     /// Finds what is late wherever it stands, the longest wait first.
     fn find_late(&mut self, view: &View, plan: &mut Plan, lines: usize) {
-        while let Some(&(slot, id)) = self.arrivals.front() {
-            let waits = view.slot(id) == Some(slot) && {
-                let request = view.request(slot);
-                request.phase == Phase::Waiting && request.preemptions == 0 && usize::from(request.line) < lines
-            };
-            if waits && !self.finds_late(view, plan, slot, 0, lines) {
+        let in_time = |&slot: &Slot| {
+            let request = view.request(slot);
+            request.phase == Phase::Waiting && request.preemptions == 0 && usize::from(request.line) < lines
+        };
+        while let Some(&id) = self.arrivals.front() {
+            if let Some(slot) = view.slot(id).filter(in_time)
+                && !self.finds_late(view, plan, slot, 0, lines)
+            {
                 break;
             }
             self.arrivals.pop_front();
