@@ -60,6 +60,7 @@ def test_a_path_in_the_configuration_beats_the_environment(tmp_path: Path, monke
         ({}, 5, "must be an object, got 5"),
         ({"kv_blocks": 4}, None, "kv_blocks = 4: it follows the engine; set vLLM's num_gpu_blocks_override"),
         ({"host_preempts": False}, None, "it cannot be set"),
+        ({"ttft_target": 2.0, "late": "refuse"}, None, "late = 'refuse': it follows the engine; it cannot be set"),
         ({"policy": 3}, None, "policy must be of type str, got 3"),
         ({"shadow": "yes"}, None, "shadow must be of type bool"),
         ({"watchdog_s": -1}, None, "watchdog_s must be a number of seconds"),

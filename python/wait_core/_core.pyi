@@ -63,6 +63,8 @@ class Plan:
     @property
     def paused(self) -> list[int]: ...
     @property
+    def refused(self) -> list[tuple[int, str, int]]: ...
+    @property
     def num_decodes(self) -> int: ...
     @property
     def token_budget(self) -> int: ...
@@ -87,6 +89,7 @@ class Scheduler:
         predicted_log_error: float = 0.0,
         type_id: int | None = None,
         priority: int = 0,
+        tenant: int = 0,
         shared_prefix: int = 0,
         max_wait_ns: int | None = None,
         now_ns: int = 0,
@@ -149,6 +152,7 @@ class Planner:
     def equilibrium(self) -> dict[str, Any] | None: ...
     def largest_stable_rate(self) -> dict[str, Any]: ...
     def capacity_bound(self) -> dict[str, Any]: ...
+    def goodput_bound(self, *, slo_ttft: float | None = None, slo_tpot: float | None = None) -> dict[str, Any]: ...
     def thresholds(
         self,
         per_type: Sequence[float] | None = None,
@@ -272,5 +276,6 @@ def run(
     predicted_log_error: float = 0.0,
     classes: Sequence[int] | None = None,
     priorities: Sequence[int] | None = None,
+    tenants: Sequence[int] | None = None,
     callback: Callable[[int], object] | None = None,
 ) -> Run: ...

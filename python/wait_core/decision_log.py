@@ -6,7 +6,8 @@ again wherever a core with other settings takes over. Then, in the order of the 
 - ``{"add": id, "prompt_tokens": n, "max_tokens": n, "output_tokens": n, "now_ns": n, ...}``, under the names that
   `Scheduler.add` takes, with ``"refused": 1`` where the core refused it; what was not given is absent;
 - ``{"plan": ns, "admitted": [...], "resumed": [...], "prefill": [[id, tokens], ...], "paused": [...],
-  "preempted": [...], "decodes": n, "budget": n, "held": n, "wake": ns}``; empty lists are absent;
+  "preempted": [...], "refused": [[id, reason, ns], ...], "decodes": n, "budget": n, "held": n, "wake": ns}``; empty
+  lists are absent;
 - ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
   "shared": [[id, tokens], ...], "free": n}}``;
 - ``{"abort": id}``;
@@ -231,6 +232,7 @@ def decision(plan: Plan) -> dict[str, Any]:
         "preempted": plan.preempted,
         "prefill": [list(chunk) for chunk in plan.prefill],
         "paused": plan.paused,
+        "refused": [list(refusal) for refusal in plan.refused],
     }
     decided: dict[str, Any] = {name: value for name, value in lists.items() if value}
     decided |= {"decodes": plan.num_decodes, "budget": plan.token_budget, "held": plan.held}

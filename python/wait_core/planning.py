@@ -54,6 +54,8 @@ class PlanReport:
     fluid_limit, engine_limit, bound : dict
         Three largest rates: of a constant composition (the fluid model), of the engine in overload
         (`wait_core.trial.saturated`), and the linear program's, which no schedule exceeds.
+    goodput : dict or None
+        For an objective: the linear program's largest goodput (share of the requests offered, and requests/s).
     expected : dict
         What the requests experience, played through the engine (`wait_core.trial.expected`): means, the least and the
         most over the runs, of the first `num_prompts` requests. Where the engine does not keep up they grow with that
@@ -90,6 +92,7 @@ class PlanReport:
     fluid_limit: dict[str, Any]
     engine_limit: dict[str, Any]
     bound: dict[str, Any]
+    goodput: dict[str, Any] | None
     expected: dict[str, Any]
     wait: dict[str, Any]
     segments: list[dict[str, Any]]
@@ -131,6 +134,8 @@ def plan(
     horizon_s: float = 3600.0,
     target_rate: float | None = None,
     utilisation: float = 0.8,
+    slo_ttft_ms: float | None = None,
+    slo_tpot_ms: float | None = None,
 ) -> PlanReport:
     """Plan one workload on one GPU: stability, thresholds, buffer, expected delays, number of GPUs.
 
@@ -160,6 +165,8 @@ def plan(
         Requests/s for all GPUs together: how many are needed?
     utilisation : float
         Share of the saturated rate that a GPU is planned for, in (0, 1).
+    slo_ttft_ms, slo_tpot_ms : float, optional
+        An objective, ms: how much goodput can any schedule reach at this rate?
 
     Returns
     -------
@@ -222,6 +229,7 @@ def plan(
         fluid_limit=exact.largest_stable_rate(),
         engine_limit=limit,
         bound=bound,
+        goodput=None if slo_ttft_ms is None and slo_tpot_ms is None else _goodput(exact, slo_ttft_ms, slo_tpot_ms),
         expected=experience,
         wait=wait,
         segments=exact.segments(workload.boundaries),
@@ -231,6 +239,39 @@ def plan(
         dropped=dict(workload.dropped),
         notes=workload.notes,
     )
+
+
+def goodput_bound(
+    requests: Requests,
+    slo_ttft_ms: float | None = None,
+    slo_tpot_ms: float | None = None,
+    *,
+    iteration_time_law: str | Mapping[str, Any] = A100,
+    kv_blocks: int | None = None,
+    block_size: int = 16,
+    max_num_seqs: int = 256,
+    token_budget: int = 2048,
+) -> float:
+    """Return the share of these requests, at their rate, that no scheduler exceeds within an objective (ms).
+
+    The linear program of `Planner.goodput_bound` over every pair of lengths; the other arguments are those of `plan`.
+    """
+    law = iteration_time(iteration_time_law)
+    blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
+    planner = _core.Planner(
+        requests.types(len(requests))[0], law, capacity=blocks * block_size, max_running=max_num_seqs,
+        token_budget=token_budget,
+    )  # fmt: skip
+    return float(_goodput(planner, slo_ttft_ms, slo_tpot_ms)["goodput"])
+
+
+def _goodput(planner: _core.Planner, slo_ttft_ms: float | None, slo_tpot_ms: float | None) -> dict[str, Any]:
+    ttft, tpot = (None if ms is None else 1e-3 * ms for ms in (slo_ttft_ms, slo_tpot_ms))
+    found = planner.goodput_bound(slo_ttft=ttft, slo_tpot=tpot)
+    return {key: found[key] for key in ("goodput", "requests")} | {
+        "slo_ttft_ms": slo_ttft_ms,
+        "slo_tpot_ms": slo_tpot_ms,
+    }
 
 
 def _caps(

@@ -13,7 +13,7 @@ from wait_core.traces import Trace, load
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -36,6 +36,8 @@ class Requests:
         Rows of a trace that were left out, by reason.
     notes : tuple of str
         What was assumed of a trace, or ignored in it.
+    tenant : ndarray of uint16, shape (n,), optional
+        Tenants, indices of the setting `tenant_weights`.
 
     """
 
@@ -46,6 +48,7 @@ class Requests:
     rate: float
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tenant: npt.NDArray[np.uint16] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -55,7 +58,14 @@ class Requests:
         first = round(start * max(0, len(self) - count))
         part = slice(first, first + count)
         arrival_ns = self.arrival_ns[part]
-        return replace(self, arrival_ns=arrival_ns - arrival_ns[0], prompt=self.prompt[part], output=self.output[part])
+        tenant = None if self.tenant is None else self.tenant[part]
+        return replace(
+            self,
+            arrival_ns=arrival_ns - arrival_ns[0],
+            prompt=self.prompt[part],
+            output=self.output[part],
+            tenant=tenant,
+        )
 
     def scaled(self, rate: float) -> Requests:
         """Return the same requests at another mean rate; as a Poisson stream, where they all arrive at once."""
@@ -65,6 +75,20 @@ class Requests:
             since = (self.arrival_ns - self.arrival_ns[0]).astype(np.float64)
             times = np.rint(since * ((len(self) - 1) / rate * 1e9 / since[-1])).astype(np.uint64)
         return replace(self, arrival_ns=times, rate=rate)
+
+    @staticmethod
+    def of_tenants(each: Sequence[Requests]) -> Requests:
+        """Merge the requests of several tenants by arrival; tenant i is the i-th."""
+        order = np.argsort(np.concatenate([requests.arrival_ns for requests in each]), kind="stable")
+        tenant = np.repeat(np.arange(len(each), dtype=np.uint16), [len(requests) for requests in each])
+        return Requests(
+            name=" + ".join(requests.name for requests in each),
+            arrival_ns=np.concatenate([requests.arrival_ns for requests in each])[order],
+            prompt=np.concatenate([requests.prompt for requests in each])[order],
+            output=np.concatenate([requests.output for requests in each])[order],
+            rate=sum(requests.rate for requests in each),
+            tenant=tenant[order],
+        )
 
     def types(self, most: int) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]:
         """Group the requests into at most `most` types by quantiles of the output length.

@@ -195,6 +195,7 @@ def simulate(
             max_concurrency=max_concurrency,
             overhead_ns=round(overhead_s * 1e9),
             **_columns(hints),
+            tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
             callback=lambda completed: bar.update(completed - bar.n),
         )
     return Report(

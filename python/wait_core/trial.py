@@ -187,4 +187,5 @@ def _overload(requests: Requests, count: int, rate: float) -> Requests:
         prompt=np.resize(requests.prompt, count),
         output=np.resize(requests.output, count),
         rate=rate,
+        tenant=None,
     )

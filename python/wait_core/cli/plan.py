@@ -40,10 +40,10 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
     asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
     asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
+    asked.add_argument("--slo-ttft", type=float, metavar="MS", help="objective, ms: how much goodput is possible? how many GPUs meet it?")
+    asked.add_argument("--slo-tpot", type=float, metavar="MS", help="the same for the time per output token, ms")
     cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
     cost.add_argument("--price", nargs="+", type=float, metavar="DOLLARS", help="per GPU and hour, one for each --gpu")
-    cost.add_argument("--slo-ttft", type=float, metavar="MS", help="objective that the number of GPUs must meet, ms")
-    cost.add_argument("--slo-tpot", type=float, metavar="MS", help="objective that the number of GPUs must meet, ms")
     cost.add_argument("--attainment", type=float, default=0.95, help="share that must meet it (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument(
@@ -88,6 +88,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         horizon_s=arguments.horizon,
         target_rate=arguments.target_rate,
         utilisation=arguments.utilisation,
+        slo_ttft_ms=arguments.slo_ttft,
+        slo_tpot_ms=arguments.slo_tpot,
     )
     print_notes(report.dropped, report.notes)
     if deployment is not None and not arguments.json:
@@ -155,6 +157,13 @@ def _rates(report: PlanReport) -> str:
         lines.append(
             f"fluid equilibrium: x = {report.load:.4f}, iteration {fluid['iteration_time'] * 1e3:.4g} ms,"
             f" M* = {fluid['memory']:,.0f} KV tokens, {fluid['resident']:.4g} residents"
+        )
+    if report.goodput is not None:
+        within = {"TTFT": report.goodput["slo_ttft_ms"], "TPOT": report.goodput["slo_tpot_ms"]}
+        objective = ", ".join(f"{name} {_seconds(1e-3 * ms)}" for name, ms in within.items() if ms is not None)
+        lines.append(
+            f"goodput within {objective}: at most {report.goodput['goodput']:.1%} of the requests,"
+            f" {report.goodput['requests']:.4g} requests/s, whatever the scheduler"
         )
     return "\n".join(lines)
 

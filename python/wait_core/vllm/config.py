@@ -94,8 +94,13 @@ FROM_ENGINE = {
     "max_queued_requests": "max_num_queued_reqs",
     "max_queued_tokens": "max_num_queued_tokens",
     "host_preempts": None,
+    "late": None,
+    "tenant_weights": None,
 }
-"""Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each."""
+"""Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each.
+
+vLLM has no answer for a request that is refused while it waits, and knows no tenants.
+"""
 
 
 def load(additional: object) -> Settings:

@@ -19,6 +19,7 @@ use crate::cost::FluidShape;
 use crate::fluid::{Setting, kv};
 use crate::planning_error::{PlanningError, invalid};
 
+pub mod goodput;
 mod simplex;
 #[cfg(test)]
 mod tests;

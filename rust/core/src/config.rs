@@ -59,6 +59,17 @@ pub enum Part {
     Horizons,
 }
 
+/// What becomes of a request that can no longer meet `ttft_target`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Late {
+    /// It waits until it costs those in time nothing.
+    #[default]
+    Park,
+    /// It is refused, when it comes or when it is found late.
+    Refuse,
+}
+
 /// What becomes of the output of a preempted request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -123,9 +134,13 @@ pub struct Config {
     pub skip_ahead: u32,
     /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make; needs `iteration_time` (none).
     pub tpot_target: Option<f64>,
-    /// The time to first token, in seconds, that the host promises: a request that can no longer have it lets those go
-    /// first, under `adaptive`, that still can (none).
+    /// Longest time to first token in seconds: under `adaptive` a request that can no longer meet it is late (none).
     pub ttft_target: Option<f64>,
+    /// What becomes of a late request (`park`).
+    pub late: Late,
+    /// Weights of the tenants, numbered from 0, among which `adaptive` shares the tokens it serves while they wait (none:
+    /// tenants are not told apart).
+    pub tenant_weights: Vec<f64>,
     /// δ, in (0, 1): how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for
     /// every decision, so that idle memory and evictions together cost least).
     pub overflow_probability: Option<f64>,
@@ -167,6 +182,8 @@ impl Default for Config {
             skip_ahead: 0,
             tpot_target: None,
             ttft_target: None,
+            late: Late::default(),
+            tenant_weights: Vec::new(),
             overflow_probability: None,
             without: Vec::new(),
             work_conserving: true,
@@ -262,6 +279,15 @@ impl Config {
         }
         if let Some(seconds) = self.ttft_target.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0)) {
             return Err(Error::invalid("ttft_target", seconds, "must be finite and above 0 seconds"));
+        }
+        if self.late == Late::Refuse && self.ttft_target.is_none() {
+            return Err(Error::invalid("late", "\"refuse\"", "needs ttft_target, by which requests are late"));
+        }
+        if self.tenant_weights.len() > MAX_TYPES {
+            return Err(Error::invalid("tenant_weights", self.tenant_weights.len(), format!("at most {MAX_TYPES}")));
+        }
+        if let Some(weight) = self.tenant_weights.iter().find(|weight| !(1e-6..=1e6).contains(*weight)) {
+            return Err(Error::invalid("tenant_weights", weight, "each must be between 1e-6 and 1e6"));
         }
         if self.policy == PolicyName::Adaptive && self.order == Order::Paced {
             return Err(Error::invalid("order", "\"paced\"", "policy \"adaptive\" takes \"fcfs\" or \"srpt\""));

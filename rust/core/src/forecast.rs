@@ -62,7 +62,8 @@ pub(crate) struct Forecast {
     /// Members of each class.
     population: Vec<u32>,
     curves: Vec<Curve>,
-    version: u64,
+    /// How often the curve of each class was set.
+    versions: Vec<u64>,
     members: Vec<Member>,
     vacant: Vec<u32>,
     /// Member of each slot.
@@ -148,7 +149,7 @@ impl Forecast {
             rows: Vec::new(),
             population: Vec::new(),
             curves: Vec::new(),
-            version: 0,
+            versions: Vec::new(),
             members: Vec::new(),
             vacant: Vec::new(),
             index: Vec::new(),
@@ -165,6 +166,7 @@ impl Forecast {
     pub(crate) fn add_class(&mut self) -> usize {
         self.rows.resize(self.rows.len() + ROWS, Row::new());
         self.curves.push(Curve::default());
+        self.versions.push(0);
         self.population.push(0);
         self.curves.len() - 1
     }
@@ -178,7 +180,18 @@ impl Forecast {
     pub(crate) fn set_curve(&mut self, class: usize, curve: Curve) {
         debug_assert_ne!(class, CERTAIN);
         self.curves[class] = curve;
-        self.version += 1;
+        self.versions[class] += 1;
+    }
+
+    /// How often the curve of a class was set.
+    #[cfg(test)]
+    pub(crate) fn version(&self, class: usize) -> u64 {
+        self.versions[class]
+    }
+
+    /// Members of a class.
+    pub(crate) fn population(&self, class: usize) -> u32 {
+        self.population[class]
     }
 
     /// The survival of a class.
@@ -298,10 +311,11 @@ impl Forecast {
     /// Brings the chances of a row up to date.
     fn refresh(&mut self, index: usize) {
         let row = &mut self.rows[index];
-        if row.version == self.version || index < (CERTAIN + 1) * ROWS {
+        let version = self.versions[index / ROWS];
+        if row.version == version || index < (CERTAIN + 1) * ROWS {
             return;
         }
-        row.version = self.version;
+        row.version = version;
         let curve = &self.curves[index / ROWS];
         let width = f64::from(row_width(index % ROWS));
         let now = curve.alive(index % ROWS, 0.5 - 0.5 / width);

@@ -1,4 +1,6 @@
-//! Why a request waits, with the number that limits it.
+//! Why a request waits, with the number that limits it, or is refused.
+
+use crate::request::{RequestId, Slot};
 
 /// Why a request waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,8 +13,10 @@ pub enum HoldReason {
     ForecastOverflow,
     /// Admission would break the target for time per output token.
     TpotTarget,
-    /// It is too late for the promised time to first token, and those go first that are not.
+    /// It is too late for the target for the time to first token, and those in time go first.
     TtftTarget,
+    /// Another tenant that waits was served less for its weight.
+    TenantShare,
     /// `max_num_seqs` or the token budget of the iteration is reached.
     BatchCap,
     /// It is resident, and its segment is not served.
@@ -23,12 +27,13 @@ pub enum HoldReason {
 
 impl HoldReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoBlocks,
         Self::BelowThreshold,
         Self::ForecastOverflow,
         Self::TpotTarget,
         Self::TtftTarget,
+        Self::TenantShare,
         Self::BatchCap,
         Self::PausedAtBoundary,
         Self::EnginePaused,
@@ -42,6 +47,7 @@ impl HoldReason {
             Self::ForecastOverflow => "forecast_overflow",
             Self::TpotTarget => "tpot_target",
             Self::TtftTarget => "ttft_target",
+            Self::TenantShare => "tenant_share",
             Self::BatchCap => "batch_cap",
             Self::PausedAtBoundary => "paused_at_boundary",
             Self::EnginePaused => "engine_paused",
@@ -65,4 +71,17 @@ impl Hold {
     pub fn new(reason: HoldReason, needs: impl Into<f64>, limit: impl Into<f64>) -> Self {
         Self { reason, needs: needs.into(), limit: limit.into() }
     }
+}
+
+/// A waiting request that the policy refuses: it leaves the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The request.
+    pub slot: Slot,
+    /// Its id.
+    pub id: RequestId,
+    /// Why.
+    pub reason: HoldReason,
+    /// How long it would have waited for its first token since its arrival, ns.
+    pub predicted_wait_ns: u64,
 }

@@ -36,7 +36,7 @@ pub use error::{Error, Result};
 pub use forecast::KvForecast;
 pub use lane::Lane;
 pub use memory::BlockPool;
-pub use plan::{Chunk, Hold, HoldReason, Origin, Plan};
+pub use plan::{Chunk, Hold, HoldReason, Origin, Plan, Refusal};
 pub use report::Report;
 pub use request::{LengthHint, Phase, Request, RequestId, Slot, Tracked};
 pub use scheduler::{Scheduler, Stats};

@@ -4,7 +4,7 @@
 //! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
 
 use crate::cost::BatchShape;
-pub use crate::hold::{Hold, HoldReason};
+pub use crate::hold::{Hold, HoldReason, Refusal};
 use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 
@@ -50,6 +50,7 @@ pub struct Plan {
     parked: Vec<Slot>,
     unparked: Vec<(Slot, u16)>,
     moved: Vec<(Slot, usize)>,
+    refused: Vec<Refusal>,
     holds: Vec<Option<Hold>>,
     free: i64,
     budget: u32,
@@ -69,6 +70,7 @@ impl Plan {
         self.parked.clear();
         self.unparked.clear();
         self.moved.clear();
+        self.refused.clear();
         self.holds.clear();
         self.holds.resize(view.queues() + 1, None);
         self.free = view.pool().free();
@@ -110,6 +112,11 @@ impl Plan {
     /// Requests that go to another waiting line, and which, before anybody is admitted.
     pub fn moved(&self) -> &[(Slot, usize)] {
         &self.moved
+    }
+
+    /// Waiting requests that are refused, and leave before anything is admitted.
+    pub fn refused(&self) -> &[Refusal] {
+        &self.refused
     }
 
     /// Most tokens that the host should compute in this iteration.
@@ -301,6 +308,11 @@ impl Plan {
     /// A waiting request goes to another line; it may be admitted by the same plan.
     pub fn change_line(&mut self, slot: Slot, queue: usize) {
         self.moved.push((slot, queue));
+    }
+
+    /// Refuses a waiting request, which would have waited so long for its first token.
+    pub fn refuse(&mut self, view: &View, slot: Slot, reason: HoldReason, predicted_wait_ns: u64) {
+        self.refused.push(Refusal { slot, id: view.request(slot).id, reason, predicted_wait_ns });
     }
 
     /// States why waiting line `queue` is held; the last line is that of the preempted.

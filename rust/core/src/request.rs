@@ -54,6 +54,8 @@ pub struct Request {
     pub type_id: Option<u16>,
     /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
     pub priority: i64,
+    /// Tenant, an index of `tenant_weights`.
+    pub tenant: u16,
     /// Tokens of the prompt whose KV blocks other residents hold (a prefix cache hit): they are neither computed nor
     /// charged again. While the request waits, a report may change it.
     pub shared_prefix: u32,
@@ -118,6 +120,11 @@ impl Tracked {
     /// Tokens that a prefill must compute before the next output token: the prompt, and the output kept so far.
     pub fn prefill_target(&self) -> u32 {
         self.prompt + self.kept
+    }
+
+    /// Waiting line in which it stands, or stood before it was admitted, unless it was preempted.
+    pub fn line(&self) -> u16 {
+        self.line
     }
 
     /// Blocks that this prefill takes beside those that are shared.

@@ -6,14 +6,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Preemption};
+use crate::config::{Config, Late, PolicyName, Preemption};
 use crate::error::{Error, Result};
 use crate::forecast::KvForecast;
 use crate::plan::{Hold, HoldReason, Origin, Plan};
 use crate::policy::{AnyPolicy, Event, Policy};
-use crate::request::{LengthHint, Phase, Request, RequestId, Slot};
+use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 use crate::waiting_time::WaitingTime;
+
+mod add;
 
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,8 @@ pub struct Stats {
     pub finished: u64,
     /// Requests that the host took back.
     pub aborted: u64,
+    /// Waiting requests that a plan refused.
+    pub refused: u64,
     /// Evictions.
     pub preemptions: u64,
     /// KV tokens lost to evictions, to be computed again.
@@ -46,6 +50,10 @@ pub struct Scheduler {
     pub(crate) preemption: Preemption,
     max_queued_requests: Option<u32>,
     max_queued_tokens: Option<u64>,
+    /// How many tenants the policy tells apart; none where it does not.
+    tenants: Option<usize>,
+    /// Whether it refuses late requests.
+    refuses_late: bool,
     paused: bool,
     waiting_time: WaitingTime,
 }
@@ -59,6 +67,7 @@ impl Scheduler {
         config.validate()?;
         let policy = AnyPolicy::new(config)?;
         let view = View::new(config, policy.lanes(), policy.queues());
+        let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
             view,
             policy,
@@ -67,6 +76,8 @@ impl Scheduler {
             preemption: config.preemption,
             max_queued_requests: config.max_queued_requests,
             max_queued_tokens: config.max_queued_tokens,
+            tenants: Some(config.tenant_weights.len()).filter(|&tenants| adaptive && tenants > 0),
+            refuses_late: adaptive && config.late == Late::Refuse,
             paused: false,
             waiting_time: WaitingTime::default(),
         })
@@ -98,88 +109,9 @@ impl Scheduler {
         &self.stats
     }
 
-    /// Puts a request in line.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for lengths of zero, [`Error::DuplicateId`], [`Error::TooLarge`] for a request that could not
-    /// run even alone, [`Error::QueueFull`] when a bound on the line is reached, [`Error::DeadlineUnreachable`] when it
-    /// would wait longer than it may. Nothing changes then.
-    pub fn add(&mut self, request: &Request) -> Result<()> {
-        let max_tokens = self.admissible(request)?;
-        let type_id = self.policy.classify(request);
-        let types = self.policy.types();
-        if let Some(types) = types.filter(|&types| usize::from(type_id) >= types) {
-            return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
-        }
-        let rank = self.policy.rank(&self.view, request, max_tokens);
-        let slot = self.view.insert(request, max_tokens, type_id, if types.is_some() { type_id } else { 0 }, rank);
-        self.view.advance_clock(request.arrival_ns);
-        self.policy.observe(&self.view, slot, Event::Arrived);
-        Ok(())
-    }
-
-    /// Checks a request; returns its `max_tokens` within the model's limit.
-    fn admissible(&self, request: &Request) -> Result<u32> {
-        let id = request.id;
-        if request.prompt == 0 {
-            return Err(Error::invalid("prompt_tokens", 0, "must be at least 1"));
-        }
-        if request.max_tokens == Some(0) {
-            return Err(Error::invalid("max_tokens", 0, "must be at least 1 (leave it out for the model's limit)"));
-        }
-        match request.output {
-            LengthHint::Exact(0) => return Err(Error::invalid("output_tokens", 0, "must be at least 1")),
-            LengthHint::Predicted { tokens, log_error }
-                if tokens == 0 || !(log_error.is_finite() && log_error >= 0.0) =>
-            {
-                let given = format!("{tokens} tokens, error {log_error}");
-                return Err(Error::invalid("predicted_tokens", given, "at least 1, with a finite error of at least 0"));
-            }
-            _ => {}
-        }
-        if self.view.slot(id).is_some() {
-            return Err(Error::DuplicateId { id });
-        }
-        let length = self.view.limits().max_model_len;
-        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        let (most, tokens) = (u64::from(length), self.view.pool().tokens());
-        if needs > most {
-            return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
-        }
-        if needs > tokens {
-            return Err(Error::TooLarge { id, needs, limit: tokens, what: "the KV cache holds" });
-        }
-        let room = length - request.prompt;
-        // The lines are summed up only where there is a bound to compare with.
-        if let Some(bound) = self.max_queued_requests {
-            let queued = self.view.waiting_total();
-            if queued >= bound {
-                return Err(self.full(u64::from(queued), u64::from(bound), "requests"));
-            }
-        }
-        if let Some(bound) = self.max_queued_tokens {
-            let queued = self.view.waiting_tokens();
-            if queued + u64::from(request.prompt) > bound {
-                return Err(self.full(queued, bound, "tokens"));
-            }
-        }
-        if let Some(max_wait_ns) = request.max_wait_ns {
-            let predicted_wait_ns = self.predicted_wait_ns();
-            if predicted_wait_ns > max_wait_ns {
-                return Err(Error::DeadlineUnreachable { id, predicted_wait_ns, max_wait_ns });
-            }
-        }
-        Ok(request.max_tokens.unwrap_or(room).min(room))
-    }
-
-    fn full(&self, queued: u64, bound: u64, unit: &'static str) -> Error {
-        Error::QueueFull { queued, bound, unit, predicted_wait_ns: self.predicted_wait_ns() }
-    }
-
     /// How long a request that arrived now would wait for its admission if nobody came after it, ns: those ahead times
     /// the mean gap between the last admissions out of a line. 0 while nobody waits. Ahead are all who wait; with a
-    /// `ttft_target` those in time and the share of the late. If that takes longer than the target, a request has its turn
-    /// in time, after others have become late, or goes behind all: the target, or the latter, whichever happened oftener.
+    /// `ttft_target` those in time, or all, if that took longer than the target and most of the last requests were late.
     pub fn predicted_wait_ns(&self) -> u64 {
         self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
     }
@@ -213,6 +145,9 @@ impl Scheduler {
         }
         self.plan.measure(&self.view);
         let residents = self.view.residents() - self.plan.preempted().len() as u32;
+        if !self.plan.refused().is_empty() {
+            self.refuse_late();
+        }
         self.apply();
         let admitted = self.view.residents() - residents;
         self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
@@ -227,6 +162,17 @@ impl Scheduler {
         for queue in 0..=self.view.queues() {
             self.plan.hold_queue(queue, Hold::new(HoldReason::EnginePaused, waiting, 0));
         }
+    }
+
+    /// What the plan refuses leaves.
+    #[cold]
+    fn refuse_late(&mut self) {
+        for at in 0..self.plan.refused().len() {
+            self.abort(self.plan.refused()[at].id);
+        }
+        // They leave as aborted requests do, and are counted apart.
+        self.stats.aborted -= self.plan.refused().len() as u64;
+        self.stats.refused += self.plan.refused().len() as u64;
     }
 
     fn apply(&mut self) {

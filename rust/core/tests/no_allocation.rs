@@ -57,6 +57,8 @@ fn a_steady_iteration_allocates_nothing() {
 fn a_million_waiting_requests_take_less_than_200_mb() {
     for case in CASES {
         let mut engine = Engine::empty(case, 64, 1);
+        // The curves of classes are there once one of each has come.
+        engine.add(128);
         let before = LIVE.get();
         PEAK.set(before);
         engine.add(1_000_000);
@@ -64,6 +66,8 @@ fn a_million_waiting_requests_take_less_than_200_mb() {
         println!("{case}: {bytes} bytes, {peak} while the tables grew");
         assert!(peak < 200_000_000, "{case}: {peak} bytes while the tables grew");
         // Just after a doubling of the tables half their room is unused; a million nearly fills them.
-        assert!(bytes <= 128 * 1_000_000, "{case}: {bytes} bytes for a million requests");
+        // With a deadline they are listed by arrival as well.
+        let most = if case == "adaptive, late and tenants" { 137 } else { 128 };
+        assert!(bytes <= most * 1_000_000, "{case}: {bytes} bytes for a million requests");
     }
 }

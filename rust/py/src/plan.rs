@@ -7,8 +7,8 @@ use wait_core::Origin;
 #[pyclass(frozen, get_all, eq, skip_from_py_object, module = "wait_core")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct Hold {
-    /// One of no_blocks, below_threshold, forecast_overflow, tpot_target, ttft_target, batch_cap, paused_at_boundary,
-    /// engine_paused.
+    /// One of no_blocks, below_threshold, forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap,
+    /// paused_at_boundary, engine_paused.
     reason: &'static str,
     /// What it would take, in the reason's unit (blocks, requests, seconds).
     needs: f64,
@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     prefill: Vec<(u64, u32)>,
     /// Resident requests that must not run in this iteration; they keep their KV.
     paused: Vec<u64>,
+    /// Waiting requests that are refused and have left: (id, reason, expected time to first token in ns).
+    refused: Vec<(u64, &'static str, u64)>,
     /// Requests that decode one token each: all residents not listed elsewhere.
     num_decodes: u32,
     /// Most tokens to compute in this iteration.
@@ -80,6 +82,7 @@ impl Plan {
             wake_ns: plan.wake_ns(),
             preempted: plan.preempted().iter().map(|&(_, id)| id).collect(),
             paused: scheduler.paused_ids(),
+            refused: plan.refused().iter().map(|r| (r.id, r.reason.name(), r.predicted_wait_ns)).collect(),
             ..Self::default()
         };
         for chunk in plan.chunks() {

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyDictMethods};
 use serde::Serialize;
 use wait_core::capacity::capacity_bound;
+use wait_core::capacity::goodput::{Objective, goodput_bound};
 use wait_core::cost::IterationTime;
 use wait_core::fluid::{FluidEquilibrium, GpuLimits, Setting, largest_stable_rate, load};
 use wait_core::planning_error::{PlanningError, Violation};
@@ -161,6 +162,15 @@ impl Planner {
     /// The most that any schedule can carry: the linear program over compositions.
     fn capacity_bound<'py>(&self, py: Python<'py>) -> Answer<'py> {
         value(py, &refused(capacity_bound(&self.setting()))?)
+    }
+
+    /// The most requests of this workload that any schedule can serve within an objective, s: the same program with an
+    /// accept variable for each type.
+    #[pyo3(signature = (*, slo_ttft = None, slo_tpot = None))]
+    fn goodput_bound<'py>(&self, py: Python<'py>, slo_ttft: Option<f64>, slo_tpot: Option<f64>) -> Answer<'py> {
+        let or_any = |limit: Option<f64>| limit.unwrap_or(f64::INFINITY);
+        let objective = Objective { ttft: or_any(slo_ttft), tpot: or_any(slo_tpot) };
+        value(py, &refused(py.detach(|| goodput_bound(&self.setting(), objective)))?)
     }
 
     /// WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps, in

@@ -46,10 +46,11 @@ impl Scheduler {
     }
 
     /// Puts a request in line. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
-    /// would be expected to wait longer than `max_wait_ns` for its admission.
+    /// would be expected to wait longer than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than
+    /// `ttft_target` for its first token.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
-        predicted_log_error = 0.0, type_id = None, priority = 0, shared_prefix = 0, max_wait_ns = None,
-        now_ns = 0))]
+        predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, shared_prefix = 0,
+        max_wait_ns = None, now_ns = 0))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add(
         &mut self,
@@ -61,6 +62,7 @@ impl Scheduler {
         predicted_log_error: f32,
         #[pyo3(from_py_with = convert::ranged)] type_id: Option<u16>,
         #[pyo3(from_py_with = convert::ranged)] priority: i64,
+        #[pyo3(from_py_with = convert::ranged)] tenant: u16,
         #[pyo3(from_py_with = convert::ranged)] shared_prefix: u32,
         #[pyo3(from_py_with = convert::ranged)] max_wait_ns: Option<u64>,
         #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
@@ -80,6 +82,7 @@ impl Scheduler {
             output,
             type_id,
             priority,
+            tenant,
             shared_prefix,
             arrival_ns: now_ns,
             max_wait_ns,
@@ -220,6 +223,7 @@ impl Scheduler {
         dict.set_item("admitted", stats.admitted)?;
         dict.set_item("finished", stats.finished)?;
         dict.set_item("aborted", stats.aborted)?;
+        dict.set_item("refused", stats.refused)?;
         dict.set_item("preemptions", stats.preemptions)?;
         dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
         dict.set_item("unknown_ids", stats.unknown_ids)?;

@@ -101,18 +101,21 @@ fn hints(
     log_error: f32,
     classes: Option<&[u16]>,
     priorities: Option<&[i32]>,
+    tenants: Option<&[u16]>,
 ) -> PyResult<Vec<Hint>> {
     let sizes = [predicted.map(<[u32]>::len), classes.map(<[u16]>::len), priorities.map(<[i32]>::len)];
-    if let Some(size) = sizes.into_iter().flatten().find(|&size| size != requests) {
+    let sizes = sizes.into_iter().chain([tenants.map(<[u16]>::len)]);
+    if let Some(size) = sizes.clone().flatten().find(|&size| size != requests) {
         return Err(WaitCoreError::new_err(format!("hints: {size} values for {requests} requests")));
     }
-    if sizes.iter().all(Option::is_none) {
+    if sizes.flatten().next().is_none() {
         return Ok(Vec::new());
     }
     let hint = |i: usize| Hint {
         output: predicted.map_or(LengthHint::Unknown, |tokens| LengthHint::Predicted { tokens: tokens[i], log_error }),
         label: classes.map(|labels| labels[i]),
         priority: priorities.map_or(0, |levels| levels[i]),
+        tenant: tenants.map_or(0, |tenants| tenants[i]),
     };
     Ok((0..requests).map(hint).collect())
 }
@@ -126,7 +129,8 @@ pub(crate) struct Run {
 /// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
-    overhead_ns, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, callback = None))]
+    overhead_ns, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, tenants = None,
+    callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -145,6 +149,7 @@ pub(crate) fn run(
     predicted_log_error: f32,
     #[pyo3(from_py_with = convert::ranged)] classes: Option<Vec<u16>>,
     #[pyo3(from_py_with = convert::ranged)] priorities: Option<Vec<i32>>,
+    #[pyo3(from_py_with = convert::ranged)] tenants: Option<Vec<u16>>,
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Run> {
     let (prompt, output) = same_length(&prompt, &output)?;
@@ -167,6 +172,7 @@ pub(crate) fn run(
             predicted_log_error,
             classes.as_deref(),
             priorities.as_deref(),
+            tenants.as_deref(),
         )?,
         overhead_ns,
     };

@@ -32,6 +32,8 @@ pub struct Hint {
     pub label: Option<u16>,
     /// Lower goes first.
     pub priority: i32,
+    /// Tenant.
+    pub tenant: u16,
 }
 
 /// What a run needs besides the core's configuration.
@@ -215,6 +217,7 @@ impl<'a> Engine<'a> {
                 output,
                 type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
                 priority: hint.priority.into(),
+                tenant: hint.tenant,
                 arrival_ns: sent_ns,
                 ..Request::default()
             };
@@ -224,7 +227,9 @@ impl<'a> Engine<'a> {
                 self.recorder.reject();
             } else if let Err(error) = self.scheduler.add(&request) {
                 match error {
-                    Error::TooLarge { .. } | Error::QueueFull { .. } => self.recorder.reject(),
+                    Error::TooLarge { .. } | Error::QueueFull { .. } | Error::DeadlineUnreachable { .. } => {
+                        self.recorder.reject();
+                    }
                     error => return Err(error.into()),
                 }
             }
@@ -262,6 +267,7 @@ impl<'a> Engine<'a> {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
         }
         self.recorder.parked(&self.scheduler);
+        self.scheduler.last_plan().refused().iter().for_each(|_| self.recorder.reject());
         if idle {
             return self.idle();
         }

@@ -33,7 +33,7 @@ pub struct Run {
     pub series: Vec<Sample>,
     /// Requests completed.
     pub completed: usize,
-    /// Requests refused: they could never fit.
+    /// Requests refused: they could never fit, or not in time.
     pub failed: usize,
     /// Most KV blocks in use after an iteration.
     pub peak_blocks: u32,

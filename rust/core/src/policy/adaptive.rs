@@ -11,18 +11,22 @@ mod admission;
 mod learned;
 mod overflow_margin;
 mod pace;
-mod promise;
 mod steady_state;
+mod tenants;
 mod token_budget;
 mod traffic;
+mod ttft_deadline;
+mod turns;
 
 use self::admission::Entry;
 use self::learned::Learned;
 use self::overflow_margin::{BALANCE, OverflowMargin};
 use self::pace::Pace;
-use self::promise::{LATE, Promise, Turns, USUAL};
+use self::tenants::Tenants;
 use self::token_budget::{Backlog, TokenBudget};
 use self::traffic::Traffic;
+use self::ttft_deadline::TtftDeadline;
+use self::turns::Turns;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, Policy};
@@ -50,8 +54,12 @@ pub struct Adaptive {
     skip_ahead: u32,
     /// s
     tpot_target: Option<f64>,
-    /// The time to first token that the host promises.
-    promise: Option<Promise>,
+    /// The deadline for the first token.
+    deadline: Option<TtftDeadline>,
+    /// Those among whom served tokens are shared by weight.
+    tenants: Option<Tenants>,
+    /// Whose turn it is in the current plan.
+    turns: Turns,
     without: Vec<Part>,
     /// KV tokens of the residents' shared prefixes, counted for each.
     shared: u64,
@@ -77,7 +85,9 @@ impl Adaptive {
             ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
             tpot_target: config.tpot_target,
-            promise: config.ttft_target.map(Promise::new),
+            deadline: config.ttft_target.map(|seconds| TtftDeadline::new(seconds, config.late)),
+            tenants: (!config.tenant_weights.is_empty()).then(|| Tenants::new(&config.tenant_weights)),
+            turns: Turns::default(),
             without: config.without.clone(),
             shared: 0,
             entering: Vec::new(),
@@ -109,14 +119,31 @@ impl Adaptive {
         }
     }
 
-    /// Collects what may enter, the preempted first, then by rank, the late last; true if more would enter but for the
-    /// tokens of an iteration. Behind a head that lacks memory others of its line are looked at, as long as they came within the
-    /// ageing time after it.
+    /// Lines in time, of which there are as many of the late if there is a deadline.
+    fn lines(&self) -> usize {
+        self.tenants.as_ref().map_or(1, Tenants::len)
+    }
+
+    /// Collects what may enter, in turn; true if more would enter but for the tokens of an iteration. Behind a head that
+    /// lacks memory others of its line are looked at, as long as they came within the ageing time after it.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
+        // Taken out for the while, so that the checks may borrow all else.
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.begin(view, self.lines());
+        if let Some(tenants) = &mut self.tenants {
+            tenants.begin();
+        }
+        let all = self.collect_in_turn(view, plan, entry, &mut turns);
+        self.turns = turns;
+        all
+    }
+
+    fn collect_in_turn(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry, turns: &mut Turns) -> bool {
         // The first that was held: until which rank others may overtake it, and how many are still looked at.
         let mut overtake: Option<(i64, u32)> = None;
-        let mut turns = Turns::new(view, self.promise.as_ref());
-        while let Some((queue, slot)) = turns.next(view, plan, self.promise.as_mut(), entry.backlog) {
+        while let Some((queue, slot)) =
+            turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
+        {
             if let Some((latest, looks)) = &mut overtake {
                 if *looks == 0 || view.request(slot).rank > *latest {
                     return false;
@@ -124,10 +151,11 @@ impl Adaptive {
                 *looks -= 1;
             }
             let idle = plan.residents() == 0 && self.entering.is_empty();
-            match self.check(view, plan, entry, slot, idle) {
+            let late = turns.is_late(queue) || turns.is_late(view.request(slot).line.into());
+            match self.leaves(view, slot, late && !idle).and_then(|()| self.check(view, plan, entry, slot, idle)) {
                 Ok(()) => {
                     self.entering.push(slot);
-                    turns.enters(queue, self.promise.as_ref());
+                    self.enters(view, slot, late);
                 }
                 Err(_) if overtake.is_some() => {}
                 Err(hold) => {
@@ -138,10 +166,7 @@ impl Adaptive {
                         turns.leave_resuming();
                         continue;
                     }
-                    plan.hold_queue(USUAL, hold);
-                    if let Some(promise) = &self.promise {
-                        plan.hold_queue(LATE, if queue == USUAL { promise.hold(view) } else { hold });
-                    }
+                    self.hold_lines(view, plan, queue, hold);
                     if preempted || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
                         return hold.reason == HoldReason::BatchCap && entry.seats > 0;
                     }
@@ -172,7 +197,7 @@ struct State {
 
 impl Policy for Adaptive {
     fn queues(&self) -> usize {
-        if self.promise.is_some() { LATE + 1 } else { 1 }
+        if self.deadline.is_some() { 2 * self.lines() } else { self.lines() }
     }
 
     /// A type is a label: it never changes what a request may do.
@@ -187,8 +212,7 @@ impl Policy for Adaptive {
     /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is;
     /// without ageing its priority, then its work, then its arrival.
     fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
-        let mut share = 0.0;
-        if self.order == Order::Srpt {
+        let work = || {
             let (mean, squared) = match request.output {
                 LengthHint::Exact(tokens) => (f64::from(tokens), f64::from(tokens) * f64::from(tokens)),
                 hint => {
@@ -199,21 +223,33 @@ impl Policy for Adaptive {
             let most = f64::from(max_tokens);
             let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
             let length = f64::from(view.limits().max_model_len);
-            share = libm::log1p(work) / libm::log1p(0.5 * length * length);
-        }
+            libm::log1p(work) / libm::log1p(0.5 * length * length)
+        };
+        let share = if self.order == Order::Srpt { work() } else { 0.0 };
         let Some(ageing_ns) = self.ageing_ns else {
             let steps = if self.order == Order::Srpt { WORK_STEPS } else { 1 };
             return request.priority.saturating_mul(steps).saturating_add((share * steps as f64) as i64);
         };
         // Saturates.
-        (request.arrival_ns as f64 + ageing_ns * (request.priority as f64 + share)) as i64
+        let rank = request.arrival_ns as f64 + ageing_ns * (request.priority as f64 + share);
+        match &self.deadline {
+            Some(deadline) if self.order == Order::Fcfs => (rank + deadline.rank_ns(work)) as i64,
+            _ => rank as i64,
+        }
     }
 
     fn predicted_wait_ns(&self, view: &View, behind: &dyn Fn(u32) -> u64) -> u64 {
-        match &self.promise {
-            Some(promise) => promise.predicted_wait_ns(view, behind),
+        match &self.deadline {
+            Some(deadline) => {
+                let in_time = (0..self.lines()).map(|line| view.waiting(line)).sum::<u32>() + view.resuming();
+                deadline.predicted_wait_ns(view, in_time, behind)
+            }
             None => behind(view.waiting_total()),
         }
+    }
+
+    fn refuses(&self, request: &Request, wait_ns: u64) -> Option<(u64, u64)> {
+        self.deadline.as_ref()?.refuses(request.prompt, wait_ns)
     }
 
     fn learned(&self) -> Option<serde_json::Value> {
@@ -245,6 +281,12 @@ impl Policy for Adaptive {
         if !matches!(event, Event::Arrived | Event::Admitted | Event::Joined) && request.phase != Phase::Waiting {
             self.shared -= shared;
         }
+        if let Some(tenants) = &mut self.tenants {
+            tenants.observe(view, slot, event);
+        }
+        if self.deadline.is_some() {
+            self.observe_deadline(view, slot, event);
+        }
         match event {
             Event::Arrived => {
                 self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.shared_prefix));
@@ -252,9 +294,6 @@ impl Policy for Adaptive {
             }
             Event::Admitted => {
                 self.pace.take(&self.traffic);
-                if let Some(promise) = &mut self.promise {
-                    promise.admitted(view, slot);
-                }
                 self.shared += shared;
             }
             Event::Joined => {
@@ -289,8 +328,8 @@ impl Policy for Adaptive {
         if let Some(budget) = &mut self.budget {
             budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
         }
-        if let Some(promise) = &mut self.promise {
-            promise.begin(view);
+        if let Some(deadline) = &mut self.deadline {
+            deadline.begin(view, plan, self.tenants.as_ref().map_or(1, Tenants::len));
         }
         let evicts = !plan.preempted().is_empty();
         let backlog = if evicts || view.waiting_total() == 0 {
@@ -321,8 +360,8 @@ impl Policy for Adaptive {
         if let Some(budget) = &mut self.budget {
             budget.settle(view, plan);
         }
-        if let Some(promise) = &mut self.promise {
-            promise.settle(view, plan, backlog.tokens);
+        if let Some(deadline) = &mut self.deadline {
+            deadline.settle(view, plan, backlog.tokens);
         }
     }
 }

@@ -80,6 +80,12 @@ pub trait Policy {
         behind(view.waiting_total())
     }
 
+    /// When a new request whose expected wait is `wait_ns` would have its first token, and until when it should, ns
+    /// after its arrival, where a policy refuses what is late.
+    fn refuses(&self, _request: &Request, _wait_ns: u64) -> Option<(u64, u64)> {
+        None
+    }
+
     /// What it has learned from the traffic, to be restored later; none where a policy learns nothing.
     fn learned(&self) -> Option<serde_json::Value> {
         None
@@ -188,6 +194,10 @@ impl Policy for AnyPolicy {
 
     fn predicted_wait_ns(&self, view: &View, behind: &dyn Fn(u32) -> u64) -> u64 {
         delegate!(self, policy => policy.predicted_wait_ns(view, behind))
+    }
+
+    fn refuses(&self, request: &Request, wait_ns: u64) -> Option<(u64, u64)> {
+        delegate!(self, policy => policy.refuses(request, wait_ns))
     }
 
     fn learned(&self) -> Option<serde_json::Value> {

@@ -11,7 +11,17 @@ use serde_json::json;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler};
 
 /// The cases there are: policies, one of them in two states.
-pub(crate) const CASES: [&str; 5] = ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full"];
+pub(crate) const CASES: [&str; 7] = [
+    "vllm",
+    "wait",
+    "nested-wait",
+    "adaptive",
+    "adaptive, memory full",
+    "adaptive, 128 classes",
+    "adaptive, late and tenants",
+];
+/// Labels in "adaptive, 128 classes": each has a curve of its own.
+const CLASSES: u64 = 128;
 
 /// Stages over which the residents spread, and about their mean output, if there are as many.
 pub(crate) const SPREAD: u64 = 1024;
@@ -59,7 +69,7 @@ impl Engine {
         let case = CASES.into_iter().find(|&known| known == case).expect("a known case");
         let full = case == "adaptive, memory full";
         let mut settings = json!({
-            "policy": if full { "adaptive" } else { case },
+            "policy": if case.starts_with("adaptive") { "adaptive" } else { case },
             "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16),
             "max_num_seqs": if full { 2 * running } else { running },
             "token_budget": 2 * running + PROMPT * entering,
@@ -75,6 +85,10 @@ impl Engine {
                 let mean = SPREAD.min(running);
                 settings["boundaries"] = json!([mean / 4, mean, MAX_TOKENS]);
                 settings["thresholds"] = json!([entering, entering, entering]);
+            }
+            "adaptive, late and tenants" => {
+                settings["ttft_target"] = json!(1.0);
+                settings["tenant_weights"] = json!([1.0, 2.0]);
             }
             _ if full => settings["iteration_time"] = json!({"law": "a100"}),
             _ => {}
@@ -105,7 +119,7 @@ impl Engine {
         probe.iterate();
         let needs = probe.scheduler.last_plan().hold(0).expect("it is held").needs;
         let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
-        let capacity = if self.case == "adaptive" { 0.5 * (needs + most) } else { needs };
+        let capacity = if self.case == "adaptive, memory full" { needs } else { 0.5 * (needs + most) };
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
     }
 
@@ -134,7 +148,12 @@ impl Engine {
                 id,
                 prompt: (PROMPT - id % 64) as u32,
                 max_tokens: Some(MAX_TOKENS as u32),
-                type_id: (self.case == "wait").then_some((id % 2) as u16),
+                type_id: match self.case {
+                    "wait" => Some((id % 2) as u16),
+                    "adaptive, 128 classes" => Some((id % CLASSES) as u16),
+                    _ => None,
+                },
+                tenant: (id % 2) as u16,
                 arrival_ns: self.iterations * ITERATION_NS,
                 ..Request::default()
             };

@@ -67,14 +67,28 @@ impl Host {
             let passes = before.residents() == 0 || resumed.len() == resuming.len();
             assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
         } else {
-            let resuming = waiting(before.queues());
-            assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
-            // Those in time, those found late now, and, with a promised time to first token, those found late before.
-            let moved = sequence(before, self.core.last_plan().moved().iter().map(|&(slot, _)| slot));
-            let usual = waiting(0).into_iter().filter(|id| !moved.contains(id)).collect();
-            let late = if before.queues() > 1 { waiting(1) } else { Vec::new() };
+            // Those in time, those found late now, and those found late before, the preempted of each kind first.
+            let tenants = self.config.tenant_weights.len().max(1);
+            let is_late = |id: &RequestId| usize::from(before.request(before.slot(*id).unwrap()).line()) >= tenants;
+            let (late, resuming): (Vec<_>, Vec<_>) =
+                waiting(before.queues()).into_iter().partition(|id| before.queues() > tenants && is_late(id));
+            let of_kind =
+                |kind: &[RequestId]| resumed.iter().filter(|id| kind.contains(id)).copied().collect::<Vec<_>>();
+            for kind in [&resuming, &late] {
+                let resumed = of_kind(kind);
+                assert_eq!(resumed[..], kind[..resumed.len()], "the preempted in their order");
+            }
+            let resumed = of_kind(&resuming);
+            let plan = self.core.last_plan();
+            let mut moved = sequence(before, plan.moved().iter().map(|&(slot, _)| slot));
+            let left = sequence(before, plan.refused().iter().map(|refusal| refusal.slot));
+            let mut lines: Vec<Vec<RequestId>> = (0..before.queues()).map(waiting).collect();
+            for line in &mut lines {
+                line.retain(|id| !moved.contains(id) && !left.contains(id));
+            }
+            lines.push(std::mem::take(&mut moved));
             let mut seen = 0;
-            for line in [usual, late, moved] {
+            for line in lines {
                 let fresh: Vec<u64> = fresh.iter().filter(|id| line.contains(id)).copied().collect();
                 seen += fresh.len();
                 if self.config.skip_ahead == 0 {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use checks::sequence;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use wait_core::config::PolicyName;
+use wait_core::config::{Late, PolicyName};
 use wait_core::{Config, Error, LengthHint, Origin, Phase, Report, Request, RequestId, Scheduler, Slot};
 
 /// Settings of every policy, in the variants that decide differently.
@@ -39,6 +39,9 @@ fn policies() -> Vec<Value> {
             "tpot_target": 0.02, "without": ["token-budget", "classes"]}),
         json!({"policy": "adaptive", "ttft_target": 3e-7, "ageing": 1e-7}),
         json!({"policy": "adaptive", "ttft_target": 1e-7, "skip_ahead": 2, "order": "srpt", "host_preempts": true}),
+        json!({"policy": "adaptive", "ttft_target": 2e-7, "late": "refuse"}),
+        json!({"policy": "adaptive", "tenant_weights": [1.0, 3.0], "skip_ahead": 1}),
+        json!({"policy": "adaptive", "tenant_weights": [1.0, 0.2], "ttft_target": 2e-7}),
         json!({"policy": "sarathi", "watermark": 0.1}),
         json!({"policy": "sarathi", "preemption": "restart"}),
         json!({"policy": "clairvoyant"}),
@@ -154,6 +157,7 @@ impl Host {
             max_tokens,
             output: output_hint,
             priority: (id % 3) as i64 - 1,
+            tenant: (id % 2) as u16,
             arrival_ns: self.now_ns,
             ..Request::default()
         };
@@ -168,6 +172,10 @@ impl Host {
             }
             Err(Error::TooLarge { needs, limit, .. }) => {
                 assert!(needs > limit && u64::from(prompt + output) >= needs, "refused without need");
+                assert_eq!(self.core.view().len(), before);
+            }
+            Err(Error::DeadlineUnreachable { predicted_wait_ns, max_wait_ns, .. }) => {
+                assert!(self.config.late == Late::Refuse && predicted_wait_ns > max_wait_ns);
                 assert_eq!(self.core.view().len(), before);
             }
             Err(error) => panic!("{error}"),
@@ -186,6 +194,10 @@ impl Host {
         self.core.plan(self.now_ns);
         twin.plan(self.now_ns);
         assert_eq!(format!("{:?}", self.core.last_plan()), format!("{:?}", twin.last_plan()), "determinism");
+        for refusal in self.core.last_plan().refused() {
+            assert_eq!(before.view().request(refusal.slot).phase, Phase::Waiting);
+            self.outputs.remove(&refusal.id);
+        }
         self.check(before.view());
         let (view, outputs) = (self.core.view(), &self.outputs);
         let ended = |&slot: &Slot| view.stage(slot) >= outputs[&view.request(slot).id];
@@ -260,7 +272,8 @@ impl Host {
             self.now_ns += 7;
             self.plan();
             let (plan, free) = (self.core.last_plan(), self.core.view().pool().free());
-            assert!(!plan.is_empty() || !plan.preempted().is_empty(), "stalled: {plan:?}");
+            let moves = !plan.is_empty() || !plan.preempted().is_empty() || !plan.refused().is_empty();
+            assert!(moves, "stalled: {plan:?}");
             // A host that evicts by itself takes the last admitted, as the core would.
             let last = self.core.view().residents() as usize;
             let preempt = (self.config.host_preempts && free < 0).then(|| last - 1);

@@ -1,19 +1,15 @@
-//! What `adaptive` makes of a promised time to first token: who goes first, how long the late are passed, and that
-//! nothing else changes.
-
-use std::collections::BTreeMap;
+//! What `adaptive` makes of a target for the time to first token: what goes first, what late requests may take, what is
+//! refused, and that nothing else changes.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use wait_core::{Config, HoldReason, LengthHint, Origin, Phase, Report, Request, RequestId, Scheduler, View};
+use wait_core::{Config, Error, HoldReason, LengthHint, Origin, Phase, Report, Request, RequestId, Scheduler, View};
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
 /// Lines of the policy: those in time, and the late.
-const USUAL: usize = 0;
+const IN_TIME: usize = 0;
 const LATE: usize = 1;
-/// The late have every eighth admission, whoever else waits.
-const SHARE: usize = 8;
 
 fn scheduler(settings: &Value, target: Value) -> Scheduler {
     let Value::Object(mut all) = settings.clone() else { unreachable!() };
@@ -60,7 +56,7 @@ fn who_is_late_lets_those_go_first_that_are_not() {
     assert_eq!(serve(&mut core, 900 * MS), [1]);
     // The two others are late by now. Among themselves they stay first come, first served.
     assert_eq!(serve(&mut core, 1_100 * MS), [4]);
-    assert_eq!((line(core.view(), USUAL), line(core.view(), LATE)), (vec![5], vec![2, 3]));
+    assert_eq!((line(core.view(), IN_TIME), line(core.view(), LATE)), (vec![5], vec![2, 3]));
     assert_eq!(
         (core.explain(5).unwrap().reason, core.explain(3).unwrap().reason),
         (HoldReason::BatchCap, HoldReason::TtftTarget)
@@ -103,19 +99,80 @@ fn the_prompts_before_a_request_and_its_own_count_as_time() {
 }
 
 #[test]
-fn the_late_have_every_eighth_admission() {
-    let mut core = one_seat(1.0);
-    (0..3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
-    let mut order = Vec::new();
-    for step in 0..40 {
-        let now_ns = 2 * SECOND + step * 10 * MS;
-        // Somebody who is in time always waits.
-        core.add(&request(100 + step, 10, now_ns)).unwrap();
-        core.add(&request(200 + step, 10, now_ns)).unwrap();
-        order.extend(serve(&mut core, now_ns));
+fn late_requests_take_only_what_the_traffic_leaves() {
+    // Two in time grow to 0.6 of the memory: the traffic wants 0.54 of it, give or take 0.05.
+    let settings = json!({"kv_blocks": 1000, "max_num_seqs": 16, "token_budget": 20_000});
+    let mut core = scheduler(&settings, json!(1.0));
+    (0..2).for_each(|id| core.add(&request(id, 3_250, 0)).unwrap());
+    (0..1_500).for_each(|step| _ = core.plan(step * MS));
+    // Five are late when they come, of 0.16 each: two fit beside what is wanted, the third does not.
+    let now = 1_500 * MS;
+    (10..15).for_each(|id| core.add(&request(id, 2_500, 0)).unwrap());
+    core.plan(now);
+    assert_eq!(admitted(&core), [10, 11]);
+    assert_eq!(core.explain(12).unwrap().reason, HoldReason::TtftTarget);
+    // One in time finds its memory at once.
+    core.add(&request(20, 1_000, now)).unwrap();
+    core.plan(now + MS);
+    assert_eq!(admitted(&core), [20]);
+    // With each that ends the next enters.
+    for id in 10..13 {
+        core.complete(&Report { finished: &[id], ..Report::default() });
+        core.plan(now + 2 * MS);
+        assert_eq!(admitted(&core), [id + 2]);
     }
-    let late: Vec<_> = order.iter().enumerate().filter(|(_, id)| **id < 3).map(|(at, id)| (at, *id)).collect();
-    assert_eq!(late, [(7, 0), (15, 1), (23, 2)]);
+}
+
+#[test]
+fn what_is_late_is_refused_where_the_host_asks_for_it() {
+    let settings = json!({"kv_blocks": 100, "max_num_seqs": 1, "token_budget": 100, "late": "refuse"});
+    let mut core = scheduler(&settings, json!(1.0));
+    (1..=3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
+    core.plan(0);
+    assert_eq!(admitted(&core), [1]);
+    core.plan(20 * MS);
+    core.plan(1_100 * MS);
+    let refused: Vec<_> = core.last_plan().refused().iter().map(|refusal| (refusal.id, refusal.reason)).collect();
+    assert_eq!(refused, [(2, HoldReason::TtftTarget), (3, HoldReason::TtftTarget)]);
+    assert!(core.last_plan().refused().iter().all(|refusal| refusal.predicted_wait_ns > SECOND));
+    assert_eq!((core.view().len(), core.stats().refused, core.explain(2)), (1, 2, None));
+    // An id that was refused is free again. One leaves every 300 ms now: three may wait, a fourth is refused at the door.
+    end_all(&mut core);
+    let mut now = 2 * SECOND;
+    (1..=3).for_each(|id| core.add(&request(id, 10, now)).unwrap());
+    for id in 4..24 {
+        core.plan(now);
+        end_all(&mut core);
+        now += 300 * MS;
+        if core.view().len() < 3 {
+            core.add(&request(id, 10, now)).unwrap();
+        }
+    }
+    (100..103).for_each(|id| _ = core.add(&request(id, 10, now)));
+    let error = core.add(&request(200, 10, now)).unwrap_err();
+    assert!(
+        matches!(error, Error::DeadlineUnreachable { predicted_wait_ns, max_wait_ns: SECOND, .. }
+            if predicted_wait_ns > SECOND),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_longest_wait_of_the_target_refuses_what_would_be_late() {
+    let mut core = one_seat(1.0);
+    // A request leaves every 100 ms, and nine of those that wait are still in time.
+    (0..20).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
+    for step in 0..8 {
+        serve(&mut core, step * 100 * MS);
+    }
+    let now = 800 * MS;
+    let bounded = |id| Request { max_wait_ns: Some(SECOND), ..request(id, 10, now) };
+    assert!(core.predicted_wait_ns() > SECOND);
+    assert!(matches!(core.add(&bounded(100)), Err(Error::DeadlineUnreachable { .. })));
+    for step in 8..12 {
+        serve(&mut core, step * 100 * MS);
+    }
+    assert!(core.add(&bounded(100)).is_ok());
 }
 
 #[test]
@@ -166,15 +223,12 @@ struct Run {
     target_ns: u64,
     now_ns: u64,
     next_id: RequestId,
-    passes: usize,
-    /// For each late request that waits: in-time and late ones admitted since it was found late.
-    passed: BTreeMap<RequestId, (usize, usize)>,
     served: Vec<RequestId>,
 }
 
 impl Run {
     fn new(core: Scheduler, target_ns: u64) -> Self {
-        Self { core, target_ns, now_ns: SECOND, next_id: 0, passes: 0, passed: BTreeMap::new(), served: Vec::new() }
+        Self { core, target_ns, now_ns: SECOND, next_id: 0, served: Vec::new() }
     }
 
     fn step(&mut self, step: &Step) {
@@ -194,7 +248,6 @@ impl Run {
         self.core.complete(&Report { finished: &ids, ..Report::default() });
         if let Some(id) = step.abort.map(|who| who as u64) {
             self.core.abort(id);
-            self.passed.remove(&id);
         }
     }
 
@@ -205,33 +258,27 @@ impl Run {
         for &(slot, queue) in plan.moved() {
             assert_eq!((queue, before.request(slot).phase), (LATE, Phase::Waiting));
         }
-        let mut usual: Vec<_> = line(before, USUAL).into_iter().filter(|id| !moved.contains(id)).collect();
+        let mut in_time: Vec<_> = line(before, IN_TIME).into_iter().filter(|id| !moved.contains(id)).collect();
         let (mut late, mut found) = (line(before, LATE), moved.clone());
-        let waits = before.waiting_total() > 0 && plan.preempted().is_empty();
         for id in admitted(&self.core) {
-            let due = usual.is_empty() || self.passes + 1 >= SHARE;
-            if usual.first() == Some(&id) {
-                assert!(late.is_empty() || self.passes + 1 < SHARE, "the turn of {late:?}, not of {id}");
-                usual.remove(0);
-                self.passed.values_mut().for_each(|passed| passed.0 += 1);
-                self.passes = if late.is_empty() && found.is_empty() { 0 } else { self.passes + 1 };
-            } else {
-                assert!(due, "{usual:?} are in time, {id} is not");
-                let head = if found.first() == Some(&id) { &mut found } else { &mut late };
-                assert_eq!(head.remove(0), id, "by rank");
-                self.passes = 0;
-                if let Some((in_time, before)) = self.passed.remove(&id) {
-                    assert!(in_time <= SHARE * (before + 1), "{id} was passed by {in_time}, behind {before}");
-                }
-                self.passed.values_mut().for_each(|passed| passed.1 += 1);
+            if in_time.first() == Some(&id) {
+                in_time.remove(0);
+                continue;
             }
+            assert!(in_time.is_empty(), "{in_time:?} are in time, {id} is not");
+            let head = if late.is_empty() { &mut found } else { &mut late };
+            assert_eq!(head.remove(0), id, "by rank");
         }
-        self.passed.extend(found.iter().map(|&id| (id, (0, 0))));
-        let head = view.head(USUAL).filter(|_| waits && plan.residents() > 0);
-        let waited = head.map_or(0, |slot| self.now_ns - view.request(slot).arrival_ns);
-        assert!(waited <= self.target_ns, "who stands first in the usual line was looked at, and is in time");
-        let ranks: Vec<_> = line(view, LATE);
-        assert!(found.iter().all(|id| ranks.contains(id)), "nobody is lost on the way");
+        // What waits in time has not waited too long, and late requests are held for it alone, or for late residents.
+        for slot in view.iter_waiting(IN_TIME) {
+            assert!(self.now_ns - view.request(slot).arrival_ns <= self.target_ns, "found late wherever it stands");
+        }
+        let is_late = |slot| usize::from(view.request(slot).line()) == LATE;
+        if plan.hold(LATE).is_some_and(|hold| hold.reason == HoldReason::TtftTarget) && plan.preempted().is_empty() {
+            assert!(view.waiting(IN_TIME) > 0 || view.iter_residents().any(is_late), "nothing else runs");
+        }
+        let waiting = line(view, LATE);
+        assert!(found.iter().all(|id| waiting.contains(id)), "nothing is lost on the way");
     }
 
     fn finish(&mut self) {
@@ -254,7 +301,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_rule_holds_in_every_plan_and_nobody_starves(
+    fn the_rule_holds_in_every_plan_and_all_are_served(
         steps in prop::collection::vec(step(), 1..200),
         ageing in prop_oneof![Just(json!(30.0)), Just(json!(0.2)), Just(Value::Null)],
         order in prop_oneof![Just("fcfs"), Just("srpt")],
@@ -281,7 +328,29 @@ proptest! {
     }
 
     #[test]
-    fn a_promise_that_is_always_kept_changes_nothing(
+    fn what_is_refused_is_gone_and_all_else_is_served(steps in prop::collection::vec(step(), 1..200)) {
+        let mut core = scheduler(&tight(&json!({"late": "refuse"})), json!(1.0));
+        let (mut now_ns, mut added) = (SECOND, 0);
+        let rest = Step { arrivals: Vec::new(), ms: 20, finish: 9, abort: None };
+        for step in steps.iter().chain(std::iter::repeat_n(&rest, 2_000)) {
+            for &(prompt, priority) in &step.arrivals {
+                added += u64::from(core.add(&Request { priority, ..request(added, prompt, now_ns) }).is_ok());
+            }
+            now_ns += step.ms * MS;
+            core.plan(now_ns);
+            let (plan, view) = (core.last_plan(), core.view());
+            prop_assert!(plan.refused().iter().all(|refusal| view.slot(refusal.id).is_none()));
+            prop_assert!(view.iter_waiting(IN_TIME).all(|slot| now_ns - view.request(slot).arrival_ns <= SECOND));
+            prop_assert_eq!(view.waiting(LATE), 0);
+            let ids: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).take(step.finish).collect();
+            core.complete(&Report { finished: &ids, ..Report::default() });
+        }
+        prop_assert!(core.view().is_empty());
+        prop_assert_eq!(core.stats().finished + core.stats().refused, added);
+    }
+
+    #[test]
+    fn a_target_that_is_always_met_changes_nothing(
         steps in prop::collection::vec(step(), 1..150),
         skip_ahead in 0..3u32,
     ) {
@@ -291,7 +360,7 @@ proptest! {
             let made: Vec<_> = runs.iter_mut().map(|run| {
                 run.step(step);
                 let plan = run.core.last_plan();
-                (format!("{:?}", plan.chunks()), plan.hold(USUAL), plan.token_budget(), run.core.predicted_wait_ns())
+                (format!("{:?}", plan.chunks()), plan.hold(IN_TIME), plan.token_budget(), run.core.predicted_wait_ns())
             }).collect();
             prop_assert_eq!(&made[0], &made[1]);
         }

@@ -1,0 +1,178 @@
+//! Whose turn it is, while a plan is made: the preempted, those in time, and the late where the deadline lets them.
+//!
+//! Each tenant has a line in time, and a line of the late if there is a deadline. Among lines of a kind it is the turn of
+//! the tenant that was served least; within a line that of the least rank.
+
+use super::tenants::Tenants;
+use super::ttft_deadline::{self, TtftDeadline};
+use super::{Adaptive, label};
+use crate::plan::{Hold, HoldReason, Plan};
+use crate::policy::Event;
+use crate::request::Slot;
+use crate::view::View;
+
+/// What stands next in each line.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turns {
+    resuming: Option<Slot>,
+    /// Preempted requests that are late: they come after those in time.
+    resuming_late: Option<Slot>,
+    /// By line: in time by tenant, then late by tenant.
+    heads: Vec<Option<Slot>>,
+    /// Lines of a kind.
+    lines: usize,
+    /// How many of those found late in this plan have had their turn.
+    found: usize,
+    /// Only this line is looked at from now on.
+    only: Option<usize>,
+}
+
+impl Turns {
+    pub(super) fn begin(&mut self, view: &View, lines: usize) {
+        self.lines = lines;
+        self.heads.clear();
+        self.heads.extend((0..view.queues()).map(|line| view.head(line)));
+        (self.found, self.only) = (0, None);
+        let first = view.head(view.queues());
+        self.resuming = self.resumes(view, first, false);
+        self.resuming_late = self.resumes(view, first, true);
+    }
+
+    /// Whether a line is one of the late.
+    pub(super) fn is_late(&self, line: usize) -> bool {
+        (self.lines..2 * self.lines).contains(&line)
+    }
+
+    /// The first preempted request from `slot` on that is late, or is not.
+    fn resumes(&self, view: &View, mut slot: Option<Slot>, late: bool) -> Option<Slot> {
+        while let Some(next) = slot.filter(|&slot| self.is_late(view.request(slot).line.into()) != late) {
+            slot = view.behind(next);
+        }
+        slot
+    }
+
+    /// The line of the next request, and the request: the late ones only if all in time have had their turn.
+    pub(super) fn next(
+        &mut self,
+        view: &View,
+        plan: &mut Plan,
+        tenants: Option<&Tenants>,
+        deadline: Option<&mut TtftDeadline>,
+        backlog: u32,
+    ) -> Option<(usize, Slot)> {
+        if let Some(slot) = self.resuming {
+            self.resuming = self.resumes(view, view.behind(slot), false);
+            return Some((view.queues(), slot));
+        }
+        let mut deadline = deadline;
+        for line in 0..deadline.as_ref().map_or(0, |_| self.lines) {
+            while let (Some(slot), Some(deadline)) = (self.heads[line], deadline.as_mut())
+                && deadline.finds_late(view, plan, slot, backlog, self.lines)
+            {
+                self.heads[line] = view.behind(slot);
+            }
+        }
+        if let Some(line) = self.only.or_else(|| self.least_served(0, tenants)) {
+            return Some((line, self.take(view, line)?));
+        }
+        let deadline = deadline?;
+        if let Some(slot) = self.resuming_late {
+            self.resuming_late = self.resumes(view, view.behind(slot), true);
+            return Some((view.queues(), slot));
+        }
+        if let Some(line) = self.least_served(self.lines, tenants) {
+            return Some((line, self.take(view, line)?));
+        }
+        let slot = *deadline.found().get(self.found)?;
+        self.found += 1;
+        Some((usize::from(view.request(slot).line) + self.lines, slot))
+    }
+
+    /// Of the lines of a kind that have somebody, that of the tenant served least.
+    fn least_served(&self, first: usize, tenants: Option<&Tenants>) -> Option<usize> {
+        let mut lines = (first..first + self.lines).filter(|&line| self.heads[line].is_some());
+        let Some(tenants) = tenants else { return lines.next() };
+        lines.min_by(|&a, &b| tenants.time(a - first).total_cmp(&tenants.time(b - first)))
+    }
+
+    fn take(&mut self, view: &View, line: usize) -> Option<Slot> {
+        let slot = self.heads[line]?;
+        self.heads[line] = view.behind(slot);
+        Some(slot)
+    }
+
+    /// The preempted hold nobody else up.
+    pub(super) fn leave_resuming(&mut self) {
+        (self.resuming, self.resuming_late) = (None, None);
+    }
+
+    /// No other line is looked at in this plan.
+    pub(super) fn stay_in(&mut self, line: usize) {
+        self.only = Some(line);
+    }
+}
+
+impl Adaptive {
+    /// The share of the engine that a late request is expected to take by the end of its stay.
+    fn share(&self, view: &View, slot: Slot) -> f64 {
+        let request = view.request(slot);
+        let output = request.output.exact().map_or_else(
+            || self.forecast.curve(self.learned.class(label(request.type_id), request.output)).moments().0,
+            f64::from,
+        );
+        let tokens = f64::from(request.prompt) + output.min(f64::from(request.max_tokens)).max(f64::from(request.kept));
+        ttft_deadline::share(view, tokens, 1.0)
+    }
+
+    /// Tells the deadline what happened.
+    pub(super) fn observe_deadline(&mut self, view: &View, slot: Slot, event: Event) {
+        let late = usize::from(view.request(slot).line) >= self.lines();
+        let share = if late && event == Event::Admitted { self.share(view, slot) } else { 0.0 };
+        let Some(deadline) = &mut self.deadline else { return };
+        match event {
+            Event::Arrived => deadline.arrived(view, slot),
+            Event::Admitted => deadline.admitted(view, slot, late, share),
+            Event::Joined => {}
+            Event::Finished => {
+                deadline.ended(view.stage(slot));
+                deadline.left(slot);
+            }
+            Event::Preempted | Event::Refused | Event::Aborted => deadline.left(slot),
+        }
+    }
+
+    /// A request enters in the current plan.
+    pub(super) fn enters(&mut self, view: &View, slot: Slot, late: bool) {
+        let share = if late { self.share(view, slot) } else { 0.0 };
+        if let Some(deadline) = &mut self.deadline {
+            deadline.enters(share);
+        }
+        if let Some(tenants) = &mut self.tenants {
+            tenants.enters(view, slot);
+        }
+    }
+
+    /// Whether a request that is late takes nothing that those in time need.
+    pub(super) fn leaves(&self, view: &View, slot: Slot, late: bool) -> Result<(), Hold> {
+        match &self.deadline {
+            Some(deadline) if late && !deadline.leaves(self.share(view, slot)) => Err(deadline.hold(view, Some(slot))),
+            _ => Ok(()),
+        }
+    }
+
+    /// States why all lines wait, if that whose turn it is does.
+    pub(super) fn hold_lines(&self, view: &View, plan: &mut Plan, queue: usize, hold: Hold) {
+        let lines = self.lines();
+        for line in 0..view.queues() {
+            let own = match (&self.deadline, &self.tenants) {
+                (Some(deadline), _) if queue < lines && line >= lines => deadline.hold(view, view.head(line)),
+                (_, Some(tenants)) if queue < view.queues() && line != queue && line / lines == queue / lines => {
+                    let (needs, limit) = (tenants.time(line % lines), tenants.time(queue % lines));
+                    Hold::new(HoldReason::TenantShare, needs, limit)
+                }
+                _ => hold,
+            };
+            plan.hold_queue(line, own);
+        }
+    }
+}
