@@ -279,7 +279,7 @@ def test_figures_by_hand() -> None:
         output=np.array([3, 2], np.uint32),
     )  # fmt: skip
     law = {"law": "linear", "d0": 0.01, "d1": 0.0}
-    found = figures(wait_core.simulate("vllm", requests=requests, iteration_time_law=law, kv_blocks=10, block_size=1))
+    found = figures(wait_core.simulate("vllm", requests=requests, iteration_time=law, kv_blocks=10, block_size=1))
     assert found["ttft"] == pytest.approx(0.01)
     assert found["tpot"] == pytest.approx(0.01)
     assert found["latency"] == pytest.approx(0.025)

@@ -63,7 +63,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         runs=arguments.runs,
         policy=arguments.policy,
-        iteration_time_law=arguments.iteration_time,
+        iteration_time=arguments.iteration_time,
         kv_blocks=arguments.kv_blocks,
         block_size=arguments.block_size,
         max_num_seqs=arguments.max_num_seqs,

@@ -8,10 +8,11 @@ use pyo3::types::PyDict;
 use wait_core::LengthHint;
 use wait_core::cost::{BatchShape, IterationTime};
 use wait_core::workload::{Grouping, RequestType};
-use wait_sim::{Arrival, Dataset, Hint, Lengths, Setup, Slo, Summary};
+use wait_sim::{Arrival, Dataset, Hint, Lengths, Setup, Slo, StepTimes, Summary};
 
 use crate::convert;
 use crate::error::{self, WaitCoreError};
+use crate::scheduler::learned_law;
 
 type Column<'py, T> = Bound<'py, PyArray1<T>>;
 type Types = Vec<(u32, u32, f64)>;
@@ -126,7 +127,7 @@ pub(crate) struct Run {
 /// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
-    overhead_ns, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, callback = None))]
+    overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -141,6 +142,9 @@ pub(crate) fn run(
     max_tokens: Option<u32>,
     max_concurrency: Option<usize>,
     overhead_ns: u64,
+    step_jitter: f64,
+    seed: u64,
+    steps_reported: bool,
     predicted: Option<Vec<u32>>,
     predicted_log_error: f32,
     classes: Option<Vec<u16>>,
@@ -169,6 +173,7 @@ pub(crate) fn run(
             priorities.as_deref(),
         )?,
         overhead_ns,
+        steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
     };
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
@@ -222,6 +227,7 @@ pub(crate) fn probe<'py>(
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        steps: StepTimes::default(),
     };
     let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
     let dict = PyDict::new(py);
@@ -284,6 +290,12 @@ impl Run {
         }
         dict.set_item("holds", holds)?;
         Ok(dict)
+    }
+
+    /// The iteration-time law that the policy has learned, as `Scheduler.iteration_time` has it.
+    #[getter]
+    fn iteration_time<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.inner.learned_law.as_ref().map(|learned| learned_law(py, learned)).transpose()
     }
 
     /// Arrival times, ns.

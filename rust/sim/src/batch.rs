@@ -155,6 +155,7 @@ mod tests {
                 max_concurrency: None,
                 hints: Vec::new(),
                 overhead_ns: 0,
+                steps: crate::StepTimes::default(),
             },
             dataset: Dataset {
                 arrivals: Process::Poisson,

@@ -9,10 +9,11 @@ use std::ops::ControlFlow;
 
 use wait_core::cost::IterationTime;
 use wait_core::policy::Policy;
-use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler};
+use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
 use crate::dataset::Arrival;
 use crate::record::{Recorder, Run};
+use crate::rng::Stream;
 
 /// Whether policies may see output lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,18 @@ pub struct Hint {
     pub priority: i32,
 }
 
+/// How far the iterations that happen are from the law, and whether the host times them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Each iteration takes e^(s·Z − s²/2) times what the law says: lognormal noise of mean 1, Z standard normal,
+    /// independent of everything else. This is s, about the relative standard deviation, in [0, 1].
+    pub jitter: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// The host reports how long each took, from which policies may learn the law.
+    pub reported: bool,
+}
+
 /// What a run needs besides the core's configuration.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -53,6 +66,8 @@ pub struct Setup {
     pub hints: Vec<Hint>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
     pub overhead_ns: u64,
+    /// Noise and reports of the iterations' durations.
+    pub steps: StepTimes,
 }
 
 /// Why a run ended early.
@@ -163,6 +178,7 @@ pub(crate) struct Engine<'a> {
     finished: Vec<u64>,
     /// When the last request ended.
     freed_ns: u64,
+    noise: Stream,
     /// The policy has thresholds, which hold requests for want of company.
     gated: bool,
     pub(crate) recorder: Recorder<'a>,
@@ -170,6 +186,9 @@ pub(crate) struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     pub(crate) fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
+        if !(0.0..=1.0).contains(&setup.steps.jitter) {
+            return Err(Error::invalid("step_jitter", setup.steps.jitter, "must be between 0 and 1").into());
+        }
         let scheduler = Scheduler::new(&setup.config)?;
         let lanes = scheduler.view().lanes().len();
         Ok(Self {
@@ -181,6 +200,7 @@ impl<'a> Engine<'a> {
             stamps: vec![0; arrivals.len()],
             finished: Vec::new(),
             freed_ns: 0,
+            noise: Stream::new(setup.steps.seed, "step jitter"),
             gated: !scheduler.policy().thresholds().is_empty(),
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
             scheduler,
@@ -244,7 +264,13 @@ impl<'a> Engine<'a> {
         let start_ns = self.now_ns;
         let plan = self.scheduler.plan(start_ns);
         if !plan.is_empty() {
-            let duration = self.setup.law.nanos(plan.shape()).saturating_add(self.setup.overhead_ns);
+            let mut duration = self.setup.law.nanos(plan.shape());
+            let jitter = self.setup.steps.jitter;
+            if jitter > 0.0 {
+                let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
+                duration = ((duration as f64 * factor) as u64).max(1);
+            }
+            let duration = duration.saturating_add(self.setup.overhead_ns);
             self.now_ns = start_ns.saturating_add(duration);
             if self.now_ns > LATEST_NS {
                 let rule = format!("ends after {LATEST_NS} ns of virtual time");
@@ -277,7 +303,9 @@ impl<'a> Engine<'a> {
             self.freed_ns = self.now_ns;
         }
         self.recorder.finish_requests(&self.finished, self.now_ns);
-        self.scheduler.complete(&Completed { finished: &self.finished, ..Completed::default() });
+        let ns = self.now_ns - start_ns;
+        let step = (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None });
+        self.scheduler.complete(&Completed { finished: &self.finished, step, ..Completed::default() });
         Ok(true)
     }
 
@@ -367,6 +395,7 @@ mod tests {
             max_concurrency: None,
             hints: Vec::new(),
             overhead_ns: 0,
+            steps: StepTimes::default(),
         };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
         let mut engine = Engine::new(&setup, &arrivals).unwrap();

@@ -13,7 +13,7 @@ mod rng;
 
 pub use batch::{Batch, Outcome, batch};
 pub use dataset::{Arrival, Dataset};
-pub use engine::{Hint, Lengths, Setup, SimError, run};
+pub use engine::{Hint, Lengths, Setup, SimError, StepTimes, run};
 pub use probe::{Probes, probe};
 pub use record::{NEVER_NS, Run, Sample};
 pub use report::{Slo, Spread, Summary};

@@ -1,5 +1,6 @@
 //! What a run leaves behind. The recorder only writes down; everything else is derived in `report`.
 
+use wait_core::policy::LearnedLaw;
 use wait_core::{HoldReason, Scheduler, Stats};
 
 use crate::dataset::Arrival;
@@ -50,6 +51,8 @@ pub struct Run {
     pub prefill_tokens: u64,
     /// The core's counters.
     pub stats: Stats,
+    /// The iteration-time law that the policy has learned.
+    pub learned_law: Option<LearnedLaw>,
 }
 
 /// The state after an iteration.
@@ -231,6 +234,7 @@ impl<'a> Recorder<'a> {
 
     pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
         self.run.stats = *scheduler.stats();
+        self.run.learned_law = scheduler.learned_law();
         self.run.prompt = self.arrivals.iter().map(|arrival| arrival.prompt).collect();
         self.run.output = self.arrivals.iter().map(|arrival| arrival.output).collect();
         self.run

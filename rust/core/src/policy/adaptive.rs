@@ -10,6 +10,7 @@
 mod budget;
 mod buffer;
 mod entry;
+mod law;
 mod learned;
 mod pace;
 mod promise;
@@ -17,14 +18,16 @@ mod promise;
 use self::budget::TokenBudget;
 use self::buffer::Buffer;
 use self::entry::Entry;
+use self::law::Law;
 use self::learned::Learned;
 use self::pace::Pace;
 use self::promise::{LATE, Promise, Turns, USUAL};
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Policy};
+use super::{Event, LearnedLaw, Policy, Step};
 use crate::config::{Config, Order, Part};
 use crate::forecast::{Candidate, Forecast, KvForecast};
+use crate::learn::{FitState, IterationTimeFit};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::{LengthHint, Phase, Request, Slot};
 use crate::view::View;
@@ -38,6 +41,7 @@ pub struct Adaptive {
     forecast: Forecast,
     learned: Learned,
     pace: Pace,
+    law: Law,
     budget: Option<TokenBudget>,
     buffer: Buffer,
     order: Order,
@@ -63,6 +67,7 @@ impl Adaptive {
             forecast: Forecast::new(),
             learned: Learned::new(&config.without),
             pace: Pace::default(),
+            law: Law::new(config),
             budget: config
                 .iteration_time
                 .as_ref()
@@ -157,12 +162,18 @@ fn label(type_id: u16) -> Option<u16> {
     type_id.checked_sub(1)
 }
 
+/// Why a state is refused that could not have been learned.
+const UNSOUND: &str = "counts that no traffic gives";
+
 /// What is learned from the traffic, as it is saved and restored.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
     lengths: Learned,
     pace: Pace,
+    /// Absent before the first iterations are learned from.
+    #[serde(default)]
+    iteration_time: Option<FitState>,
 }
 
 impl Policy for Adaptive {
@@ -212,16 +223,21 @@ impl Policy for Adaptive {
     }
 
     fn learned(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(State { lengths: self.learned.clone(), pace: self.pace }).ok()
+        let iteration_time = self.law.fit().state();
+        serde_json::to_value(State { lengths: self.learned.clone(), pace: self.pace, iteration_time }).ok()
     }
 
     fn restore(&mut self, view: &View, state: &serde_json::Value) -> Result<(), String> {
-        let State { lengths, pace } = State::deserialize(state).map_err(|error| error.to_string())?;
+        let State { lengths, pace, iteration_time } = State::deserialize(state).map_err(|error| error.to_string())?;
+        let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
         let mut forecast = Forecast::at(view.lanes()[0].tick());
         if !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
-            return Err("counts that no traffic gives".to_owned());
+            return Err(UNSOUND.to_owned());
         }
         (self.forecast, self.pace) = (forecast, pace);
+        if let Some(fit) = fit {
+            self.law.restore(fit);
+        }
         Ok(())
     }
 
@@ -232,6 +248,14 @@ impl Policy for Adaptive {
         let kv =
             (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
         self.outlook(view).forecast(self.capacity(view), kv, residents)
+    }
+
+    fn step(&mut self, step: Step) {
+        self.law.step(step);
+    }
+
+    fn learned_law(&self) -> Option<LearnedLaw> {
+        Some(self.law.learned())
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
@@ -277,6 +301,7 @@ impl Policy for Adaptive {
 
     fn plan(&mut self, view: &View, plan: &mut Plan) {
         self.advance(view);
+        self.follow_law(view);
         plan.decode(view, 0);
         plan.make_room(view);
         self.entering.clear();
@@ -295,6 +320,10 @@ impl Policy for Adaptive {
         if let Some(budget) = &self.budget {
             let tokens = budget.choose(view, plan.decodes(), backlog, held);
             plan.set_budget(view, budget.within(view, plan.decodes(), tokens, self.tpot_target));
+        }
+        let all = plan.decodes().saturating_add(backlog).min(plan.token_budget());
+        if let Some(tokens) = self.trial(plan.decodes(), all) {
+            plan.set_budget(view, tokens);
         }
         plan.continue_prefills(view);
         for &slot in &self.entering {

@@ -40,11 +40,28 @@ pub(super) struct TokenBudget {
 impl TokenBudget {
     /// For iterations of at most `most` tokens.
     pub(super) fn new(law: &IterationTime, most: u32, chooses: bool) -> Self {
+        let mut budget = Self {
+            law: law.clone(),
+            chooses,
+            edges: Vec::new(),
+            best: 0,
+            price: 0.0,
+            prefill_s: 0.0,
+            total_s: 0.0,
+            deferred: 0,
+        };
+        budget.follow(law, most);
+        budget
+    }
+
+    /// The law has changed.
+    pub(super) fn follow(&mut self, law: &IterationTime, most: u32) {
         let most = u64::from(most);
-        let best = law.best_budget(most).unwrap_or(most);
-        let edges = law.stairs().iter().map(|stair| stair.last).filter(|&n| n < most).collect();
-        let price = law.token_seconds(best) / best as f64;
-        Self { law: law.clone(), chooses, edges, best, price, prefill_s: 0.0, total_s: 0.0, deferred: 0 }
+        self.law.clone_from(law);
+        self.best = law.best_budget(most).unwrap_or(most);
+        self.price = law.token_seconds(self.best) / self.best as f64;
+        self.edges.clear();
+        self.edges.extend(law.stairs().iter().map(|stair| stair.last).filter(|&n| n < most));
     }
 
     /// The token budget of an iteration with so many decodes and prefill tokens that could be computed; `held` if
