@@ -198,6 +198,8 @@ class SafetyBuffer:
 
 @final
 class Run:
+    @property
+    def learned(self) -> dict[str, Any] | None: ...
     def summary(self, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]: ...
     @property
     def counts(self) -> dict[str, Any]: ...
@@ -270,6 +272,7 @@ def run(
     step_jitter: float = 0.0,
     seed: int = 0,
     steps_reported: bool = False,
+    learned: Mapping[str, Any] | None = None,
     predicted: Sequence[int] | None = None,
     predicted_log_error: float = 0.0,
     classes: Sequence[int] | None = None,

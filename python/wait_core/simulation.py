@@ -110,6 +110,7 @@ def simulate(
     step_jitter: float = 0.0,
     lengths: str | None = None,
     law: str = "known",
+    learned: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
     num_types: int = 8,
     hints: Hints | None = None,
@@ -144,6 +145,8 @@ def simulate(
     law : {"known", "learned", "hidden"}
         What the policy is told of `iteration_time`: the law itself; how long each iteration took, once it has ended,
         from which "adaptive" learns the law (`report.run.iteration_time`); nothing.
+    learned : mapping, optional
+        What a scheduler of this policy has learned before (`report.run.learned`), to start with.
     max_tokens : int, optional
         Declared for every request; absent means the model's limit.
     num_types : int
@@ -203,6 +206,7 @@ def simulate(
             step_jitter=step_jitter,
             seed=seed,
             steps_reported=law == "learned",
+            learned=learned,
             **_columns(hints),
             callback=lambda completed: bar.update(completed - bar.n),
         )

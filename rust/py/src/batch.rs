@@ -40,6 +40,7 @@ pub(crate) fn batch<'py>(
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
         steps: StepTimes::default(),
     };
     let dataset = convert::json(dataset, "dataset")?;

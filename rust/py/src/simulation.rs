@@ -127,7 +127,7 @@ pub(crate) struct Run {
 /// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
-    overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, callback = None))]
+    overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -145,6 +145,7 @@ pub(crate) fn run(
     step_jitter: f64,
     seed: u64,
     steps_reported: bool,
+    learned: Option<&Bound<'_, PyAny>>,
     predicted: Option<Vec<u32>>,
     predicted_log_error: f32,
     classes: Option<Vec<u16>>,
@@ -173,6 +174,7 @@ pub(crate) fn run(
             priorities.as_deref(),
         )?,
         overhead_ns,
+        learned: learned.map(|state| convert::json(state, "learned")).transpose()?,
         steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
     };
     let mut raised = None;
@@ -227,6 +229,7 @@ pub(crate) fn probe<'py>(
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
         steps: StepTimes::default(),
     };
     let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
@@ -290,6 +293,13 @@ impl Run {
         }
         dict.set_item("holds", holds)?;
         Ok(dict)
+    }
+
+    /// What the policy has learned, as `Scheduler.learned` has it.
+    #[getter]
+    fn learned<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let state = self.inner.learned.as_ref().map(|state| pythonize::pythonize(py, state));
+        state.transpose().map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
     /// The iteration-time law that the policy has learned, as `Scheduler.iteration_time` has it.

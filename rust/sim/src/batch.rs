@@ -155,6 +155,7 @@ mod tests {
                 max_concurrency: None,
                 hints: Vec::new(),
                 overhead_ns: 0,
+                learned: None,
                 steps: crate::StepTimes::default(),
             },
             dataset: Dataset {

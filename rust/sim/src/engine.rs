@@ -66,6 +66,8 @@ pub struct Setup {
     pub hints: Vec<Hint>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
     pub overhead_ns: u64,
+    /// What the policy has learned before.
+    pub learned: Option<serde_json::Value>,
     /// Noise and reports of the iterations' durations.
     pub steps: StepTimes,
 }
@@ -189,7 +191,10 @@ impl<'a> Engine<'a> {
         if !(0.0..=1.0).contains(&setup.steps.jitter) {
             return Err(Error::invalid("step_jitter", setup.steps.jitter, "must be between 0 and 1").into());
         }
-        let scheduler = Scheduler::new(&setup.config)?;
+        let mut scheduler = Scheduler::new(&setup.config)?;
+        if let Some(learned) = &setup.learned {
+            scheduler.restore(learned)?;
+        }
         let lanes = scheduler.view().lanes().len();
         Ok(Self {
             setup,
@@ -395,6 +400,7 @@ mod tests {
             max_concurrency: None,
             hints: Vec::new(),
             overhead_ns: 0,
+            learned: None,
             steps: StepTimes::default(),
         };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });

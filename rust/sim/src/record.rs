@@ -51,6 +51,8 @@ pub struct Run {
     pub prefill_tokens: u64,
     /// The core's counters.
     pub stats: Stats,
+    /// What the policy has learned of the traffic and the GPU.
+    pub learned: Option<serde_json::Value>,
     /// The iteration-time law that the policy has learned.
     pub learned_law: Option<LearnedLaw>,
 }
@@ -234,6 +236,7 @@ impl<'a> Recorder<'a> {
 
     pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
         self.run.stats = *scheduler.stats();
+        self.run.learned = scheduler.learned();
         self.run.learned_law = scheduler.learned_law();
         self.run.prompt = self.arrivals.iter().map(|arrival| arrival.prompt).collect();
         self.run.output = self.arrivals.iter().map(|arrival| arrival.output).collect();

@@ -70,6 +70,7 @@ proptest! {
             max_concurrency,
             hints: Vec::new(),
             overhead_ns: 0,
+            learned: None,
             steps: StepTimes::default(),
         };
         let mut at_ns = 0;

@@ -86,6 +86,7 @@ fn run(case: &Case, policy: PolicyName, lengths: Lengths, change: impl FnOnce(&m
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
         steps: StepTimes::default(),
     };
     // Sixty small requests take far fewer iterations, unless some evict each other for ever.

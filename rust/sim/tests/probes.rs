@@ -21,6 +21,7 @@ fn setup(policy: &str, kv_blocks: u32) -> Setup {
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
         steps: StepTimes::default(),
     }
 }

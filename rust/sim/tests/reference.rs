@@ -142,6 +142,7 @@ fn setup(sizes: &Sizes, policy: &Value, lengths: Lengths) -> Setup {
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: OVERHEAD_NS,
+        learned: None,
         steps: StepTimes::default(),
     }
 }

@@ -18,6 +18,7 @@ fn setup(settings: serde_json::Value) -> Setup {
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
         steps: StepTimes::default(),
     }
 }

@@ -25,6 +25,8 @@ const LARGEST_ERROR: f64 = 0.2;
 const OUTLIER: f64 = 8.0;
 const FAR: f64 = 1.0;
 const OUTLIER_COUNT: f64 = 0.1;
+/// Iterations shorter than the usual one by more than this factor weigh as if they were that long.
+const SHORTEST: f64 = 8.0;
 /// If most of a batch took longer or shorter by so much, the machine is not what it was: all that was seen counts half.
 const SHIFT: f64 = 0.1;
 /// A law takes the place of the one before it where it differs by more than this anywhere that was seen.
@@ -139,6 +141,11 @@ impl IterationTimeFit {
         self.record.observations
     }
 
+    /// How many observations each cell of the token count remembers.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = f64> + '_ {
+        self.cells.iter().map(|cell| cell.count)
+    }
+
     fn learn(&mut self) {
         let trusted = self.is_trusted();
         if self.law.is_none() {
@@ -179,7 +186,12 @@ impl IterationTimeFit {
     fn take_in(&mut self) {
         let Some(law) = &self.law else { return };
         self.errors.clear();
-        self.errors.extend(self.batch.iter().map(|(shape, ns)| ns / expected(law, shape) - 1.0));
+        self.errors.extend(self.batch.iter().map(|(_, ns)| *ns));
+        let least = median(&mut self.errors) / SHORTEST;
+        // A law that is still far off must not give a few iterations all the weight.
+        let expected = |shape: &BatchShape| expected(law, shape).clamp(least, MOST_NS);
+        self.errors.clear();
+        self.errors.extend(self.batch.iter().map(|(shape, ns)| ns / expected(shape) - 1.0));
         let shift = median(&mut self.errors);
         self.errors.iter_mut().for_each(|error| *error = (*error - shift).abs());
         // Of a normal variable the median deviation is 0.6745 standard deviations.
@@ -189,7 +201,7 @@ impl IterationTimeFit {
             self.cells.iter_mut().for_each(|cell| cell.fade(0.5));
         }
         for (shape, ns) in &self.batch {
-            let expected = expected(law, shape);
+            let expected = expected(shape);
             let most = expected * far.min(MOST_RATIO);
             let (ns, count) = if *ns > most { (most, OUTLIER_COUNT) } else { (*ns, 1.0) };
             self.cells[cell_of(shape.tokens())].add(&moments::row(shape, ns), count, expected);
@@ -283,7 +295,7 @@ impl IterationTimeFit {
         attention
     }
 
-    /// What is kept; none before the first batch.
+    /// What is kept; none before a law could be fitted to it.
     pub(crate) fn state(&self) -> Option<FitState> {
         let cell = |(at, cell): (usize, &Moments)| CellState {
             from: start_of(at),
@@ -291,7 +303,7 @@ impl IterationTimeFit {
             sums: cell.to_triangle(),
         };
         let cells = self.cells.iter().enumerate().filter(|(_, cell)| cell.count > 0.0).map(cell).collect();
-        self.law.as_ref().map(|_| FitState { record: self.record, cells })
+        self.seen().next().map(|_| FitState { record: self.record, cells })
     }
 
     /// The fit that was kept; none if no traffic gives it.

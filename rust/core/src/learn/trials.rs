@@ -30,6 +30,13 @@ impl Default for Trials {
 }
 
 impl Trials {
+    /// As if each count had been tried as often as its cell remembers.
+    pub(crate) fn remembered(counts: impl Iterator<Item = f64>) -> Self {
+        let mut tried = Self::default();
+        tried.0.iter_mut().zip(counts).for_each(|(looks, count)| *looks = count.min(MOST_LOOKS.into()) as u16);
+        tried
+    }
+
     /// The count above `least` and below `most` that was tried least among those that need it, the largest of equals.
     /// Times differ by `error` from what `law` tells, relatively, if it tells anything yet.
     pub(crate) fn next(&mut self, least: u64, most: u64, law: Option<(&IterationTime, f64)>) -> Option<u64> {

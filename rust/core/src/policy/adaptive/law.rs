@@ -72,6 +72,7 @@ impl Law {
 
     /// Takes over what was learned before.
     pub(super) fn restore(&mut self, fit: IterationTimeFit) {
+        self.trials = Trials::remembered(fit.counts());
         self.fit = fit.following(&self.fit);
     }
 
