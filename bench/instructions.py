@@ -28,7 +28,7 @@ BASELINE = ROOT / "bench" / "instructions.json"
 TOLERANCE = 0.05
 # `adaptive` brings its curves up to date every 64 iterations: that is counted with the share it has.
 ITERATIONS = (128, 320)
-CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, law learned")
+CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, steps timed")
 FULL = CASES[-2:]
 """Those in which memory is full of those who have a line behind them."""
 RUNNING = (16, 256, 1_024, 8_192, 65_536)

@@ -6,8 +6,9 @@ use std::ops::Range;
 use wait_core::Error;
 
 use crate::dataset::{Arrival, Dataset};
-use crate::engine::{Setup, SimError, run_until};
+use crate::engine::{SimError, run_until};
 use crate::record::Run;
+use crate::setup::Setup;
 
 /// What to repeat.
 #[derive(Clone, Debug)]

@@ -14,6 +14,9 @@ use crate::cost::{AttentionCosts, BatchShape, IterationTime, MeasuredLaw, TokenS
 
 /// Iterations to a batch.
 const BATCH: usize = 64;
+/// So many batches are followed by a fit each, later every so-many-th: a law that is good changes little.
+const EARLY: u64 = 16;
+const SELDOM: u64 = 4;
 /// Observations that a cell remembers, and that the error is a mean over.
 const MEMORY: f64 = 2_000.0;
 const ERROR_MEMORY: f64 = 512.0;
@@ -154,7 +157,10 @@ impl IterationTimeFit {
             self.test();
         }
         self.take_in();
-        self.refit();
+        let batches = self.record.observations / BATCH as u64;
+        if batches < EARLY || batches.is_multiple_of(SELDOM) {
+            self.refit();
+        }
         self.record.observations += BATCH as u64;
         self.version = self.version.wrapping_add(u32::from(self.is_trusted() != trusted));
     }
@@ -309,8 +315,7 @@ impl IterationTimeFit {
     /// The fit that was kept; none if no traffic gives it.
     pub(crate) fn restored(state: &FitState) -> Option<Self> {
         let Record { observations, foretold, error } = state.record;
-        let sound = observations >= 1
-            && observations <= 1 << 52
+        let sound = (1..=1 << 52).contains(&observations)
             && (0.0..=ERROR_MEMORY).contains(&foretold)
             && foretold <= observations as f64
             && (0.0..=1.0).contains(&error);

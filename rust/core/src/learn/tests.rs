@@ -133,7 +133,7 @@ fn pauses_and_a_slow_start_say_nothing_of_iterations() {
     for (name, truth) in laws() {
         let mut server = Server::new(3, 2048);
         // The first steps compile for seconds; later the host stands still for a second now and then.
-        let slow = |at: usize| if at < 3 { 400.0 } else { f64::from(1 + 60 * u8::from(at % 97 == 0)) };
+        let slow = |at: usize| if at < 3 { 400.0 } else { f64::from(1 + 60 * u8::from(at.is_multiple_of(97))) };
         let fit = fitted(&mut server, &truth, 3000, slow);
         let (mean, _) = errors(&fit, &truth, &mut server);
         assert!(mean < 0.015, "{name}: {mean}");

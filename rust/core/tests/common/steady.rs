@@ -4,8 +4,8 @@
 //! Output lengths are unknown to the core, and the residents stand at all stages of progress: the longer one has run the
 //! likelier it is the next to finish. `adaptive` has room for its residents to go on for a while, though not up to their
 //! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the seats decides, and the
-//! line is held by it; there the token budget follows an iteration-time law besides. In "adaptive, law learned" it follows
-//! what is learned from the times that are reported, which differ by a few percent from the law.
+//! line is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps timed" is
+//! the same with the iterations' times reported, a few percent off the law: all is decided as there, and a law learned.
 #![allow(dead_code)] // no user of this file needs all of it
 
 use serde_json::json;
@@ -14,7 +14,7 @@ use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler, StepTime}
 
 /// The cases there are: policies, one of them in three states.
 pub(crate) const CASES: [&str; 6] =
-    ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, law learned"];
+    ["vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, steps timed"];
 
 /// Stages over which the residents spread, and about their mean output, if there are as many.
 pub(crate) const SPREAD: u64 = 1024;
@@ -60,8 +60,7 @@ impl Engine {
     /// into a segment; or the tokens of their prompts.
     pub(crate) fn empty(case: &str, running: u64, entering: u64) -> Self {
         let case = CASES.into_iter().find(|&known| known == case).expect("a known case");
-        let learned = case == "adaptive, law learned";
-        let full = learned || case == "adaptive, memory full";
+        let full = case == "adaptive, memory full" || case == "adaptive, steps timed";
         let mut settings = json!({
             "policy": if full { "adaptive" } else { case },
             "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16),
@@ -80,7 +79,6 @@ impl Engine {
                 settings["boundaries"] = json!([mean / 4, mean, MAX_TOKENS]);
                 settings["thresholds"] = json!([entering, entering, entering]);
             }
-            _ if learned => {}
             _ if full => settings["iteration_time"] = json!({"law": "a100"}),
             _ => {}
         }
@@ -173,7 +171,7 @@ impl Engine {
         // Between 0.95 and 1.05 times what the law says, in an order that repeats itself late.
         let noise = (self.iterations * 7919 % 101) as f64 / 1000.0 - 0.05;
         let ns = IterationTime::A100.nanos(self.scheduler.last_plan().shape()) as f64 * (1.0 + noise);
-        let step = (self.case == "adaptive, law learned").then_some(StepTime { ns: ns as u64, iteration: None });
+        let step = (self.case == "adaptive, steps timed").then_some(StepTime { ns: ns as u64, iteration: None });
         self.scheduler.complete(&Report { finished: &self.finished, step, ..Report::default() });
         self.finished.clear();
     }
