@@ -15,7 +15,7 @@ use crate::cost::{AttentionCosts, BatchShape, IterationTime, MeasuredLaw, TokenS
 /// Iterations to a batch.
 const BATCH: usize = 64;
 /// So many batches are followed by a fit each, later every so-many-th: a law that is good changes little.
-const EARLY: u64 = 16;
+const EARLY: u64 = 32;
 const SELDOM: u64 = 4;
 /// Observations that a cell remembers, and that the error is a mean over.
 const MEMORY: f64 = 2_000.0;
@@ -274,8 +274,10 @@ impl IterationTimeFit {
         let mut reached: Option<(u64, f64)> = None;
         for cell in self.seen() {
             let (start, end) = (start_of(cell) as f64, end_of(cell));
-            let line = Line { base: lines[cell].base, slope: lines[cell].slope + shared };
-            let first = (line.base + line.slope * start).max(LEAST_NS);
+            let left = self.fit.left(&self.cells, cell, lines[cell]);
+            let line = Line { base: lines[cell].base + left, slope: lines[cell].slope + shared };
+            let least = reached.map_or(LEAST_NS, |(_, ns)| ns);
+            let first = (line.base + line.slope * start).max(least);
             match reached {
                 None if cell > 0 => push(&mut steps, start_of(cell) - 1, first, 0.0),
                 Some((n, ns)) if n + 1 < start_of(cell) => {

@@ -23,6 +23,8 @@ const ENTER: f64 = 7.0;
 const LEAVE: f64 = 4.0;
 /// No law is sought that tells times to better than this, relatively.
 const FINEST: f64 = 1e-3;
+/// By how much cells differ from what the columns tell, relatively.
+const SPREAD: f64 = 0.03;
 /// A cell has columns of its own from so many observations on.
 pub(super) const FEWEST: f64 = 4.0;
 /// Least part of a column that others must not tell already.
@@ -150,6 +152,19 @@ impl NonnegativeFit {
             }
         }
         lines
+    }
+
+    /// By how much the mean time of a cell is off its line, ns, as far as that can be told from noise: cells differ by
+    /// `SPREAD` from what few columns tell, and their means by the deviation of a single time over the root of the count.
+    pub(super) fn left(&self, cells: &[Moments], cell: usize, line: Line) -> f64 {
+        let moments = &cells[cell];
+        let told = |entry: usize| {
+            let beside: f64 = COSTS.iter().map(|&other| self.cost(other) * moments.of(entry, other)).sum();
+            line.base * moments.of(entry, ONE) + line.slope * moments.of(entry, TOKENS) + beside
+        };
+        let noise = self.variance(cells) / moments.count;
+        let share = SPREAD * SPREAD / (SPREAD * SPREAD + noise);
+        share * (moments.of(ONE, TIME) - told(ONE)) / moments.of(ONE, ONE)
     }
 
     /// A cost beside the tokens', ns a unit.

@@ -30,10 +30,11 @@ impl Default for Trials {
 }
 
 impl Trials {
-    /// As if each count had been tried as often as its cell remembers.
+    /// As if each count had been tried as often as its cell remembers, but no oftener than it must be: the other times in
+    /// the cell say less of its end.
     pub(crate) fn remembered(counts: impl Iterator<Item = f64>) -> Self {
         let mut tried = Self::default();
-        tried.0.iter_mut().zip(counts).for_each(|(looks, count)| *looks = count.min(MOST_LOOKS.into()) as u16);
+        tried.0.iter_mut().zip(counts).for_each(|(looks, count)| *looks = count.min(LEAST_LOOKS.into()) as u16);
         tried
     }
 
