@@ -134,7 +134,7 @@ def main() -> None:
     quick = bench.options.quick
     names = [*shipped(), *MADE_UP]
     workloads = WORKLOADS[:1] if quick else WORKLOADS
-    seeds = FIXED.seeds["compare"][: 1 if quick else 3]
+    seeds = FIXED.seeds["compare"][: 1 if quick else 5]
     num_requests = 1_500 if quick else 3_000
     results: dict[Cell, list[dict[str, float]]] = {}
     with multiprocessing.Pool(os.cpu_count()) as pool:

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::moments::{self, CELLS, MOST_NS, MOST_RATIO, Moments, cell_of, end_of, start_of};
-use super::nonnegative::{FEWEST, Line, NonnegativeFit};
+use super::nonnegative::{FEWEST, NonnegativeFit};
 use crate::cost::{AttentionCosts, BatchShape, IterationTime, MeasuredLaw, TokenStep};
 
 /// Iterations to a batch.
@@ -40,6 +40,8 @@ const MOVED: f64 = 0.005;
 pub(crate) struct IterationTimeFit {
     batch: Vec<(BatchShape, f64)>,
     cells: Vec<Moments>,
+    /// The same of those iterations alone that end a cell: there stairs may end, and budgets are chosen.
+    ends: Vec<Moments>,
     fit: NonnegativeFit,
     law: Option<IterationTime>,
     /// How often the law, or whether it is used, has changed.
@@ -68,6 +70,8 @@ struct Record {
 pub(crate) struct FitState {
     record: Record,
     cells: Vec<CellState>,
+    /// Of the iterations that end a cell.
+    ends: Vec<CellState>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,6 +89,7 @@ impl Default for IterationTimeFit {
         Self {
             batch: Vec::with_capacity(BATCH),
             cells: vec![Moments::default(); CELLS],
+            ends: vec![Moments::default(); CELLS],
             fit: NonnegativeFit::default(),
             law: None,
             version: 0,
@@ -204,15 +209,19 @@ impl IterationTimeFit {
         let deviation = 1.4826 * median(&mut self.errors);
         let far = (1.0 + shift.max(0.0)) * (1.0 + (OUTLIER * deviation).max(FAR));
         if shift.abs() > SHIFT {
-            self.cells.iter_mut().for_each(|cell| cell.fade(0.5));
+            self.cells.iter_mut().chain(&mut self.ends).for_each(|cell| cell.fade(0.5));
         }
         for (shape, ns) in &self.batch {
             let expected = expected(shape);
             let most = expected * far.min(MOST_RATIO);
             let (ns, count) = if *ns > most { (most, OUTLIER_COUNT) } else { (*ns, 1.0) };
-            self.cells[cell_of(shape.tokens())].add(&moments::row(shape, ns), count, expected);
+            let (row, cell) = (moments::row(shape, ns), cell_of(shape.tokens()));
+            self.cells[cell].add(&row, count, expected);
+            if shape.tokens() == end_of(cell) {
+                self.ends[cell].add(&row, count, expected);
+            }
         }
-        for cell in &mut self.cells {
+        for cell in self.cells.iter_mut().chain(&mut self.ends) {
             if cell.count > MEMORY {
                 cell.fade(MEMORY / cell.count);
             }
@@ -274,10 +283,14 @@ impl IterationTimeFit {
         let mut reached: Option<(u64, f64)> = None;
         for cell in self.seen() {
             let (start, end) = (start_of(cell) as f64, end_of(cell));
-            let left = self.fit.left(&self.cells, cell, lines[cell]);
-            let line = Line { base: lines[cell].base + left, slope: lines[cell].slope + shared };
+            let at = |n: f64| lines[cell].base + (lines[cell].slope + shared) * n;
             let least = reached.map_or(LEAST_NS, |(_, ns)| ns);
-            let first = (line.base + line.slope * start).max(least);
+            let left = |moments: &Moments| self.fit.left(&self.cells, moments, lines[cell]);
+            let last = (at(end as f64)
+                + left(if self.ends[cell].count < FEWEST { &self.cells[cell] } else { &self.ends[cell] }))
+            .max(least);
+            let first = (at(start) + left(&self.cells[cell])).clamp(least, last);
+            let slope = (last - first) / (end as f64 - start);
             match reached {
                 None if cell > 0 => push(&mut steps, start_of(cell) - 1, first, 0.0),
                 Some((n, ns)) if n + 1 < start_of(cell) => {
@@ -286,8 +299,8 @@ impl IterationTimeFit {
                 }
                 _ => {}
             }
-            push(&mut steps, end, first - line.slope * start, line.slope);
-            reached = Some((end, first + line.slope * (end as f64 - start)));
+            push(&mut steps, end, first - slope * start, slope);
+            reached = Some((end, last));
         }
         if let Some((end, last_ns)) = reached {
             let half = (end / 2).max(1);
@@ -310,8 +323,9 @@ impl IterationTimeFit {
             count: cell.count,
             sums: cell.to_triangle(),
         };
-        let cells = self.cells.iter().enumerate().filter(|(_, cell)| cell.count > 0.0).map(cell).collect();
-        self.seen().next().map(|_| FitState { record: self.record, cells })
+        let kept =
+            |cells: &[Moments]| cells.iter().enumerate().filter(|(_, cell)| cell.count > 0.0).map(cell).collect();
+        self.seen().next().map(|_| FitState { record: self.record, cells: kept(&self.cells), ends: kept(&self.ends) })
     }
 
     /// The fit that was kept; none if no traffic gives it.
@@ -325,14 +339,16 @@ impl IterationTimeFit {
             return None;
         }
         let mut fit = Self { record: state.record, ..Self::default() };
-        let mut next = 0;
-        for CellState { from, count, sums } in &state.cells {
-            let cell = (next..CELLS).find(|&cell| start_of(cell) == *from)?;
-            if !(0.0..=MEMORY).contains(count) {
-                return None;
+        for (into, kept) in [(&mut fit.cells, &state.cells), (&mut fit.ends, &state.ends)] {
+            let mut next = 0;
+            for CellState { from, count, sums } in kept {
+                let cell = (next..CELLS).find(|&cell| start_of(cell) == *from)?;
+                if !(0.0..=MEMORY).contains(count) {
+                    return None;
+                }
+                into[cell] = Moments::from_triangle(cell, *count, sums)?;
+                next = cell + 1;
             }
-            fit.cells[cell] = Moments::from_triangle(cell, *count, sums)?;
-            next = cell + 1;
         }
         // The columns come a few at a time.
         (0..RESTORE_FITS).for_each(|_| fit.refit());

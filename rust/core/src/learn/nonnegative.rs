@@ -154,10 +154,13 @@ impl NonnegativeFit {
         lines
     }
 
-    /// By how much the mean time of a cell is off its line, ns, as far as that can be told from noise: cells differ by
-    /// `SPREAD` from what few columns tell, and their means by the deviation of a single time over the root of the count.
-    pub(super) fn left(&self, cells: &[Moments], cell: usize, line: Line) -> f64 {
-        let moments = &cells[cell];
+    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as that can be told from
+    /// noise: times differ by `SPREAD` from what few columns tell, and a mean by the deviation of a single time over the
+    /// root of the count.
+    pub(super) fn left(&self, cells: &[Moments], moments: &Moments, line: Line) -> f64 {
+        if moments.count < FEWEST {
+            return 0.0;
+        }
         let told = |entry: usize| {
             let beside: f64 = COSTS.iter().map(|&other| self.cost(other) * moments.of(entry, other)).sum();
             line.base * moments.of(entry, ONE) + line.slope * moments.of(entry, TOKENS) + beside
