@@ -161,9 +161,9 @@ impl IterationTimeFit {
         } else {
             self.test();
         }
-        self.take_in();
+        let shifted = self.take_in();
         let batches = self.record.observations / BATCH as u64;
-        if batches < EARLY || batches.is_multiple_of(SELDOM) {
+        if shifted || batches < EARLY || batches.is_multiple_of(SELDOM) {
             self.refit();
         }
         self.record.observations += BATCH as u64;
@@ -193,9 +193,9 @@ impl IterationTimeFit {
         }
     }
 
-    /// Adds the batch to the cells.
-    fn take_in(&mut self) {
-        let Some(law) = &self.law else { return };
+    /// Adds the batch to the cells; true if the machine is not what it was.
+    fn take_in(&mut self) -> bool {
+        let Some(law) = &self.law else { return false };
         self.errors.clear();
         self.errors.extend(self.batch.iter().map(|(_, ns)| *ns));
         let least = median(&mut self.errors) / SHORTEST;
@@ -226,6 +226,7 @@ impl IterationTimeFit {
                 cell.fade(MEMORY / cell.count);
             }
         }
+        shift.abs() > SHIFT
     }
 
     /// Fits the law to the cells.
