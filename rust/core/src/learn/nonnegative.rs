@@ -24,7 +24,7 @@ const LEAVE: f64 = 4.0;
 /// No law is sought that tells times to better than this, relatively.
 const FINEST: f64 = 1e-3;
 /// By how much cells differ from what the columns tell, relatively.
-const SPREAD: f64 = 0.03;
+const SPREAD: f64 = 0.02;
 /// A cell has columns of its own from so many observations on.
 pub(super) const FEWEST: f64 = 4.0;
 /// Least part of a column that others must not tell already.
