@@ -28,7 +28,9 @@ BASELINE = ROOT / "bench" / "instructions.json"
 TOLERANCE = 0.05
 # `adaptive` brings its curves up to date every 64 iterations: that is counted with the share it has.
 ITERATIONS = (128, 320)
-CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full")
+CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, steps timed")
+FULL = CASES[-2:]
+"""Those in which memory is full of those who have a line behind them."""
 RUNNING = (16, 256, 1_024, 8_192, 65_536)
 WAITING = (0, 1_000, 100_000, 1_000_000)
 # Stages over which the example's residents spread, if there are as many.
@@ -103,8 +105,7 @@ def main() -> None:
             f"{case}: {running} running, {waiting} waiting": round(per_iteration(binary, case, running, waiting))
             for case in CASES
             for running, waiting in CHECKED
-            # Memory is full of those who have a line behind them.
-            if waiting or not case.endswith("full")
+            if waiting or case not in FULL
         }
         if bench.options.update:
             BASELINE.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
@@ -121,7 +122,7 @@ def main() -> None:
     running, waiting = (RUNNING[:3], WAITING[:2]) if bench.options.quick else (RUNNING, WAITING)
     for case in CASES:
         # With memory full, the more run the fewer are admitted for one that ends: counted at one size only.
-        sizes = (256,) if case.endswith("full") else running
+        sizes = (256,) if case in FULL else running
         by_running = [per_iteration(binary, case, size, 1_000) for size in sizes]
         by_waiting = [per_iteration(binary, case, 256, size) for size in waiting]
         cells = [(size, 1_000, cost) for size, cost in zip(sizes, by_running, strict=True)]

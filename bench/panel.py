@@ -1,8 +1,8 @@
 """The panel: every engine x workload x load x policy, simulated, and what is claimed of `adaptive` there.
 
 Everything fixed is in python/wait_core/panel.json: engines (law, memory, seats), workloads, number of requests, seeds,
-loads relative to the bound of each stream that no schedule exceeds, the grid of static settings. In each cell two static
-pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the highest
+loads relative to the bound of each stream that no schedule exceeds, the grid of static settings. In each cell two
+static pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the highest
 throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's. They and
 stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one default
 and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first engine, the
@@ -157,7 +157,7 @@ def run(job: Job) -> tuple[Job, dict[str, float]]:
     report = simulate(
         requests=requests,
         seed=seed,
-        iteration_time_law=on.iteration_time,
+        iteration_time=on.iteration_time,
         kv_blocks=memory(on),
         max_num_seqs=on.max_num_seqs,
         **settings,

@@ -67,7 +67,7 @@ def simulated(bed: Bed, rounds: list[tuple[list[int], list[int]]], law: Any, arm
         "max_model_len": serve["max-model-len"],
     }
     # The engine runs `adaptive` without a law, so its token budget stays vLLM's.
-    report = simulate(requests=requests, iteration_time_law=law, iteration_time=None, **sizes, **SIMULATED[arm])
+    report = simulate(requests=requests, iteration_time=law, law="hidden", **sizes, **SIMULATED[arm])
     ends = np.cumsum([len(prompts) for prompts, _ in rounds])
     spans = [float(part.max()) for part in np.split(np.asarray(report.e2el_s), ends[:-1])]
     return spans, int(report.summary()["preemptions"])

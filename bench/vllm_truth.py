@@ -92,8 +92,8 @@ def predict(arm: str, seed: int, count: int, law: dict[str, Any]) -> dict[str, A
     # The engine runs `adaptive` without a law, so its token budget stays vLLM's.
     report = simulate(
         requests=requests,
-        iteration_time_law=law,
-        iteration_time=None,
+        iteration_time=law,
+        law="hidden",
         max_model_len=LENGTH,
         **sizes,
         **SIMULATED[arm],

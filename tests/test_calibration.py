@@ -115,7 +115,7 @@ def test_the_law_goes_into_the_simulator(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["law"]["law"] == "linear"
     workload: dict[str, Any] = {"dataset_name": "chat", "request_rate": 5, "num_prompts": 300, "kv_blocks": 4000}
     mine, true = (
-        simulate(**workload, iteration_time_law=which).summary()["mean_e2el_ms"] for which in (str(law), MEASURED)
+        simulate(**workload, iteration_time=which).summary()["mean_e2el_ms"] for which in (str(law), MEASURED)
     )
     assert mine == pytest.approx(true, rel=0.05)
 

@@ -56,7 +56,7 @@ def test_shipped_deployments_plan_and_simulate_by_name() -> None:
             assert region.median_error <= 0.03, (name, region)
             assert region.p95_error <= 0.10, (name, region)
             assert region.p95_error <= region.largest_error
-    report = wait_core.simulate(iteration_time_law=NAME, dataset_name="chat", request_rate=5, num_prompts=50)
+    report = wait_core.simulate(iteration_time=NAME, dataset_name="chat", request_rate=5, num_prompts=50)
     assert report.settings["kv_blocks"] == hardware.shipped()[NAME].kv_blocks
     plan = wait_core.plan(types=[(512, 64, 2.0)], num_prompts=200, runs=1, **hardware.shipped()[NAME].settings())
     assert plan.engine["max_num_seqs"] == 1024
@@ -217,7 +217,7 @@ def test_options_that_do_not_fit(options: list[str], message: str, capsys: pytes
 def test_neither_wait_core_nor_a_shipped_law_imports_the_package() -> None:
     program = (
         "import sys, wait_core; assert 'wait_core.hardware' not in sys.modules;"
-        f"wait_core.simulate(iteration_time_law={NAME!r}, dataset_name='chat', request_rate=1, num_prompts=5);"
+        f"wait_core.simulate(iteration_time={NAME!r}, dataset_name='chat', request_rate=1, num_prompts=5);"
         "assert not any(name.startswith(('aiconfigurator', 'pandas', 'pyarrow')) for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -92,7 +92,7 @@ def test_what_is_called_protected_holds_for_unequal_prompts() -> None:
         outputs = {3: 60.0, 8: 40.0}
         types = [(p, output, share * rate) for output, rate in outputs.items() for p, share in prompts.items()]
         report = wait_core.plan(
-            types=types, iteration_time_law="linear:0.01,1e-5", kv_blocks=capacity, block_size=1, horizon_s=20.0,
+            types=types, iteration_time="linear:0.01,1e-5", kv_blocks=capacity, block_size=1, horizon_s=20.0,
             runs=1, num_prompts=200, policy="vllm", max_num_seqs=4096, token_budget=4096,
         )  # fmt: skip
         return report.nested_wait
@@ -305,7 +305,7 @@ def test_figures_by_hand() -> None:
         output=np.array([3, 2], np.uint32),
     )  # fmt: skip
     law = {"law": "linear", "d0": 0.01, "d1": 0.0}
-    found = figures(wait_core.simulate("vllm", requests=requests, iteration_time_law=law, kv_blocks=10, block_size=1))
+    found = figures(wait_core.simulate("vllm", requests=requests, iteration_time=law, kv_blocks=10, block_size=1))
     assert found["ttft"] == pytest.approx(0.01)
     assert found["tpot"] == pytest.approx(0.01)
     assert found["latency"] == pytest.approx(0.025)

@@ -64,7 +64,7 @@ def test_one_request_takes_what_the_law_says() -> None:
         output=np.array([3], np.uint32),
         rate=1.0,
     )
-    report = simulate("vllm", requests=offered, iteration_time_law=law, kv_blocks=100)
+    report = simulate("vllm", requests=offered, iteration_time=law, kv_blocks=100)
     expected_ns = [round(1e9 * (0.01 + 1e-5 * kv)) for kv in (512, 513, 514)]
     assert report.run.first_token_ns[0] == 7 + expected_ns[0]
     assert report.run.finished_ns[0] == 7 + sum(expected_ns)
@@ -140,9 +140,9 @@ def test_preemption_restart_loses_the_output() -> None:
         ({"block_sise": 16}, 'did you mean "block_size"'),
         ({"lengths": "guessed"}, "lengths = 'guessed'"),
         ({"overhead_s": math.inf}, "overhead_s = inf"),
-        ({"iteration_time_law": {"law": "linear", "d0": math.nan, "d1": 0.0}}, "d0 = NaN"),
-        ({"iteration_time_law": {"law": "linear", "d0": -1.0, "d1": 0.0}}, "d0"),
-        ({"iteration_time_law": "b200"}, "b200"),
+        ({"iteration_time": {"law": "linear", "d0": math.nan, "d1": 0.0}}, "d0 = NaN"),
+        ({"iteration_time": {"law": "linear", "d0": -1.0, "d1": 0.0}}, "d0"),
+        ({"iteration_time": "b200"}, "b200"),
         ({"dataset_name": "chatt"}, "chatt"),
         ({"burstiness": -2.0}, "burstiness"),
     ],
@@ -159,7 +159,7 @@ def test_unknown_policy() -> None:
 
 def test_a_kv_size_is_asked_for_with_a_law_of_ones_own() -> None:
     with pytest.raises(WaitCoreError, match="kv_blocks"):
-        simulate("vllm", dataset_name="p8d8", request_rate=1.0, iteration_time_law="linear:0.01,0")
+        simulate("vllm", dataset_name="p8d8", request_rate=1.0, iteration_time="linear:0.01,0")
 
 
 def test_exactly_one_source_of_requests() -> None:

@@ -74,7 +74,7 @@ def latencies(
     found = []
     for seed in seeds:
         requests = SINGLE.requests(rate, n, seed)
-        report = simulate(requests=requests, iteration_time_law=law, overhead_s=overhead_s, **settings)
+        report = simulate(requests=requests, iteration_time=law, overhead_s=overhead_s, **settings)
         run = report.run
         if np.any(run.finished_ns == np.iinfo(np.uint64).max):
             raise RuntimeError(f"{settings['policy']} did not finish every request")

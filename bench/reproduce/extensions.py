@@ -60,7 +60,7 @@ class Varying:
         """One run: output tokens that had arrived by T and were not completed, and the latencies of those arrivals."""
         requests, law = self.requests(horizon_s, seed), Instance(()).law
         report = simulate(
-            "nested-wait", requests=requests, iteration_time_law=law, kv_blocks=LARGE, block_size=1, max_num_seqs=LARGE,
+            "nested-wait", requests=requests, iteration_time=law, kv_blocks=LARGE, block_size=1, max_num_seqs=LARGE,
             token_budget=LARGE, convention="paper", work_conserving=False, boundaries=[3, 8],
             thresholds=[float(n) for n in self.thresholds],
         )  # fmt: skip

@@ -85,7 +85,7 @@ def simulated(study: Study, name: str, types: tuple[tuple[int, int, float], ...]
     peaks, completions, evicted = [], [], 0.0
     for seed in study.seeds:
         report = simulate(
-            "wait", requests=sampled(source, request_rate=total, num_prompts=n, seed=seed), iteration_time_law=LINEAR,
+            "wait", requests=sampled(source, request_rate=total, num_prompts=n, seed=seed), iteration_time=LINEAR,
             kv_blocks=CAPACITY, block_size=1, convention="paper", token_budget=1 << 24, max_num_seqs=1 << 20,
             work_conserving=False, thresholds=[float(k) for k in thresholds],
             types=[{"prompt": p, "output": o, "rate": rate} for p, o, rate in types],

@@ -146,7 +146,7 @@ def run(setting: Setting, workload: Workload, rate: float, requests: Requests) -
     """Simulate one run."""
     keywords = setting.keywords(workload, rate)
     law, overhead_s = workload.law, workload.overhead_s
-    return Outcome.of(simulate(requests=requests, iteration_time_law=law, overhead_s=overhead_s, **keywords))
+    return Outcome.of(simulate(requests=requests, iteration_time=law, overhead_s=overhead_s, **keywords))
 
 
 def cell(setting: Setting, workload: Workload, rate: float, n: int, seeds: Sequence[int]) -> Cell:

@@ -9,7 +9,7 @@ again wherever a core with other settings takes over. Then, in the order of the 
   "preempted": [...], "refused": [[id, reason, ns], ...], "decodes": n, "budget": n, "held": n, "wake": ns}``; empty
   lists are absent;
 - ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
-  "shared": [[id, tokens], ...], "free": n}}``;
+  "shared": [[id, tokens], ...], "free": n, "step_ns": n, "iteration": n}}``;
 - ``{"abort": id}``;
 - ``{"set_capacity": blocks}``, ``{"set_paused": true or false}``, ``{"drain": true}``;
 - ``{"restore": {...}}``: what another core had learned, as `Scheduler.learned` returns it;
@@ -175,14 +175,17 @@ class LoggedCore:
         progress: Sequence[tuple[int, int]] = (),
         shared: Sequence[tuple[int, int]] = (),
         free_blocks: int | None = None,
+        step_ns: int | None = None,
+        iteration: int | None = None,
     ) -> None:
         """See `Scheduler.complete`."""
         report: dict[str, Any] = {"finished": finished, "preempted": preempted, "refused": refused}
         report |= {"progress": progress, "shared": shared}
-        self._core.complete(**report, free_blocks=free_blocks)
+        self._core.complete(**report, free_blocks=free_blocks, step_ns=step_ns, iteration=iteration)
         told: dict[str, Any] = {name: list(value) for name, value in report.items() if len(value)}
         if free_blocks is not None:
             told["free"] = free_blocks
+        told |= {name: n for name, n in {"step_ns": step_ns, "iteration": iteration}.items() if n is not None}
         self._log.write({"complete": told})
 
     def abort(self, request_id: int) -> bool:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wait_core import _core
-from wait_core.laws import A100, iteration_time, kv_blocks_of
+from wait_core import _core, laws
+from wait_core.laws import A100, kv_blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ def probe(
     *,
     policy: str = "adaptive",
     every: int = 64,
-    iteration_time_law: str | Mapping[str, Any] = A100,
+    iteration_time: str | Mapping[str, Any] = A100,
     **settings: Any,
 ) -> Forecasts:
     """Simulate `requests` to their end, output lengths hidden, and look at the forecast every so many iterations.
@@ -81,7 +81,7 @@ def probe(
         One that forecasts; others give no probes.
     every : int
         Iterations between two probes.
-    iteration_time_law, settings
+    iteration_time, settings
         As for `wait_core.simulate`.
 
     Raises
@@ -92,7 +92,7 @@ def probe(
     """
     if every < 1:
         raise _core.WaitCoreError(f"every = {every}: must be at least 1 iteration")
-    law = iteration_time(iteration_time_law)
+    law = laws.iteration_time(iteration_time)
     defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law}
     settings = defaults | settings
     settings.setdefault("kv_blocks", kv_blocks_of(law, settings["block_size"]))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wait_core import _core
-from wait_core.laws import A100, iteration_time, kv_blocks_of
+from wait_core import _core, laws
+from wait_core.laws import A100, kv_blocks_of
 from wait_core.requests import sampled
 from wait_core.traffic import Traffic, Types, poisson
 from wait_core.trial import Engine, expected, saturated
@@ -123,7 +123,7 @@ def plan(
     seed: int = 0,
     runs: int = 20,
     policy: str = "clairvoyant",
-    iteration_time_law: str | Mapping[str, Any] = A100,
+    iteration_time: str | Mapping[str, Any] = A100,
     kv_blocks: int | None = None,
     block_size: int = 16,
     max_num_seqs: int = 256,
@@ -151,7 +151,7 @@ def plan(
         First seed of a dataset or of types, and how many of them are played. A trace is played as it is.
     policy : str
         The engine's policy; the default admits first come first served and never evicts, because it knows the lengths.
-    iteration_time_law : str or mapping
+    iteration_time : str or mapping
         How long an iteration takes, see `wait_core.laws.iteration_time`.
     kv_blocks, block_size, max_num_seqs, token_budget
         The engine: KV blocks (default: what goes with the law), tokens per block, most residents, tokens per iteration.
@@ -178,7 +178,7 @@ def plan(
         A value is refused; the message names it.
 
     """
-    law = iteration_time(iteration_time_law)
+    law = laws.iteration_time(iteration_time)
     if not 0 < utilisation < 1:
         raise _core.WaitCoreError(f"utilisation = {utilisation}: must be above 0 and below 1")
     if target_rate is not None and not (math.isfinite(target_rate) and target_rate > 0):
@@ -246,7 +246,7 @@ def goodput_bound(
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,
     *,
-    iteration_time_law: str | Mapping[str, Any] = A100,
+    iteration_time: str | Mapping[str, Any] = A100,
     kv_blocks: int | None = None,
     block_size: int = 16,
     max_num_seqs: int = 256,
@@ -256,7 +256,7 @@ def goodput_bound(
 
     The linear program of `Planner.goodput_bound` over every pair of lengths; the other arguments are those of `plan`.
     """
-    law = iteration_time(iteration_time_law)
+    law = laws.iteration_time(iteration_time)
     blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
     planner = _core.Planner(
         requests.types(len(requests))[0], law, capacity=blocks * block_size, max_running=max_num_seqs,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from wait_core import _core
-from wait_core.laws import A100, iteration_time, kv_blocks_of
+from wait_core import _core, laws
+from wait_core.laws import A100, kv_blocks_of
 from wait_core.requests import Hints, Requests, offered
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
 """Policies that are defined for known output lengths; all others run with hidden ones unless told otherwise."""
+
+LAW = ("known", "learned", "hidden")
+"""What a policy may be told of the iteration-time law."""
 
 TYPED = frozenset({"wait", "nested-wait"})
 """Policies that need request types."""
@@ -109,9 +112,12 @@ def simulate(
     seed: int = 0,
     burstiness: float = 1.0,
     max_concurrency: int | None = None,
-    iteration_time_law: str | Mapping[str, Any] = A100,
+    iteration_time: str | Mapping[str, Any] = A100,
     overhead_s: float = 0.0,
+    step_jitter: float = 0.0,
     lengths: str | None = None,
+    law: str = "known",
+    learned: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
     num_types: int = 8,
     hints: Hints | None = None,
@@ -134,12 +140,20 @@ def simulate(
         Of the arrivals, see `wait_core.requests`.
     max_concurrency : int, optional
         The client keeps at most this many requests under way.
-    iteration_time_law : str or mapping
-        How long an iteration takes, see `wait_core.laws.iteration_time`.
+    iteration_time : str or mapping
+        How long an iteration takes on the simulated GPU, see `wait_core.laws.iteration_time`.
     overhead_s : float
         Time added to each iteration, s.
+    step_jitter : float
+        Each iteration takes exp(s Z - s^2/2) times what the law says, Z standard normal and seeded by `seed`: noise of
+        mean 1 whose relative standard deviation is about s, in [0, 1].
     lengths : {"known", "hidden"}, optional
         Whether the policy may see output lengths; by default as the policy is defined.
+    law : {"known", "learned", "hidden"}
+        What the policy is told of `iteration_time`: the law itself; how long each iteration took, once it has ended,
+        from which "adaptive" learns the law (`report.run.iteration_time`); nothing.
+    learned : mapping, optional
+        What a scheduler of this policy has learned before (`report.run.learned`), to start with.
     max_tokens : int, optional
         Declared for every request; absent means the model's limit.
     num_types : int
@@ -165,13 +179,15 @@ def simulate(
 
     """
     wanted = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
-    law = iteration_time(iteration_time_law)
+    gpu = laws.iteration_time(iteration_time)
     known = _lengths_known(policy, lengths)
-    # The planned server is the simulated one, unless the settings say otherwise.
-    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law}
+    if law not in LAW:
+        raise _core.WaitCoreError(f"law = {law!r}: one of {', '.join(LAW)}")
+    told = gpu if law == "known" else None
+    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
     settings = defaults | settings
     if "kv_blocks" not in settings:
-        settings["kv_blocks"] = kv_blocks_of(law, settings["block_size"])
+        settings["kv_blocks"] = kv_blocks_of(gpu, settings["block_size"])
     labels = np.zeros(len(wanted), np.uint16)
     typed = policy in TYPED and "types" not in settings
     if typed:
@@ -184,7 +200,7 @@ def simulate(
     ) as bar:
         run = _core.run(
             settings,
-            law,
+            gpu,
             wanted.arrival_ns,
             wanted.prompt,
             wanted.output,
@@ -194,6 +210,10 @@ def simulate(
             max_tokens=max_tokens,
             max_concurrency=max_concurrency,
             overhead_ns=round(overhead_s * 1e9),
+            step_jitter=step_jitter,
+            seed=seed,
+            steps_reported=law == "learned",
+            learned=learned,
             **_columns(hints),
             tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
             callback=lambda completed: bar.update(completed - bar.n),

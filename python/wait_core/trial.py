@@ -65,7 +65,7 @@ class Engine:
         return simulate(
             self.policy,
             requests=requests,
-            iteration_time_law=self.law,
+            iteration_time=self.law,
             num_types=self.num_types,
             kv_blocks=self.kv_blocks,
             block_size=self.block_size,

@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
     asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
     asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
-    asked.add_argument("--slo-ttft", type=float, metavar="MS", help="objective, ms: how much goodput is possible? how many GPUs meet it?")
+    asked.add_argument("--slo-ttft", type=float, metavar="MS", help="objective, ms: goodput possible, GPUs needed")
     asked.add_argument("--slo-tpot", type=float, metavar="MS", help="the same for the time per output token, ms")
     cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
     cost.add_argument("--price", nargs="+", type=float, metavar="DOLLARS", help="per GPU and hour, one for each --gpu")
@@ -68,7 +68,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if len(deployments) > 1 or objective:
         return gpus.compare(arguments, deployments)
     deployment = deployments[0] if deployments else None
-    engine = {"iteration_time_law": arguments.iteration_time or A100} if deployment is None else deployment.settings()
+    engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
             engine[name] = getattr(arguments, name)

@@ -11,7 +11,7 @@ from wait_core._core import WaitCoreError
 from wait_core.files import read_object
 from wait_core.laws import A100
 from wait_core.requests import Requests, offered
-from wait_core.simulation import Report, simulate
+from wait_core.simulation import LAW, Report, simulate
 from wait_core.tables import table
 
 if TYPE_CHECKING:
@@ -132,6 +132,10 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("engine")
     add_law(engine)
     engine.add_argument("--overhead", type=float, default=0.0, metavar="S", help="seconds added to each iteration")
+    engine.add_argument(
+        "--step-jitter", type=float, default=0.0, metavar="S", help="relative deviation of the iterations' times"
+    )
+    engine.add_argument("--law", choices=LAW, default="known", help="what the policy is told of the iteration-time law")
     engine.add_argument("--slo-ttft", type=float, metavar="MS", help="objective for the goodput, ms")
     engine.add_argument("--slo-tpot", type=float, metavar="MS", help="objective for the goodput, ms")
     engine.add_argument("--config", type=Path, metavar="FILE", help="settings of the core, JSON")
@@ -165,7 +169,7 @@ def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
 
 def run(arguments: argparse.Namespace, policy: str, requests: Requests, deployment: Deployment | None) -> Report:
     """Simulate one policy as the options ask for, on the deployment that they name."""
-    engine: dict[str, Any] = {"iteration_time_law": arguments.iteration_time or A100}
+    engine: dict[str, Any] = {"iteration_time": arguments.iteration_time or A100}
     if deployment is not None:
         engine = deployment.settings()
     return simulate(
@@ -174,10 +178,13 @@ def run(arguments: argparse.Namespace, policy: str, requests: Requests, deployme
         seed=arguments.seed,
         max_concurrency=arguments.max_concurrency,
         overhead_s=arguments.overhead,
+        step_jitter=arguments.step_jitter,
         lengths=arguments.lengths,
+        law=arguments.law,
         max_tokens=arguments.max_tokens,
         num_types=arguments.num_types,
         progress=True,
+        # A setting of this name is the simulated GPU too: there is one law.
         **(engine | _settings(arguments)),
     )
 

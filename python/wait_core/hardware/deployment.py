@@ -153,7 +153,7 @@ class Deployment:
     def settings(self) -> dict[str, Any]:
         """Return the arguments of `wait_core.simulate` and `wait_core.plan` that describe this deployment."""
         return {
-            "iteration_time_law": self.law,
+            "iteration_time": self.law,
             "kv_blocks": self.kv_blocks,
             "block_size": self.block_size,
             "max_num_seqs": self.max_num_seqs,

@@ -132,7 +132,8 @@ pub struct Config {
     pub ageing: Option<f64>,
     /// How many behind a head that lacks memory `adaptive` looks at for one that fits (0).
     pub skip_ahead: u32,
-    /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make; needs `iteration_time` (none).
+    /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make. It holds once the law of
+    /// iteration times is known: `iteration_time`, or what is learned from the times that the host reports (none).
     pub tpot_target: Option<f64>,
     /// Longest time to first token in seconds: under `adaptive` a request that can no longer meet it is late (none).
     pub ttft_target: Option<f64>,
@@ -268,14 +269,8 @@ impl Config {
         if let Some(delta) = self.overflow_probability.filter(|delta| !(*delta > 0.0 && *delta < 1.0)) {
             return Err(Error::invalid("overflow_probability", delta, "must be strictly between 0 and 1"));
         }
-        if let Some(seconds) = self.tpot_target {
-            if !(seconds.is_finite() && seconds > 0.0) {
-                return Err(Error::invalid("tpot_target", seconds, "must be finite and above 0 seconds"));
-            }
-            if self.iteration_time.is_none() {
-                let rule = "needs iteration_time, the law by which iterations are timed";
-                return Err(Error::invalid("tpot_target", seconds, rule));
-            }
+        if let Some(seconds) = self.tpot_target.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0)) {
+            return Err(Error::invalid("tpot_target", seconds, "must be finite and above 0 seconds"));
         }
         if let Some(seconds) = self.ttft_target.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0)) {
             return Err(Error::invalid("ttft_target", seconds, "must be finite and above 0 seconds"));

@@ -1,6 +1,6 @@
 //! What the host saw: corrections to the plans that the scheduler assumed.
 
-use crate::policy::{Event, Policy};
+use crate::policy::{Event, Policy, Step};
 use crate::request::{Phase, RequestId, Slot};
 use crate::scheduler::{Scheduler, join, preempt};
 
@@ -20,11 +20,30 @@ pub struct Report<'a> {
     pub shared: &'a [(RequestId, u32)],
     /// The host's count of free KV blocks.
     pub free_blocks: Option<u32>,
+    /// How long an iteration took.
+    pub step: Option<StepTime>,
+}
+
+/// How long an iteration took, by the host's clock: from when it could begin (its inputs were there and the iteration
+/// before it had ended) to when its outputs were. One that was followed by other plans is paired with its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepTime {
+    /// ns; 0 says nothing.
+    pub ns: u64,
+    /// Number of its plan, from 1 ([`crate::Stats::iterations`] when it was made); absent: the oldest plan with something
+    /// to compute whose time was not reported. A host that does not report all of them names them.
+    pub iteration: Option<u64>,
 }
 
 impl Scheduler {
     /// Takes in what the host saw of the iterations planned so far. May come late, in parts, or not at all.
     pub fn complete(&mut self, report: &Report) {
+        if !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty()) {
+            self.policy.step(Step::Corrected);
+        }
+        if let Some(StepTime { ns, iteration }) = report.step {
+            self.policy.step(Step::Took { iteration, ns });
+        }
         // Refused admissions go back in reverse, so that the line keeps its order.
         for &id in report.refused.iter().rev() {
             if let Some(slot) = self.resident(id) {

@@ -10,7 +10,7 @@ use crate::config::{Config, Late, PolicyName, Preemption};
 use crate::error::{Error, Result};
 use crate::forecast::KvForecast;
 use crate::plan::{Hold, HoldReason, Origin, Plan};
-use crate::policy::{AnyPolicy, Event, Policy};
+use crate::policy::{AnyPolicy, Event, LearnedLaw, Policy, Step};
 use crate::request::{Phase, RequestId, Slot};
 use crate::view::View;
 use crate::waiting_time::WaitingTime;
@@ -132,6 +132,11 @@ impl Scheduler {
         self.policy.restore(&self.view, state).map_err(|rule| Error::invalid("learned", "…", rule))
     }
 
+    /// The iteration-time law learned from the reports; none where the policy learns none.
+    pub fn learned_law(&self) -> Option<LearnedLaw> {
+        self.policy.learned_law()
+    }
+
     /// Proposes the next iteration and assumes that it happens.
     pub fn plan(&mut self, now_ns: u64) -> &Plan {
         self.view.advance_clock(now_ns);
@@ -144,6 +149,10 @@ impl Scheduler {
             self.plan.make_room(&self.view);
         }
         self.plan.measure(&self.view);
+        if self.plan.tokens() > 0 {
+            // Plans are numbered from 1.
+            self.policy.step(Step::Planned { iteration: self.stats.iterations + 1, shape: self.plan.shape() });
+        }
         let residents = self.view.residents() - self.plan.preempted().len() as u32;
         if !self.plan.refused().is_empty() {
             self.refuse_late();

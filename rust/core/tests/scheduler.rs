@@ -177,6 +177,7 @@ fn abort_in_every_state_twice_and_of_ids_nobody_has() {
         progress: &[(1, 5)],
         shared: &[(3, 2)],
         free_blocks: None,
+        step: None,
     });
     assert_eq!((core.stats().aborted, core.stats().unknown_ids, core.stats().finished), (3, 4 + 5, 0));
     assert_eq!((core.view().len(), core.view().pool().used()), (0, 0));

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use wait_sim::{Batch, Lengths, Outcome, Setup};
+use wait_sim::{Batch, Lengths, Outcome, Setup, StepTimes};
 
 use crate::convert;
 use crate::error;
@@ -40,6 +40,8 @@ pub(crate) fn batch<'py>(
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
+        steps: StepTimes::default(),
     };
     let dataset = convert::json(dataset, "dataset")?;
     let task = Batch { setup, dataset, request_rate, horizon_ns, threads };

@@ -33,6 +33,8 @@ impl Hold {
 #[pyclass(frozen, get_all, module = "wait_core")]
 #[derive(Default)]
 pub(crate) struct Plan {
+    /// Number of the plan, from 1; see `Scheduler.complete(iteration=...)`.
+    iteration: u64,
     /// Requests to admit, in order.
     admitted: Vec<u64>,
     /// Preempted requests to admit again, in order; they come before the admitted.
@@ -76,6 +78,7 @@ impl Plan {
     pub(crate) fn of(scheduler: &wait_core::Scheduler) -> Self {
         let plan = scheduler.last_plan();
         let mut copy = Self {
+            iteration: scheduler.stats().iterations,
             num_decodes: plan.decodes(),
             token_budget: plan.token_budget(),
             held: scheduler.view().waiting_total(),

@@ -8,10 +8,11 @@ use pyo3::types::{PyBytes, PyDict, PyType};
 use wait_core::LengthHint;
 use wait_core::cost::{BatchShape, IterationTime};
 use wait_core::workload::{Grouping, RequestType};
-use wait_sim::{Arrival, Dataset, Hint, Lengths, Setup, Slo, Summary};
+use wait_sim::{Arrival, Dataset, Hint, Lengths, Setup, Slo, StepTimes, Summary};
 
 use crate::convert;
 use crate::error::{self, WaitCoreError};
+use crate::scheduler::learned_law;
 
 type Column<'py, T> = Bound<'py, PyArray1<T>>;
 type Types = Vec<(u32, u32, f64)>;
@@ -129,8 +130,8 @@ pub(crate) struct Run {
 /// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
-    overhead_ns, predicted = None, predicted_log_error = 0.0, classes = None, priorities = None, tenants = None,
-    callback = None))]
+    overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None,
+    predicted_log_error = 0.0, classes = None, priorities = None, tenants = None, callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -145,6 +146,10 @@ pub(crate) fn run(
     #[pyo3(from_py_with = convert::ranged)] max_tokens: Option<u32>,
     #[pyo3(from_py_with = convert::ranged)] max_concurrency: Option<usize>,
     #[pyo3(from_py_with = convert::ranged)] overhead_ns: u64,
+    step_jitter: f64,
+    #[pyo3(from_py_with = convert::ranged)] seed: u64,
+    steps_reported: bool,
+    learned: Option<&Bound<'_, PyAny>>,
     #[pyo3(from_py_with = convert::ranged)] predicted: Option<Vec<u32>>,
     predicted_log_error: f32,
     #[pyo3(from_py_with = convert::ranged)] classes: Option<Vec<u16>>,
@@ -175,6 +180,8 @@ pub(crate) fn run(
             tenants.as_deref(),
         )?,
         overhead_ns,
+        learned: learned.map(|state| convert::json(state, "learned")).transpose()?,
+        steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
     };
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
@@ -228,6 +235,8 @@ pub(crate) fn probe<'py>(
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
+        steps: StepTimes::default(),
     };
     let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
     let dict = PyDict::new(py);
@@ -306,6 +315,19 @@ impl Run {
         }
         dict.set_item("holds", holds)?;
         Ok(dict)
+    }
+
+    /// What the policy has learned, as `Scheduler.learned` has it.
+    #[getter]
+    fn learned<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let state = self.inner.learned.as_ref().map(|state| pythonize::pythonize(py, state));
+        state.transpose().map_err(|error| WaitCoreError::new_err(error.to_string()))
+    }
+
+    /// The iteration-time law that the policy has learned, as `Scheduler.iteration_time` has it.
+    #[getter]
+    fn iteration_time<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.inner.learned_law.as_ref().map(|learned| learned_law(py, learned)).transpose()
     }
 
     /// Arrival times, ns.

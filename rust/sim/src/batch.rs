@@ -6,8 +6,9 @@ use std::ops::Range;
 use wait_core::Error;
 
 use crate::dataset::{Arrival, Dataset};
-use crate::engine::{Setup, SimError, run_until};
+use crate::engine::{SimError, run_until};
 use crate::record::Run;
+use crate::setup::Setup;
 
 /// What to repeat.
 #[derive(Clone, Debug)]
@@ -155,6 +156,8 @@ mod tests {
                 max_concurrency: None,
                 hints: Vec::new(),
                 overhead_ns: 0,
+                learned: None,
+                steps: crate::StepTimes::default(),
             },
             dataset: Dataset {
                 arrivals: Process::Poisson,

@@ -7,55 +7,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::ControlFlow;
 
-use wait_core::cost::IterationTime;
 use wait_core::policy::Policy;
-use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler};
+use wait_core::{Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
 use crate::dataset::Arrival;
 use crate::record::{Recorder, Run};
-
-/// Whether policies may see output lengths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lengths {
-    /// They see the true length at arrival.
-    Known,
-    /// They see nothing but `max_tokens`, if it is set.
-    Hidden,
-}
-
-/// What a host may tell of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Hint {
-    /// What is known of its output length, where lengths are hidden.
-    pub output: LengthHint,
-    /// Class label.
-    pub label: Option<u16>,
-    /// Lower goes first.
-    pub priority: i32,
-    /// Tenant.
-    pub tenant: u16,
-}
-
-/// What a run needs besides the core's configuration.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Settings of the core.
-    pub config: Config,
-    /// Duration of an iteration.
-    pub law: IterationTime,
-    /// Whether policies may see output lengths.
-    pub lengths: Lengths,
-    /// Whether an arrival's label is its type; otherwise policies classify by lengths.
-    pub typed: bool,
-    /// `max_tokens` declared for every request; absent: the model's limit.
-    pub max_tokens: Option<u32>,
-    /// The client keeps at most this many requests under way, and sends the next when one has ended.
-    pub max_concurrency: Option<usize>,
-    /// What a host tells of each arrival besides; empty where it tells nothing.
-    pub hints: Vec<Hint>,
-    /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
-    pub overhead_ns: u64,
-}
+use crate::rng::Stream;
+use crate::setup::{Lengths, Setup};
 
 /// Why a run ended early.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -165,6 +123,7 @@ pub(crate) struct Engine<'a> {
     finished: Vec<u64>,
     /// When the last request ended.
     freed_ns: u64,
+    noise: Stream,
     /// The policy has thresholds, which hold requests for want of company.
     gated: bool,
     pub(crate) recorder: Recorder<'a>,
@@ -172,7 +131,13 @@ pub(crate) struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     pub(crate) fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
-        let scheduler = Scheduler::new(&setup.config)?;
+        if !(0.0..=1.0).contains(&setup.steps.jitter) {
+            return Err(Error::invalid("step_jitter", setup.steps.jitter, "must be between 0 and 1").into());
+        }
+        let mut scheduler = Scheduler::new(&setup.config)?;
+        if let Some(learned) = &setup.learned {
+            scheduler.restore(learned)?;
+        }
         let lanes = scheduler.view().lanes().len();
         Ok(Self {
             setup,
@@ -183,6 +148,7 @@ impl<'a> Engine<'a> {
             stamps: vec![0; arrivals.len()],
             finished: Vec::new(),
             freed_ns: 0,
+            noise: Stream::new(setup.steps.seed, "step jitter"),
             gated: !scheduler.policy().thresholds().is_empty(),
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
             scheduler,
@@ -249,7 +215,13 @@ impl<'a> Engine<'a> {
         let start_ns = self.now_ns;
         let plan = self.scheduler.plan(start_ns);
         if !plan.is_empty() {
-            let duration = self.setup.law.nanos(plan.shape()).saturating_add(self.setup.overhead_ns);
+            let mut duration = self.setup.law.nanos(plan.shape());
+            let jitter = self.setup.steps.jitter;
+            if jitter > 0.0 {
+                let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
+                duration = ((duration as f64 * factor) as u64).max(1);
+            }
+            let duration = duration.saturating_add(self.setup.overhead_ns);
             self.now_ns = start_ns.saturating_add(duration);
             if self.now_ns > LATEST_NS {
                 let rule = format!("ends after {LATEST_NS} ns of virtual time");
@@ -283,7 +255,9 @@ impl<'a> Engine<'a> {
             self.freed_ns = self.now_ns;
         }
         self.recorder.finish_requests(&self.finished, self.now_ns);
-        self.scheduler.complete(&Completed { finished: &self.finished, ..Completed::default() });
+        let ns = self.now_ns - start_ns;
+        let step = (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None });
+        self.scheduler.complete(&Completed { finished: &self.finished, step, ..Completed::default() });
         Ok(true)
     }
 
@@ -357,7 +331,11 @@ impl<'a> Engine<'a> {
 
 #[cfg(test)]
 mod tests {
+    use wait_core::Config;
+    use wait_core::cost::IterationTime;
+
     use super::*;
+    use crate::setup::StepTimes;
 
     #[test]
     fn a_policy_that_never_runs_anything_again_is_reported() {
@@ -373,6 +351,8 @@ mod tests {
             max_concurrency: None,
             hints: Vec::new(),
             overhead_ns: 0,
+            learned: None,
+            steps: StepTimes::default(),
         };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
         let mut engine = Engine::new(&setup, &arrivals).unwrap();

@@ -10,11 +10,13 @@ mod probe;
 mod record;
 mod report;
 mod rng;
+mod setup;
 
 pub use batch::{Batch, Outcome, batch};
 pub use dataset::{Arrival, Dataset};
-pub use engine::{Hint, Lengths, Setup, SimError, run};
+pub use engine::{SimError, run};
 pub use probe::{Probes, probe};
 pub use record::{NEVER_NS, Run, Sample};
 pub use report::{Slo, Spread, Summary};
 pub use rng::Stream;
+pub use setup::{Hint, Lengths, Setup, StepTimes};

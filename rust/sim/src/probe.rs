@@ -6,7 +6,8 @@
 use wait_core::{HoldReason, Phase, Slot};
 
 use crate::dataset::Arrival;
-use crate::engine::{Engine, Setup, SimError, check};
+use crate::engine::{Engine, SimError, check};
+use crate::setup::Setup;
 
 /// Forecasts and the truth beside them, by column. The last five have one entry for each probe and horizon, all horizons
 /// of a probe together.

@@ -1,6 +1,7 @@
 //! What a run leaves behind. The recorder only writes down; everything else is derived in `report`.
 
 use serde::{Deserialize, Serialize};
+use wait_core::policy::LearnedLaw;
 use wait_core::{HoldReason, Scheduler, Stats};
 
 use crate::dataset::Arrival;
@@ -51,6 +52,10 @@ pub struct Run {
     pub prefill_tokens: u64,
     /// The core's counters.
     pub stats: Stats,
+    /// What the policy has learned of the traffic and the GPU.
+    pub learned: Option<serde_json::Value>,
+    /// The iteration-time law that the policy has learned.
+    pub learned_law: Option<LearnedLaw>,
 }
 
 /// The state after an iteration.
@@ -232,6 +237,8 @@ impl<'a> Recorder<'a> {
 
     pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
         self.run.stats = *scheduler.stats();
+        self.run.learned = scheduler.learned();
+        self.run.learned_law = scheduler.learned_law();
         self.run.prompt = self.arrivals.iter().map(|arrival| arrival.prompt).collect();
         self.run.output = self.arrivals.iter().map(|arrival| arrival.output).collect();
         self.run

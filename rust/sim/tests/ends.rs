@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::config::Preemption;
 use wait_core::cost::IterationTime;
-use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup};
+use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
 
 fn policies() -> Vec<Value> {
     let types = json!([{"prompt": 6, "output": 4, "rate": 2.0}, {"prompt": 20, "output": 12, "rate": 1.0}]);
@@ -70,6 +70,8 @@ proptest! {
             max_concurrency,
             hints: Vec::new(),
             overhead_ns: 0,
+            learned: None,
+            steps: StepTimes::default(),
         };
         let mut at_ns = 0;
         let arrival = |&(gap, prompt, output, label): &(u64, u32, u32, u16)| {

@@ -8,7 +8,7 @@ use wait_core::Config;
 use wait_core::config::{Order, PolicyName, Preemption};
 use wait_core::cost::IterationTime;
 use wait_core::workload::{RequestType, StageConvention};
-use wait_sim::{Arrival, Lengths, Run, Setup};
+use wait_sim::{Arrival, Lengths, Run, Setup, StepTimes};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -86,6 +86,8 @@ fn run(case: &Case, policy: PolicyName, lengths: Lengths, change: impl FnOnce(&m
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
+        steps: StepTimes::default(),
     };
     // Sixty small requests take far fewer iterations, unless some evict each other for ever.
     let mut calls = 0;

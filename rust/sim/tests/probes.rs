@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use wait_core::Config;
 use wait_core::cost::IterationTime;
-use wait_sim::{Arrival, Lengths, Setup};
+use wait_sim::{Arrival, Lengths, Setup, StepTimes};
 
 fn setup(policy: &str, kv_blocks: u32) -> Setup {
     let serde_json::Value::Object(settings) = json!({"policy": policy, "kv_blocks": kv_blocks, "block_size": 16})
@@ -21,6 +21,8 @@ fn setup(policy: &str, kv_blocks: u32) -> Setup {
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
+        steps: StepTimes::default(),
     }
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::cost::IterationTime;
-use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup};
+use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
 
 #[path = "../../core/tests/oracle/mod.rs"]
 mod oracle;
@@ -142,6 +142,8 @@ fn setup(sizes: &Sizes, policy: &Value, lengths: Lengths) -> Setup {
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: OVERHEAD_NS,
+        learned: None,
+        steps: StepTimes::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use wait_core::cost::IterationTime;
 use wait_core::{Config, Error};
-use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, Summary};
+use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, StepTimes, Summary};
 
 fn setup(settings: serde_json::Value) -> Setup {
     let serde_json::Value::Object(settings) = settings else { panic!("a map of settings") };
@@ -18,6 +18,8 @@ fn setup(settings: serde_json::Value) -> Setup {
         max_concurrency: None,
         hints: Vec::new(),
         overhead_ns: 0,
+        learned: None,
+        steps: StepTimes::default(),
     }
 }
 

@@ -159,6 +159,17 @@ impl MeasuredLaw {
         Self::new(1, steps, attention)
     }
 
+    /// The law of a fit: its costs are nonnegative, and its steps ascend, as `new` would demand.
+    pub(crate) fn fitted(steps: Vec<TokenStep>, attention: AttentionCosts) -> Self {
+        debug_assert!(Self::new(1, steps.clone(), attention).is_ok(), "{steps:?}, {attention:?}");
+        Self { round_to: 1, steps, attention }
+    }
+
+    /// The steps alone, to be used again.
+    pub(crate) fn into_steps(self) -> Vec<TokenStep> {
+        self.steps
+    }
+
     /// The steps, in ascending order of tokens.
     pub fn steps(&self) -> &[TokenStep] {
         &self.steps

@@ -8,6 +8,7 @@
 //! a logarithm times the spread of how many requests go on, here z(σ/C) times that of the residents as they are.
 
 mod admission;
+mod law;
 mod learned;
 mod overflow_margin;
 mod pace;
@@ -19,6 +20,7 @@ mod ttft_deadline;
 mod turns;
 
 use self::admission::Entry;
+use self::law::Law;
 use self::learned::Learned;
 use self::overflow_margin::{BALANCE, OverflowMargin};
 use self::pace::Pace;
@@ -29,9 +31,10 @@ use self::ttft_deadline::TtftDeadline;
 use self::turns::Turns;
 use serde::{Deserialize, Serialize};
 
-use super::{Event, Policy};
+use super::{Event, LearnedLaw, Policy, Step};
 use crate::config::{Config, Order, Part};
 use crate::forecast::{Candidate, Forecast, KvForecast, POOLED};
+use crate::learn::{FitState, IterationTimeFit};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::{LengthHint, Phase, Request, Slot};
 use crate::view::View;
@@ -46,6 +49,7 @@ pub struct Adaptive {
     learned: Learned,
     traffic: Traffic,
     pace: Pace,
+    law: Law,
     budget: Option<TokenBudget>,
     margin: OverflowMargin,
     order: Order,
@@ -76,6 +80,7 @@ impl Adaptive {
             learned: Learned::new(&config.without),
             traffic: Traffic::default(),
             pace: Pace::default(),
+            law: Law::new(config),
             budget: config
                 .iteration_time
                 .as_ref()
@@ -186,6 +191,9 @@ fn label(type_id: u16) -> Option<u16> {
     type_id.checked_sub(1)
 }
 
+/// Why a state is refused that could not have been learned.
+const UNSOUND: &str = "counts that no traffic gives";
+
 /// What is learned from the traffic, as it is saved and restored.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,6 +201,9 @@ struct State {
     lengths: Learned,
     traffic: Traffic,
     pace: Pace,
+    /// Absent before the first iterations are learned from.
+    #[serde(default)]
+    iteration_time: Option<FitState>,
 }
 
 impl Policy for Adaptive {
@@ -253,16 +264,23 @@ impl Policy for Adaptive {
     }
 
     fn learned(&self) -> Option<serde_json::Value> {
-        serde_json::to_value(State { lengths: self.learned.clone(), traffic: self.traffic, pace: self.pace }).ok()
+        let (lengths, traffic, pace) = (self.learned.clone(), self.traffic, self.pace);
+        let iteration_time = self.law.fit().state();
+        serde_json::to_value(State { lengths, traffic, pace, iteration_time }).ok()
     }
 
     fn restore(&mut self, view: &View, state: &serde_json::Value) -> Result<(), String> {
-        let State { lengths, traffic, pace } = State::deserialize(state).map_err(|error| error.to_string())?;
+        let state = State::deserialize(state).map_err(|error| error.to_string())?;
+        let State { lengths, traffic, pace, iteration_time } = state;
+        let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
         let mut forecast = Forecast::at(view.lanes()[0].tick());
         if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
-            return Err("counts that no traffic gives".to_owned());
+            return Err(UNSOUND.to_owned());
         }
         (self.forecast, self.traffic, self.pace) = (forecast, traffic, pace);
+        if let Some(fit) = fit {
+            self.law.restore(fit);
+        }
         Ok(())
     }
 
@@ -273,6 +291,14 @@ impl Policy for Adaptive {
         let kv =
             (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
         self.outlook(view).forecast(self.capacity(view), kv, residents)
+    }
+
+    fn step(&mut self, step: Step) {
+        self.law.step(step);
+    }
+
+    fn learned_law(&self) -> Option<LearnedLaw> {
+        Some(self.law.learned())
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
@@ -322,6 +348,7 @@ impl Policy for Adaptive {
 
     fn plan(&mut self, view: &View, plan: &mut Plan) {
         self.advance(view);
+        self.follow_law(view);
         plan.decode(view, 0);
         plan.make_room(view);
         self.entering.clear();
@@ -347,6 +374,10 @@ impl Policy for Adaptive {
         if let Some(budget) = &mut self.budget {
             let tokens = budget.choose(view, plan.decodes(), &backlog);
             plan.set_budget(view, budget.within(view, plan.decodes(), tokens, self.tpot_target));
+        }
+        let all = plan.decodes().saturating_add(backlog.tokens).min(plan.token_budget());
+        if let Some(tokens) = self.trial(plan.decodes(), all) {
+            plan.set_budget(view, tokens);
         }
         plan.continue_prefills(view);
         for &slot in &self.entering {

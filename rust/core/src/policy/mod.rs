@@ -13,6 +13,7 @@ mod vllm;
 mod wait;
 
 use crate::config::{Config, PolicyName};
+use crate::cost::{BatchShape, IterationTime};
 use crate::error::Result;
 use crate::forecast::KvForecast;
 use crate::plan::Plan;
@@ -36,6 +37,40 @@ pub enum Event {
     Finished,
     /// The host took it back.
     Aborted,
+}
+
+/// What became of iterations, told to the policy that may learn how long they take.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// An iteration that computes something was planned.
+    Planned {
+        /// Number of the plan.
+        iteration: u64,
+        /// What it computes.
+        shape: &'a BatchShape,
+    },
+    /// The host did something else than was planned last.
+    Corrected,
+    /// An iteration has ended.
+    Took {
+        /// Number of its plan; the oldest that has not ended if absent.
+        iteration: Option<u64>,
+        /// How long it took, ns.
+        ns: u64,
+    },
+}
+
+/// The iteration-time law that was learned, and how good it is.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LearnedLaw {
+    /// The law; none before the first 64 iterations are learned from.
+    pub law: Option<IterationTime>,
+    /// Mean relative error of the last 512 iterations, each foretold before it was learned from; none before the first.
+    pub error: Option<f64>,
+    /// Iterations learned from.
+    pub observations: u64,
+    /// Whether it decides: its error is known and small, and the host has given no law.
+    pub used: bool,
 }
 
 /// The contract of a policy.
@@ -107,6 +142,14 @@ pub trait Policy {
 
     /// Learns what happened.
     fn observe(&mut self, _view: &View, _slot: Slot, _event: Event) {}
+
+    /// Learns how long iterations take.
+    fn step(&mut self, _step: Step) {}
+
+    /// The iteration-time law that it has learned; none where a policy learns none.
+    fn learned_law(&self) -> Option<LearnedLaw> {
+        None
+    }
 
     /// Proposes the next iteration.
     fn plan(&mut self, view: &View, plan: &mut Plan);
@@ -214,6 +257,14 @@ impl Policy for AnyPolicy {
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         delegate!(self, policy => policy.observe(view, slot, event));
+    }
+
+    fn step(&mut self, step: Step) {
+        delegate!(self, policy => policy.step(step));
+    }
+
+    fn learned_law(&self) -> Option<LearnedLaw> {
+        delegate!(self, policy => policy.learned_law())
     }
 
     fn plan(&mut self, view: &View, plan: &mut Plan) {

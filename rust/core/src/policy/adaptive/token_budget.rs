@@ -64,20 +64,29 @@ pub(super) struct TokenBudget {
 impl TokenBudget {
     /// For iterations of at most `most` tokens.
     pub(super) fn new(law: &IterationTime, most: u32, chooses: bool) -> Self {
-        let most = u64::from(most);
-        let ends = law.stairs().into_iter().map(|stair| stair.last).filter(|&n| n < most);
-        Self {
+        let mut budget = Self {
             law: law.clone(),
             chooses,
-            edges: ends.chain([most]).collect(),
+            edges: Vec::new(),
             passes_most: None,
             weight: WEIGHT,
             refreshed: 0,
             held: 0.0,
-            prompt_tokens: most as f64,
-            prompt_s: law.token_seconds(most),
+            prompt_tokens: f64::from(most),
+            prompt_s: law.token_seconds(u64::from(most)),
             iterations: 1.0,
-        }
+        };
+        budget.follow(law, most);
+        budget
+    }
+
+    /// The law has changed.
+    pub(super) fn follow(&mut self, law: &IterationTime, most: u32) {
+        let most = u64::from(most);
+        self.law.clone_from(law);
+        self.edges.clear();
+        self.edges.extend(law.stairs().into_iter().map(|stair| stair.last).filter(|&n| n < most));
+        self.edges.push(most);
     }
 
     /// Looks at the steady state, now and then.

@@ -1,0 +1,110 @@
+//! The iteration-time law in force: the one that the host gave, else the one learned from what it reports, once that
+//! one's error is known and small.
+
+use super::token_budget::TokenBudget;
+use super::{Adaptive, Part};
+use crate::config::Config;
+use crate::cost::IterationTime;
+use crate::learn::{IterationTimeFit, PlannedSteps, Trials};
+use crate::policy::{LearnedLaw, Step};
+use crate::view::View;
+
+/// The law, and what is learned of it.
+#[derive(Clone, Debug)]
+pub(super) struct Law {
+    given: Option<IterationTime>,
+    fit: IterationTimeFit,
+    planned: PlannedSteps,
+    trials: Trials,
+    /// The version that others have followed.
+    followed: u32,
+}
+
+impl Law {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            given: config.iteration_time.clone(),
+            fit: IterationTimeFit::default(),
+            planned: PlannedSteps::default(),
+            trials: Trials::default(),
+            followed: 0,
+        }
+    }
+
+    /// The law in force; none before it is known.
+    pub(super) fn law(&self) -> Option<&IterationTime> {
+        let learned = || self.fit.law().filter(|_| self.fit.is_trusted());
+        self.given.as_ref().or_else(learned)
+    }
+
+    /// A number that changes whenever the law in force may have.
+    pub(super) fn version(&self) -> u32 {
+        if self.given.is_some() { 0 } else { self.fit.version() }
+    }
+
+    /// Takes note of what was planned, and of how long it took.
+    pub(super) fn step(&mut self, step: Step) {
+        match step {
+            Step::Planned { iteration, shape } => self.planned.push(iteration, shape),
+            Step::Corrected => self.planned.void_last(),
+            Step::Took { iteration, ns } => {
+                if let Some(shape) = self.planned.take(iteration) {
+                    self.fit.observe(&shape, ns);
+                }
+            }
+        }
+    }
+
+    /// A token count above `least` and below `most` that is to be tried; none where no law is to be learned, or the host
+    /// does not say how long iterations take.
+    pub(super) fn trial(&mut self, least: u32, most: u32) -> Option<u32> {
+        if self.given.is_some() || !self.fit.has_begun() {
+            return None;
+        }
+        let law = self.fit.law().filter(|_| self.fit.is_trusted()).zip(self.fit.error());
+        self.trials.next(least.into(), most.into(), law).map(|n| n as u32)
+    }
+
+    /// What was learned.
+    pub(super) fn fit(&self) -> &IterationTimeFit {
+        &self.fit
+    }
+
+    /// Takes over what was learned before.
+    pub(super) fn restore(&mut self, fit: IterationTimeFit) {
+        self.trials = Trials::remembered(fit.counts());
+        self.fit = fit.following(&self.fit);
+    }
+
+    pub(super) fn learned(&self) -> LearnedLaw {
+        LearnedLaw {
+            law: self.fit.law().cloned(),
+            error: self.fit.error(),
+            observations: self.fit.observations(),
+            used: self.given.is_none() && self.fit.is_trusted(),
+        }
+    }
+}
+
+impl Adaptive {
+    /// The tokens of a step that is to try out the law, if any.
+    pub(super) fn trial(&mut self, decodes: u32, all: u32) -> Option<u32> {
+        if self.has(Part::TokenBudget) { self.law.trial(decodes, all) } else { None }
+    }
+
+    /// Hands the law on to what is built from it, where it has changed.
+    pub(super) fn follow_law(&mut self, view: &View) {
+        if self.law.version() == self.law.followed {
+            return;
+        }
+        self.law.followed = self.law.version();
+        match (self.law.law(), &mut self.budget) {
+            (Some(law), Some(budget)) => budget.follow(law, view.limits().token_budget),
+            (Some(law), none) => {
+                let chooses = !self.without.contains(&Part::TokenBudget);
+                *none = Some(TokenBudget::new(law, view.limits().token_budget, chooses));
+            }
+            (None, budget) => *budget = None,
+        }
+    }
+}

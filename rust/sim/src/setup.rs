@@ -1,0 +1,63 @@
+//! What a run needs: the core's configuration, the GPU, and what the policy is told.
+
+use wait_core::cost::IterationTime;
+use wait_core::{Config, LengthHint};
+
+/// Whether policies may see output lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    /// They see the true length at arrival.
+    Known,
+    /// They see nothing but `max_tokens`, if it is set.
+    Hidden,
+}
+
+/// What a host may tell of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Hint {
+    /// What is known of its output length, where lengths are hidden.
+    pub output: LengthHint,
+    /// Class label.
+    pub label: Option<u16>,
+    /// Lower goes first.
+    pub priority: i32,
+    /// Tenant.
+    pub tenant: u16,
+}
+
+/// How far the iterations that happen are from the law, and whether the host times them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Each iteration takes e^(s·Z − s²/2) times what the law says: lognormal noise of mean 1, Z standard normal,
+    /// independent of everything else. This is s, about the relative standard deviation, in [0, 1].
+    pub jitter: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// The host reports how long each took, from which policies may learn the law.
+    pub reported: bool,
+}
+
+/// What a run needs besides the core's configuration.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Settings of the core.
+    pub config: Config,
+    /// Duration of an iteration.
+    pub law: IterationTime,
+    /// Whether policies may see output lengths.
+    pub lengths: Lengths,
+    /// Whether an arrival's label is its type; otherwise policies classify by lengths.
+    pub typed: bool,
+    /// `max_tokens` declared for every request; absent: the model's limit.
+    pub max_tokens: Option<u32>,
+    /// The client keeps at most this many requests under way, and sends the next when one has ended.
+    pub max_concurrency: Option<usize>,
+    /// What a host tells of each arrival besides; empty where it tells nothing.
+    pub hints: Vec<Hint>,
+    /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
+    pub overhead_ns: u64,
+    /// What the policy has learned before.
+    pub learned: Option<serde_json::Value>,
+    /// Noise and reports of the iterations' durations.
+    pub steps: StepTimes,
+}
