@@ -2,13 +2,13 @@
 
 Everything fixed is in python/wait_core/panel.json: engines (law, memory, seats), workloads, number of requests, seeds,
 loads relative to the bound of each stream that no schedule exceeds, the grid of static settings. In each cell two
-static pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the highest
-throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's. They and
-stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one default
-and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first engine, the
-same with the SLO's TTFT stated (`ttft_target`) against the goodput that no scheduler exceeds. The runs of a build are
-kept in bench/results and not repeated. What is marked with a star was never used for tuning. `--markdown` prints the
-tables of docs/panel.md, `--data` writes every cell to docs/data/panel.csv.
+static pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the
+highest throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's.
+They and stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one
+default and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first
+engine, the same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results and not
+repeated. What is marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md,
+`--data` writes every cell to docs/data/panel.csv.
 """
 
 from __future__ import annotations

@@ -44,13 +44,18 @@ def test_the_panel_is_the_fixed_one() -> None:
     assert (panel.max_num_seqs, panel.num_requests) == (256, 4_000)
     assert panel.loads == (0.6, 0.9, 1.0, 1.2, 2.0)
     assert panel.token_budgets == (256, 384, 512, 1_024, 2_048)
-    assert panel.watermarks == (0.0, 0.01, 0.02, 0.05, 0.10, 0.20)
-    assert panel.held_out == ("azure_code", "bursts", "long-prefill")
+    assert panel.watermarks == (0.0, 0.01, 0.05, 0.10, 0.20)
+    assert panel.held_out == ("azure_code", "bursts", "long-prefill", "tenants", "qwen3-30b-a3b-a100-sxm-tp2")
     assert min(len(seeds) for seeds in panel.seeds.values()) >= 5
     assert list(panel.workloads) == [
         "p512d20", "two-type", "p512d1000", "lmsys", "azure_conv", "azure_code",
         "chat", "lognormal-870", "reasoning-2700", "shift", "bursts", "long-prefill",
+        "lognormal-short", "two-kinds", "long-prompts", "rag", "turns", "tenants",
     ]  # fmt: skip
+    first, *others = panel.engines.values()
+    assert (first.kv_blocks, first.max_num_seqs, len(first.workloads)) == (7_424, 256, 16)
+    assert {blocks for engine in others if (blocks := engine.kv_blocks)} == {512, 1_024, 2_048, 4_096, 65_536}
+    assert sum(engine.kv_blocks is None for engine in others) == 7
     traces = [name for name, workload in panel.workloads.items() if isinstance(workload, TraceWorkload)]
     assert traces == ["azure_conv", "azure_code"]
 

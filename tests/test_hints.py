@@ -46,7 +46,7 @@ def test_nobody_is_overtaken_by_who_came_later_than_the_ageing_time() -> None:
 
 
 def test_the_predicted_wait_is_near_the_true_one() -> None:
-    report = run(sampled("lmsys", request_rate=20.0, num_prompts=2000, seed=3))
+    report = run(sampled("lmsys", request_rate=28.0, num_prompts=2000, seed=3))
     predicted = report.run.predicted_wait_ns * 1e-9
     waited = (report.run.admitted_ns - report.run.arrival_ns) * 1e-9
     long = waited > 1.0
@@ -80,7 +80,7 @@ def test_learned_state_is_plain_data_and_a_deadline_is_an_exception_of_its_own()
         first.add(99, 10, max_wait_ns=10**8)
     learned = first.learned()
     assert learned is not None
-    assert learned["pace"]["ended"] == 10
+    assert learned["traffic"]["ended"] == 10
     second = Scheduler("adaptive", kv_blocks=100)
     second.restore(learned)
     assert second.learned() == learned

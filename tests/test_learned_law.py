@@ -150,19 +150,19 @@ def test_learned_is_nearly_as_good_as_known(jitter: float) -> None:
         for law in ("known", "learned", "hidden")
     }
     ratio = {law: found[law]["mean_e2el_ms"] / found["known"]["mean_e2el_ms"] for law in found}
-    assert ratio["hidden"] > 1.15
+    assert ratio["hidden"] > 1.1
     assert ratio["learned"] < 1.02, "the first iterations included"
     assert found["learned"]["output_throughput"] > 0.99 * found["known"]["output_throughput"]
 
 
 def test_what_was_learned_in_one_run_is_used_from_the_start_of_the_next() -> None:
-    requests = sampled("p512d20", request_rate=8.0, num_prompts=1500, seed=1)
+    requests = sampled("p512d20", request_rate=13.0, num_prompts=1500, seed=1)
     first = simulate("adaptive", requests=requests, law="learned")
     assert first.run.learned is not None
     again = simulate("adaptive", requests=requests, law="learned", learned=first.run.learned)
     assert again.run.iteration_time is not None
     assert again.run.iteration_time["observations"] > first.run.iteration_time["observations"]  # type: ignore[index]
-    assert again.summary()["mean_e2el_ms"] < first.summary()["mean_e2el_ms"]
+    assert again.e2el_s[:100].mean() < 0.99 * first.e2el_s[:100].mean()
     with pytest.raises(WaitCoreError, match="learns nothing"):
         simulate("vllm", requests=requests, learned=first.run.learned)
 

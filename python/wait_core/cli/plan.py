@@ -64,8 +64,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.dataset_name is not None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
     deployments = deployments_of(arguments)
-    objective = arguments.price or arguments.slo_ttft is not None or arguments.slo_tpot is not None
-    if len(deployments) > 1 or objective:
+    objective = arguments.slo_ttft is not None or arguments.slo_tpot is not None
+    if len(deployments) > 1 or arguments.price or (deployments and objective):
         return gpus.compare(arguments, deployments)
     deployment = deployments[0] if deployments else None
     engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()

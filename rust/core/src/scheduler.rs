@@ -153,12 +153,13 @@ impl Scheduler {
             // Plans are numbered from 1.
             self.policy.step(Step::Planned { iteration: self.stats.iterations + 1, shape: self.plan.shape() });
         }
-        let residents = self.view.residents() - self.plan.preempted().len() as u32;
+        let admitted_before = self.stats.admitted;
         if !self.plan.refused().is_empty() {
             self.refuse_late();
         }
         self.apply();
-        let admitted = self.view.residents() - residents;
+        // What resumes was admitted before: nothing that waits is nearer to its turn for it.
+        let admitted = (self.stats.admitted - admitted_before) as u32;
         self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
         if cfg!(debug_assertions) {
             self.view.check();
