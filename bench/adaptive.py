@@ -1,7 +1,7 @@
 """What the parts of `adaptive` buy, what hints are worth, how well it predicts waits: on the panel's workloads.
 
 Four tables. Ablation: one part left out, relative to the whole, same arrivals: output throughput from capacity on, mean
-latency below (geometric means over workloads and seeds), and evictions. Hints: lengths hidden, labelled (one of two
+latency below (geometric means over workloads and seeds), and preemptions. Hints: lengths hidden, labelled (one of two
 classes), predicted with lognormal errors, known. Order: shortest expected first against first come first served. Wait:
 the wait predicted at arrival against the one that came. `--markdown` prints the tables of docs/adaptive.md, `--figures`
 draws docs/figures/predicted-lengths.png.
@@ -196,10 +196,10 @@ def main() -> None:
             "mean E2E, below",
             "mean E2E, load >= 1",
             "p99 E2E, load >= 1",
-            "evictions",
+            "preemptions",
         ]
         keys = ("output_throughput", "mean_e2el_ms")
-        whole = f"whole: {runs.total('adaptive', 'preemptions'):,.0f} evictions"
+        whole = f"whole: {runs.total('adaptive', 'preemptions'):,.0f} preemptions"
         groups = {"Ablation": ("without",), "Hints": ("labelled", "predicted", "known"), "Order": ("srpt",)}
         for title, prefix in groups.items():
             chosen = [variant for variant in variants() if variant.startswith(prefix)]

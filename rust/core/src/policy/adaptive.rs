@@ -1,11 +1,11 @@
 //! `adaptive`, for serving: output lengths unknown, traffic unknown, nothing to tune.
 //!
-//! Running requests decode every iteration. The next in line is admitted at once if everybody fits up to their
-//! `max_tokens`, or if for every horizon h the forecast of the KV in use, mean + z · deviation, stays within the
-//! capacity; and always if nothing runs. Lengths are learned online from what ends and from what still runs. Admission is
-//! paced at C/E[A] where lengths are so alike that cohorts would form. Where the iteration-time law is known, the tokens
-//! of an iteration end at the edge of a stair of the law. z · deviation is the safety buffer of arXiv 2504.11320 §5: there
-//! a logarithm times the spread of how many requests go on, here z(σ/C) times that of the residents as they are.
+//! Running requests decode every iteration; if memory overflows, the request admitted last is preempted. The next in
+//! line is admitted at once if everything fits up to its `max_tokens`, or if at every horizon an overflow is expected to
+//! cost no more time than an idle slot (`overflow_margin.rs`); and always if nothing runs. Output lengths are learned
+//! online, from what has ended and what still runs. Admission is paced only where outputs are so alike that cohorts
+//! would form (`pace.rs`). How many prompt tokens an iteration computes follows from the iteration-time law
+//! (`token_budget.rs`), given by the host or learned (`law.rs`).
 
 mod admission;
 mod law;
