@@ -116,8 +116,9 @@ def test_adaptive_needs_no_settings(run: Run, hidden: bool) -> None:
     assert mine["adapter"]["policy"] == "adaptive"
     assert_complete(mine)
     assert mine["tokens"] == stock["tokens"]
-    assert mine["preemptions"] <= stock["preemptions"] / 4
-    assert mine["steps"] <= 1.5 * stock["steps"]
+    # A preemption is accepted where idle memory would cost more: there are fewer than stock's, not next to none.
+    assert mine["preemptions"] < stock["preemptions"]
+    assert mine["steps"] <= 1.1 * stock["steps"]
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "vllm"])
@@ -135,7 +136,7 @@ def test_a_prefix_that_all_share_is_charged_once(run: Run, policy: str) -> None:
     assert mine["max_running"] >= 0.75 * stock["max_running"]
     assert mine["steps"] <= 1.1 * stock["steps"]
     assert stock["preemptions"] > 20
-    assert policy != "adaptive" or mine["preemptions"] <= stock["preemptions"] / 4
+    assert policy != "adaptive" or mine["preemptions"] < stock["preemptions"]
 
 
 @pytest.mark.parametrize("kind", ["error", "panic"])

@@ -53,7 +53,7 @@ pub enum Part {
     Forgetting,
     /// Curves of their own for class labels and predictions.
     Classes,
-    /// Deviations added to the expected KV.
+    /// The margin over the expected KV: an overflow is then as likely as not at every horizon.
     Buffer,
     /// All horizons but the nearest.
     Horizons,
@@ -143,7 +143,7 @@ pub struct Config {
     /// tenants are not told apart).
     pub tenant_weights: Vec<f64>,
     /// δ, in (0, 1): how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for
-    /// every decision, so that idle memory and evictions together cost least).
+    /// every decision and horizon, so that idle memory and recomputation together cost least time).
     pub overflow_probability: Option<f64>,
     /// Parts of `adaptive` that are left out, to measure what each buys (none).
     pub without: Vec<Part>,

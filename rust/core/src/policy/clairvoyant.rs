@@ -1,10 +1,12 @@
-//! Clairvoyant: knows every output length and never evicts; the yardstick of what knowing lengths is worth.
+//! Clairvoyant: knows every output length and never preempts; the yardstick of what is possible without preemption.
 //!
 //! Running requests decode every iteration. The next request in `order` is admitted if the future KV use of all, up to
 //! each release, provably stays within the capacity: `profile.rs`, exact to the block. Prompts are computed in turn, as
 //! far as the token budget reaches, so the course of each request is known when it is admitted. Orders: `fcfs`; `paced`,
 //! first come first served at C/E[A] requests an iteration, the balanced composition of the fluid model; `srpt`, the
-//! least cost A in KV tokens · iterations first. No order is best at everything.
+//! least cost A in KV tokens · iterations first. No order is best at everything: first come, first served, one long output
+//! at the head holds back all behind it, and where outputs are of two kinds and recomputation is cheap, a policy that
+//! preempts serves more. What knowing lengths is worth to such a policy, `adaptive` with lengths known tells.
 //! A length that is not declared exactly counts as `max_tokens`.
 
 use super::gate::Gate;

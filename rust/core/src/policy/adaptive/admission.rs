@@ -113,7 +113,8 @@ impl Adaptive {
         pool.tokens() as f64 + saved - self.shared as f64
     }
 
-    /// Memory: everybody up to `max_tokens`, or the forecast and its buffer at every horizon, admissions paced.
+    /// Memory: everybody up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
+    /// outputs are alike.
     fn fits(&mut self, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
         if entry.reserved + candidate.reserved(entry.overhead) <= entry.capacity {
             return Ok(());
