@@ -1,6 +1,6 @@
 """The iteration-time law as `adaptive` learns it, against the same policy that is told the law.
 
-For every law that the package ships, and two made-up ones without stairs (the paper's linear law; a mixture of experts
+For every law of the panel, and two made-up ones without stairs (the paper's linear law; a mixture of experts
 bound by memory), with iterations as the law says and with 10 % noise (`step_jitter`): a server learns for its first
 2,000 iterations, then starts again with what it has learned and serves a whole workload. Ratios to the same policy that
 knows the law, with the same lengths learned and the same arrivals, pooled over seeds. `cold` is the mean latency of the
@@ -58,12 +58,12 @@ Law = dict[str, Any]
 
 def shipped() -> dict[str, Law]:
     """Return the laws of the package, by name."""
-    return {name: laws.iteration_time(name) for name in laws.KV_BLOCKS}
+    return {engine.iteration_time: laws.iteration_time(engine.iteration_time) for engine in FIXED.engines.values()}
 
 
 def kv_blocks(name: str) -> int:
     """Return the KV blocks that go with a law; those of the A100 with one that is made up."""
-    return laws.KV_BLOCKS.get(name, laws.KV_BLOCKS[laws.A100])
+    return laws.KV_BLOCKS[laws.A100] if name in MADE_UP else laws.kv_blocks_of(laws.iteration_time(name), 16)
 
 
 def offered(workload: str, rate: float, num_requests: int, seed: int) -> Requests:

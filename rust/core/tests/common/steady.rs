@@ -120,10 +120,12 @@ impl Engine {
         let mut probe = self.clone();
         let used = probe.scheduler.view().pool().used() as u32;
         probe.scheduler.complete(&Report { finished: &self.running[..1], ..Report::default() });
-        probe.scheduler.set_capacity(used + self.running.len() as u32 / 8 + 16).expect("room for one more");
+        let scarce = used + self.running.len() as u32 / 8 + 16;
+        probe.scheduler.set_capacity(scarce).expect("room for one more");
         probe.add(1);
         probe.iterate();
-        let needs = probe.scheduler.last_plan().hold(0).expect("it is held").needs;
+        // Where few run, idle memory costs more than an overflow: nothing is held, and this is the capacity.
+        let needs = probe.scheduler.last_plan().hold(0).map_or(16.0 * f64::from(scarce), |hold| hold.needs);
         let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
         let capacity = if self.case == "adaptive, memory full" { needs } else { 0.5 * (needs + most) };
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
