@@ -12,9 +12,10 @@ use crate::cost::IterationTime;
 /// Edges of tiles are multiples of so many tokens, and of so many to the power of two that they lie below.
 const TILE: u64 = 64;
 const PER_OCTAVE: u64 = 8;
-/// How often each count is tried at least, and at most: then its time is known to a hundredth even where single times
-/// differ by a sixth.
-const LEAST_LOOKS: u16 = 16;
+/// How often each count is tried before any law is known, and at least; and at most: then its time is known to a hundredth
+/// even where single times differ by a sixth. A law that needs large steps (a mixture of experts) pays for each look.
+const FIRST_LOOKS: u16 = 8;
+const LEAST_LOOKS: u16 = 4;
 const MOST_LOOKS: u16 = 256;
 /// A count is out of the question if it is dearer than the best by so many standard errors of its mean time.
 const STANDARD_ERRORS: f64 = 3.0;
@@ -45,10 +46,9 @@ impl Trials {
         let cheapest = counts().take_while(|&n| n <= most).map(per_token).fold(f64::INFINITY, f64::min);
         let needs = |&n: &u64| {
             let looks = self.0[cell_of(n)];
-            let unsure = law.is_none_or(|(_, error)| {
-                let unknown = STANDARD_ERRORS * error / libm::sqrt(f64::from(looks.max(1)));
-                unknown > FINE && per_token(n) * (1.0 - unknown) < cheapest
-            });
+            let Some((_, error)) = law else { return looks < FIRST_LOOKS };
+            let unknown = STANDARD_ERRORS * error / libm::sqrt(f64::from(looks.max(1)));
+            let unsure = unknown > FINE && per_token(n) * (1.0 - unknown) < cheapest;
             looks < LEAST_LOOKS || looks < MOST_LOOKS && unsure
         };
         let within = counts().skip_while(|&n| n <= least).take_while(|&n| n < most);
