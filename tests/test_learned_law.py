@@ -156,7 +156,7 @@ def test_learned_is_nearly_as_good_as_known(jitter: float) -> None:
 
 
 def test_what_was_learned_in_one_run_is_used_from_the_start_of_the_next() -> None:
-    requests = sampled("p512d20", request_rate=13.0, num_prompts=1500, seed=1)
+    requests = sampled("p512d20", request_rate=20.0, num_prompts=1500, seed=1)
     first = simulate("adaptive", requests=requests, law="learned")
     assert first.run.learned is not None
     again = simulate("adaptive", requests=requests, law="learned", learned=first.run.learned)
