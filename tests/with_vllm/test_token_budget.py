@@ -42,5 +42,5 @@ def test_the_budget_follows_the_law_and_nobody_starves(settings: dict[str, Any])
     assert driver.scheduler.wait_core.active
     assert driver.scheduler.max_num_scheduled_tokens == 2048, "set back after each step"
     assert len(busy) > 5
-    # While prompts wait beside decodes: the edge of a stair of the law, or all that vLLM allows.
-    assert median(busy) == (384 if settings else 2048)
+    # While requests wait: the edge of a stair of the law, or all that vLLM allows.
+    assert median(busy) in ({384, 512, 768} if settings else {2048})

@@ -63,6 +63,7 @@ class WaitScheduler(AsyncScheduler):
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """Let our figures travel with vLLM's to the front end."""
         stats = super().make_stats(*args, **kwargs)
+        self.wait_core.rest()
         if stats is not None:
             self.wait_core.send(stats)
         return stats
