@@ -134,11 +134,6 @@ class Bridge:
         except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
             self.telemetry.fail(error)
 
-    def rest(self) -> None:
-        """Write out the decision log where nothing is left to serve: vLLM may be killed before it asks us again."""
-        if self.log is not None and not self.scheduler.has_unfinished_requests():
-            self.log.flush()
-
     def stop(self) -> None:
         """Keep what is to outlive the engine."""
         if self.active:

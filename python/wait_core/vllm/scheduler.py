@@ -63,7 +63,8 @@ class WaitScheduler(AsyncScheduler):
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """Let our figures travel with vLLM's to the front end."""
         stats = super().make_stats(*args, **kwargs)
-        self.wait_core.rest()
+        if self.wait_core.log is not None and not self.has_unfinished_requests():
+            self.wait_core.log.flush()  # vLLM asks nothing of us until the next request, and may be killed before
         if stats is not None:
             self.wait_core.send(stats)
         return stats
