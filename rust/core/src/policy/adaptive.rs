@@ -69,7 +69,7 @@ pub struct Adaptive {
     shared: u64,
     /// Who may enter in the current plan.
     entering: Vec<Slot>,
-    /// Those of the current plan who do not decode yet: whose prompt is being computed, and who may enter.
+    /// Requests of the current plan that do not decode yet: those whose prompt is being computed, and those that may enter.
     beside: Vec<Candidate>,
 }
 
@@ -138,9 +138,9 @@ impl Adaptive {
         if let Some(tenants) = &mut self.tenants {
             tenants.begin();
         }
-        let all = self.collect_in_turn(view, plan, entry, &mut turns);
+        let short_of_tokens = self.collect_in_turn(view, plan, entry, &mut turns);
         self.turns = turns;
-        all
+        short_of_tokens
     }
 
     fn collect_in_turn(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry, turns: &mut Turns) -> bool {
@@ -166,7 +166,7 @@ impl Adaptive {
                 Err(hold) => {
                     let preempted = queue == view.queues();
                     plan.hold_queue(queue, hold);
-                    // A preempted request that has become too large for the cache holds nobody else up.
+                    // A preempted request that has become too large for the cache holds no other up.
                     if idle && preempted && hold.reason == HoldReason::NoBlocks {
                         turns.leave_resuming();
                         continue;
@@ -355,8 +355,9 @@ impl Policy for Adaptive {
         if let Some(budget) = &mut self.budget {
             budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
         }
+        let lines = self.lines();
         if let Some(deadline) = &mut self.deadline {
-            deadline.begin(view, plan, self.tenants.as_ref().map_or(1, Tenants::len));
+            deadline.begin(view, plan, lines);
         }
         let evicts = !plan.preempted().is_empty();
         let backlog = if evicts || view.waiting_total() == 0 {

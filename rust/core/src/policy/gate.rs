@@ -76,7 +76,7 @@ impl Gate {
         (libm::ceil((1.0 - EPSILON - self.credit) / self.threshold) - 1.0).max(0.0)
     }
 
-    /// So many services pass in which nothing is computed and nobody enters, before one may.
+    /// So many services pass in which nothing is computed and no request enters, before one may.
     pub(super) fn pass(&mut self, services: f64) {
         self.credit += services * self.threshold;
     }

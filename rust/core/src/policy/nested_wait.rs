@@ -194,7 +194,7 @@ impl NestedWait {
     }
 
     /// Nothing would run though the first segment is served: credit accrues until the next request may enter; and if
-    /// paused requests hold the memory that it needs, they go on, or nobody ever will.
+    /// paused requests hold the memory that it needs, they go on, or nothing ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
         let next = view.iter_resuming().next().or_else(|| view.head(0));
         if let Some(slot) = next.filter(|&slot| plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok()) {

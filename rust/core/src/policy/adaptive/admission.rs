@@ -8,18 +8,18 @@ use crate::plan::{Hold, HoldReason, Plan};
 use crate::request::Slot;
 use crate::view::View;
 
-/// The residents, and those who enter.
+/// The residents, and the requests that enter.
 pub(super) struct Entry {
-    /// KV by horizon, of those who decode and of the first so many `beside` them. Summed up only for a request that has
+    /// KV by horizon, of the requests that decode and of the first so many `beside` them. Summed up only for a request that has
     /// passed all other checks: in most iterations none does.
     outlook: Option<(Outlook, usize)>,
-    /// KV if everybody runs up to its certain end.
+    /// KV if every request runs up to its certain end.
     reserved: f64,
     capacity: f64,
     overhead: f32,
     free: i64,
     pub(super) seats: u32,
-    /// Prefill tokens of the residents and of those who enter.
+    /// Prefill tokens of the residents and of the requests that enter.
     pub(super) backlog: u32,
     /// What decodes once all prompts are computed.
     decodes: u32,
@@ -113,7 +113,7 @@ impl Adaptive {
         pool.tokens() as f64 + saved - self.shared as f64
     }
 
-    /// Memory: everybody up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
+    /// Memory: every request up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
     /// outputs are alike.
     fn fits(&mut self, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
         if entry.reserved + candidate.reserved(entry.overhead) <= entry.capacity {

@@ -1,4 +1,4 @@
-//! What was learned of the output lengths that nobody knows in advance, handed to the forecast now and then.
+//! What was learned of the output lengths, which are not known in advance, handed to the forecast now and then.
 //!
 //! Requests with a class label, and requests of about the same predicted length, have a curve of their own. It leans on
 //! the curve of all where the class has seen little, given the prediction and its stated error by Bayes' rule: so an exact
@@ -189,7 +189,7 @@ impl Learned {
         seen && self.classes.len() <= MOST_CLASSES && survivals.chain([&self.pool]).all(Survival::is_sound)
     }
 
-    /// Takes over what another scheduler has learned, and gives a new forecast its curves; false if nobody can have
+    /// Takes over what another scheduler has learned, and gives a new forecast its curves; false if no traffic can have
     /// learned that.
     pub(super) fn take_over(&mut self, other: Self, forecast: &mut Forecast) -> bool {
         if !other.is_sound() {
@@ -241,7 +241,7 @@ mod tests {
         let most = MOST_CLASSES as u16;
         (0..most).for_each(|label| arrive(&mut learned, &mut forecast, label));
         let class = |learned: &Learned, label| learned.class(Some(label), LengthHint::Unknown);
-        // More classes than there is room for, all in use: nobody is pushed out.
+        // More classes than there is room for, all in use: none is dropped.
         for round in 0..20 {
             (0..=most).for_each(|label| arrive(&mut learned, &mut forecast, label));
             assert_eq!(class(&learned, most), POOLED, "round {round}");

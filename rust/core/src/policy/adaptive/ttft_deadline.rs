@@ -1,6 +1,6 @@
 //! A deadline for the first token: a request that can no longer meet it is late, and costs those in time nothing.
 //!
-//! First come, first served, an overloaded engine serves everybody late: the line is longer than the target, and whatever
+//! First come, first served, an overloaded engine serves every request late: the line is longer than the target, and whatever
 //! reaches its head has waited for all of it. A request that is found late leaves that line. It is refused (`late` =
 //! `refuse`), or it waits among the late and is admitted where none in time waits and its whole stay fits what the traffic
 //! leaves of the engine: the share that those in time took lately, for those found late as well, and a deviation, beside

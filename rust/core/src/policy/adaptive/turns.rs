@@ -88,7 +88,7 @@ impl Turns {
         Some((usize::from(view.request(slot).line) + self.lines, slot))
     }
 
-    /// Of the lines of a kind that have somebody, that of the tenant served least.
+    /// Of the lines of a kind that are not empty, that of the tenant served least.
     fn least_served(&self, first: usize, tenants: Option<&Tenants>) -> Option<usize> {
         let mut lines = (first..first + self.lines).filter(|&line| self.heads[line].is_some());
         let Some(tenants) = tenants else { return lines.next() };
@@ -101,7 +101,7 @@ impl Turns {
         Some(slot)
     }
 
-    /// The preempted hold nobody else up.
+    /// The preempted hold no other request up.
     pub(super) fn leave_resuming(&mut self) {
         (self.resuming, self.resuming_late) = (None, None);
     }
