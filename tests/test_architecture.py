@@ -115,6 +115,38 @@ def test_a_crate_names_only_what_stands_below_it(crate: str) -> None:
         assert named - own <= CRATES[crate], path
 
 
+CORE = ROOT / "rust" / "core" / "src"
+LADDER = ["error", "memory", "model", "fluid", "learn", "config", "state", "plan", "policy", "scheduler"]
+"""The folders and files of the core; each may use only those before it."""
+
+
+def climbs(source: str, place: str) -> set[str]:
+    """Return the parts of the core that Rust `source` in `place` uses though they stand above it, its tests left out."""
+    code = re.sub(r"//[^\n]*", "", source.split("#[cfg(test)]\nmod tests {")[0])
+    used = set(re.findall(r"\bcrate::(\w+)::", code)) & set(LADDER)
+    return {name for name in used if LADDER.index(name) > LADDER.index(place)}
+
+
+def test_each_folder_of_the_core_uses_only_those_below_it() -> None:
+    parts = {path.stem if path.is_file() else path.name for path in CORE.iterdir()} - {"lib"}
+    assert parts == set(LADDER), "declare new folders of the core in LADDER"
+    broken = {}
+    for path in CORE.rglob("*.rs"):
+        place = path.relative_to(CORE).parts[0].removesuffix(".rs")
+        if place != "lib" and path.name != "tests.rs" and (above := climbs(path.read_text(encoding="utf-8"), place)):
+            broken[str(path.relative_to(CORE))] = above
+    assert broken == {}
+    assert climbs("use crate::policy::Policy; // crate::scheduler::Plan", "plan") == {"policy"}
+    assert climbs("use crate::model::Request;", "plan") == set()
+
+
+def test_each_folder_of_the_core_says_what_belongs_in_it() -> None:
+    for folder in LADDER[1:]:
+        if (CORE / folder).is_dir():
+            first = (CORE / folder / "mod.rs").read_text(encoding="utf-8").split("\n\n")[0]
+            assert first.startswith("//! "), folder
+
+
 @pytest.mark.parametrize("crate", ["core", "sim"])
 def test_core_and_simulator_forbid_unsafe_code(crate: str) -> None:
     assert "#![forbid(unsafe_code)]" in (ROOT / "rust" / crate / "src" / "lib.rs").read_text(encoding="utf-8")

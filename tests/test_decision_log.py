@@ -224,7 +224,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str, caps
     assert err.count("\n") == 1
 
 
-READS = {"explain", "first_in_line", "kv_forecast", "learned", "num_resident", "num_waiting", "predicted_wait_ns"}
+READS = {"explain", "first_in_queue", "kv_forecast", "learned", "num_resident", "num_waiting", "predicted_wait_ns"}
 READS |= {"iteration_time", "settings", "stage", "stats", "thresholds", "used_blocks"}
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wait_core.hardware import Deployment
 
 A100 = "llama-2-7b-a100-80gb"
-"""Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's published profile: see rust/core/src/cost.rs."""
+"""Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's published profile: see rust/core/src/model/iteration_time.rs."""
 
 KV_BLOCKS = {A100: 7424}
 """KV capacity in blocks of 16 tokens that goes with a law: 80 GB with a margin of 10 %."""

@@ -31,7 +31,7 @@ SCHEDULING = [
     *((PAUSING, f"bridge.{name}") for name in ("_decide", "_watch", "_compare", "_why_first", "_note_unpaused")),
     *((WATCHING, f"bridge.{name}") for name in ("_decide", "_compare", "_note_ungated", "_note_unpaused")),
     (STALLED, "control.poll"),
-    *((STALLED, where) for where in ("core.first_in_line", "prefixes.tell", "unready.ready", "unready.keeps")),
+    *((STALLED, where) for where in ("core.first_in_queue", "prefixes.tell", "unready.ready", "unready.keeps")),
     (STALLED, "bridge._declare"),
     (STALLED, "watchdog.look"),
     (STALLED, "watchdog.progressed"),

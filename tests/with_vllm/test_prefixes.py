@@ -23,7 +23,7 @@ def loaded() -> Any:
 
 def known(driver: Any) -> list[int]:
     """Return the shared prefix, tokens, of those in line, as the core knows it."""
-    return [tokens for _, tokens in driver.scheduler.wait_core.core.first_in_line(99)]
+    return [tokens for _, tokens in driver.scheduler.wait_core.core.first_in_queue(99)]
 
 
 def test_the_head_of_the_line_is_told_what_is_held() -> None:

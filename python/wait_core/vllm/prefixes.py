@@ -48,7 +48,7 @@ class Prefixes:
         """Tell `core` where it knows another number; `requests` are those it knows, by number."""
         self.moved = False
         found, news = {}, []
-        for number, known in core.first_in_line(LOOKED_AT):
+        for number, known in core.first_in_queue(LOOKED_AT):
             request = requests[number]
             before = self._found.get(number)
             found[number] = now = before if before and self._still(request, *before) else self._look_up(request)

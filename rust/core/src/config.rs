@@ -1,11 +1,10 @@
-//! Every setting, and the one validator that Python keywords, command-line files and vLLM's JSON pass through.
+//! Every setting, and the one validator that Python keywords, command-queue files and vLLM's JSON pass through.
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::IterationTime;
 use crate::error::{Error, Result, nearest};
-use crate::safety::Protection;
-use crate::workload::{MAX_LENGTH, RequestType, StageConvention, Workload};
+use crate::fluid::Protection;
+use crate::model::{IterationTime, MAX_LENGTH, RequestType, StageConvention, Workload};
 
 /// Which policy decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +197,7 @@ impl Default for Config {
 const MAX_COUNT: u32 = 1 << 30;
 /// Largest block, tokens: a lane keeps a counter for each token of a block.
 const MAX_BLOCK_SIZE: u32 = 1 << 16;
-/// Most types: each has its waiting line and its lane.
+/// Most types: each has its queue and its lane.
 const MAX_TYPES: usize = 4096;
 
 fn count(name: &str, value: u32, most: u32) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Everything that can be refused, with the argument and the value that was refused.
 
-use crate::request::RequestId;
+use std::fmt;
 
 /// An input the core refuses. Nothing has changed when one is returned.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum Error {
     #[error("request {id} needs {needs} KV tokens, more than the {limit} that {what}")]
     TooLarge {
         /// The request.
-        id: RequestId,
+        id: u64,
         /// Tokens it needs at least.
         needs: u64,
         /// Tokens there are.
@@ -39,7 +39,7 @@ pub enum Error {
     #[error("request id {id} is in use")]
     DuplicateId {
         /// The id.
-        id: RequestId,
+        id: u64,
     },
     /// The queue bound is reached: try later or elsewhere.
     #[error("queue full: {queued} {unit} wait already, the bound is {bound}; predicted wait {:.3} s", *predicted_wait_ns as f64 * 1e-9)]
@@ -57,12 +57,59 @@ pub enum Error {
     #[error("request {id} would wait {:.3} s, longer than the {:.3} s it may", *predicted_wait_ns as f64 * 1e-9, *max_wait_ns as f64 * 1e-9)]
     DeadlineUnreachable {
         /// The request.
-        id: RequestId,
+        id: u64,
         /// How long it would wait, ns.
         predicted_wait_ns: u64,
         /// How long it may, ns.
         max_wait_ns: u64,
     },
+    /// The demand exceeds what the GPU serves with any batch, however large the memory (arXiv 2504.11320 §3, x ≥ 1).
+    #[error(
+        "unstable: the workload needs x = {load:.4} of the GPU's time (below 1 is stable); it is stable at {:.4} times \
+         its rate or less",
+        1.0 / load
+    )]
+    Unstable {
+        /// x, the fraction of the GPU's time that the workload needs at the most efficient batch size.
+        load: f64,
+    },
+    /// Some inequality of the feasible set fails.
+    #[error("infeasible thresholds: {}", join(.violations))]
+    Infeasible {
+        /// The inequalities that fail, in the order in which they are checked.
+        violations: Vec<Violation>,
+    },
+}
+
+/// One inequality `left ≤ right` (or `<`) that fails.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Violation {
+    /// Which inequality, in the paper's symbols.
+    pub condition: String,
+    /// Value of the smaller side.
+    pub left: f64,
+    /// Value of the larger side.
+    pub right: f64,
+    /// What would make it hold.
+    pub remedy: String,
+}
+
+impl Violation {
+    /// How far the inequality is from holding, in its own unit; at or above 0.
+    pub fn excess(&self) -> f64 {
+        self.left - self.right
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (left, right, excess) = (self.left, self.right, self.excess());
+        write!(f, "{} fails: {left:.6} against {right:.6}, off by {excess:.6}; {}", self.condition, self.remedy)
+    }
+}
+
+fn join(violations: &[Violation]) -> String {
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl Error {
@@ -70,6 +117,21 @@ impl Error {
     pub fn invalid(name: impl Into<String>, value: impl std::fmt::Display, rule: impl Into<String>) -> Self {
         Self::Invalid { name: name.into(), value: value.to_string(), rule: rule.into() }
     }
+}
+
+/// A planning argument outside the range in which the formulas mean anything.
+pub(crate) fn invalid(argument: impl Into<String>, value: &impl ToString, requirement: &'static str) -> Error {
+    Error::Invalid { name: argument.into(), value: value.to_string(), rule: format!("must be {requirement}") }
+}
+
+/// `value`, if it is finite and above 0.
+pub(crate) fn positive(argument: &str, value: f64) -> Result<f64> {
+    if value.is_finite() && value > 0.0 { Ok(value) } else { Err(invalid(argument, &value, "finite and above 0")) }
+}
+
+/// `value`, if it is finite and at least 0.
+pub(crate) fn non_negative(argument: &str, value: f64) -> Result<f64> {
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err(invalid(argument, &value, "finite and at least 0")) }
 }
 
 /// Result of the core's fallible calls.

@@ -4,41 +4,22 @@
 //! *Optimizing LLM Inference: Fluid-Guided Online Scheduling with Memory Constraints* (arXiv 2504.11320).
 #![forbid(unsafe_code)]
 
-pub mod capacity;
 pub mod config;
-pub mod cost;
 pub mod error;
 pub mod fluid;
-mod forecast;
-mod hold;
-mod invariants;
-mod lane;
 mod learn;
-mod lengths;
-mod line;
-mod list;
 mod memory;
-mod mixture;
+pub mod model;
 mod plan;
-pub mod planning_error;
 pub mod policy;
-mod report;
-mod request;
-pub mod safety;
 mod scheduler;
-pub mod segment;
-pub mod threshold;
-mod view;
-mod waiting_time;
-pub mod workload;
+mod state;
 
 pub use config::Config;
 pub use error::{Error, Result};
-pub use forecast::KvForecast;
-pub use lane::Lane;
-pub use memory::BlockPool;
+pub use learn::KvForecast;
+pub use memory::{BlockPool, Lane};
+pub use model::{LengthHint, Request, RequestId, Slot};
 pub use plan::{Chunk, Hold, HoldReason, Origin, Plan, Refusal};
-pub use report::{Report, StepTime};
-pub use request::{LengthHint, Phase, Request, RequestId, Slot, Tracked};
-pub use scheduler::{Scheduler, Stats};
-pub use view::{Limits, View};
+pub use scheduler::{Report, Scheduler, Stats, StepTime};
+pub use state::{Limits, Phase, Tracked, View};

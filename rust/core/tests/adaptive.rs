@@ -15,7 +15,7 @@ fn request(id: RequestId, prompt: u32, output: u32, arrival_s: u64) -> Request {
     Request { id, prompt, output: LengthHint::Exact(output), arrival_ns: arrival_s * SECOND, ..Request::default() }
 }
 
-fn line(core: &Scheduler) -> Vec<RequestId> {
+fn queue(core: &Scheduler) -> Vec<RequestId> {
     let view = core.view();
     view.iter_waiting(0).map(|slot| view.request(slot).id).collect()
 }
@@ -36,7 +36,7 @@ fn a_level_of_priority_outweighs_the_ageing_time_and_no_more() {
     // Arrived 10 s after the first: it would have to be more important by two levels.
     add(&mut core, 4, 11, 0);
     add(&mut core, 5, 11, -1);
-    assert_eq!(line(&core), [5, 2, 3, 1, 4]);
+    assert_eq!(queue(&core), [5, 2, 3, 1, 4]);
     assert_eq!(admitted(&mut core), [5, 2, 3, 1, 4]);
 }
 
@@ -55,7 +55,7 @@ fn without_ageing_the_most_important_goes_first_however_long_others_wait() {
         add(&mut core, 4, 5, 5_000_000, -1);
         add(&mut core, 5, 5, 9_000_000, now);
         let expected = if order == "srpt" { [4, 3, 2, 1, 5] } else { [4, 2, 3, 5, 1] };
-        assert_eq!(line(&core), expected, "{order}: with srpt, levels that far out are one");
+        assert_eq!(queue(&core), expected, "{order}: with srpt, levels that far out are one");
     }
 }
 
@@ -65,10 +65,10 @@ fn shortest_expected_work_first_within_the_ageing_time() {
     core.add(&request(1, 500, 500, 0)).unwrap();
     core.add(&request(2, 10, 10, 1)).unwrap();
     core.add(&request(3, 100, 100, 2)).unwrap();
-    assert_eq!(line(&core), [2, 3, 1]);
+    assert_eq!(queue(&core), [2, 3, 1]);
     // Whatever its work: who came later than the ageing time never overtakes.
     core.add(&request(4, 1, 1, 101)).unwrap();
-    assert_eq!(line(&core), [2, 3, 1, 4]);
+    assert_eq!(queue(&core), [2, 3, 1, 4]);
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     // What the host has: the prefix, and of each resident what comes after it.
     let report = |core: &mut Scheduler, finished: &[RequestId]| {
         core.complete(&Report { finished, ..Report::default() });
-        let shared: Vec<_> = core.first_in_line(40).map(|(id, _)| (id, PREFIX)).collect();
+        let shared: Vec<_> = core.first_in_queue(40).map(|(id, _)| (id, PREFIX)).collect();
         let view = core.view();
         let own: u32 = view.iter_residents().map(|slot| view.blocks(slot) - PREFIX / 4).sum();
         core.complete(&Report { shared: &shared, free_blocks: Some(100 - PREFIX / 4 - own), ..Report::default() });
@@ -264,7 +264,7 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     assert!((core.explain(30).unwrap().limit - 400.0).abs() < 1e-9);
 }
 
-/// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in line; with `refuses`
+/// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in the queue; with `refuses`
 /// the host takes nobody. Returns the requests resident on average.
 fn equal_lengths(core: &mut Scheduler, next: &mut RequestId, iterations: u32, refuses: bool) -> f64 {
     let mut residents = 0.0;

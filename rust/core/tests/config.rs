@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use wait_core::config::{PolicyName, Preemption};
 use wait_core::error::nearest;
-use wait_core::workload::{RequestType, StageConvention};
+use wait_core::model::{RequestType, StageConvention};
 use wait_core::{Config, Error, Scheduler};
 
 fn map(value: &Value) -> Map<String, Value> {

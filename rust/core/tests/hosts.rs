@@ -156,9 +156,9 @@ fn a_prefix_that_others_hold_is_neither_computed_nor_charged_again() {
     with(&mut core, &[(2, 24), (3, 24)]);
     core.plan(0);
     assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 6.0, limit: 3.0 }));
-    assert_eq!(core.first_in_line(9).collect::<Vec<_>>(), [(2, 0), (3, 0)]);
+    assert_eq!(core.first_in_queue(9).collect::<Vec<_>>(), [(2, 0), (3, 0)]);
     core.complete(&Report { shared: &[(1, 8), (2, 20), (3, 99)], ..Report::default() });
-    assert_eq!(core.first_in_line(1).collect::<Vec<_>>(), [(2, 20)]);
+    assert_eq!(core.first_in_queue(1).collect::<Vec<_>>(), [(2, 20)]);
     assert_eq!(chunks(&mut core), [(2, 4), (3, 1)], "at least one token of a prompt is computed");
     assert_eq!([1, 2, 3].map(|id| kv(&core, id)), [26, 24, 24]);
     // Seven blocks of the first, one each of the others.

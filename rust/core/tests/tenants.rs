@@ -91,9 +91,9 @@ proptest! {
         let bound = |weight: u32| (60 + SEATS * LONGEST) as f64 / f64::from(weight);
         let waits = |host: &Host| {
             let mut waiting = vec![false; host.tenants];
-            for line in 0..=host.core.view().queues() {
+            for queue in 0..=host.core.view().queues() {
                 let view = host.core.view();
-                view.iter_waiting(line).for_each(|slot| waiting[view.request(slot).id as usize % host.tenants] = true);
+                view.iter_waiting(queue).for_each(|slot| waiting[view.request(slot).id as usize % host.tenants] = true);
             }
             waiting.iter().all(|&each| each)
         };

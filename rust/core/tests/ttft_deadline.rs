@@ -22,7 +22,7 @@ fn request(id: RequestId, prompt: u32, arrival_ns: u64) -> Request {
     Request { id, prompt, output: LengthHint::Exact(5), arrival_ns, ..Request::default() }
 }
 
-fn line(view: &View, queue: usize) -> Vec<RequestId> {
+fn queue(view: &View, queue: usize) -> Vec<RequestId> {
     view.iter_waiting(queue).map(|slot| view.request(slot).id).collect()
 }
 
@@ -56,7 +56,7 @@ fn who_is_late_lets_those_go_first_that_are_not() {
     assert_eq!(serve(&mut core, 900 * MS), [1]);
     // The two others are late by now. Among themselves they stay first come, first served.
     assert_eq!(serve(&mut core, 1_100 * MS), [4]);
-    assert_eq!((line(core.view(), IN_TIME), line(core.view(), LATE)), (vec![5], vec![2, 3]));
+    assert_eq!((queue(core.view(), IN_TIME), queue(core.view(), LATE)), (vec![5], vec![2, 3]));
     assert_eq!(
         (core.explain(5).unwrap().reason, core.explain(3).unwrap().reason),
         (HoldReason::BatchCap, HoldReason::TtftTarget)
@@ -71,7 +71,7 @@ fn who_is_late_lets_those_go_first_that_are_not() {
     core.plan(1_400 * MS);
     assert_eq!(admitted(&core), [3]);
     core.complete(&Report { refused: &[3], ..Report::default() });
-    assert_eq!(line(core.view(), LATE), [3, 6]);
+    assert_eq!(queue(core.view(), LATE), [3, 6]);
     assert!(core.abort(3));
     assert_eq!(serve(&mut core, 1_500 * MS), [6]);
     assert!(core.view().is_empty());
@@ -179,7 +179,7 @@ fn a_longest_wait_of_the_target_refuses_what_would_be_late() {
 fn the_predicted_wait_is_that_of_who_is_in_time_or_of_who_is_late() {
     let mut core = one_seat(4.0);
     let target = 4 * SECOND;
-    // One leaves every 100 ms, and one comes: the line of 20 stands.
+    // One leaves every 100 ms, and one comes: the queue of 20 stands.
     let mut next = 0;
     let mut arrive = |core: &mut Scheduler, n: u64, now_ns| {
         (next..next + n).for_each(|id| core.add(&request(id, 10, now_ns)).unwrap());
@@ -258,8 +258,8 @@ impl Run {
         for &(slot, queue) in plan.moved() {
             assert_eq!((queue, before.request(slot).phase), (LATE, Phase::Waiting));
         }
-        let mut in_time: Vec<_> = line(before, IN_TIME).into_iter().filter(|id| !moved.contains(id)).collect();
-        let (mut late, mut found) = (line(before, LATE), moved.clone());
+        let mut in_time: Vec<_> = queue(before, IN_TIME).into_iter().filter(|id| !moved.contains(id)).collect();
+        let (mut late, mut found) = (queue(before, LATE), moved.clone());
         for id in admitted(&self.core) {
             if in_time.first() == Some(&id) {
                 in_time.remove(0);
@@ -273,11 +273,11 @@ impl Run {
         for slot in view.iter_waiting(IN_TIME) {
             assert!(self.now_ns - view.request(slot).arrival_ns <= self.target_ns, "found late wherever it stands");
         }
-        let is_late = |slot| usize::from(view.request(slot).line()) == LATE;
+        let is_late = |slot| usize::from(view.request(slot).queue()) == LATE;
         if plan.hold(LATE).is_some_and(|hold| hold.reason == HoldReason::TtftTarget) && plan.preempted().is_empty() {
             assert!(view.waiting(IN_TIME) > 0 || view.iter_residents().any(is_late), "nothing else runs");
         }
-        let waiting = line(view, LATE);
+        let waiting = queue(view, LATE);
         assert!(found.iter().all(|id| waiting.contains(id)), "nothing is lost on the way");
     }
 

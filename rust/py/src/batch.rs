@@ -7,8 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wait_sim::{Batch, Lengths, Outcome, Setup, StepTimes};
 
-use crate::convert;
-use crate::error;
+use crate::{convert, error};
 
 /// Simulates a synthetic dataset once for each seed in `first_seed .. first_seed + runs`, up to `horizon_ns`; arrivals
 /// go on beyond it. Returns columns with one entry a run: arrived, completed, output_tokens (of the completed),

@@ -3,7 +3,6 @@
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::{PyErr, create_exception};
 use wait_core::Error;
-use wait_core::planning_error::PlanningError;
 use wait_sim::SimError;
 
 create_exception!(wait_core, WaitCoreError, PyValueError, "An input that wait-core refuses; nothing has changed.");
@@ -36,7 +35,7 @@ pub(crate) fn simulation(error: SimError) -> PyErr {
 }
 
 /// The exception for an error of the planning formulas.
-pub(crate) fn planning(error: &PlanningError) -> PyErr {
+pub(crate) fn planning(error: &Error) -> PyErr {
     WaitCoreError::new_err(short(error.to_string()))
 }
 

@@ -3,22 +3,20 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyDictMethods};
 use serde::Serialize;
-use wait_core::capacity::capacity_bound;
-use wait_core::capacity::goodput::{Objective, goodput_bound};
-use wait_core::cost::IterationTime;
-use wait_core::fluid::{FluidEquilibrium, GpuLimits, Setting, largest_stable_rate, load};
-use wait_core::planning_error::{PlanningError, Violation};
-use wait_core::safety::{Protection, SafetyBuffer as Buffer};
-use wait_core::segment::{NestedSetting, NestedThresholds, Segments, StageCaps};
-use wait_core::threshold::Thresholds;
-use wait_core::workload::{RequestType, StageConvention, Workload};
+use wait_core::error::{Error, Violation};
+use wait_core::fluid::goodput::{Objective, goodput_bound};
+use wait_core::fluid::{
+    FluidEquilibrium, GpuLimits, NestedSetting, NestedThresholds, Protection, SafetyBuffer as Buffer, Segments,
+    Setting, StageCaps, Thresholds, capacity_bound, largest_stable_rate, load,
+};
+use wait_core::model::{IterationTime, RequestType, StageConvention, Workload};
 
 use crate::convert;
 use crate::error::{WaitCoreError, planning};
 
 type Answer<'py> = PyResult<Bound<'py, PyAny>>;
 
-fn refused<T>(result: Result<T, PlanningError>) -> PyResult<T> {
+fn refused<T>(result: Result<T, Error>) -> PyResult<T> {
     result.map_err(|error| planning(&error))
 }
 
@@ -241,8 +239,8 @@ impl Planner {
                 dict.set_item("latency", found.latency(&setting))?;
                 return Ok(dict);
             }
-            Err(PlanningError::Infeasible { violations }) => (None, violations),
-            Err(error @ PlanningError::Unstable { .. }) => (Some(error.to_string()), Vec::new()),
+            Err(Error::Infeasible { violations }) => (None, violations),
+            Err(error @ Error::Unstable { .. }) => (Some(error.to_string()), Vec::new()),
             Err(error) => return Err(planning(&error)),
         };
         let dict = PyDict::new(py);

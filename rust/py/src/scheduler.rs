@@ -2,8 +2,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use wait_core::policy::LearnedLaw;
-use wait_core::policy::Policy;
+use wait_core::policy::{LearnedLaw, Policy};
 use wait_core::{Config, HoldReason, LengthHint, Report, Request, StepTime};
 
 use crate::convert;
@@ -46,7 +45,7 @@ impl Scheduler {
         pythonize::pythonize(py, &self.config).map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
-    /// Puts a request in line. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
+    /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
     /// would be expected to wait longer than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than
     /// `ttft_target` for its first token.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
@@ -131,9 +130,9 @@ impl Scheduler {
         });
     }
 
-    /// The first `count` of each line, the preempted before the others: (request, shared prefix it is known to have).
-    fn first_in_line(&self, #[pyo3(from_py_with = convert::ranged)] count: usize) -> Vec<(u64, u32)> {
-        self.inner.first_in_line(count).collect()
+    /// The first `count` of each queue, the preempted before the others: (request, shared prefix it is known to have).
+    fn first_in_queue(&self, #[pyo3(from_py_with = convert::ranged)] count: usize) -> Vec<(u64, u32)> {
+        self.inner.first_in_queue(count).collect()
     }
 
     /// Takes a request back, in whatever state it is; False if no request has this id.
@@ -185,7 +184,7 @@ impl Scheduler {
         self.inner.learned_law().map(|learned| learned_law(py, &learned)).transpose()
     }
 
-    /// How long a request that joined the line now would wait for its admission, ns; 0 while nobody waits.
+    /// How long a request that joined the queue now would wait for its admission, ns; 0 while nobody waits.
     #[getter]
     fn predicted_wait_ns(&self) -> u64 {
         self.inner.predicted_wait_ns()

@@ -6,8 +6,7 @@ use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyType};
 use wait_core::LengthHint;
-use wait_core::cost::{BatchShape, IterationTime};
-use wait_core::workload::{Grouping, RequestType};
+use wait_core::model::{BatchShape, Grouping, IterationTime, RequestType};
 use wait_sim::{Arrival, Dataset, Hint, Lengths, Setup, Slo, StepTimes, Summary};
 
 use crate::convert;

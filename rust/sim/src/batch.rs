@@ -128,7 +128,7 @@ fn outcome(run: &Run, batch: &Batch) -> Outcome {
 mod tests {
     use wait_core::Config;
     use wait_core::config::PolicyName;
-    use wait_core::cost::IterationTime;
+    use wait_core::model::IterationTime;
 
     use super::*;
     use crate::dataset::{Component, Lengths, Phase, Process};

@@ -188,7 +188,7 @@ impl<'a> Engine<'a> {
                 ..Request::default()
             };
             self.recorder.send(sent_ns, self.scheduler.predicted_wait_ns());
-            // What can never fit, or finds the line full, is refused at the door and counted as failed.
+            // What can never fit, or finds the queue full, is refused at the door and counted as failed.
             if !self.fits(id) {
                 self.recorder.reject();
             } else if let Err(error) = self.scheduler.add(&request) {
@@ -332,7 +332,7 @@ impl<'a> Engine<'a> {
 #[cfg(test)]
 mod tests {
     use wait_core::Config;
-    use wait_core::cost::IterationTime;
+    use wait_core::model::IterationTime;
 
     use super::*;
     use crate::setup::StepTimes;

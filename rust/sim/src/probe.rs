@@ -17,7 +17,7 @@ pub struct Probes {
     pub completed: Vec<u64>,
     /// Residents.
     pub residents: Vec<u32>,
-    /// Whether the next in line was held because the forecast left no room.
+    /// Whether the next in the queue was held because the forecast left no room.
     pub held: Vec<bool>,
     /// Iterations ahead, the same for all probes.
     pub horizon: Vec<u32>,

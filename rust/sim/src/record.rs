@@ -72,7 +72,7 @@ pub struct Sample {
 }
 
 impl Run {
-    /// Plans that held a waiting line, by reason.
+    /// Plans that held a queue, by reason.
     pub fn holds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         HoldReason::ALL.iter().map(|reason| (reason.name(), self.stats.holds[*reason as usize]))
     }

@@ -1,6 +1,6 @@
 //! What a run needs: the core's configuration, the GPU, and what the policy is told.
 
-use wait_core::cost::IterationTime;
+use wait_core::model::IterationTime;
 use wait_core::{Config, LengthHint};
 
 /// Whether policies may see output lengths.

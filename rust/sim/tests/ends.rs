@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::config::Preemption;
-use wait_core::cost::IterationTime;
+use wait_core::model::IterationTime;
 use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
 
 fn policies() -> Vec<Value> {

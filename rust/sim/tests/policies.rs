@@ -6,8 +6,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use wait_core::Config;
 use wait_core::config::{Order, PolicyName, Preemption};
-use wait_core::cost::IterationTime;
-use wait_core::workload::{RequestType, StageConvention};
+use wait_core::model::{IterationTime, RequestType, StageConvention};
 use wait_sim::{Arrival, Lengths, Run, Setup, StepTimes};
 
 #[derive(Clone, Debug)]

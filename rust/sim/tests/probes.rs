@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use serde_json::json;
 use wait_core::Config;
-use wait_core::cost::IterationTime;
+use wait_core::model::IterationTime;
 use wait_sim::{Arrival, Lengths, Setup, StepTimes};
 
 fn setup(policy: &str, kv_blocks: u32) -> Setup {

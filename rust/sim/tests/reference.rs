@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::Config;
-use wait_core::cost::IterationTime;
+use wait_core::model::IterationTime;
 use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
 
 #[path = "../../core/tests/oracle/mod.rs"]

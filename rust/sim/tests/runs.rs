@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use serde_json::json;
-use wait_core::cost::IterationTime;
+use wait_core::model::IterationTime;
 use wait_core::{Config, Error};
 use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, StepTimes, Summary};
 
@@ -121,7 +121,7 @@ fn what_can_never_fit_or_finds_the_line_full_is_counted_as_failed() {
     for lengths in [Lengths::Known, Lengths::Hidden] {
         let setup = Setup { lengths, ..setup(settings.clone()) };
         let run = run(&setup, &[arrival(0, 100, 61), arrival(0, 100, 60), arrival(0, 4, 4), arrival(0, 4, 4)]).unwrap();
-        assert_eq!((run.completed, run.failed), (2, 2), "161 of 160 tokens, and the third in line");
+        assert_eq!((run.completed, run.failed), (2, 2), "161 of 160 tokens, and the third in the queue");
         assert_eq!((run.finished_ns[0], run.finished_ns[3], run.first_token_ns[0]), (NEVER_NS, NEVER_NS, NEVER_NS));
         let summary = Summary::new(&run, Some(Slo { ttft_ms: 1e9, tpot_ms: 1e9 }));
         assert_eq!((summary.failed, summary.goodput), (2, Some(0.5)), "goodput is of the requests offered");

@@ -1,13 +1,10 @@
-//! What is learned online from what a host reports: how long iterations take. Absent: what a policy makes of it.
+//! What is learned online: how long outputs last, what the residents will hold, how long iterations take. Absent: what a
+//! policy makes of it.
 
-mod iteration_time_fit;
-mod moments;
-mod nonnegative;
-mod planned_steps;
-#[cfg(test)]
-mod tests;
-mod trials;
+mod forecast;
+pub(crate) mod iteration_time;
+mod survival;
 
-pub(crate) use iteration_time_fit::{FitState, IterationTimeFit};
-pub(crate) use planned_steps::PlannedSteps;
-pub(crate) use trials::Trials;
+pub use forecast::KvForecast;
+pub(crate) use forecast::*;
+pub(crate) use survival::*;

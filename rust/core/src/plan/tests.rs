@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Config;
-use crate::request::Request;
+use crate::model::Request;
 
 struct World {
     view: View,

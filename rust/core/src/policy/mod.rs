@@ -1,35 +1,31 @@
 //! Policies: one file each. A policy proposes a plan from the view and never changes anything but its own memory.
 
 mod adaptive;
-mod boundary;
 mod clairvoyant;
-mod gate;
 mod nested_wait;
 mod planned;
 mod prefill_first;
-mod profile;
 mod sarathi;
 mod vllm;
 mod wait;
 
 use crate::config::{Config, PolicyName};
-use crate::cost::{BatchShape, IterationTime};
 use crate::error::Result;
-use crate::forecast::KvForecast;
+use crate::learn::KvForecast;
+use crate::model::{BatchShape, IterationTime, Request, Slot};
 use crate::plan::Plan;
-use crate::request::{Request, Slot, Tracked};
-use crate::view::View;
+use crate::state::{Tracked, View};
 
 /// What happened to a request, told to the policy that may learn from it. The view still holds the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It joined the waiting line.
+    /// It joined the queue.
     Arrived,
     /// It was admitted, or resumed after a preemption.
     Admitted,
     /// It joined a lane: from now on it decodes when the lane runs.
     Joined,
-    /// It left the KV cache for the front of the line.
+    /// It left the KV cache for the front of the queue.
     Preempted,
     /// The host did not take it: it goes back to where it waited, as if it had not been admitted.
     Refused,
@@ -80,7 +76,7 @@ pub trait Policy {
         1
     }
 
-    /// Waiting lines it uses: one for each type it distinguishes, or as many as it sorts requests into as they wait.
+    /// Waiting queues it uses: one for each type it distinguishes, or as many as it sorts requests into as they wait.
     fn queues(&self) -> usize {
         1
     }
@@ -95,7 +91,7 @@ pub trait Policy {
         request.type_id.unwrap_or(0)
     }
 
-    /// The place of a new request in its waiting line: lower goes first, first come first served among equals.
+    /// The place of a new request in its queue: lower goes first, first come first served among equals.
     fn rank(&self, _view: &View, _request: &Request, _max_tokens: u32) -> i64 {
         0
     }

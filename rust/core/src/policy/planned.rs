@@ -1,16 +1,13 @@
 //! Thresholds for `wait` and `nested-wait` where the settings give none: planned from the rates of the types.
 //!
 //! A faithful policy (not work-conserving) with a law for the iteration time gets the thresholds of least expected
-//! latency, as planned by `threshold.rs` and `segment.rs`. Where thresholds act as caps, WAIT gets those that serve the
+//! latency, as planned by `wait_thresholds.rs` and `segments.rs`. Where thresholds act as caps, WAIT gets those that serve the
 //! most under the law. Where nothing is known of time the best are the largest: n = λ Δ' with the memory full.
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::fluid::{GpuLimits, Setting};
-use crate::planning_error::PlanningError;
-use crate::segment::{NestedSetting, NestedThresholds, Segments};
-use crate::threshold::Thresholds;
-use crate::workload::Workload;
+use crate::fluid::{GpuLimits, NestedSetting, NestedThresholds, Segments, Setting, Thresholds};
+use crate::model::Workload;
 
 fn limits(config: &Config) -> GpuLimits {
     GpuLimits {
@@ -20,7 +17,7 @@ fn limits(config: &Config) -> GpuLimits {
     }
 }
 
-fn refused(error: &PlanningError) -> Error {
+fn refused(error: &Error) -> Error {
     Error::invalid("types", "[…]", error.to_string())
 }
 
@@ -81,7 +78,7 @@ pub(super) fn nested(config: &Config, segments: &Segments) -> Result<Vec<f64>> {
         match NestedThresholds::best(&setting, config.margin) {
             Ok(best) => return Ok(best.per_segment),
             // In overload the largest chain keeps the memory full, and leaves the rest waiting.
-            Err(PlanningError::Unstable { .. } | PlanningError::Infeasible { .. }) => {}
+            Err(Error::Unstable { .. } | Error::Infeasible { .. }) => {}
             Err(error) => return Err(refused(&error)),
         }
     }

@@ -3,13 +3,13 @@
 //! Admit first come first served while the whole prompt leaves the watermark of the blocks free and a seat is free, as
 //! long as (requests · longest prompt) stays within the token budget. If anything is admitted, the batch is prefill only
 //! and decodes stall. Otherwise all running requests decode, in the order of arrival; out of blocks, the latest arrival
-//! goes back to the front of the line and keeps its tokens, to be recomputed.
+//! goes back to the front of the queue and keeps its tokens, to be recomputed.
 //! A prompt longer than the budget, which Vidur's rule would never admit, goes alone.
 
 use super::Policy;
+use crate::model::Slot;
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::{Phase, Slot};
-use crate::view::View;
+use crate::state::{Phase, View};
 
 /// Vidur's `vllm` scheduler.
 #[derive(Clone, Debug)]

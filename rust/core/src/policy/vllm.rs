@@ -6,9 +6,9 @@
 //! watermark (which an idle engine ignores); only the blocks of the first chunk are taken.
 
 use super::Policy;
+use crate::model::Slot;
 use crate::plan::{Hold, Plan};
-use crate::request::Slot;
-use crate::view::View;
+use crate::state::View;
 
 /// vLLM V1's scheduler.
 #[derive(Clone, Debug)]

@@ -2,15 +2,15 @@
 
 use super::Scheduler;
 use crate::error::{Error, Result};
+use crate::model::{LengthHint, Request};
 use crate::policy::{Event, Policy};
-use crate::request::{LengthHint, Request};
 
 impl Scheduler {
-    /// Puts a request in line.
+    /// Puts a request in the queue.
     ///
     /// # Errors
     /// [`Error::Invalid`] for lengths of zero, [`Error::DuplicateId`], [`Error::TooLarge`] for a request that could not
-    /// run even alone, [`Error::QueueFull`] when a bound on the line is reached, [`Error::DeadlineUnreachable`] when it
+    /// run even alone, [`Error::QueueFull`] when a bound on the queue is reached, [`Error::DeadlineUnreachable`] when it
     /// would wait longer than it may. Nothing changes then.
     pub fn add(&mut self, request: &Request) -> Result<()> {
         let max_tokens = self.admissible(request)?;
@@ -19,9 +19,9 @@ impl Scheduler {
         if let Some(types) = types.filter(|&types| usize::from(type_id) >= types) {
             return Err(Error::invalid("type_id", type_id, format!("must be below {types}, the number of types")));
         }
-        let line = if types.is_some() { type_id } else { self.tenants.map_or(0, |_| request.tenant) };
+        let queue = if types.is_some() { type_id } else { self.tenants.map_or(0, |_| request.tenant) };
         let rank = self.policy.rank(&self.view, request, max_tokens);
-        let slot = self.view.insert(request, max_tokens, type_id, line, rank);
+        let slot = self.view.insert(request, max_tokens, type_id, queue, rank);
         self.view.advance_clock(request.arrival_ns);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
@@ -63,7 +63,7 @@ impl Scheduler {
             return Err(Error::TooLarge { id, needs, limit: tokens, what: "the KV cache holds" });
         }
         let room = length - request.prompt;
-        // The lines are summed up only where there is a bound to compare with.
+        // The queues are summed up only where there is a bound to compare with.
         if let Some(bound) = self.max_queued_requests {
             let queued = self.view.waiting_total();
             if queued >= bound {

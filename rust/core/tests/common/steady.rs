@@ -4,12 +4,12 @@
 //! Output lengths are unknown to the core, and the residents stand at all stages of progress: the longer one has run the
 //! likelier it is the next to finish. `adaptive` has room for its residents to go on for a while, though not up to their
 //! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the seats decides, and the
-//! line is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps timed" is
+//! queue is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps timed" is
 //! the same with the iterations' times reported, a few percent off the law: all is decided as there, and a law learned.
 #![allow(dead_code)] // no user of this file needs all of it
 
 use serde_json::json;
-use wait_core::cost::IterationTime;
+use wait_core::model::IterationTime;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler, StepTime};
 
 /// The cases there are: policies, one of them in several states.

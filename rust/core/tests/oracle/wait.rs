@@ -32,7 +32,7 @@ pub struct Wait {
     pub wake_ns: Option<u64>,
     pub running: Vec<Request>,
     pub resuming: VecDeque<Request>,
-    pub lines: Vec<VecDeque<Request>>,
+    pub queues: Vec<VecDeque<Request>>,
 }
 
 impl Wait {
@@ -54,7 +54,7 @@ impl Wait {
             wake_ns: None,
             running: Vec::new(),
             resuming: VecDeque::new(),
-            lines: vec![VecDeque::new(); types.len()],
+            queues: vec![VecDeque::new(); types.len()],
         }
     }
 
@@ -128,10 +128,10 @@ impl Wait {
     /// Which types are served, and how many of their requests may enter.
     fn open_gates(&mut self, now_ns: u64) {
         for j in 0..self.gates.len() {
-            let overdue = self.lines[j].front().is_some_and(|head| self.overdue(head, now_ns));
+            let overdue = self.queues[j].front().is_some_and(|head| self.overdue(head, now_ns));
             let inside = self.running.iter().filter(|request| request.kind == j).count();
             let (open, gate) = (self.open, &mut self.gates[j]);
-            gate.served = open || overdue || self.lines[j].len() >= gate.due();
+            gate.served = open || overdue || self.queues[j].len() >= gate.due();
             gate.share = gate.due().min(gate.cap.saturating_sub(inside));
             gate.entered = 0;
         }
@@ -139,7 +139,7 @@ impl Wait {
 
     /// The type whose first request is the oldest, among the served; with `share`, among those that have any.
     fn oldest(&self, now_ns: u64, share: bool) -> Option<usize> {
-        let heads = (0..self.lines.len()).filter_map(|j| Some((self.lines[j].front()?, j)));
+        let heads = (0..self.queues.len()).filter_map(|j| Some((self.queues[j].front()?, j)));
         let lets = |request, j: usize| !share || self.gates[j].share > 0 || self.overdue(request, now_ns);
         let served = heads.filter(|&(request, j)| self.gates[j].served && lets(request, j));
         served.min_by_key(|(request, _)| (request.arrival_ns, request.id)).map(|(_, j)| j)
@@ -153,8 +153,8 @@ impl Wait {
         if !self.resuming.is_empty() {
             return;
         }
-        while let Some(j) = self.oldest(now_ns, true).filter(|&j| self.has_room(&self.lines[j][0], step)) {
-            let request = self.lines[j].pop_front().expect("it was looked at");
+        while let Some(j) = self.oldest(now_ns, true).filter(|&j| self.has_room(&self.queues[j][0], step)) {
+            let request = self.queues[j].pop_front().expect("it was looked at");
             self.enter(request, step);
         }
     }
@@ -163,8 +163,8 @@ impl Wait {
     fn unblock(&mut self, now_ns: u64, idle: bool, step: &mut Step) {
         let oldest = self.oldest(now_ns, false);
         let turn = self.resuming.is_empty() || idle;
-        if let Some(j) = oldest.filter(|&j| turn && self.has_room(&self.lines[j][0], step)) {
-            let request = self.lines[j].pop_front().expect("it is the oldest");
+        if let Some(j) = oldest.filter(|&j| turn && self.has_room(&self.queues[j][0], step)) {
+            let request = self.queues[j].pop_front().expect("it is the oldest");
             self.enter(request, step);
         } else if !idle && (oldest.is_some() || !self.resuming.is_empty()) {
             self.gates.iter_mut().for_each(|gate| gate.served = true);
@@ -175,7 +175,7 @@ impl Wait {
 
 impl Engine for Wait {
     fn add(&mut self, request: Request) {
-        self.lines[request.kind].push_back(request);
+        self.queues[request.kind].push_back(request);
     }
 
     fn drain(&mut self) {
@@ -186,7 +186,7 @@ impl Engine for Wait {
         let mut step = Step::default();
         let idle = self.running.is_empty();
         self.open_gates(now_ns);
-        let held = self.gates.iter().zip(&self.lines).filter(|(gate, _)| !gate.served).filter_map(|(_, l)| l.front());
+        let held = self.gates.iter().zip(&self.queues).filter(|(gate, _)| !gate.served).filter_map(|(_, l)| l.front());
         self.wake_ns = held.filter_map(|head| Some(head.arrival_ns + self.max_hold_ns?)).min();
         self.advance(&mut step);
         if step.preempted.is_empty() {
@@ -214,6 +214,6 @@ impl Engine for Wait {
     }
 
     fn waiting(&self) -> usize {
-        self.resuming.len() + self.lines.iter().map(VecDeque::len).sum::<usize>()
+        self.resuming.len() + self.queues.iter().map(VecDeque::len).sum::<usize>()
     }
 }

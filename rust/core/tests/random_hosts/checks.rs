@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use wait_core::config::PolicyName;
-use wait_core::cost::BatchShape;
+use wait_core::model::BatchShape;
 use wait_core::{Chunk, HoldReason, Origin, Phase, Plan, RequestId, Scheduler, Slot, View};
 
 use crate::Host;
@@ -47,20 +47,20 @@ impl Host {
         assert!(!self.paused || plan.is_empty() && victims.is_empty(), "a paused engine does nothing");
     }
 
-    /// The preempted first, then each line in its order.
+    /// The preempted first, then each queue in its order.
     fn check_order(&self, before: &View) {
         let admitted = |origin| {
             let chunks = self.core.last_plan().chunks().iter().filter(move |chunk| chunk.origin == origin);
             chunks.map(|chunk: &Chunk| chunk.id).collect::<Vec<_>>()
         };
         let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
-        let waiting = |line: usize| sequence(before, before.iter_waiting(line));
+        let waiting = |queue: usize| sequence(before, before.iter_waiting(queue));
         let kind = |id: &RequestId| before.request(before.slot(*id).unwrap()).type_id;
         if self.config.policy == PolicyName::Wait {
             for queue in 0..before.queues() {
                 let of_line = |id: &&u64| usize::from(kind(id)) == queue;
                 let fresh: Vec<u64> = fresh.iter().filter(of_line).copied().collect();
-                assert_eq!(fresh[..], waiting(queue)[..fresh.len()], "each line first come, first served");
+                assert_eq!(fresh[..], waiting(queue)[..fresh.len()], "each queue first come, first served");
             }
             let resuming = waiting(before.queues());
             assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
@@ -69,7 +69,7 @@ impl Host {
         } else {
             // Those in time, those found late now, and those found late before, the preempted of each kind first.
             let tenants = self.config.tenant_weights.len().max(1);
-            let is_late = |id: &RequestId| usize::from(before.request(before.slot(*id).unwrap()).line()) >= tenants;
+            let is_late = |id: &RequestId| usize::from(before.request(before.slot(*id).unwrap()).queue()) >= tenants;
             let (late, resuming): (Vec<_>, Vec<_>) =
                 waiting(before.queues()).into_iter().partition(|id| before.queues() > tenants && is_late(id));
             let of_kind =
@@ -82,21 +82,21 @@ impl Host {
             let plan = self.core.last_plan();
             let mut moved = sequence(before, plan.moved().iter().map(|&(slot, _)| slot));
             let left = sequence(before, plan.refused().iter().map(|refusal| refusal.slot));
-            let mut lines: Vec<Vec<RequestId>> = (0..before.queues()).map(waiting).collect();
-            for line in &mut lines {
-                line.retain(|id| !moved.contains(id) && !left.contains(id));
+            let mut queues: Vec<Vec<RequestId>> = (0..before.queues()).map(waiting).collect();
+            for queue in &mut queues {
+                queue.retain(|id| !moved.contains(id) && !left.contains(id));
             }
-            lines.push(std::mem::take(&mut moved));
+            queues.push(std::mem::take(&mut moved));
             let mut seen = 0;
-            for line in lines {
-                let fresh: Vec<u64> = fresh.iter().filter(|id| line.contains(id)).copied().collect();
+            for queue in queues {
+                let fresh: Vec<u64> = fresh.iter().filter(|id| queue.contains(id)).copied().collect();
                 seen += fresh.len();
                 if self.config.skip_ahead == 0 {
-                    assert_eq!(fresh[..], line[..fresh.len()], "by rank, first come, first served");
+                    assert_eq!(fresh[..], queue[..fresh.len()], "by rank, first come, first served");
                 } else {
-                    let mut line = line.into_iter();
+                    let mut queue = queue.into_iter();
                     assert!(
-                        fresh.iter().all(|id| line.any(|other| other == *id)),
+                        fresh.iter().all(|id| queue.any(|other| other == *id)),
                         "whoever overtakes does so in order"
                     );
                 }

@@ -248,7 +248,7 @@ impl Host {
 
     /// A prefix of so many tokens is resident, the host says, for whoever is next.
     fn share(&mut self, tokens: u32) {
-        let first: Vec<_> = self.core.first_in_line(2).map(|(id, _)| (id, tokens)).collect();
+        let first: Vec<_> = self.core.first_in_queue(2).map(|(id, _)| (id, tokens)).collect();
         self.core.complete(&Report { shared: &first, ..Report::default() });
     }
 

@@ -2,11 +2,10 @@
 
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
-use crate::cost::BatchShape;
-use crate::forecast::{Candidate, Outlook};
+use crate::learn::{Candidate, Outlook};
+use crate::model::{BatchShape, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::Slot;
-use crate::view::View;
+use crate::state::View;
 
 /// The residents, and the requests that enter.
 pub(super) struct Entry {

@@ -4,10 +4,10 @@
 use super::token_budget::TokenBudget;
 use super::{Adaptive, Part};
 use crate::config::Config;
-use crate::cost::IterationTime;
-use crate::learn::{IterationTimeFit, PlannedSteps, Trials};
+use crate::learn::iteration_time::{IterationTimeFit, PlannedSteps, Trials};
+use crate::model::IterationTime;
 use crate::policy::{LearnedLaw, Step};
-use crate::view::View;
+use crate::state::View;
 
 /// The law, and what is learned of it.
 #[derive(Clone, Debug)]

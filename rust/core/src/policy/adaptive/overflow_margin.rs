@@ -14,7 +14,7 @@
 //! less, and all of them do. A stated probability is kept at every horizon instead.
 
 use crate::config::{Config, Part};
-use crate::forecast::Outlook;
+use crate::learn::Outlook;
 
 /// What a slot of the batch is worth per iteration where no law of iteration times is known, in prompt tokens, times the
 /// decodes of the batch: the prompt tokens that take as long to compute as the weights take to be read, which is the

@@ -7,7 +7,7 @@
 //! as the budget (u < 1) and the memory allow.
 
 use super::traffic::Mix;
-use crate::cost::{FluidShape, IterationTime};
+use crate::model::{FluidShape, IterationTime};
 
 /// Bisections for D: to a four-thousandth of its range.
 const BISECTIONS: u32 = 12;

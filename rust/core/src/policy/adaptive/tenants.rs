@@ -11,9 +11,9 @@
 //! While two tenants wait, the difference of their times grows by at most what one of them has charged in advance or
 //! still owes: one prompt and, for each of its residents, the longest output.
 
+use crate::model::Slot;
 use crate::policy::Event;
-use crate::request::Slot;
-use crate::view::View;
+use crate::state::View;
 
 /// Outputs over which the mean is taken.
 const MEMORY: f64 = 64.0;
@@ -50,9 +50,9 @@ impl Tenants {
         self.each.len()
     }
 
-    /// The tenant of a request: each has a line in time, and one for its late requests.
+    /// The tenant of a request: each has a queue in time, and one for its late requests.
     fn of(&self, view: &View, slot: Slot) -> usize {
-        usize::from(view.request(slot).line) % self.len()
+        usize::from(view.request(slot).queue) % self.len()
     }
 
     /// Begins a plan: nothing enters yet.
@@ -89,7 +89,7 @@ impl Tenants {
     /// A request has come to wait.
     fn arrived(&mut self, view: &View, slot: Slot) {
         let (tenant, tenants) = (self.of(view, slot), self.len());
-        let waiting: u32 = (tenant..view.queues()).step_by(tenants).map(|line| view.waiting(line)).sum();
+        let waiting: u32 = (tenant..view.queues()).step_by(tenants).map(|queue| view.waiting(queue)).sum();
         if waiting == 1 {
             let memory = view.pool().tokens() as f64 / self.each.iter().map(|tenant| tenant.weight).sum::<f64>();
             self.each[tenant].served = self.each[tenant].served.max(self.now - memory);

@@ -11,9 +11,9 @@
 
 use super::steady_state::expected;
 use super::traffic::Mix;
-use crate::cost::{BatchShape, IterationTime};
+use crate::model::{BatchShape, IterationTime};
 use crate::plan::Plan;
-use crate::view::View;
+use crate::state::View;
 
 /// Iterations over which the cost of a prompt token is taken.
 const WINDOW: f64 = 1000.0;

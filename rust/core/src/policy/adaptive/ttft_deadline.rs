@@ -1,7 +1,7 @@
 //! A deadline for the first token: a request that can no longer meet it is late, and costs those in time nothing.
 //!
-//! First come, first served, an overloaded engine serves every request late: the line is longer than the target, and whatever
-//! reaches its head has waited for all of it. A request that is found late leaves that line. It is refused (`late` =
+//! First come, first served, an overloaded engine serves every request late: the queue is longer than the target, and whatever
+//! reaches its head has waited for all of it. A request that is found late leaves that queue. It is refused (`late` =
 //! `refuse`), or it waits among the late and is admitted where none in time waits and its whole stay fits what the traffic
 //! leaves of the engine: the share that those in time took lately, for those found late as well, and a deviation, beside
 //! all that late residents will hold. (What those in time hold is no measure of what they need: late residents push them
@@ -15,9 +15,9 @@
 use std::collections::VecDeque;
 
 use crate::config::Late;
+use crate::model::{RequestId, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::request::{Phase, RequestId, Slot};
-use crate::view::View;
+use crate::state::{Phase, View};
 
 /// Iterations added to the time of the prompts: one in which the last of them begins, and one because no two take equally
 /// long. With one, several in 100 of those admitted in time miss the target where iterations are short; a third buys no
@@ -110,14 +110,14 @@ impl TtftDeadline {
     }
 
     /// Begins a plan: the time since the last one is how long its iteration took.
-    /// What is late by now, behind no prompt at all, leaves the `lines` in time.
-    pub(super) fn begin(&mut self, view: &View, plan: &mut Plan, lines: usize) {
+    /// What is late by now, behind no prompt at all, leaves the `tenant_queues` in time.
+    pub(super) fn begin(&mut self, view: &View, plan: &mut Plan, tenant_queues: usize) {
         self.found.clear();
         self.entering = 0.0;
         self.plans += 1;
         self.measure_share(view);
         self.measure_pace(view);
-        self.find_late(view, plan, lines);
+        self.find_late(view, plan, tenant_queues);
     }
 
     fn measure_pace(&mut self, view: &View) {
@@ -204,9 +204,16 @@ impl TtftDeadline {
         self.first_token_ns(waited, f64::from(backlog) + f64::from(request.prefill_target()))
     }
 
-    /// Whether a request that stands first in time, behind such a backlog, is late; it then leaves its line, which is one
-    /// of `lines` in time.
-    pub(super) fn finds_late(&mut self, view: &View, plan: &mut Plan, slot: Slot, backlog: u32, lines: usize) -> bool {
+    /// Whether a request that stands first in time, behind such a backlog, is late; it then leaves its queue, which is one
+    /// of `tenant_queues` in time.
+    pub(super) fn finds_late(
+        &mut self,
+        view: &View,
+        plan: &mut Plan,
+        slot: Slot,
+        backlog: u32,
+        tenant_queues: usize,
+    ) -> bool {
         if self.found_in.get(slot as usize) == Some(&self.plans) {
             return true;
         }
@@ -221,7 +228,7 @@ impl TtftDeadline {
         self.late_share += (1.0 - self.late_share) / MEMORY;
         match self.late {
             Late::Park => {
-                plan.change_line(slot, usize::from(view.request(slot).line) + lines);
+                plan.change_queue(slot, usize::from(view.request(slot).queue) + tenant_queues);
                 self.found.push(slot);
             }
             Late::Refuse => plan.refuse(view, slot, HoldReason::TtftTarget, expected as u64),
@@ -230,14 +237,14 @@ impl TtftDeadline {
     }
 
     /// Finds what is late wherever it stands, the longest wait first.
-    fn find_late(&mut self, view: &View, plan: &mut Plan, lines: usize) {
+    fn find_late(&mut self, view: &View, plan: &mut Plan, tenant_queues: usize) {
         let in_time = |&slot: &Slot| {
             let request = view.request(slot);
-            request.phase == Phase::Waiting && request.preemptions == 0 && usize::from(request.line) < lines
+            request.phase == Phase::Waiting && request.preemptions == 0 && usize::from(request.queue) < tenant_queues
         };
         while let Some(&id) = self.arrivals.front() {
             if let Some(slot) = view.slot(id).filter(in_time)
-                && !self.finds_late(view, plan, slot, 0, lines)
+                && !self.finds_late(view, plan, slot, 0, tenant_queues)
             {
                 break;
             }

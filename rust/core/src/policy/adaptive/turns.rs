@@ -1,57 +1,57 @@
 //! Whose turn it is, while a plan is made: the preempted, those in time, and the late where the deadline lets them.
 //!
-//! Each tenant has a line in time, and a line of the late if there is a deadline. Among lines of a kind it is the turn of
-//! the tenant that was served least; within a line that of the least rank.
+//! Each tenant has a queue in time, and a queue of the late if there is a deadline. Among queues of a kind it is the turn of
+//! the tenant that was served least; within a queue that of the least rank.
 
 use super::tenants::Tenants;
 use super::ttft_deadline::{self, TtftDeadline};
 use super::{Adaptive, label};
+use crate::model::Slot;
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::policy::Event;
-use crate::request::Slot;
-use crate::view::View;
+use crate::state::View;
 
-/// What stands next in each line.
+/// What stands next in each queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Turns {
     resuming: Option<Slot>,
     /// Preempted requests that are late: they come after those in time.
     resuming_late: Option<Slot>,
-    /// By line: in time by tenant, then late by tenant.
+    /// By queue: in time by tenant, then late by tenant.
     heads: Vec<Option<Slot>>,
-    /// Lines of a kind.
-    lines: usize,
+    /// Queues of a kind: one for each tenant.
+    tenant_queues: usize,
     /// How many of those found late in this plan have had their turn.
     found: usize,
-    /// Only this line is looked at from now on.
+    /// Only this queue is looked at from now on.
     only: Option<usize>,
 }
 
 impl Turns {
-    pub(super) fn begin(&mut self, view: &View, lines: usize) {
-        self.lines = lines;
+    pub(super) fn begin(&mut self, view: &View, tenant_queues: usize) {
+        self.tenant_queues = tenant_queues;
         self.heads.clear();
-        self.heads.extend((0..view.queues()).map(|line| view.head(line)));
+        self.heads.extend((0..view.queues()).map(|queue| view.head(queue)));
         (self.found, self.only) = (0, None);
         let first = view.head(view.queues());
         self.resuming = self.resumes(view, first, false);
         self.resuming_late = self.resumes(view, first, true);
     }
 
-    /// Whether a line is one of the late.
-    pub(super) fn is_late(&self, line: usize) -> bool {
-        (self.lines..2 * self.lines).contains(&line)
+    /// Whether a queue is one of the late.
+    pub(super) fn is_late(&self, queue: usize) -> bool {
+        (self.tenant_queues..2 * self.tenant_queues).contains(&queue)
     }
 
     /// The first preempted request from `slot` on that is late, or is not.
     fn resumes(&self, view: &View, mut slot: Option<Slot>, late: bool) -> Option<Slot> {
-        while let Some(next) = slot.filter(|&slot| self.is_late(view.request(slot).line.into()) != late) {
+        while let Some(next) = slot.filter(|&slot| self.is_late(view.request(slot).queue.into()) != late) {
             slot = view.behind(next);
         }
         slot
     }
 
-    /// The line of the next request, and the request: the late ones only if all in time have had their turn.
+    /// The queue of the next request, and the request: the late ones only if all in time have had their turn.
     pub(super) fn next(
         &mut self,
         view: &View,
@@ -65,39 +65,39 @@ impl Turns {
             return Some((view.queues(), slot));
         }
         let mut deadline = deadline;
-        for line in 0..deadline.as_ref().map_or(0, |_| self.lines) {
-            while let (Some(slot), Some(deadline)) = (self.heads[line], deadline.as_mut())
-                && deadline.finds_late(view, plan, slot, backlog, self.lines)
+        for queue in 0..deadline.as_ref().map_or(0, |_| self.tenant_queues) {
+            while let (Some(slot), Some(deadline)) = (self.heads[queue], deadline.as_mut())
+                && deadline.finds_late(view, plan, slot, backlog, self.tenant_queues)
             {
-                self.heads[line] = view.behind(slot);
+                self.heads[queue] = view.behind(slot);
             }
         }
-        if let Some(line) = self.only.or_else(|| self.least_served(0, tenants)) {
-            return Some((line, self.take(view, line)?));
+        if let Some(queue) = self.only.or_else(|| self.least_served(0, tenants)) {
+            return Some((queue, self.take(view, queue)?));
         }
         let deadline = deadline?;
         if let Some(slot) = self.resuming_late {
             self.resuming_late = self.resumes(view, view.behind(slot), true);
             return Some((view.queues(), slot));
         }
-        if let Some(line) = self.least_served(self.lines, tenants) {
-            return Some((line, self.take(view, line)?));
+        if let Some(queue) = self.least_served(self.tenant_queues, tenants) {
+            return Some((queue, self.take(view, queue)?));
         }
         let slot = *deadline.found().get(self.found)?;
         self.found += 1;
-        Some((usize::from(view.request(slot).line) + self.lines, slot))
+        Some((usize::from(view.request(slot).queue) + self.tenant_queues, slot))
     }
 
-    /// Of the lines of a kind that are not empty, that of the tenant served least.
+    /// Of the queues of a kind that are not empty, that of the tenant served least.
     fn least_served(&self, first: usize, tenants: Option<&Tenants>) -> Option<usize> {
-        let mut lines = (first..first + self.lines).filter(|&line| self.heads[line].is_some());
-        let Some(tenants) = tenants else { return lines.next() };
-        lines.min_by(|&a, &b| tenants.time(a - first).total_cmp(&tenants.time(b - first)))
+        let mut tenant_queues = (first..first + self.tenant_queues).filter(|&queue| self.heads[queue].is_some());
+        let Some(tenants) = tenants else { return tenant_queues.next() };
+        tenant_queues.min_by(|&a, &b| tenants.time(a - first).total_cmp(&tenants.time(b - first)))
     }
 
-    fn take(&mut self, view: &View, line: usize) -> Option<Slot> {
-        let slot = self.heads[line]?;
-        self.heads[line] = view.behind(slot);
+    fn take(&mut self, view: &View, queue: usize) -> Option<Slot> {
+        let slot = self.heads[queue]?;
+        self.heads[queue] = view.behind(slot);
         Some(slot)
     }
 
@@ -106,9 +106,9 @@ impl Turns {
         (self.resuming, self.resuming_late) = (None, None);
     }
 
-    /// No other line is looked at in this plan.
-    pub(super) fn stay_in(&mut self, line: usize) {
-        self.only = Some(line);
+    /// No other queue is looked at in this plan.
+    pub(super) fn stay_in(&mut self, queue: usize) {
+        self.only = Some(queue);
     }
 }
 
@@ -126,7 +126,7 @@ impl Adaptive {
 
     /// Tells the deadline what happened.
     pub(super) fn observe_deadline(&mut self, view: &View, slot: Slot, event: Event) {
-        let late = usize::from(view.request(slot).line) >= self.lines();
+        let late = usize::from(view.request(slot).queue) >= self.tenant_queues();
         let share = if late && event == Event::Admitted { self.share(view, slot) } else { 0.0 };
         let Some(deadline) = &mut self.deadline else { return };
         match event {
@@ -160,19 +160,23 @@ impl Adaptive {
         }
     }
 
-    /// States why all lines wait, if that whose turn it is does.
-    pub(super) fn hold_lines(&self, view: &View, plan: &mut Plan, queue: usize, hold: Hold) {
-        let lines = self.lines();
-        for line in 0..view.queues() {
+    /// States why all queues wait, if that whose turn it is does.
+    pub(super) fn hold_queues(&self, view: &View, plan: &mut Plan, queue: usize, hold: Hold) {
+        let tenant_queues = self.tenant_queues();
+        for other in 0..view.queues() {
             let own = match (&self.deadline, &self.tenants) {
-                (Some(deadline), _) if queue < lines && line >= lines => deadline.hold(view, view.head(line)),
-                (_, Some(tenants)) if queue < view.queues() && line != queue && line / lines == queue / lines => {
-                    let (needs, limit) = (tenants.time(line % lines), tenants.time(queue % lines));
+                (Some(deadline), _) if queue < tenant_queues && other >= tenant_queues => {
+                    deadline.hold(view, view.head(other))
+                }
+                (_, Some(tenants))
+                    if queue < view.queues() && other != queue && other / tenant_queues == queue / tenant_queues =>
+                {
+                    let (needs, limit) = (tenants.time(other % tenant_queues), tenants.time(queue % tenant_queues));
                     Hold::new(HoldReason::TenantShare, needs, limit)
                 }
                 _ => hold,
             };
-            plan.hold_queue(line, own);
+            plan.hold_queue(other, own);
         }
     }
 }

@@ -1,0 +1,68 @@
+//! Token counts that a busy engine tries out, so that its law is known where it could save time.
+//!
+//! An engine that always computes all there is sees few token counts, and knows nothing of the stairs between them. While
+//! more waits than a step need take, steps end now and then at the counts at which stairs may end, as long as one of them
+//! may yet turn out to compute tokens at the least time each.
+
+use core::cmp::Reverse;
+
+use super::moments::{CELLS, cell_of};
+use crate::model::IterationTime;
+
+/// Edges of tiles are multiples of so many tokens, and of so many to the power of two that they lie below.
+const TILE: u64 = 64;
+const PER_OCTAVE: u64 = 8;
+/// How often each count is tried before any law is known, and at least; and at most: then its time is known to a hundredth
+/// even where single times differ by a sixth. A law that needs large steps (a mixture of experts) pays for each look.
+const FIRST_LOOKS: u16 = 8;
+const LEAST_LOOKS: u16 = 4;
+const MOST_LOOKS: u16 = 256;
+/// A count is out of the question if it is dearer than the best by so many standard errors of its mean time.
+const STANDARD_ERRORS: f64 = 3.0;
+
+/// How often each count was tried, by the cell that it ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Trials([u16; CELLS]);
+
+impl Default for Trials {
+    fn default() -> Self {
+        Self([0; CELLS])
+    }
+}
+
+impl Trials {
+    /// As if each count had been tried as often as its cell remembers, but no oftener than it must be: the other times in
+    /// the cell say less of its end.
+    pub(crate) fn remembered(counts: impl Iterator<Item = f64>) -> Self {
+        let mut tried = Self::default();
+        tried.0.iter_mut().zip(counts).for_each(|(looks, count)| *looks = count.min(LEAST_LOOKS.into()) as u16);
+        tried
+    }
+
+    /// The count above `least` and below `most` that was tried least among those that need it, the largest of equals.
+    /// Times differ by `error` from what `law` tells, relatively, if it tells anything yet.
+    pub(crate) fn next(&mut self, least: u64, most: u64, law: Option<(&IterationTime, f64)>) -> Option<u64> {
+        let per_token = |n: u64| law.map_or(0.0, |(law, _)| law.token_seconds(n) / n as f64);
+        let cheapest = counts().take_while(|&n| n <= most).map(per_token).fold(f64::INFINITY, f64::min);
+        let needs = |&n: &u64| {
+            let looks = self.0[cell_of(n)];
+            let Some((_, error)) = law else { return looks < FIRST_LOOKS };
+            let unknown = STANDARD_ERRORS * error / libm::sqrt(f64::from(looks.max(1)));
+            let unsure = unknown > FINE && per_token(n) * (1.0 - unknown) < cheapest;
+            looks < LEAST_LOOKS || looks < MOST_LOOKS && unsure
+        };
+        let within = counts().skip_while(|&n| n <= least).take_while(|&n| n < most);
+        let next = within.filter(needs).min_by_key(|&n| (self.0[cell_of(n)], Reverse(n)))?;
+        self.0[cell_of(next)] += 1;
+        Some(next)
+    }
+}
+
+/// What is known to this, relatively, is known well enough.
+const FINE: f64 = 0.01;
+
+/// Counts at which stairs may end.
+fn counts() -> impl Iterator<Item = u64> {
+    let after = |&n: &u64| Some(n + TILE.max((n + 1).next_power_of_two() / PER_OCTAVE));
+    core::iter::successors(Some(TILE), after).take_while(|&n| cell_of(n + 1) < CELLS - 1)
+}

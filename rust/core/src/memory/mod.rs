@@ -1,0 +1,7 @@
+//! What a request costs in the KV cache, and what the cache has left. Absent: which request holds what (state/).
+
+mod block_pool;
+mod lane;
+
+pub use block_pool::BlockPool;
+pub use lane::Lane;

@@ -1,0 +1,63 @@
+//! Requests, and where each of them is.
+//!
+//! `Waiting → Prefilling → Decoding → gone`, with two ways aside: a `Parked` request keeps its KV and waits for its
+//! lane (Nested WAIT's boundary queue), a preempted one is `Waiting` again, first in the queue.
+
+/// A request's name, chosen by the host and unique among the requests it has not yet seen leave.
+pub type RequestId = u64;
+
+/// Place of a request in the core's table; valid until the request leaves.
+pub type Slot = u32;
+
+/// What a policy may know of an output length before it ends, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum LengthHint {
+    /// Nothing: Nested WAIT's and `adaptive`'s ordinary case.
+    #[default]
+    Unknown,
+    /// The true length: WAIT's assumption, and what `ignore_eos` with `max_tokens` gives.
+    Exact(u32),
+    /// A guess, with the standard deviation of its natural logarithm (0 = trusted fully).
+    Predicted {
+        /// Expected output tokens.
+        tokens: u32,
+        /// Standard deviation of ln(true / predicted).
+        log_error: f32,
+    },
+}
+
+impl LengthHint {
+    /// The length, if it is known exactly.
+    pub fn exact(self) -> Option<u32> {
+        match self {
+            Self::Exact(tokens) => Some(tokens),
+            _ => None,
+        }
+    }
+}
+
+/// A request as the host declares it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    /// Name, unique among the requests present.
+    pub id: RequestId,
+    /// Prompt length, tokens; at least 1.
+    pub prompt: u32,
+    /// Most output tokens; absent means up to the model's limit, never zero.
+    pub max_tokens: Option<u32>,
+    /// What is known of the output length.
+    pub output: LengthHint,
+    /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or does not care.
+    pub type_id: Option<u16>,
+    /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
+    pub priority: i64,
+    /// Tenant, an index of `tenant_weights`.
+    pub tenant: u16,
+    /// Tokens of the prompt whose KV blocks other residents hold (a prefix cache hit): they are neither computed nor
+    /// charged again. While the request waits, a report may change it.
+    pub shared_prefix: u32,
+    /// Arrival, ns on the host's clock.
+    pub arrival_ns: u64,
+    /// Longest time it may be expected to wait for its admission, ns; `add` refuses it if the prediction is longer.
+    pub max_wait_ns: Option<u64>,
+}

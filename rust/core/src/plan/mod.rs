@@ -1,0 +1,387 @@
+//! What a policy proposes for one iteration.
+//!
+//! A policy builds a plan by calls that keep its arithmetic right (`free`, `tokens`), and changes nothing else; the
+//! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
+
+pub use self::hold::{Hold, HoldReason, Refusal};
+use crate::model::{BatchShape, RequestId, Slot};
+use crate::state::{Phase, View};
+
+mod hold;
+#[cfg(test)]
+mod tests;
+
+/// Where a prefill chunk comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The request is resident already.
+    Resident,
+    /// It is admitted by this plan.
+    Admitted,
+    /// It was preempted, and is admitted again by this plan.
+    Resumed,
+}
+
+/// Prompt tokens of one request to compute in this iteration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The request.
+    pub slot: Slot,
+    /// Its id.
+    pub id: RequestId,
+    /// Tokens computed before.
+    pub start: u32,
+    /// Tokens to compute now; at least 1.
+    pub tokens: u32,
+    /// Blocks it holds from now on.
+    pub blocks: u32,
+    /// Whether the prompt is complete afterwards: the iteration then emits a token.
+    pub last: bool,
+    /// Whether it is new, resumed or resident.
+    pub origin: Origin,
+}
+
+/// One iteration, as proposed.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    run: Vec<bool>,
+    chunks: Vec<Chunk>,
+    preempted: Vec<(Slot, RequestId)>,
+    parked: Vec<Slot>,
+    unparked: Vec<(Slot, u16)>,
+    moved: Vec<(Slot, usize)>,
+    refused: Vec<Refusal>,
+    holds: Vec<Option<Hold>>,
+    free: i64,
+    budget: u32,
+    tokens: u32,
+    decodes: u32,
+    residents: u32,
+    wake_ns: Option<u64>,
+    shape: BatchShape,
+}
+
+impl Plan {
+    pub(crate) fn begin(&mut self, view: &View) {
+        self.run.clear();
+        self.run.resize(view.lanes().len(), false);
+        self.chunks.clear();
+        self.preempted.clear();
+        self.parked.clear();
+        self.unparked.clear();
+        self.moved.clear();
+        self.refused.clear();
+        self.holds.clear();
+        self.holds.resize(view.queues() + 1, None);
+        self.free = view.pool().free();
+        self.budget = view.limits().token_budget;
+        self.tokens = 0;
+        self.decodes = 0;
+        self.residents = view.residents();
+        self.wake_ns = None;
+        self.shape = BatchShape::default();
+    }
+
+    // ---- what hosts read ---------------------------------------------------------------------------------------
+
+    /// Whether the members of `lane` decode one token each.
+    pub fn runs(&self, lane: usize) -> bool {
+        self.run[lane]
+    }
+
+    /// Prefill chunks: residents first, then admissions in their order.
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// Requests evicted before the iteration, last admitted first.
+    pub fn preempted(&self) -> &[(Slot, RequestId)] {
+        &self.preempted
+    }
+
+    /// Requests taken out of their lane, which keep their KV.
+    pub fn parked(&self) -> &[Slot] {
+        &self.parked
+    }
+
+    /// Parked requests that join a lane and decode in this iteration.
+    pub fn unparked(&self) -> &[(Slot, u16)] {
+        &self.unparked
+    }
+
+    /// Requests that go to another queue, and which, before anybody is admitted.
+    pub fn moved(&self) -> &[(Slot, usize)] {
+        &self.moved
+    }
+
+    /// Waiting requests that are refused, and leave before anything is admitted.
+    pub fn refused(&self) -> &[Refusal] {
+        &self.refused
+    }
+
+    /// Most tokens that the host should compute in this iteration.
+    pub fn token_budget(&self) -> u32 {
+        self.budget.max(self.tokens)
+    }
+
+    /// Tokens of the iteration: decodes and prefill.
+    pub fn tokens(&self) -> u32 {
+        self.tokens
+    }
+
+    /// Requests that decode one token.
+    pub fn decodes(&self) -> u32 {
+        self.decodes
+    }
+
+    /// Nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        self.tokens == 0
+    }
+
+    /// Why the requests of queue `queue` wait; the last queue is that of the preempted.
+    pub fn hold(&self, queue: usize) -> Option<Hold> {
+        self.holds.get(queue).copied().flatten()
+    }
+
+    /// When the policy would decide otherwise though nothing has happened: a host that idles asks again then, ns.
+    pub fn wake_ns(&self) -> Option<u64> {
+        self.wake_ns
+    }
+
+    /// What an iteration-time law needs to know of the batch.
+    pub fn shape(&self) -> &BatchShape {
+        &self.shape
+    }
+
+    // ---- what policies call ------------------------------------------------------------------------------------
+
+    /// KV blocks left by the plan so far; negative until `make_room` has evicted enough.
+    pub fn free(&self) -> i64 {
+        self.free
+    }
+
+    /// Tokens left in the iteration's budget.
+    pub fn tokens_left(&self) -> u32 {
+        self.budget.saturating_sub(self.tokens)
+    }
+
+    /// Residents after the plan so far.
+    pub fn residents(&self) -> u32 {
+        self.residents
+    }
+
+    /// Sets the token budget of this iteration, at most the configured one.
+    pub fn set_budget(&mut self, view: &View, tokens: u32) {
+        self.budget = tokens.min(view.limits().token_budget);
+    }
+
+    /// All members of `lane` decode.
+    pub fn decode(&mut self, view: &View, lane: usize) {
+        debug_assert!(!self.run[lane], "lane {lane} planned twice");
+        let members = &view.lanes()[lane];
+        self.run[lane] = true;
+        self.free -= i64::from(members.blocks_needed());
+        self.tokens += members.len();
+        self.decodes += members.len();
+        // Members that the plan has taken out of the lane before.
+        for i in 0..self.parked.len() + self.preempted.len() {
+            let slot = self.parked.get(i).copied().unwrap_or_else(|| self.preempted[i - self.parked.len()].0);
+            let request = view.request(slot);
+            if request.phase == Phase::Decoding && usize::from(request.lane) == lane {
+                self.retract_decode(view, slot);
+            }
+        }
+    }
+
+    /// Takes a request out of its lane; it keeps its KV, and may join another lane in the same plan.
+    pub fn park(&mut self, view: &View, slot: Slot) {
+        self.parked.push(slot);
+        self.retract_decode(view, slot);
+    }
+
+    /// Takes back the token that a member of a lane was to decode.
+    fn retract_decode(&mut self, view: &View, slot: Slot) {
+        if self.run[view.request(slot).lane as usize] {
+            self.free += i64::from(view.needs_block(slot));
+            self.tokens -= 1;
+            self.decodes -= 1;
+        }
+    }
+
+    /// A parked request joins `lane`, which runs, and decodes with it.
+    pub fn unpark(&mut self, view: &View, slot: Slot, lane: usize) {
+        debug_assert!(self.run[lane], "lane {lane} stands");
+        self.unparked.push((slot, lane as u16));
+        self.free -= i64::from(next_token_needs_block(view, slot));
+        self.tokens += 1;
+        self.decodes += 1;
+    }
+
+    /// Evicts the residents admitted last until what is planned fits; the paper's and vLLM's order.
+    pub fn make_room(&mut self, view: &View) {
+        while self.free < 0 && self.evict_last(view) {}
+    }
+
+    /// The resident admitted last that the plan does not evict.
+    pub fn last_resident(&self, view: &View) -> Option<Slot> {
+        match self.preempted.last() {
+            Some(&(slot, _)) => view.resident_before(slot),
+            None => view.last_resident(),
+        }
+    }
+
+    /// Evicts the resident admitted last. False if there is none, or evictions are the host's business.
+    pub fn evict_last(&mut self, view: &View) -> bool {
+        let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
+        if let Some(victim) = victim {
+            self.preempt(view, victim);
+        }
+        victim.is_some()
+    }
+
+    fn preempt(&mut self, view: &View, slot: Slot) {
+        let request = view.request(slot);
+        self.preempted.push((slot, request.id));
+        self.residents -= 1;
+        self.free += i64::from(view.blocks(slot)) - i64::from(request.shared_blocks(view.pool()));
+        if let Some(at) = self.parked.iter().position(|&other| other == slot) {
+            // Its token was taken back when it was parked.
+            self.parked.remove(at);
+        } else if request.phase == Phase::Decoding {
+            self.retract_decode(view, slot);
+        }
+        if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
+            self.unparked.remove(at);
+            self.free += i64::from(next_token_needs_block(view, slot));
+            self.tokens -= 1;
+            self.decodes -= 1;
+        } else if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
+            let chunk = self.chunks.remove(at);
+            self.tokens -= chunk.tokens;
+            self.free += i64::from(chunk.blocks - view.blocks(slot));
+        }
+    }
+
+    /// Continues one prefill as far as the token budget reaches, evicting if it must.
+    pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
+        let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
+        let tokens = (target - start).min(self.tokens_left()).min(view.limits().prefill_chunk);
+        if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
+            return;
+        }
+        let held = view.blocks(slot);
+        let blocks = held.max(view.pool().blocks_for(start + tokens));
+        self.push(view, slot, start, tokens, blocks, Origin::Resident);
+        self.free -= i64::from(blocks - held);
+        self.make_room(view);
+    }
+
+    /// Continues all prefills in the order of their admission.
+    pub fn continue_prefills(&mut self, view: &View) {
+        for &slot in view.prefilling() {
+            self.continue_prefill(view, slot);
+        }
+    }
+
+    /// Admits a waiting request with a first chunk of at most `tokens` behind its shared prefix; `reserve` takes the
+    /// blocks of its whole prompt at once. The caller has checked that they are free.
+    pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32, reserve: bool) {
+        let (request, pool) = (view.request(slot), view.pool());
+        let (start, target) = (request.shared_prefix, request.prefill_target());
+        let tokens = tokens.min(target - start).min(view.limits().prefill_chunk);
+        debug_assert!(tokens > 0, "an admission computes at least one token");
+        let blocks = pool.blocks_for(if reserve { target } else { start + tokens });
+        let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
+        self.push(view, slot, start, tokens, blocks, origin);
+        self.free -= i64::from(blocks - request.shared_blocks(pool));
+        self.residents += 1;
+    }
+
+    fn push(&mut self, view: &View, slot: Slot, start: u32, tokens: u32, blocks: u32, origin: Origin) {
+        let request = view.request(slot);
+        let last = start + tokens == request.prefill_target();
+        self.chunks.push(Chunk { slot, id: request.id, start, tokens, blocks, last, origin });
+        self.tokens += tokens;
+    }
+
+    /// A waiting request goes to another queue; it may be admitted by the same plan.
+    pub fn change_queue(&mut self, slot: Slot, queue: usize) {
+        self.moved.push((slot, queue));
+    }
+
+    /// Refuses a waiting request, which would have waited so long for its first token.
+    pub fn refuse(&mut self, view: &View, slot: Slot, reason: HoldReason, predicted_wait_ns: u64) {
+        self.refused.push(Refusal { slot, id: view.request(slot).id, reason, predicted_wait_ns });
+    }
+
+    /// States why queue `queue` is held; the last queue is that of the preempted.
+    pub fn hold_queue(&mut self, queue: usize, hold: Hold) {
+        self.holds[queue] = Some(hold);
+    }
+
+    /// Asks to be called again at `ns` at the latest.
+    pub fn wake_at(&mut self, ns: u64) {
+        self.wake_ns = Some(self.wake_ns.map_or(ns, |other| other.min(ns)));
+    }
+
+    /// The batch cap that every policy respects: a free seat and tokens left in the budget.
+    ///
+    /// # Errors
+    /// The hold that says which of the two is missing.
+    pub fn seat(&self, view: &View) -> Result<(), Hold> {
+        let seats = view.limits().max_num_seqs;
+        if self.residents >= seats {
+            return Err(Hold::new(HoldReason::BatchCap, self.residents + 1, seats));
+        }
+        if self.tokens_left() == 0 {
+            return Err(Hold::new(HoldReason::BatchCap, self.tokens + 1, self.budget));
+        }
+        Ok(())
+    }
+
+    /// The memory check that every policy makes at least: what is not shared of the whole prompt fits, and `spare` blocks
+    /// stay free.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks are missing.
+    pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
+        let blocks = view.request(slot).own_blocks(view.pool());
+        if i64::from(blocks + spare) > self.free {
+            return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
+        }
+        Ok(())
+    }
+
+    /// As `fits`, leaving the configured watermark free; an idle engine ignores it, or a long request would wait forever.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks are missing.
+    pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
+        self.fits(view, slot, if self.residents == 0 { 0 } else { view.limits().watermark_blocks })
+    }
+
+    // ---- what the scheduler does with it -----------------------------------------------------------------------
+
+    /// Describes the batch for the iteration-time law, from the view before it is applied.
+    pub(crate) fn measure(&mut self, view: &View) {
+        let in_running_lane = |slot: Slot| {
+            let request = view.request(slot);
+            request.phase == Phase::Decoding && self.run[request.lane as usize]
+        };
+        let after = |slot: Slot| u64::from(view.kv(slot)) + 1;
+        let lanes = view.lanes().iter().zip(&self.run).filter(|(_, runs)| **runs);
+        let gained = lanes.map(|(lane, _)| lane.kv() + u64::from(lane.len())).sum::<u64>()
+            + self.unparked.iter().map(|&(slot, _)| after(slot)).sum::<u64>();
+        let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
+        let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
+        self.shape = BatchShape { decodes: u64::from(self.decodes), decode_kv: kv, ..BatchShape::default() };
+        for chunk in &self.chunks {
+            self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
+        }
+    }
+}
+
+fn next_token_needs_block(view: &View, slot: Slot) -> bool {
+    view.blocks(slot) * view.pool().block_size() == view.kv(slot)
+}

@@ -1,0 +1,399 @@
+//! `adaptive`, for serving: output lengths unknown, traffic unknown, nothing to tune.
+//!
+//! Running requests decode every iteration; if memory overflows, the request admitted last is preempted. The next in
+//! queue is admitted at once if everything fits up to its `max_tokens`, or if at every horizon an overflow is expected to
+//! cost no more time than an idle slot (`overflow_margin.rs`); and always if nothing runs. Output lengths are learned
+//! online, from what has ended and what still runs. Admission is paced only where outputs are so alike that cohorts
+//! would form (`pace.rs`). How many prompt tokens an iteration computes follows from the iteration-time law
+//! (`token_budget.rs`), given by the host or learned (`law.rs`).
+
+mod admission;
+mod law;
+mod length_classes;
+mod overflow_margin;
+mod pace;
+mod steady_state;
+mod tenants;
+mod token_budget;
+mod traffic;
+mod ttft_deadline;
+mod turns;
+
+use self::admission::Entry;
+use self::law::Law;
+use self::length_classes::Learned;
+use self::overflow_margin::{BALANCE, OverflowMargin};
+use self::pace::Pace;
+use self::tenants::Tenants;
+use self::token_budget::{Backlog, TokenBudget};
+use self::traffic::Traffic;
+use self::ttft_deadline::TtftDeadline;
+use self::turns::Turns;
+use serde::{Deserialize, Serialize};
+
+use super::{Event, LearnedLaw, Policy, Step};
+use crate::config::{Config, Order, Part};
+use crate::learn::iteration_time::{FitState, IterationTimeFit};
+use crate::learn::{Candidate, Forecast, KvForecast, POOLED};
+use crate::model::{LengthHint, Request, Slot};
+use crate::plan::{Hold, HoldReason, Plan};
+use crate::state::{Phase, View};
+
+/// How finely works are told apart between two levels of priority that do not age.
+const WORK_STEPS: i64 = 1 << 20;
+
+/// State of `adaptive`.
+#[derive(Clone, Debug)]
+pub struct Adaptive {
+    forecast: Forecast,
+    learned: Learned,
+    traffic: Traffic,
+    pace: Pace,
+    law: Law,
+    budget: Option<TokenBudget>,
+    margin: OverflowMargin,
+    order: Order,
+    /// None: priorities do not age.
+    ageing_ns: Option<f64>,
+    skip_ahead: u32,
+    /// s
+    tpot_target: Option<f64>,
+    /// The deadline for the first token.
+    deadline: Option<TtftDeadline>,
+    /// Those among whom served tokens are shared by weight.
+    tenants: Option<Tenants>,
+    /// Whose turn it is in the current plan.
+    turns: Turns,
+    without: Vec<Part>,
+    /// KV tokens of the residents' shared prefixes, counted for each.
+    shared: u64,
+    /// Who may enter in the current plan.
+    entering: Vec<Slot>,
+    /// Requests of the current plan that do not decode yet: those whose prompt is being computed, and those that may enter.
+    beside: Vec<Candidate>,
+}
+
+impl Adaptive {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            forecast: Forecast::new(),
+            learned: Learned::new(&config.without),
+            traffic: Traffic::default(),
+            pace: Pace::default(),
+            law: Law::new(config),
+            budget: config
+                .iteration_time
+                .as_ref()
+                .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
+            margin: OverflowMargin::new(config),
+            order: config.order,
+            ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
+            skip_ahead: config.skip_ahead,
+            tpot_target: config.tpot_target,
+            deadline: config.ttft_target.map(|seconds| TtftDeadline::new(seconds, config.late)),
+            tenants: (!config.tenant_weights.is_empty()).then(|| Tenants::new(&config.tenant_weights)),
+            turns: Turns::default(),
+            without: config.without.clone(),
+            shared: 0,
+            entering: Vec::new(),
+            beside: Vec::new(),
+        }
+    }
+
+    fn has(&self, part: Part) -> bool {
+        !self.without.contains(&part)
+    }
+
+    /// Follows the lane.
+    fn advance(&mut self, view: &View) {
+        let passed = view.lanes()[0].tick() - self.forecast.tick();
+        if passed > 0 {
+            self.pace.fill(&self.traffic, passed, view.pool().tokens() as f64);
+            (0..passed).for_each(|_| self.forecast.step());
+        }
+    }
+
+    /// The request, when its prompt will have been computed, without what it shares.
+    fn candidate(&self, view: &View, slot: Slot) -> Candidate {
+        let request = view.request(slot);
+        Candidate {
+            class: self.learned.class(label(request.type_id), request.output),
+            kv: request.prefill_target() - request.shared_prefix,
+            stage: request.kept + 1,
+            last: request.output.exact().unwrap_or(u32::MAX).min(request.max_tokens),
+        }
+    }
+
+    /// Lines in time, of which there are as many of the late if there is a deadline.
+    fn tenant_queues(&self) -> usize {
+        self.tenants.as_ref().map_or(1, Tenants::len)
+    }
+
+    /// Collects what may enter, in turn; true if more would enter but for the tokens of an iteration. Behind a head that
+    /// lacks memory others of its queue are looked at, as long as they came within the ageing time after it.
+    fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
+        // Taken out for the while, so that the checks may borrow all else.
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.begin(view, self.tenant_queues());
+        if let Some(tenants) = &mut self.tenants {
+            tenants.begin();
+        }
+        let short_of_tokens = self.collect_in_turn(view, plan, entry, &mut turns);
+        self.turns = turns;
+        short_of_tokens
+    }
+
+    fn collect_in_turn(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry, turns: &mut Turns) -> bool {
+        // The first that was held: until which rank others may overtake it, and how many are still looked at.
+        let mut overtake: Option<(i64, u32)> = None;
+        while let Some((queue, slot)) =
+            turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
+        {
+            if let Some((latest, looks)) = &mut overtake {
+                if *looks == 0 || view.request(slot).rank > *latest {
+                    return false;
+                }
+                *looks -= 1;
+            }
+            let idle = plan.residents() == 0 && self.entering.is_empty();
+            let late = turns.is_late(queue) || turns.is_late(view.request(slot).queue.into());
+            match self.leaves(view, slot, late && !idle).and_then(|()| self.check(view, plan, entry, slot, idle)) {
+                Ok(()) => {
+                    self.entering.push(slot);
+                    self.enters(view, slot, late);
+                }
+                Err(_) if overtake.is_some() => {}
+                Err(hold) => {
+                    let preempted = queue == view.queues();
+                    plan.hold_queue(queue, hold);
+                    // A preempted request that has become too large for the cache holds no other up.
+                    if idle && preempted && hold.reason == HoldReason::NoBlocks {
+                        turns.leave_resuming();
+                        continue;
+                    }
+                    self.hold_queues(view, plan, queue, hold);
+                    if preempted || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
+                        return hold.reason == HoldReason::BatchCap && entry.seats > 0;
+                    }
+                    let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
+                    let latest = view.request(slot).rank.saturating_add(ageing_ns);
+                    overtake = Some((latest, self.skip_ahead));
+                    turns.stay_in(queue);
+                }
+            }
+        }
+        false
+    }
+}
+
+/// The label by which lengths are learned. Types are counted from 1: an absent one is 0.
+fn label(type_id: u16) -> Option<u16> {
+    type_id.checked_sub(1)
+}
+
+/// Why a state is refused that could not have been learned.
+const UNSOUND: &str = "counts that no traffic gives";
+
+/// What is learned from the traffic, as it is saved and restored.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    lengths: Learned,
+    traffic: Traffic,
+    pace: Pace,
+    /// Absent before the first iterations are learned from.
+    #[serde(default)]
+    iteration_time: Option<FitState>,
+}
+
+impl Policy for Adaptive {
+    fn queues(&self) -> usize {
+        if self.deadline.is_some() { 2 * self.tenant_queues() } else { self.tenant_queues() }
+    }
+
+    /// A type is a label: it never changes what a request may do.
+    fn types(&self) -> Option<usize> {
+        None
+    }
+
+    fn classify(&self, request: &Request) -> u16 {
+        request.type_id.map_or(0, |label| label.saturating_add(1))
+    }
+
+    /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is;
+    /// without ageing its priority, then its work, then its arrival.
+    fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
+        let work = || {
+            let (mean, squared) = match request.output {
+                LengthHint::Exact(tokens) => (f64::from(tokens), f64::from(tokens) * f64::from(tokens)),
+                hint => {
+                    let class = self.learned.class(request.type_id, hint);
+                    self.forecast.curve(class).moments()
+                }
+            };
+            let most = f64::from(max_tokens);
+            let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
+            let length = f64::from(view.limits().max_model_len);
+            libm::log1p(work) / libm::log1p(0.5 * length * length)
+        };
+        let share = if self.order == Order::Srpt { work() } else { 0.0 };
+        let Some(ageing_ns) = self.ageing_ns else {
+            let steps = if self.order == Order::Srpt { WORK_STEPS } else { 1 };
+            return request.priority.saturating_mul(steps).saturating_add((share * steps as f64) as i64);
+        };
+        // Saturates.
+        let rank = request.arrival_ns as f64 + ageing_ns * (request.priority as f64 + share);
+        match &self.deadline {
+            Some(deadline) if self.order == Order::Fcfs => (rank + deadline.rank_ns(work)) as i64,
+            _ => rank as i64,
+        }
+    }
+
+    fn predicted_wait_ns(&self, view: &View, behind: &dyn Fn(u32) -> u64) -> u64 {
+        match &self.deadline {
+            Some(deadline) => {
+                let in_time = (0..self.tenant_queues()).map(|queue| view.waiting(queue)).sum::<u32>() + view.resuming();
+                deadline.predicted_wait_ns(view, in_time, behind)
+            }
+            None => behind(view.waiting_total()),
+        }
+    }
+
+    fn refuses(&self, request: &Request, wait_ns: u64) -> Option<(u64, u64)> {
+        self.deadline.as_ref()?.refuses(request.prompt, wait_ns)
+    }
+
+    fn learned(&self) -> Option<serde_json::Value> {
+        let (lengths, traffic, pace) = (self.learned.clone(), self.traffic, self.pace);
+        let iteration_time = self.law.fit().state();
+        serde_json::to_value(State { lengths, traffic, pace, iteration_time }).ok()
+    }
+
+    fn restore(&mut self, view: &View, state: &serde_json::Value) -> Result<(), String> {
+        let state = State::deserialize(state).map_err(|error| error.to_string())?;
+        let State { lengths, traffic, pace, iteration_time } = state;
+        let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
+        let mut forecast = Forecast::at(view.lanes()[0].tick());
+        if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
+            return Err(UNSOUND.to_owned());
+        }
+        (self.forecast, self.traffic, self.pace) = (forecast, traffic, pace);
+        if let Some(fit) = fit {
+            self.law.restore(fit);
+        }
+        Ok(())
+    }
+
+    fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
+        self.advance(view);
+        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
+        let residents = f64::from(view.residents());
+        let kv =
+            (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
+        self.outlook(view).forecast(self.capacity(view), kv, residents)
+    }
+
+    fn step(&mut self, step: Step) {
+        self.law.step(step);
+    }
+
+    fn learned_law(&self) -> Option<LearnedLaw> {
+        Some(self.law.learned())
+    }
+
+    fn observe(&mut self, view: &View, slot: Slot, event: Event) {
+        let request = view.request(slot);
+        let shared = u64::from(request.shared_prefix);
+        if !matches!(event, Event::Arrived | Event::Admitted | Event::Joined) && request.phase != Phase::Waiting {
+            self.shared -= shared;
+        }
+        if let Some(tenants) = &mut self.tenants {
+            tenants.observe(view, slot, event);
+        }
+        if self.deadline.is_some() {
+            self.observe_deadline(view, slot, event);
+        }
+        match event {
+            Event::Arrived => {
+                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.shared_prefix));
+                self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
+            }
+            Event::Admitted => {
+                self.pace.take(&self.traffic);
+                self.shared += shared;
+            }
+            Event::Joined => {
+                self.advance(view);
+                let kv = view.kv(slot) - request.shared_prefix;
+                let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
+                self.forecast.join(slot, &candidate);
+            }
+            Event::Finished => {
+                self.advance(view);
+                if let Some((class, stage)) = self.forecast.leave(slot) {
+                    self.learned.end(class, stage - 1);
+                    let kv = f64::from(request.prompt - request.shared_prefix) + 0.5 * f64::from(stage);
+                    self.traffic.end(f64::from(stage), kv);
+                }
+            }
+            Event::Preempted | Event::Refused | Event::Aborted => {
+                if matches!(event, Event::Refused) {
+                    self.pace.give_back(&self.traffic);
+                }
+                self.advance(view);
+                self.forecast.leave(slot);
+            }
+        }
+    }
+
+    fn plan(&mut self, view: &View, plan: &mut Plan) {
+        self.advance(view);
+        self.follow_law(view);
+        plan.decode(view, 0);
+        plan.make_room(view);
+        self.entering.clear();
+        if let Some(budget) = &mut self.budget {
+            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
+        }
+        let tenant_queues = self.tenant_queues();
+        if let Some(deadline) = &mut self.deadline {
+            deadline.begin(view, plan, tenant_queues);
+        }
+        let evicts = !plan.preempted().is_empty();
+        let backlog = if evicts || view.waiting_total() == 0 {
+            let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
+            let tokens = view.prefilling().iter().map(left).sum();
+            Backlog { tokens, beyond: 0, requests: view.prefilling().len() as u32, held: evicts }
+        } else {
+            let mut entry = self.entry(view, plan);
+            let short_of_tokens = self.collect(view, plan, &mut entry);
+            let requests = (view.prefilling().len() + self.entering.len()) as u32;
+            let held = view.waiting_total() - self.entering.len() as u32;
+            let beyond = if short_of_tokens { entry.would_fit(view).min(held) } else { 0 };
+            Backlog { tokens: entry.backlog, beyond, requests, held: held > 0 }
+        };
+        if let Some(budget) = &mut self.budget {
+            let tokens = budget.choose(view, plan.decodes(), &backlog);
+            plan.set_budget(view, budget.within(view, plan.decodes(), tokens, self.tpot_target));
+        }
+        let all = plan.decodes().saturating_add(backlog.tokens).min(plan.token_budget());
+        if let Some(tokens) = self.trial(plan.decodes(), all) {
+            plan.set_budget(view, tokens);
+        }
+        plan.continue_prefills(view);
+        for &slot in &self.entering {
+            if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
+                let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
+                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                break;
+            }
+            plan.admit(view, slot, plan.tokens_left(), false);
+        }
+        if let Some(budget) = &mut self.budget {
+            budget.settle(view, plan);
+        }
+        if let Some(deadline) = &mut self.deadline {
+            deadline.settle(view, plan, backlog.tokens);
+        }
+    }
+}

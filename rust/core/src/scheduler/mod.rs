@@ -1,0 +1,342 @@
+//! The scheduler: asks the policy for a plan, applies it, and takes corrections from the host.
+//!
+//! How to think about it: `plan` assumes that the host does exactly what was planned, and advances every request at
+//! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
+//! differently (and who finished); a decode that yields its one token is never mentioned.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Late, PolicyName, Preemption};
+use crate::error::{Error, Result};
+use crate::learn::KvForecast;
+use crate::model::{RequestId, Slot};
+use crate::plan::{Hold, HoldReason, Origin, Plan};
+use crate::policy::{AnyPolicy, Event, LearnedLaw, Policy, Step};
+use crate::state::{Phase, View};
+
+mod add;
+mod feedback;
+mod wait_estimate;
+
+pub use self::feedback::{Report, StepTime};
+use self::wait_estimate::WaitingTime;
+
+/// Counters since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Plans made.
+    pub iterations: u64,
+    /// Requests admitted, resumptions not counted.
+    pub admitted: u64,
+    /// Requests that finished.
+    pub finished: u64,
+    /// Requests that the host took back.
+    pub aborted: u64,
+    /// Waiting requests that a plan refused.
+    pub refused: u64,
+    /// Evictions.
+    pub preemptions: u64,
+    /// KV tokens lost to evictions, to be computed again.
+    pub recomputed_tokens: u64,
+    /// Ids in reports and aborts that no request had.
+    pub unknown_ids: u64,
+    /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]).
+    pub holds: [u64; HoldReason::ALL.len()],
+}
+
+/// The scheduling core of one engine.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    pub(crate) view: View,
+    pub(crate) policy: AnyPolicy,
+    pub(crate) plan: Plan,
+    pub(crate) stats: Stats,
+    pub(crate) preemption: Preemption,
+    max_queued_requests: Option<u32>,
+    max_queued_tokens: Option<u64>,
+    /// How many tenants the policy tells apart; none where it does not.
+    tenants: Option<usize>,
+    /// Whether it refuses late requests.
+    refuses_late: bool,
+    paused: bool,
+    waiting_time: WaitingTime,
+}
+
+impl Scheduler {
+    /// A scheduler with these settings and no requests.
+    ///
+    /// # Errors
+    /// [`Error`] names the setting that is refused.
+    pub fn new(config: &Config) -> Result<Self> {
+        config.validate()?;
+        let policy = AnyPolicy::new(config)?;
+        let view = View::new(config, policy.lanes(), policy.queues());
+        let adaptive = config.policy == PolicyName::Adaptive;
+        Ok(Self {
+            view,
+            policy,
+            plan: Plan::default(),
+            stats: Stats::default(),
+            preemption: config.preemption,
+            max_queued_requests: config.max_queued_requests,
+            max_queued_tokens: config.max_queued_tokens,
+            tenants: Some(config.tenant_weights.len()).filter(|&tenants| adaptive && tenants > 0),
+            refuses_late: adaptive && config.late == Late::Refuse,
+            paused: false,
+            waiting_time: WaitingTime::default(),
+        })
+    }
+
+    /// The state, read only.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The policy in charge.
+    pub fn policy(&self) -> &AnyPolicy {
+        &self.policy
+    }
+
+    /// The plan made last.
+    pub fn last_plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without anybody else admitted;
+    /// none where the policy forecasts nothing. Asking changes no decision.
+    pub fn kv_forecast(&mut self) -> Vec<KvForecast> {
+        self.policy.kv_forecast(&self.view)
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// How long a request that arrived now would wait for its admission if nobody came after it, ns: those ahead times
+    /// the mean gap between the last admissions out of a queue. 0 while nobody waits. Ahead are all who wait; with a
+    /// `ttft_target` those in time, or all, if that took longer than the target and most of the last requests were late.
+    pub fn predicted_wait_ns(&self) -> u64 {
+        self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
+    }
+
+    /// What the policy has learned from the traffic, to be restored in another scheduler; none where it learns nothing.
+    pub fn learned(&self) -> Option<serde_json::Value> {
+        self.policy.learned()
+    }
+
+    /// Takes over what a scheduler of the same policy had learned. Nothing changes on error.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] while requests are present, or for a state that cannot be used.
+    pub fn restore(&mut self, state: &serde_json::Value) -> Result<()> {
+        if !self.view.is_empty() {
+            return Err(Error::invalid("learned", "…", "can be restored only while no request is present"));
+        }
+        self.policy.restore(&self.view, state).map_err(|rule| Error::invalid("learned", "…", rule))
+    }
+
+    /// The iteration-time law learned from the reports; none where the policy learns none.
+    pub fn learned_law(&self) -> Option<LearnedLaw> {
+        self.policy.learned_law()
+    }
+
+    /// Proposes the next iteration and assumes that it happens.
+    pub fn plan(&mut self, now_ns: u64) -> &Plan {
+        self.view.advance_clock(now_ns);
+        self.plan.begin(&self.view);
+        if self.paused {
+            self.hold_all();
+        } else {
+            self.policy.plan(&self.view, &mut self.plan);
+            // Memory is the scheduler's to guard, whatever the policy proposed.
+            self.plan.make_room(&self.view);
+        }
+        self.plan.measure(&self.view);
+        if self.plan.tokens() > 0 {
+            // Plans are numbered from 1.
+            self.policy.step(Step::Planned { iteration: self.stats.iterations + 1, shape: self.plan.shape() });
+        }
+        let admitted_before = self.stats.admitted;
+        if !self.plan.refused().is_empty() {
+            self.refuse_late();
+        }
+        self.apply();
+        // What resumes was admitted before: nothing that waits is nearer to its turn for it.
+        let admitted = (self.stats.admitted - admitted_before) as u32;
+        self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
+        if cfg!(debug_assertions) {
+            self.view.check();
+        }
+        &self.plan
+    }
+
+    fn hold_all(&mut self) {
+        let waiting = self.view.waiting_total();
+        for queue in 0..=self.view.queues() {
+            self.plan.hold_queue(queue, Hold::new(HoldReason::EnginePaused, waiting, 0));
+        }
+    }
+
+    /// What the plan refuses leaves.
+    #[cold]
+    fn refuse_late(&mut self) {
+        for at in 0..self.plan.refused().len() {
+            self.abort(self.plan.refused()[at].id);
+        }
+        // They leave as aborted requests do, and are counted apart.
+        self.stats.aborted -= self.plan.refused().len() as u64;
+        self.stats.refused += self.plan.refused().len() as u64;
+    }
+
+    fn apply(&mut self) {
+        let Self { view, policy, plan, stats, preemption, .. } = self;
+        stats.iterations += 1;
+        for &(slot, _) in plan.preempted() {
+            preempt(view, policy, stats, *preemption, slot, view.stage(slot), view.kv(slot));
+        }
+        for &(slot, queue) in plan.moved() {
+            view.change_queue(slot, queue);
+        }
+        for &slot in plan.parked() {
+            view.park(slot);
+        }
+        for &(slot, lane) in plan.unparked() {
+            view.join(slot, usize::from(lane));
+        }
+        for lane in 0..view.lanes().len() {
+            if plan.runs(lane) {
+                view.step_lane(lane);
+            }
+        }
+        for chunk in plan.chunks() {
+            if chunk.origin != Origin::Resident {
+                view.admit(chunk.slot);
+                stats.admitted += u64::from(chunk.origin == Origin::Admitted);
+                policy.observe(view, chunk.slot, Event::Admitted);
+            }
+            view.set_computed(chunk.slot, chunk.start + chunk.tokens, chunk.blocks);
+            if chunk.last {
+                join(view, policy, chunk.slot);
+            }
+        }
+        if !(plan.chunks().is_empty() && plan.unparked().is_empty()) {
+            view.sweep();
+        }
+        let resuming = view.queues();
+        // A half-open range: the loop over a closed one costs more than its body.
+        for queue in 0..resuming + usize::from(view.resuming() > 0) {
+            let Some(head) = view.head(queue) else { continue };
+            // A policy that says nothing of a queue left it behind the preempted, or spent the iteration on an eviction.
+            let hold = plan.hold(queue).or_else(|| plan.hold(resuming)).unwrap_or_else(|| {
+                let blocks = view.request(head).own_blocks(view.pool());
+                Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
+            });
+            plan.hold_queue(queue, hold);
+            stats.holds[hold.reason as usize] += 1;
+        }
+    }
+
+    /// Takes a request back, in whatever state it is.  False if no request has this id.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        let known = self.leave(id, Event::Aborted);
+        self.stats.aborted += u64::from(known);
+        known
+    }
+
+    pub(crate) fn leave(&mut self, id: RequestId, event: Event) -> bool {
+        let Some(slot) = self.view.slot(id) else {
+            self.stats.unknown_ids += 1;
+            return false;
+        };
+        self.policy.observe(&self.view, slot, event);
+        self.view.remove(slot);
+        true
+    }
+
+    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts. What is present
+    /// and too large for the new number waits until it grows again.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a number that `Config` would refuse.
+    pub fn set_capacity(&mut self, kv_blocks: u32) -> Result<()> {
+        Config { kv_blocks, block_size: self.view.pool().block_size(), ..Config::default() }.validate_memory()?;
+        self.view.pool_mut().set_capacity(kv_blocks);
+        Ok(())
+    }
+
+    /// No more arrivals will come: thresholds stop waiting for company.
+    pub fn drain(&mut self) {
+        self.view.set_draining();
+    }
+
+    /// A paused engine plans empty iterations and keeps everything.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet.
+    pub fn explain(&self, id: RequestId) -> Option<Hold> {
+        let slot = self.view.slot(id)?;
+        if self.view.request(slot).phase == Phase::Waiting {
+            return self.plan.hold(self.view.queue_of(slot));
+        }
+        if self.runs(slot) {
+            return None;
+        }
+        Some(match self.plan.hold(0) {
+            Some(hold) if hold.reason == HoldReason::EnginePaused => hold,
+            _ if self.plan.tokens_left() == 0 => {
+                Hold::new(HoldReason::BatchCap, self.plan.tokens() + 1, self.plan.token_budget())
+            }
+            _ => Hold::new(HoldReason::PausedAtBoundary, 1, 0),
+        })
+    }
+
+    /// Whether the last plan runs a resident.
+    fn runs(&self, slot: Slot) -> bool {
+        let request = self.view.request(slot);
+        request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
+            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot)
+    }
+
+    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
+    pub fn paused_ids(&self) -> Vec<RequestId> {
+        if self.plan.decodes() as usize + self.plan.chunks().len() == self.plan.residents() as usize {
+            return Vec::new();
+        }
+        let (view, plan) = (&self.view, &self.plan);
+        let stands = |slot: &Slot| !self.runs(*slot);
+        let id = |slot: Slot| view.request(slot).id;
+        if view.lanes().iter().enumerate().any(|(lane, members)| !members.is_empty() && !plan.runs(lane)) {
+            // The members of a lane are counted, not listed: they are found among the residents.
+            return view.iter_residents().filter(stands).map(id).collect();
+        }
+        view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()
+    }
+}
+
+pub(crate) fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
+    let request = view.request(slot);
+    // The token emitted last has no KV yet.
+    let lane = policy.lane(request, view.kv(slot) + 1 - request.prompt);
+    view.join(slot, lane);
+    policy.observe(view, slot, Event::Joined);
+}
+
+/// Evicts a request that had emitted `stage` tokens and held `kv` in the cache.
+pub(crate) fn preempt(
+    view: &mut View,
+    policy: &mut AnyPolicy,
+    stats: &mut Stats,
+    mode: Preemption,
+    slot: Slot,
+    stage: u32,
+    kv: u32,
+) {
+    stats.preemptions += 1;
+    stats.recomputed_tokens += u64::from(kv);
+    policy.observe(view, slot, Event::Preempted);
+    let kept = if mode == Preemption::Recompute { stage } else { 0 };
+    view.send_back(slot, kept, true);
+}

@@ -1,0 +1,11 @@
+//! Where every request is, and what the engine holds, kept up to date step by step. Absent: any decision (policy/), any
+//! rule of what memory costs (memory/).
+
+mod invariants;
+pub(crate) mod linked_list;
+pub(crate) mod queue;
+mod tracked;
+mod view;
+
+pub use tracked::{Phase, Tracked};
+pub use view::{Limits, View};

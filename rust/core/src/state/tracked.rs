@@ -1,0 +1,81 @@
+//! Where a request is: `Waiting → Prefilling → Decoding → gone`.
+//!
+//! With two ways aside: a `Parked` request keeps its KV and waits for its lane (Nested WAIT's boundary queue), a preempted
+//! one is `Waiting` again, first in the queue.
+
+use super::linked_list::Link;
+use crate::memory::BlockPool;
+use crate::model::{LengthHint, RequestId};
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Outside the KV cache, in a queue.
+    Waiting,
+    /// In the KV cache, its prompt not yet fully computed.
+    Prefilling,
+    /// Member of a lane: one token each time the lane steps.
+    Decoding,
+    /// In the KV cache but in no lane: paused between two segments.
+    Parked,
+}
+
+/// A request as the core tracks it. Policies read it, only the scheduler writes it.
+#[derive(Clone, Debug)]
+pub struct Tracked {
+    /// The host's name for it.
+    pub id: RequestId,
+    /// Arrival, ns.
+    pub arrival_ns: u64,
+    /// While decoding: the lane's tick minus the KV tokens held, constant between two reports (see `Lane`).
+    pub(crate) base: i64,
+    /// Prompt length, tokens.
+    pub prompt: u32,
+    /// Most output tokens, resolved against the model's limit.
+    pub max_tokens: u32,
+    /// What is known of the output length.
+    pub output: LengthHint,
+    /// Output tokens it had when it was last admitted; recomputed as prompt after a preemption.
+    pub kept: u32,
+    /// Tokens in the KV cache, unless decoding.
+    pub(crate) computed: u32,
+    /// KV blocks held, unless decoding.
+    pub(crate) blocks: u32,
+    pub(crate) link: Link,
+    /// Its place in the queue: lower goes first, first come first served among equals.
+    pub(crate) rank: i64,
+    /// Prompt tokens whose blocks are shared with a resident prefix.
+    pub shared_prefix: u32,
+    /// Type or class, 0 where the policy knows only one.
+    pub type_id: u16,
+    /// Waiting queue in which it stands, or stood, unless preempted.
+    pub(crate) queue: u16,
+    /// Lane, while decoding.
+    pub lane: u16,
+    /// Times it was preempted (saturating).
+    pub preemptions: u16,
+    /// Where it is.
+    pub phase: Phase,
+}
+
+impl Tracked {
+    /// Tokens that a prefill must compute before the next output token: the prompt, and the output kept so far.
+    pub fn prefill_target(&self) -> u32 {
+        self.prompt + self.kept
+    }
+
+    /// Waiting queue in which it stands, or stood before it was admitted, unless it was preempted.
+    pub fn queue(&self) -> u16 {
+        self.queue
+    }
+
+    /// Blocks that this prefill takes beside those that are shared.
+    pub fn own_blocks(&self, pool: &BlockPool) -> u32 {
+        pool.blocks_for(self.prefill_target()) - self.shared_blocks(pool)
+    }
+
+    /// Blocks that are shared.
+    pub fn shared_blocks(&self, pool: &BlockPool) -> u32 {
+        self.shared_prefix / pool.block_size()
+    }
+}
