@@ -175,9 +175,7 @@ fn recount(before: &View, core: &Scheduler) {
     let own =
         |view: &View, slot| i64::from(view.blocks(slot)) - i64::from(view.request(slot).shared_blocks(view.layout()));
     let blocks = |view: &View| view.iter_residents().map(|slot| own(view, slot)).sum::<i64>();
-    if plan.preempted().is_empty() {
-        assert_eq!(plan.free(), after.pool().free(), "the plan's arithmetic is the pool's");
-    }
+    assert!(plan.free() <= after.pool().free(), "the plan counts no block that the pool has not");
     // Of a host that has fallen silent shared blocks stay charged when any resident leaves.
     assert!(before.pool().free() - plan.free() >= blocks(after) - blocks(before), "blocks taken");
 }
