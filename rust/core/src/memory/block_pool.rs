@@ -78,7 +78,8 @@ impl BlockPool {
     pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
         let lost = if self.trusts_shares() { i64::from(shared) } else { self.unclaimed().min(i64::from(blocks)) };
         self.take(-i64::from(blocks));
-        self.drift -= lost;
+        // No more can be shared than is held.
+        self.drift = (self.drift - lost).min(self.held);
         // With nothing resident there is nothing to disagree about.
         if self.held == 0 {
             self.drift = 0;

@@ -254,7 +254,8 @@ impl Plan {
             self.unclaimed.min(blocks)
         };
         self.unclaimed -= if view.pool().trusts_shares() { 0 } else { kept };
-        self.free += blocks - kept;
+        // No more can be free than there are, whatever was said to be shared.
+        self.free = (self.free + blocks - kept).min(i64::from(view.pool().capacity()));
         if let Some(at) = self.parked.iter().position(|&other| other == slot) {
             // Its token was taken back when it was parked.
             self.parked.remove(at);

@@ -319,7 +319,7 @@ impl Policy for Adaptive {
         }
         match event {
             Event::Arrived => {
-                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.hit.shared));
+                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt.saturating_sub(request.hit.shared)));
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
             Event::Admitted => {
@@ -336,7 +336,7 @@ impl Policy for Adaptive {
                 self.advance(view);
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
-                    let kv = f64::from(request.prompt - request.hit.shared) + 0.5 * f64::from(stage);
+                    let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
                     self.traffic.end(f64::from(stage), kv);
                 }
             }
