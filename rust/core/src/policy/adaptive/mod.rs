@@ -19,7 +19,7 @@ mod traffic;
 mod ttft_deadline;
 mod turns;
 
-use self::admission::Entry;
+use self::admission::{Entry, Looked};
 use self::law::Law;
 use self::length_classes::Learned;
 use self::overflow_margin::{BALANCE, OverflowMargin};
@@ -35,6 +35,7 @@ use super::{Event, LearnedLaw, Policy, Step};
 use crate::config::{Config, Order, Part};
 use crate::learn::iteration_time::{FitState, IterationTimeFit};
 use crate::learn::{Candidate, Forecast, KvForecast, POOLED};
+use crate::memory::Footprint;
 use crate::model::{LengthHint, Request, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::{Phase, View};
@@ -52,6 +53,7 @@ pub struct Adaptive {
     law: Law,
     budget: Option<TokenBudget>,
     margin: OverflowMargin,
+    looked: Looked,
     order: Order,
     /// None: priorities do not age.
     ageing_ns: Option<f64>,
@@ -76,7 +78,7 @@ pub struct Adaptive {
 impl Adaptive {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            forecast: Forecast::new(),
+            forecast: Forecast::new(Footprint::full(config.block_size)),
             learned: Learned::new(&config.without),
             traffic: Traffic::default(),
             pace: Pace::default(),
@@ -86,6 +88,7 @@ impl Adaptive {
                 .as_ref()
                 .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
             margin: OverflowMargin::new(config),
+            looked: Looked::default(),
             order: config.order,
             ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
@@ -273,7 +276,7 @@ impl Policy for Adaptive {
         let state = State::deserialize(state).map_err(|error| error.to_string())?;
         let State { lengths, traffic, pace, iteration_time } = state;
         let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
-        let mut forecast = Forecast::at(view.lanes()[0].tick());
+        let mut forecast = Forecast::at(view.lanes()[0].tick(), self.forecast.footprint().clone());
         if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
             return Err(UNSOUND.to_owned());
         }
@@ -286,11 +289,7 @@ impl Policy for Adaptive {
 
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         self.advance(view);
-        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
-        let residents = f64::from(view.residents());
-        let kv =
-            (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
-        self.outlook(view).forecast(self.capacity(view), kv, residents)
+        self.overflows(view)
     }
 
     fn step(&mut self, step: Step) {
@@ -333,7 +332,7 @@ impl Policy for Adaptive {
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
                     let kv = f64::from(request.prompt - request.shared_prefix) + 0.5 * f64::from(stage);
-                    self.traffic.end(f64::from(stage), kv);
+                    self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
                 }
             }
             Event::Preempted | Event::Refused | Event::Aborted => {
@@ -353,7 +352,7 @@ impl Policy for Adaptive {
         plan.make_room(view);
         self.entering.clear();
         if let Some(budget) = &mut self.budget {
-            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
+            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments(), self.forecast.footprint()));
         }
         let tenant_queues = self.tenant_queues();
         if let Some(deadline) = &mut self.deadline {
