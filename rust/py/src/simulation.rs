@@ -288,7 +288,7 @@ impl Run {
         // It sorts every gap between tokens: other threads go on.
         let summary = py.detach(|| Summary::new(&self.inner, slo));
         for (key, value) in summary.items() {
-            let whole = matches!(key.as_str(), "completed" | "failed")
+            let whole = matches!(key.as_str(), "completed" | "finished_by_length" | "failed")
                 || key.starts_with("total_") && !key.ends_with("throughput");
             if whole { dict.set_item(key, value as u64)? } else { dict.set_item(key, value)? }
         }

@@ -10,8 +10,9 @@ use std::ops::ControlFlow;
 use wait_core::policy::Policy;
 use wait_core::{Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
-use crate::dataset::Arrival;
+use crate::clients::Clients;
 use crate::record::{Recorder, Run};
+use crate::requests::{Arrival, LATEST_NS, Requests};
 use crate::rng::Stream;
 use crate::setup::{Lengths, Setup};
 
@@ -45,75 +46,66 @@ pub enum SimError {
 /// which a busy thread beside this one may make it wait for five.
 const CALLBACK_EVERY: u64 = 1 << 15;
 
-/// The end of virtual time, 146 years: sums of times stay exact below it.
-const LATEST_NS: u64 = 1 << 62;
-
-/// Runs all arrivals (ascending in time) to their end. `callback(completed)` is called now and then and may stop the run.
+/// Runs all requests to their end. `callback(completed)` is called now and then and may stop the run.
 ///
 /// # Errors
-/// [`SimError`] for refused settings or arrivals, an interruption, or a policy that stalls.
-pub fn run(
+/// [`SimError`] for refused settings or requests, an interruption, or a policy that stalls.
+pub fn run<'a>(
     setup: &Setup,
-    arrivals: &[Arrival],
+    requests: impl Into<Requests<'a>>,
     mut callback: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Run, SimError> {
-    check(arrivals)?;
-    if !setup.hints.is_empty() && setup.hints.len() != arrivals.len() {
-        return Err(Error::invalid("hints", setup.hints.len(), format!("{} arrivals", arrivals.len())).into());
+    let offered = requests.into();
+    if !setup.hints.is_empty() && setup.hints.len() != offered.arrivals.len() {
+        let rule = format!("{} arrivals", offered.arrivals.len());
+        return Err(Error::invalid("hints", setup.hints.len(), rule).into());
     }
     if setup.max_concurrency == Some(0) {
         return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent").into());
     }
-    let mut engine = Engine::new(setup, arrivals)?;
-    loop {
-        engine.admit_arrivals()?;
-        if engine.scheduler.stats().iterations % CALLBACK_EVERY == 0 && callback(engine.recorder.completed()).is_break()
-        {
-            let completed = engine.recorder.completed();
-            return Err(SimError::Interrupted { completed, offered: arrivals.len() });
-        }
-        if !engine.step()? {
-            let _ = callback(engine.recorder.completed());
-            return Ok(engine.recorder.finish(&engine.scheduler));
-        }
-    }
-}
-
-/// As `run`, up to the end of the first iteration that ends at `horizon_ns` or later. Arrivals reach beyond that.
-pub(crate) fn run_until(setup: &Setup, arrivals: &[Arrival], horizon_ns: u64) -> Result<Run, SimError> {
-    check(arrivals)?;
-    let mut engine = Engine::new(setup, arrivals)?;
-    while engine.now_ns < horizon_ns {
-        engine.admit_arrivals()?;
-        engine.step()?;
-    }
-    Ok(engine.recorder.finish(&engine.scheduler))
-}
-
-pub(crate) fn check(arrivals: &[Arrival]) -> Result<(), Error> {
-    if u32::try_from(arrivals.len()).is_err() {
-        return Err(Error::invalid("arrivals", arrivals.len(), "at most 2^32 - 1 requests"));
-    }
-    let mut previous = 0;
-    for (i, arrival) in arrivals.iter().enumerate() {
-        for (name, length) in [("prompt", arrival.prompt), ("output", arrival.output)] {
-            if length == 0 {
-                return Err(Error::invalid(format!("arrivals[{i}].{name}"), length, "must be at least 1 token"));
+    with_engine(setup, offered, |mut engine| {
+        loop {
+            engine.send_requests()?;
+            if engine.scheduler.stats().iterations % CALLBACK_EVERY == 0
+                && callback(engine.recorder.completed()).is_break()
+            {
+                let completed = engine.recorder.completed();
+                return Err(SimError::Interrupted { completed, offered: offered.arrivals.len() });
+            }
+            if !engine.step()? {
+                let _ = callback(engine.recorder.completed());
+                return Ok(engine.finish(offered.arrivals));
             }
         }
-        if arrival.at_ns < previous || arrival.at_ns > LATEST_NS {
-            let rule = format!("must be in ascending order of time, at most {LATEST_NS} ns");
-            return Err(Error::invalid(format!("arrivals[{i}].at_ns"), arrival.at_ns, rule));
+    })
+}
+
+/// As `run`, up to the end of the first iteration that ends at `horizon_ns` or later. Requests reach beyond that.
+pub(crate) fn run_until(setup: &Setup, requests: Requests, horizon_ns: u64) -> Result<Run, SimError> {
+    with_engine(setup, requests, |mut engine| {
+        while engine.now_ns < horizon_ns {
+            engine.send_requests()?;
+            engine.step()?;
         }
-        previous = arrival.at_ns;
-    }
-    Ok(())
+        Ok(engine.finish(requests.arrivals))
+    })
+}
+
+/// Calls `work` with an engine to which the requests are offered, outputs cut at `max_tokens`.
+pub(crate) fn with_engine<T>(
+    setup: &Setup,
+    offered: Requests,
+    work: impl FnOnce(Engine) -> Result<T, SimError>,
+) -> Result<T, SimError> {
+    offered.check()?;
+    let arrivals = &offered.ended(setup.max_tokens);
+    work(Engine::new(setup, Requests { arrivals, ..offered })?)
 }
 
 pub(crate) struct Engine<'a> {
     setup: &'a Setup,
-    arrivals: &'a [Arrival],
-    next: usize,
+    requests: Requests<'a>,
+    clients: Clients<'a>,
     now_ns: u64,
     pub(crate) scheduler: Scheduler,
     /// One for each lane: (lane tick, request, stamp) at which members finish. An entry is void once the request's
@@ -121,8 +113,6 @@ pub(crate) struct Engine<'a> {
     calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
     stamps: Vec<u32>,
     finished: Vec<u64>,
-    /// When the last request ended.
-    freed_ns: u64,
     noise: Stream,
     /// The policy has thresholds, which hold requests for want of company.
     gated: bool,
@@ -130,7 +120,7 @@ pub(crate) struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    pub(crate) fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
+    fn new(setup: &'a Setup, requests: Requests<'a>) -> Result<Self, SimError> {
         if !(0.0..=1.0).contains(&setup.steps.jitter) {
             return Err(Error::invalid("step_jitter", setup.steps.jitter, "must be between 0 and 1").into());
         }
@@ -139,15 +129,15 @@ impl<'a> Engine<'a> {
             scheduler.restore(learned)?;
         }
         let lanes = scheduler.view().lanes().len();
+        let arrivals = requests.arrivals;
         Ok(Self {
             setup,
-            arrivals,
-            next: 0,
+            requests,
+            clients: Clients::new(requests, setup.max_concurrency),
             now_ns: arrivals.first().map_or(0, |arrival| arrival.at_ns),
             calendars: vec![BinaryHeap::new(); lanes],
             stamps: vec![0; arrivals.len()],
             finished: Vec::new(),
-            freed_ns: 0,
             noise: Stream::new(setup.steps.seed, "step jitter"),
             gated: !scheduler.policy().thresholds().is_empty(),
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
@@ -155,58 +145,66 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
-    pub(crate) fn iterations(&self, id: u64) -> u32 {
-        self.setup.config.convention.last_stage(self.arrivals[id as usize].output) + 1
+    /// What was recorded of the requests that were `offered`.
+    fn finish(self, offered: &[Arrival]) -> Run {
+        self.recorder.finish(&self.scheduler, offered)
     }
 
-    pub(crate) fn admit_arrivals(&mut self) -> Result<(), SimError> {
-        while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
-            let id = self.next as u64;
-            let mut sent_ns = arrival.at_ns;
-            if let Some(most) = self.setup.max_concurrency {
-                if self.scheduler.view().len() >= most {
-                    break;
-                }
-                // What the client held back is sent now.
-                sent_ns = sent_ns.max(self.freed_ns);
-            }
-            let hint = self.setup.hints.get(self.next).copied().unwrap_or_default();
-            let output = match self.setup.lengths {
-                Lengths::Known => LengthHint::Exact(self.iterations(id)),
-                Lengths::Hidden => hint.output,
-            };
-            let request = Request {
-                id,
-                prompt: arrival.prompt,
-                max_tokens: self.setup.max_tokens,
-                output,
-                type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
-                priority: hint.priority.into(),
-                tenant: hint.tenant,
-                arrival_ns: sent_ns,
-                ..Request::default()
-            };
-            self.recorder.send(sent_ns, self.scheduler.predicted_wait_ns());
+    /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
+    pub(crate) fn iterations(&self, id: u64) -> u32 {
+        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output) + 1
+    }
+
+    /// Hands the scheduler what has been sent by now.
+    pub(crate) fn send_requests(&mut self) -> Result<(), SimError> {
+        while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.scheduler.view().len()) {
+            let id = at as u64;
+            self.recorder.send(id, sent_ns, self.scheduler.predicted_wait_ns());
             // What can never fit, or finds the queue full, is refused at the door and counted as failed.
             if !self.fits(id) {
-                self.recorder.reject();
-            } else if let Err(error) = self.scheduler.add(&request) {
+                self.reject(id);
+            } else if let Err(error) = self.scheduler.add(&self.request(at, sent_ns)) {
                 match error {
                     Error::TooLarge { .. } | Error::QueueFull { .. } | Error::DeadlineUnreachable { .. } => {
-                        self.recorder.reject();
+                        self.reject(id);
                     }
                     error => return Err(error.into()),
                 }
             }
-            self.next += 1;
         }
         Ok(())
     }
 
+    /// What the host declares of a request.
+    fn request(&self, at: usize, arrival_ns: u64) -> Request {
+        let arrival = self.requests.arrivals[at];
+        let hint = self.setup.hints.get(at).copied().unwrap_or_default();
+        let output = match self.setup.lengths {
+            Lengths::Known => LengthHint::Exact(self.iterations(at as u64)),
+            Lengths::Hidden => hint.output,
+        };
+        Request {
+            id: at as u64,
+            prompt: arrival.prompt,
+            max_tokens: self.setup.max_tokens,
+            output,
+            type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
+            priority: hint.priority.into(),
+            tenant: hint.tenant,
+            arrival_ns,
+            ..Request::default()
+        }
+    }
+
+    /// A refused request fails, and with it all that would have followed.
+    fn reject(&mut self, id: u64) {
+        let lost = self.clients.refused(id);
+        self.recorder.reject(1 + lost);
+    }
+
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
     fn fits(&self, id: u64) -> bool {
-        let tokens = u64::from(self.arrivals[id as usize].prompt) + u64::from(self.iterations(id));
+        let tokens = u64::from(self.requests.arrivals[id as usize].prompt) + u64::from(self.iterations(id));
         tokens <= u64::from(self.scheduler.view().limits().max_model_len)
     }
 
@@ -239,11 +237,13 @@ impl<'a> Engine<'a> {
             self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
         }
         self.recorder.parked(&self.scheduler);
-        self.scheduler.last_plan().refused().iter().for_each(|_| self.recorder.reject());
+        for at in 0..self.scheduler.last_plan().refused().len() {
+            self.reject(self.scheduler.last_plan().refused()[at].id);
+        }
         if idle {
             return self.idle();
         }
-        if evicts && self.gated && self.next_arrival_ns(start_ns).is_none() {
+        if evicts && self.gated && self.clients.next_ns(start_ns).is_none() {
             // Paused requests that hold the memory others need could wait for company for ever.
             self.drain();
         }
@@ -251,9 +251,7 @@ impl<'a> Engine<'a> {
         self.finished.clear();
         self.follow_joins();
         self.collect_finished();
-        if !self.finished.is_empty() {
-            self.freed_ns = self.now_ns;
-        }
+        self.clients.finished(&self.finished, self.now_ns);
         self.recorder.finish_requests(&self.finished, self.now_ns);
         let ns = self.now_ns - start_ns;
         let step = (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None });
@@ -296,7 +294,7 @@ impl<'a> Engine<'a> {
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
         let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
-        if let Some(next) = self.next_arrival_ns(self.now_ns).into_iter().chain(wake).min() {
+        if let Some(next) = self.clients.next_ns(self.now_ns).into_iter().chain(wake).min() {
             self.now_ns = next;
             return Ok(true);
         }
@@ -315,12 +313,7 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    /// The next arrival to come by itself after a plan at `after_ns`: one that the client holds back is no event of its own.
-    fn next_arrival_ns(&self, after_ns: u64) -> Option<u64> {
-        self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(|&ns| ns > after_ns)
-    }
-
-    /// No more arrivals will come: the gates open.
+    /// No request is known to come: the gates open.
     fn drain(&mut self) {
         if !self.scheduler.view().draining() {
             self.recorder.drain(self.now_ns);
@@ -355,10 +348,10 @@ mod tests {
             steps: StepTimes::default(),
         };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
-        let mut engine = Engine::new(&setup, &arrivals).unwrap();
-        engine.admit_arrivals().unwrap();
+        let mut engine = Engine::new(&setup, (&arrivals).into()).unwrap();
+        engine.send_requests().unwrap();
         assert_eq!(engine.step(), Ok(true));
-        engine.admit_arrivals().unwrap();
+        engine.send_requests().unwrap();
         // A paused engine stands for a policy that holds everything for ever.
         engine.scheduler.set_paused(true);
         assert_eq!(engine.step(), Ok(true), "the gates open first");

@@ -4,19 +4,24 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod clients;
 pub mod dataset;
 mod engine;
+mod prefixes;
 mod probe;
 mod record;
 mod report;
+mod requests;
 mod rng;
 mod setup;
 
 pub use batch::{Batch, Outcome, batch};
-pub use dataset::{Arrival, Dataset};
+pub use dataset::Dataset;
 pub use engine::{SimError, run};
+pub use prefixes::Prefixes;
 pub use probe::{Probes, probe};
 pub use record::{NEVER_NS, Run, Sample};
 pub use report::{Slo, Spread, Summary};
+pub use requests::{Arrival, Follow, Requests};
 pub use rng::Stream;
 pub use setup::{Hint, Lengths, Setup, StepTimes};

@@ -4,21 +4,21 @@ use serde::{Deserialize, Serialize};
 use wait_core::policy::LearnedLaw;
 use wait_core::{HoldReason, Scheduler, Stats};
 
-use crate::dataset::Arrival;
+use crate::requests::Arrival;
 
 /// Time of an event that has not happened.
 pub const NEVER_NS: u64 = u64::MAX;
 
-/// Everything recorded of one run; one entry a request in the columns, in the order of arrival.
+/// Everything recorded of one run; one entry a request in the columns, in the order in which they were offered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// When the client sent each request, ns.
+    /// When the client sent each request, ns; `NEVER_NS` where it followed one that was refused, or a run ended before.
     pub arrival_ns: Vec<u64>,
     /// How long the core expected each to wait for its admission, ns.
     pub predicted_wait_ns: Vec<u64>,
-    /// Prompt lengths, tokens.
+    /// Prompt lengths, tokens; shorter than offered where they hold outputs that `max_tokens` has cut.
     pub prompt: Vec<u32>,
-    /// Output lengths, tokens.
+    /// Output lengths, tokens; at most `max_tokens`.
     pub output: Vec<u32>,
     /// Start of the iteration that admitted it first, ns; `NEVER_NS` where the request was refused.
     pub admitted_ns: Vec<u64>,
@@ -34,7 +34,9 @@ pub struct Run {
     pub series: Vec<Sample>,
     /// Requests completed.
     pub completed: usize,
-    /// Requests refused: they could never fit, or not in time.
+    /// Those of them whose output `max_tokens` has cut: they finished by length.
+    pub finished_by_length: usize,
+    /// Requests refused, since they could never fit, or not in time; and those that were to follow them.
     pub failed: usize,
     /// Most KV blocks in use after an iteration.
     pub peak_blocks: u32,
@@ -108,6 +110,8 @@ impl<'a> Recorder<'a> {
     pub(crate) fn new(arrivals: &'a [Arrival], lanes: usize, kv_blocks: u32) -> Self {
         let n = arrivals.len();
         let run = Run {
+            arrival_ns: vec![NEVER_NS; n],
+            predicted_wait_ns: vec![0; n],
             admitted_ns: vec![NEVER_NS; n],
             first_token_ns: vec![NEVER_NS; n],
             finished_ns: vec![NEVER_NS; n],
@@ -124,13 +128,13 @@ impl<'a> Recorder<'a> {
         self.run.completed
     }
 
-    pub(crate) fn send(&mut self, at_ns: u64, predicted_wait_ns: u64) {
-        self.run.arrival_ns.push(at_ns);
-        self.run.predicted_wait_ns.push(predicted_wait_ns);
+    pub(crate) fn send(&mut self, id: u64, at_ns: u64, predicted_wait_ns: u64) {
+        self.run.arrival_ns[id as usize] = at_ns;
+        self.run.predicted_wait_ns[id as usize] = predicted_wait_ns;
     }
 
-    pub(crate) fn reject(&mut self) {
-        self.run.failed += 1;
+    pub(crate) fn reject(&mut self, requests: usize) {
+        self.run.failed += requests;
     }
 
     pub(crate) fn drain(&mut self, now_ns: u64) {
@@ -235,7 +239,11 @@ impl<'a> Recorder<'a> {
         self.run.completed += finished.len();
     }
 
-    pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
+    pub(crate) fn finish(mut self, scheduler: &Scheduler, offered: &[Arrival]) -> Run {
+        let finished = self.run.finished_ns.iter().map(|&ns| ns != NEVER_NS);
+        let outputs = self.arrivals.iter().zip(offered);
+        let cut = finished.zip(outputs).filter(|&(done, (real, offered))| done && real.output < offered.output);
+        self.run.finished_by_length = cut.count();
         self.run.stats = *scheduler.stats();
         self.run.learned = scheduler.learned();
         self.run.learned_law = scheduler.learned_law();

@@ -72,6 +72,8 @@ pub struct Summary {
     pub duration: f64,
     /// Requests completed.
     pub completed: usize,
+    /// Those whose output `max_tokens` has cut.
+    pub finished_by_length: usize,
     /// Requests refused.
     pub failed: usize,
     /// Prompt tokens of the completed.
@@ -125,6 +127,7 @@ impl Summary {
         Self {
             duration,
             completed: count,
+            finished_by_length: run.finished_by_length,
             failed: run.failed,
             total_input_tokens,
             total_output_tokens,
@@ -145,6 +148,7 @@ impl Summary {
         let mut items: Vec<(String, f64)> = [
             ("duration", self.duration),
             ("completed", self.completed as f64),
+            ("finished_by_length", self.finished_by_length as f64),
             ("failed", self.failed as f64),
             ("total_input_tokens", self.total_input_tokens as f64),
             ("total_output_tokens", self.total_output_tokens as f64),
