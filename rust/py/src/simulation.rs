@@ -164,8 +164,6 @@ pub(crate) fn run(
         return Err(WaitCoreError::new_err(message));
     }
     let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
         lengths: if lengths_known { Lengths::Known } else { Lengths::Hidden },
         typed,
         max_tokens,
@@ -181,6 +179,7 @@ pub(crate) fn run(
         overhead_ns,
         learned: learned.map(|state| convert::json(state, "learned")).transpose()?,
         steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
+        ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
     };
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
@@ -225,18 +224,7 @@ pub(crate) fn probe<'py>(
     let rows = arrival_ns.as_slice()?.iter().zip(prompt).zip(output);
     let arrivals: Vec<Arrival> =
         rows.map(|((&at_ns, &prompt), &output)| Arrival { at_ns, prompt, output, label: 0 }).collect();
-    let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
-        lengths: Lengths::Hidden,
-        typed: false,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
-    };
+    let setup = Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?);
     let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
     let dict = PyDict::new(py);
     dict.set_item("completed", probes.completed.into_pyarray(py))?;

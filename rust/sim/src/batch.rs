@@ -149,18 +149,7 @@ mod tests {
             ..Config::default()
         };
         Batch {
-            setup: Setup {
-                config,
-                law: IterationTime::linear(0.01, 1e-5).unwrap(),
-                lengths: crate::Lengths::Hidden,
-                typed: false,
-                max_tokens: None,
-                max_concurrency: None,
-                hints: Vec::new(),
-                overhead_ns: 0,
-                learned: None,
-                steps: crate::StepTimes::default(),
-            },
+            setup: Setup::new(config, IterationTime::linear(0.01, 1e-5).unwrap()),
             dataset: Dataset {
                 arrivals: Process::Poisson,
                 phases: vec![Phase { start: 0.0, components: vec![component] }],

@@ -3,18 +3,19 @@
 //! The loop is that of a real engine: take in arrivals, ask the core for a plan, let the iteration-time law say how
 //! long it takes, report what finished. The core never learns that the engine is simulated.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::ops::ControlFlow;
 
 use wait_core::policy::Policy;
 use wait_core::{Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
 use crate::clients::Clients;
+use crate::ends::Ends;
 use crate::record::{Recorder, Run};
 use crate::requests::{Arrival, LATEST_NS, Requests};
 use crate::rng::Stream;
 use crate::setup::{Lengths, Setup};
+use crate::speculation::Drafts;
+use crate::transfer::Transfers;
 
 /// Why a run ended early.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -108,10 +109,9 @@ pub(crate) struct Engine<'a> {
     clients: Clients<'a>,
     now_ns: u64,
     pub(crate) scheduler: Scheduler,
-    /// One for each lane: (lane tick, request, stamp) at which members finish. An entry is void once the request's
-    /// stamp has moved on, which it does whenever the request leaves a lane.
-    calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
-    stamps: Vec<u32>,
+    ends: Ends,
+    transfers: Transfers,
+    drafts: Drafts<'a>,
     finished: Vec<u64>,
     noise: Stream,
     /// The policy has thresholds, which hold requests for want of company.
@@ -135,8 +135,9 @@ impl<'a> Engine<'a> {
             requests,
             clients: Clients::new(requests, setup.max_concurrency),
             now_ns: arrivals.first().map_or(0, |arrival| arrival.at_ns),
-            calendars: vec![BinaryHeap::new(); lanes],
-            stamps: vec![0; arrivals.len()],
+            ends: Ends::new(arrivals.len(), lanes),
+            transfers: Transfers::new(setup.transfer)?,
+            drafts: Drafts::new(setup)?,
             finished: Vec::new(),
             noise: Stream::new(setup.steps.seed, "step jitter"),
             gated: !scheduler.policy().thresholds().is_empty(),
@@ -179,6 +180,7 @@ impl<'a> Engine<'a> {
     fn request(&self, at: usize, arrival_ns: u64) -> Request {
         let arrival = self.requests.arrivals[at];
         let hint = self.setup.hints.get(at).copied().unwrap_or_default();
+        let (hit, receives) = self.transfers.of(arrival.prompt);
         let output = match self.setup.lengths {
             Lengths::Known => LengthHint::Exact(self.iterations(at as u64)),
             Lengths::Hidden => hint.output,
@@ -191,6 +193,8 @@ impl<'a> Engine<'a> {
             type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
             priority: hint.priority.into(),
             tenant: hint.tenant,
+            hit,
+            receives,
             arrival_ns,
             ..Request::default()
         }
@@ -211,31 +215,24 @@ impl<'a> Engine<'a> {
     /// One iteration, or a jump to the next event. False when all is done.
     pub(crate) fn step(&mut self) -> Result<bool, SimError> {
         let start_ns = self.now_ns;
-        let plan = self.scheduler.plan(start_ns);
-        if !plan.is_empty() {
-            let mut duration = self.setup.law.nanos(plan.shape());
-            let jitter = self.setup.steps.jitter;
-            if jitter > 0.0 {
-                let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
-                duration = ((duration as f64 * factor) as u64).max(1);
-            }
-            let duration = duration.saturating_add(self.setup.overhead_ns);
-            self.now_ns = start_ns.saturating_add(duration);
-            if self.now_ns > LATEST_NS {
-                let rule = format!("ends after {LATEST_NS} ns of virtual time");
-                return Err(Error::invalid("iteration_time", format!("{duration} ns"), rule).into());
-            }
+        let received = self.transfers.received(&self.ends, start_ns);
+        if !received.is_empty() {
+            self.scheduler.complete(&Completed { received, ..Completed::default() })?;
         }
+        self.scheduler.plan(start_ns);
+        self.now_ns = self.ends_at(start_ns)?;
+        let plan = self.scheduler.last_plan();
         for &(_, id) in plan.preempted() {
-            self.stamps[id as usize] += 1;
+            self.ends.leaves(id);
         }
-        // An eviction frees memory, so the plan after one may well not be empty.
-        let evicts = !plan.preempted().is_empty();
-        let idle = plan.is_empty() && !evicts;
         // Requests are parked even by a plan that computes nothing.
-        for &slot in self.scheduler.last_plan().parked() {
-            self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
+        for &slot in plan.parked() {
+            self.ends.leaves(self.scheduler.view().request(slot).id);
         }
+        // An eviction frees memory, so the plan after one may well not be empty; nor may that after an admission of a
+        // request whose KV is on the way.
+        let evicts = !plan.preempted().is_empty();
+        let idle = plan.is_empty() && plan.chunks().is_empty() && !evicts;
         self.recorder.parked(&self.scheduler);
         for at in 0..self.scheduler.last_plan().refused().len() {
             self.reject(self.scheduler.last_plan().refused()[at].id);
@@ -247,16 +244,52 @@ impl<'a> Engine<'a> {
             // Paused requests that hold the memory others need could wait for company for ever.
             self.drain();
         }
+        self.transfers.follow(&self.scheduler, &self.ends, start_ns);
         self.recorder.iteration(&self.scheduler, start_ns, self.now_ns);
         self.finished.clear();
         self.follow_joins();
-        self.collect_finished();
+        if self.drafts.any() {
+            self.verify_drafts();
+        } else {
+            self.ends.collect(self.scheduler.view(), &mut self.finished);
+        }
         self.clients.finished(&self.finished, self.now_ns);
         self.recorder.finish_requests(&self.finished, self.now_ns);
         let ns = self.now_ns - start_ns;
-        let step = (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None });
-        self.scheduler.complete(&Completed { finished: &self.finished, step, ..Completed::default() }).unwrap();
+        self.scheduler.complete(&Completed {
+            finished: &self.finished,
+            progress: self.drafts.progress(),
+            hits: self.transfers.lost(),
+            step: (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None }),
+            ..Completed::default()
+        })?;
+        self.recorder.moved(&self.scheduler, self.drafts.progress());
         Ok(true)
+    }
+
+    /// When the last plan, made at `start_ns`, has been computed.
+    fn ends_at(&mut self, start_ns: u64) -> Result<u64, SimError> {
+        let plan = self.scheduler.last_plan();
+        if plan.is_empty() {
+            return Ok(start_ns);
+        }
+        let mut duration = if self.drafts.any() {
+            self.setup.law.nanos(&self.drafts.computed(plan.shape()))
+        } else {
+            self.setup.law.nanos(plan.shape())
+        };
+        let jitter = self.setup.steps.jitter;
+        if jitter > 0.0 {
+            let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
+            duration = ((duration as f64 * factor) as u64).max(1);
+        }
+        let duration = duration.saturating_add(self.setup.overhead_ns);
+        let end_ns = start_ns.saturating_add(duration);
+        if end_ns > LATEST_NS {
+            let rule = format!("ends after {LATEST_NS} ns of virtual time");
+            return Err(Error::invalid("iteration_time", format!("{duration} ns"), rule).into());
+        }
+        Ok(end_ns)
     }
 
     /// Notes when the requests that joined a lane in this iteration will finish.
@@ -266,35 +299,31 @@ impl<'a> Engine<'a> {
         let unparked = plan.unparked().iter().map(|&(slot, _)| slot);
         for slot in prefilled.chain(unparked) {
             let view = self.scheduler.view();
-            let (request, stage) = (view.request(slot), view.stage(slot));
-            let left = self.iterations(request.id) - stage;
+            let (id, stage) = (view.request(slot).id, view.stage(slot));
+            let left = self.iterations(id) - stage;
             if left == 0 {
-                self.finished.push(request.id);
-            } else {
-                let (lane, id) = (usize::from(request.lane), request.id);
-                let due = view.lanes()[lane].tick() + i64::from(left);
-                self.calendars[lane].push(Reverse((due, id as u32, self.stamps[id as usize])));
+                self.finished.push(id);
+            } else if !self.drafts.any() {
+                self.ends.joins(view, slot, left);
             }
         }
     }
 
-    fn collect_finished(&mut self) {
-        for (lane, calendar) in self.calendars.iter_mut().enumerate() {
-            let tick = self.scheduler.view().lanes()[lane].tick();
-            while let Some(&Reverse((_, id, stamp))) = calendar.peek().filter(|entry| entry.0.0 <= tick) {
-                calendar.pop();
-                if self.stamps[id as usize] == stamp {
-                    self.finished.push(u64::from(id));
-                }
-            }
-        }
+    /// With drafts no request ends at a step that is known before.
+    fn verify_drafts(&mut self) {
+        let (convention, arrivals) = (self.setup.config.convention, self.requests.arrivals);
+        let iterations = |id: u64| convention.last_stage(arrivals[id as usize].output) + 1;
+        let accepted = self.drafts.verify(&self.scheduler, iterations, &mut self.finished);
+        let drafted = self.drafts.verified(self.scheduler.last_plan().decodes());
+        self.recorder.drafts(drafted, accepted);
     }
 
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
         let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
-        if let Some(next) = self.clients.next_ns(self.now_ns).into_iter().chain(wake).min() {
+        let events = [self.clients.next_ns(self.now_ns), self.transfers.next_ns(), wake];
+        if let Some(next) = events.into_iter().flatten().min() {
             self.now_ns = next;
             return Ok(true);
         }
@@ -328,25 +357,13 @@ mod tests {
     use wait_core::model::IterationTime;
 
     use super::*;
-    use crate::setup::StepTimes;
 
     #[test]
     fn a_policy_that_never_runs_anything_again_is_reported() {
         let config = Config { kv_blocks: 10, ..Config::default() };
         let law = IterationTime::linear(0.5, 0.0).expect("a law");
         let lengths = Lengths::Known;
-        let setup = Setup {
-            config,
-            law,
-            lengths,
-            typed: false,
-            max_tokens: None,
-            max_concurrency: None,
-            hints: Vec::new(),
-            overhead_ns: 0,
-            learned: None,
-            steps: StepTimes::default(),
-        };
+        let setup = Setup { lengths, ..Setup::new(config, law) };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
         let mut engine = Engine::new(&setup, (&arrivals).into()).unwrap();
         engine.send_requests().unwrap();

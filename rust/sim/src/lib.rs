@@ -6,6 +6,7 @@
 mod batch;
 mod clients;
 pub mod dataset;
+mod ends;
 mod engine;
 mod prefixes;
 mod probe;
@@ -14,6 +15,8 @@ mod report;
 mod requests;
 mod rng;
 mod setup;
+mod speculation;
+mod transfer;
 
 pub use batch::{Batch, Outcome, batch};
 pub use dataset::Dataset;
@@ -25,3 +28,4 @@ pub use report::{Slo, Spread, Summary};
 pub use requests::{Arrival, Follow, Requests};
 pub use rng::Stream;
 pub use setup::{Hint, Lengths, Setup, StepTimes};
+pub use transfer::Transfer;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use wait_core::policy::LearnedLaw;
-use wait_core::{HoldReason, Scheduler, Stats};
+use wait_core::{HoldReason, Origin, Scheduler, Stats};
 
 use crate::requests::Arrival;
 
@@ -48,10 +48,22 @@ pub struct Run {
     pub drained_ns: u64,
     /// Iterations that computed something.
     pub iterations: u64,
-    /// Tokens computed by decodes: one for each running request and iteration.
+    /// Tokens that decodes yielded: one for each running request and iteration, and the accepted drafts.
     pub decode_tokens: u64,
     /// Tokens computed by prefills, recomputation included.
     pub prefill_tokens: u64,
+    /// Prompt tokens of the admitted, each counted at its first admission.
+    pub prompt_tokens: u64,
+    /// Those of them that were not computed, since the cache held them or they came from elsewhere.
+    pub cached_tokens: u64,
+    /// KV tokens lost to evictions that the cache still held when the request was admitted again.
+    pub restored_tokens: u64,
+    /// Drafts verified.
+    pub draft_tokens: u64,
+    /// Drafts accepted.
+    pub accepted_tokens: u64,
+    /// Iterations that computed so many tokens, drafts left out; by the number of tokens, 0 to the most.
+    pub step_tokens: Vec<u64>,
     /// The core's counters.
     pub stats: Stats,
     /// What the policy has learned of the traffic and the GPU.
@@ -171,8 +183,14 @@ impl<'a> Recorder<'a> {
         for chunk in plan.chunks() {
             let id = chunk.id as usize;
             self.run.prefill_tokens += u64::from(chunk.tokens);
-            if chunk.start == 0 {
-                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(start_ns);
+            match chunk.origin {
+                Origin::Resident => {}
+                Origin::Admitted => {
+                    self.run.admitted_ns[id] = start_ns;
+                    self.run.prompt_tokens += u64::from(self.arrivals[id].prompt);
+                    self.run.cached_tokens += u64::from(chunk.start);
+                }
+                Origin::Resumed => self.run.restored_tokens += u64::from(chunk.start),
             }
             if chunk.last {
                 let request = view.request(chunk.slot);
@@ -204,7 +222,35 @@ impl<'a> Recorder<'a> {
         }
         self.run.decode_tokens += u64::from(plan.decodes());
         self.run.iterations += u64::from(!plan.is_empty());
+        self.count_tokens(plan.tokens() as usize);
         self.sample(scheduler, end_ns);
+    }
+
+    fn count_tokens(&mut self, tokens: usize) {
+        if tokens >= self.run.step_tokens.len() {
+            self.run.step_tokens.resize(tokens + 1, 0);
+        }
+        self.run.step_tokens[tokens] += u64::from(tokens > 0);
+    }
+
+    /// Writes down how many drafts the decodes of an iteration verified, and how many were accepted.
+    pub(crate) fn drafts(&mut self, verified: u64, accepted: u64) {
+        self.run.draft_tokens += verified;
+        self.run.accepted_tokens += accepted;
+        self.run.decode_tokens += accepted;
+    }
+
+    /// Requests whose progress was corrected may be in another lane now.
+    pub(crate) fn moved(&mut self, scheduler: &Scheduler, progress: &[(u64, u32)]) {
+        for &(id, _) in progress {
+            let Some(slot) = scheduler.view().slot(id) else { continue };
+            let (id, lane) = (id as u32, scheduler.view().request(slot).lane);
+            if self.lane_of[id as usize] != lane {
+                self.out_of_lane(id);
+                self.lane_of[id as usize] = lane;
+                self.lanes[usize::from(lane)].newcomers.push((self.last_token_ns[id as usize], id));
+            }
+        }
     }
 
     fn sample(&mut self, scheduler: &Scheduler, at_ns: u64) {

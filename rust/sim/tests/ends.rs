@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::config::Preemption;
 use wait_core::model::IterationTime;
-use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
+use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup};
 
 fn policies() -> Vec<Value> {
     let types = json!([{"prompt": 6, "output": 4, "rate": 2.0}, {"prompt": 20, "output": 12, "rate": 1.0}]);
@@ -61,17 +61,11 @@ proptest! {
             "convention": if paper { "paper" } else { "vllm" },
         });
         settings.as_object_mut().unwrap().extend(policies()[policy].as_object().unwrap().clone());
+        let config = Config::from_map(settings.as_object().unwrap().clone()).unwrap();
         let setup = Setup {
-            config: Config::from_map(settings.as_object().unwrap().clone()).unwrap(),
-            law: IterationTime::linear(1e-3, 1e-6).unwrap(),
             lengths: if hidden { Lengths::Hidden } else { Lengths::Known },
-            typed: false,
-            max_tokens: None,
             max_concurrency,
-            hints: Vec::new(),
-            overhead_ns: 0,
-            learned: None,
-            steps: StepTimes::default(),
+            ..Setup::new(config, IterationTime::linear(1e-3, 1e-6).unwrap())
         };
         let mut at_ns = 0;
         let arrival = |&(gap, prompt, output, label): &(u64, u32, u32, u16)| {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::model::IterationTime;
-use wait_sim::{Arrival, Follow, Lengths, NEVER_NS, Requests, Run, Setup, StepTimes};
+use wait_sim::{Arrival, Follow, Lengths, NEVER_NS, Requests, Run, Setup};
 
 #[path = "../../core/tests/oracle/mod.rs"]
 mod oracle;
@@ -183,16 +183,13 @@ fn setup(sizes: &Sizes, policy: &Value, lengths: Lengths) -> Setup {
     });
     settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
     Setup {
-        config: Config::from_map(settings.as_object().unwrap().clone()).unwrap(),
-        law: IterationTime::linear(D0_NS as f64 * 1e-9, D1_NS as f64 * 1e-9).unwrap(),
         lengths,
         typed: true,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
         overhead_ns: OVERHEAD_NS,
-        learned: None,
-        steps: StepTimes::default(),
+        ..Setup::new(
+            Config::from_map(settings.as_object().unwrap().clone()).unwrap(),
+            IterationTime::linear(D0_NS as f64 * 1e-9, D1_NS as f64 * 1e-9).unwrap(),
+        )
     }
 }
 
