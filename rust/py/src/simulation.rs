@@ -290,7 +290,11 @@ impl Run {
         let dict = PyDict::new(py);
         let (run, stats) = (&self.inner, &self.inner.stats);
         dict.set_item("preemptions", stats.preemptions)?;
-        dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
+        dict.set_item("recomputed_tokens", run.recomputed_tokens())?;
+        dict.set_item("prompt_tokens", run.prompt_tokens)?;
+        dict.set_item("cached_tokens", run.cached_tokens)?;
+        dict.set_item("draft_tokens", run.draft_tokens)?;
+        dict.set_item("accepted_tokens", run.accepted_tokens)?;
         dict.set_item("peak_kv_blocks", run.peak_blocks)?;
         dict.set_item("kv_blocks", run.kv_blocks)?;
         dict.set_item("iterations", run.iterations)?;

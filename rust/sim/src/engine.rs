@@ -194,10 +194,20 @@ impl<'a> Engine<'a> {
             priority: hint.priority.into(),
             tenant: hint.tenant,
             hit,
+            block_hashes: self.block_hashes(at),
             receives,
             arrival_ns,
             ..Request::default()
         }
+    }
+
+    /// Hashes of the blocks of a request, where the core keeps a prefix cache.
+    fn block_hashes(&self, at: usize) -> Vec<u64> {
+        let mut hashes = Vec::new();
+        if self.setup.config.prefix_caching {
+            self.requests.block_hashes(at, self.setup.config.block_size, &mut hashes);
+        }
+        hashes
     }
 
     /// A refused request fails, and with it all that would have followed.
@@ -296,7 +306,8 @@ impl<'a> Engine<'a> {
     fn follow_joins(&mut self) {
         let plan = self.scheduler.last_plan();
         let prefilled = plan.chunks().iter().filter(|chunk| chunk.last).map(|chunk| chunk.slot);
-        let unparked = plan.unparked().iter().map(|&(slot, _)| slot);
+        // Those that decode in this iteration verify drafts in it.
+        let unparked = plan.unparked().iter().map(|&(slot, _)| slot).filter(|_| !self.drafts.any());
         for slot in prefilled.chain(unparked) {
             let view = self.scheduler.view();
             let (id, stage) = (view.request(slot).id, view.stage(slot));

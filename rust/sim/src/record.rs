@@ -90,6 +90,28 @@ impl Run {
     pub fn holds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         HoldReason::ALL.iter().map(|reason| (reason.name(), self.stats.holds[*reason as usize]))
     }
+
+    /// KV tokens that were lost to evictions, but for those that the cache still held.
+    pub fn recomputed_tokens(&self) -> u64 {
+        self.stats.recomputed_tokens.saturating_sub(self.restored_tokens)
+    }
+
+    /// Tokens that an iteration computed: mean, median and 99th percentile, the latter the least that the share does not
+    /// exceed; NaN without iterations.
+    pub fn tokens_per_step(&self) -> [f64; 3] {
+        let counted = || self.step_tokens.iter().enumerate().map(|(tokens, &steps)| (tokens as f64, steps as f64));
+        let steps: f64 = counted().map(|(_, steps)| steps).sum();
+        let mean = counted().map(|(tokens, steps)| tokens * steps).sum::<f64>() / steps;
+        let percentile = |share: f64| {
+            let mut below = 0.0;
+            let found = counted().find(|&(_, steps_here)| {
+                below += steps_here;
+                below > 0.0 && below >= share * steps
+            });
+            found.map_or(f64::NAN, |(tokens, _)| tokens)
+        };
+        [mean, percentile(0.5), percentile(0.99)]
+    }
 }
 
 /// Most samples kept of the series.
