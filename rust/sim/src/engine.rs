@@ -218,8 +218,11 @@ impl<'a> Engine<'a> {
 
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
     fn fits(&self, id: u64) -> bool {
-        let tokens = u64::from(self.requests.arrivals[id as usize].prompt) + u64::from(self.iterations(id));
-        tokens <= u64::from(self.scheduler.view().limits().max_model_len)
+        let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
+        let tokens = u64::from(prompt) + u64::from(self.iterations(id));
+        tokens <= u64::from(view.limits().max_model_len)
+            // The last token gets no KV; the slots for its drafts are taken nevertheless.
+            && view.layout().decoding(tokens as u32 - 1) <= view.pool().capacity()
     }
 
     /// One iteration, or a jump to the next event. False when all is done.
