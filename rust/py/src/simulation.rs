@@ -164,8 +164,6 @@ pub(crate) fn run(
         return Err(WaitCoreError::new_err(message));
     }
     let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
         lengths: if lengths_known { Lengths::Known } else { Lengths::Hidden },
         typed,
         max_tokens,
@@ -181,6 +179,7 @@ pub(crate) fn run(
         overhead_ns,
         learned: learned.map(|state| convert::json(state, "learned")).transpose()?,
         steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
+        ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
     };
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
@@ -225,18 +224,7 @@ pub(crate) fn probe<'py>(
     let rows = arrival_ns.as_slice()?.iter().zip(prompt).zip(output);
     let arrivals: Vec<Arrival> =
         rows.map(|((&at_ns, &prompt), &output)| Arrival { at_ns, prompt, output, label: 0 }).collect();
-    let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
-        lengths: Lengths::Hidden,
-        typed: false,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
-    };
+    let setup = Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?);
     let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
     let dict = PyDict::new(py);
     dict.set_item("completed", probes.completed.into_pyarray(py))?;
@@ -288,7 +276,7 @@ impl Run {
         // It sorts every gap between tokens: other threads go on.
         let summary = py.detach(|| Summary::new(&self.inner, slo));
         for (key, value) in summary.items() {
-            let whole = matches!(key.as_str(), "completed" | "failed")
+            let whole = matches!(key.as_str(), "completed" | "finished_by_length" | "failed")
                 || key.starts_with("total_") && !key.ends_with("throughput");
             if whole { dict.set_item(key, value as u64)? } else { dict.set_item(key, value)? }
         }
@@ -302,7 +290,11 @@ impl Run {
         let dict = PyDict::new(py);
         let (run, stats) = (&self.inner, &self.inner.stats);
         dict.set_item("preemptions", stats.preemptions)?;
-        dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
+        dict.set_item("recomputed_tokens", run.recomputed_tokens())?;
+        dict.set_item("prompt_tokens", run.prompt_tokens)?;
+        dict.set_item("cached_tokens", run.cached_tokens)?;
+        dict.set_item("draft_tokens", run.draft_tokens)?;
+        dict.set_item("accepted_tokens", run.accepted_tokens)?;
         dict.set_item("peak_kv_blocks", run.peak_blocks)?;
         dict.set_item("kv_blocks", run.kv_blocks)?;
         dict.set_item("iterations", run.iterations)?;

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use wait_core::Error;
 
-use crate::dataset::{Arrival, Dataset};
+use crate::dataset::Dataset;
 use crate::engine::{SimError, run_until};
 use crate::record::Run;
+use crate::requests::Arrival;
 use crate::setup::Setup;
 
 /// What to repeat.
@@ -67,7 +68,8 @@ pub fn batch(
     }
     let all: Vec<u64> = seeds.collect();
     let share = all.len().div_ceil(batch.threads).max(1);
-    let one = |&seed: &u64| Ok(outcome(&run_until(&batch.setup, &batch.arrivals(seed)?, batch.horizon_ns)?, batch));
+    let one =
+        |&seed: &u64| Ok(outcome(&run_until(&batch.setup, (&batch.arrivals(seed)?).into(), batch.horizon_ns)?, batch));
     std::thread::scope(|scope| {
         let mut shares = all.chunks(share);
         let first = shares.next().unwrap_or_default();
@@ -147,18 +149,7 @@ mod tests {
             ..Config::default()
         };
         Batch {
-            setup: Setup {
-                config,
-                law: IterationTime::linear(0.01, 1e-5).unwrap(),
-                lengths: crate::Lengths::Hidden,
-                typed: false,
-                max_tokens: None,
-                max_concurrency: None,
-                hints: Vec::new(),
-                overhead_ns: 0,
-                learned: None,
-                steps: crate::StepTimes::default(),
-            },
+            setup: Setup::new(config, IterationTime::linear(0.01, 1e-5).unwrap()),
             dataset: Dataset {
                 arrivals: Process::Poisson,
                 phases: vec![Phase { start: 0.0, components: vec![component] }],

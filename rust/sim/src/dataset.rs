@@ -3,20 +3,8 @@
 use serde::{Deserialize, Serialize};
 use wait_core::{Error, Result};
 
+use crate::requests::Arrival;
 use crate::rng::Stream;
-
-/// One request of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    /// When it arrives, ns.
-    pub at_ns: u64,
-    /// Prompt length, tokens.
-    pub prompt: u32,
-    /// True output length, tokens; whether a policy may know it is the run's choice.
-    pub output: u32,
-    /// Index of the component it was drawn from, or the label of a trace.
-    pub label: u16,
-}
 
 /// Distribution of a length in tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,21 +5,13 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use wait_core::model::IterationTime;
 use wait_core::{Config, Error};
-use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, StepTimes, Summary};
+use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, Summary};
 
 fn setup(settings: serde_json::Value) -> Setup {
     let serde_json::Value::Object(settings) = settings else { panic!("a map of settings") };
     Setup {
-        config: Config::from_map(settings).unwrap(),
-        law: IterationTime::linear(0.01, 1e-6).unwrap(),
         lengths: Lengths::Known,
-        typed: false,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
+        ..Setup::new(Config::from_map(settings).unwrap(), IterationTime::linear(0.01, 1e-6).unwrap())
     }
 }
 
