@@ -194,7 +194,7 @@ proptest! {
             "convention": if paper { "paper" } else { "vllm" },
         });
         let setup = setup(&sizes, &policy, if hidden { Lengths::Hidden } else { Lengths::Known });
-        let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
+        let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32, None);
         compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, u32::from(paper), false));
     }
 

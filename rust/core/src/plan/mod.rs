@@ -266,7 +266,7 @@ impl Plan {
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
-        let tokens = (target - start).min(self.tokens_left()).min(view.limits().prefill_chunk);
+        let tokens = (target - start).min(self.tokens_left()).min(view.prefill_chunk());
         if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
             return;
         }
@@ -289,7 +289,7 @@ impl Plan {
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32, reserve: bool) {
         let (request, pool) = (view.request(slot), view.pool());
         let (start, target) = (request.shared_prefix, request.prefill_target());
-        let tokens = tokens.min(target - start).min(view.limits().prefill_chunk);
+        let tokens = tokens.min(target - start).min(view.prefill_chunk());
         debug_assert!(tokens > 0, "an admission computes at least one token");
         let blocks = pool.blocks_for(if reserve { target } else { start + tokens });
         let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
