@@ -134,10 +134,8 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
         return 1
     if "complete" in event:
         told = dict(event["complete"])
-        pairs: dict[str, Any] = {
-            name: [(number, n) for number, n in told.pop(name, [])] for name in ("progress", "shared")
-        }
-        core.complete(free_blocks=told.pop("free", None), **pairs, **told)
+        rows: dict[str, Any] = {name: [tuple(row) for row in told.pop(name, [])] for name in ("progress", "hits")}
+        core.complete(free_blocks=told.pop("free", None), **rows, **told)
     elif "abort" in event:
         core.abort(event["abort"])
     elif "restore" in event:

@@ -105,7 +105,7 @@ impl Host {
             // `adaptive` lets others pass a preempted request only where an idle engine has no room for its prompt.
             let outgrown = |id: &RequestId| {
                 let target = before.request(before.slot(*id).unwrap()).prefill_target();
-                i64::from(before.pool().blocks_for(target)) > before.pool().free()
+                i64::from(before.layout().demand(target)) > before.pool().free()
             };
             let idle = self.config.policy == PolicyName::Adaptive && before.residents() == 0 && resumed.is_empty();
             let passes = resumed.len() == resuming.len() || idle && outgrown(&resuming[0]);
@@ -118,7 +118,7 @@ impl Host {
         for &id in self.outputs.keys() {
             let slot = view.slot(id).unwrap();
             let waits = match view.request(slot).phase {
-                Phase::Waiting | Phase::Parked => true,
+                Phase::Waiting | Phase::Parked | Phase::Receiving => true,
                 Phase::Decoding => !plan.runs(usize::from(view.request(slot).lane)),
                 Phase::Prefilling => plan.chunks().iter().all(|chunk| chunk.slot != slot),
             };
@@ -156,8 +156,8 @@ fn recount(before: &View, core: &Scheduler) {
         assert!(chunk.tokens > 0);
         let request = before.request(chunk.slot);
         let resident = chunk.origin == Origin::Resident;
-        assert_eq!(chunk.start, if resident { before.kv(chunk.slot) } else { request.shared_prefix });
-        assert!(chunk.blocks >= before.pool().blocks_for(chunk.start + chunk.tokens));
+        assert_eq!(chunk.start, if resident { before.kv(chunk.slot) } else { request.computed_on_admission() });
+        assert!(chunk.blocks >= before.layout().after(chunk.start, chunk.start + chunk.tokens));
         shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
         let target = request.prefill_target();
         assert_eq!(chunk.last, chunk.start + chunk.tokens == target);
@@ -172,8 +172,11 @@ fn recount(before: &View, core: &Scheduler) {
     let found: BTreeMap<_, _> =
         after.iter_residents().map(|slot| (after.request(slot).id, (after.kv(slot), after.stage(slot)))).collect();
     assert_eq!(found, expected, "KV and stage of every resident");
-    let own =
-        |view: &View, slot| i64::from(view.blocks(slot)) - i64::from(view.request(slot).shared_blocks(view.pool()));
-    let blocks = |view: &View| view.iter_residents().map(|slot| own(view, slot)).sum::<i64>();
-    assert_eq!(before.pool().free() - plan.free(), blocks(after) - blocks(before), "blocks taken");
+    let held = |view: &View| view.iter_residents().map(|slot| i64::from(view.blocks(slot))).sum::<i64>();
+    let shares = |view: &View| view.iter_residents().any(|slot| view.request(slot).hit.shared > 0);
+    // Where nothing is shared, and the host has said nothing else, blocks are what the residents hold.
+    if before.pool().used() == held(before) && !shares(before) && !shares(after) {
+        assert_eq!(plan.free(), after.pool().free(), "the plan's arithmetic is the pool's");
+        assert_eq!(after.pool().used(), held(after), "blocks in use");
+    }
 }

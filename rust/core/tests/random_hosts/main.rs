@@ -11,7 +11,7 @@ use checks::sequence;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::config::{Late, PolicyName};
-use wait_core::{Config, Error, LengthHint, Origin, Phase, Report, Request, RequestId, Scheduler, Slot};
+use wait_core::{Config, Error, Hit, LengthHint, Origin, Phase, Report, Request, RequestId, Scheduler, Slot};
 
 /// Settings of every policy, in the variants that decide differently.
 fn policies() -> Vec<Value> {
@@ -217,17 +217,21 @@ impl Host {
         refused.drain(..refused.len().saturating_sub(refuse));
         // A host may admit on its own: anybody may have made progress.
         let present = |who: usize| self.outputs.keys().nth(who % self.outputs.len().max(1)).copied();
-        let progress: Vec<_> = progress.and_then(|(who, kv)| Some((present(who)?, kv))).into_iter().collect();
+        let most = view.limits().max_model_len;
+        let progress: Vec<_> = progress.and_then(|(who, kv)| Some((present(who)?, kv.min(most)))).into_iter().collect();
+        let free = free.map(|free| free.min(view.pool().capacity()));
         // Who was refused or evicted has not ended.
         finished.retain(|id| !refused.contains(id) && !preempted.contains(id) && self.outputs.contains_key(id));
-        self.core.complete(&Report {
-            finished: &finished,
-            preempted: &preempted,
-            refused: &refused,
-            progress: &progress,
-            free_blocks: free,
-            ..Report::default()
-        });
+        self.core
+            .complete(&Report {
+                finished: &finished,
+                preempted: &preempted,
+                refused: &refused,
+                progress: &progress,
+                free_blocks: free,
+                ..Report::default()
+            })
+            .unwrap();
         for id in &finished {
             self.outputs.remove(id);
             assert!(self.core.view().slot(*id).is_none());
@@ -236,7 +240,7 @@ impl Host {
         for &(id, _) in &progress {
             let view = self.core.view();
             if view.slot(id).is_some_and(|slot| view.stage(slot) >= self.outputs[&id]) {
-                self.core.complete(&Report { finished: &[id], ..Report::default() });
+                self.core.complete(&Report { finished: &[id], ..Report::default() }).unwrap();
                 self.outputs.remove(&id);
             }
         }
@@ -248,8 +252,9 @@ impl Host {
 
     /// A prefix of so many tokens is resident, the host says, for whoever is next.
     fn share(&mut self, tokens: u32) {
-        let first: Vec<_> = self.core.first_in_queue(2).map(|(id, _)| (id, tokens)).collect();
-        self.core.complete(&Report { shared: &first, ..Report::default() });
+        let first: Vec<_> =
+            self.core.first_in_queue(2).map(|(id, _)| (id, Hit { computed: tokens, shared: tokens })).collect();
+        self.core.complete(&Report { hits: &first, ..Report::default() }).unwrap();
     }
 
     /// Runs to the end with a host that behaves: nobody is left.
@@ -263,7 +268,7 @@ impl Host {
         let view = self.core.view();
         let used: u32 = view.iter_residents().map(|slot| view.blocks(slot)).sum();
         let free_blocks = Some(self.config.kv_blocks.saturating_sub(used));
-        self.core.complete(&Report { free_blocks, ..Report::default() });
+        self.core.complete(&Report { free_blocks, ..Report::default() }).unwrap();
         let tokens: u32 = self.outputs.values().sum();
         let mut patience = 200 + 40 * (tokens + self.core.view().waiting_tokens() as u32);
         while !self.outputs.is_empty() {

@@ -162,7 +162,7 @@ impl NestedWait {
                     return;
                 }
                 self.gates[0].enter();
-                plan.admit(view, slot, plan.tokens_left(), true);
+                plan.admit(view, slot, plan.tokens_left());
             }
         }
     }
@@ -207,7 +207,7 @@ impl NestedWait {
                 }
             }
             self.gates[0].enter();
-            plan.admit(view, slot, plan.tokens_left(), true);
+            plan.admit(view, slot, plan.tokens_left());
             return;
         }
         if view.residents() == 0 || (next.is_none() && !conserving) {
