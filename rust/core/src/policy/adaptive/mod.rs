@@ -391,6 +391,13 @@ impl Policy for Adaptive {
                 (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
+            // What it found in the prefix cache may have been taken by those before it.
+            if view.limits().caches_prefixes
+                && let Err(hold) = plan.fits(view, slot, 0)
+            {
+                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                break;
+            }
             plan.admit(view, slot, plan.tokens_left());
         }
         if let Some(budget) = &mut self.budget {
