@@ -302,7 +302,7 @@ impl Plan {
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
-        let tokens = (target - start).min(self.tokens_left()).min(view.limits().prefill_chunk);
+        let tokens = (target - start).min(self.tokens_left()).min(view.prefill_chunk());
         if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
             return;
         }
@@ -334,7 +334,7 @@ impl Plan {
         let hit = found.unwrap_or(Hit { computed: request.computed_on_admission(), ..request.hit });
         let start = hit.computed;
         let most = if request.receives { 0 } else { target - start };
-        let tokens = tokens.min(most).min(view.limits().prefill_chunk);
+        let tokens = tokens.min(most).min(view.prefill_chunk());
         debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
         let reserves = view.limits().reserves_prompts && !request.receives;
         let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
