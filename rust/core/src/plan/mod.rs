@@ -7,6 +7,7 @@ pub use self::hold::{Hold, HoldReason, Refusal};
 use crate::model::{BatchShape, RequestId, Slot};
 use crate::state::{Phase, View};
 
+mod check;
 mod hold;
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,7 @@ pub struct Plan {
     residents: u32,
     wake_ns: Option<u64>,
     shape: BatchShape,
+    marks: check::Marks,
 }
 
 impl Plan {

@@ -16,6 +16,8 @@ use crate::state::{Phase, View};
 
 mod add;
 mod feedback;
+#[cfg(test)]
+mod tests;
 mod wait_estimate;
 
 pub use self::feedback::{Report, StepTime};
@@ -40,6 +42,8 @@ pub struct Stats {
     pub recomputed_tokens: u64,
     /// Ids in reports and aborts that no request had.
     pub unknown_ids: u64,
+    /// Plans that broke a rule, and were replaced by one that serves first come, first served. 0 unless a policy is wrong.
+    pub corrected_plans: u64,
     /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]).
     pub holds: [u64; HoldReason::ALL.len()],
 }
@@ -149,9 +153,22 @@ impl Scheduler {
             self.hold_all();
         } else {
             self.policy.plan(&self.view, &mut self.plan);
-            // Memory is the scheduler's to guard, whatever the policy proposed.
-            self.plan.make_room(&self.view);
+            self.guard();
         }
+        self.carry_out();
+        &self.plan
+    }
+
+    /// Memory, the lists and the limits are the scheduler's to guard, whatever the policy proposed.
+    fn guard(&mut self) {
+        if let Some(rule) = self.plan.guard(&self.view) {
+            debug_assert!(false, "the policy's plan breaks a rule: {rule}");
+            self.stats.corrected_plans += 1;
+        }
+    }
+
+    /// Assumes that the plan happens.
+    fn carry_out(&mut self) {
         self.plan.measure(&self.view);
         if self.plan.tokens() > 0 {
             // Plans are numbered from 1.
@@ -168,7 +185,6 @@ impl Scheduler {
         if cfg!(debug_assertions) {
             self.view.check();
         }
-        &self.plan
     }
 
     fn hold_all(&mut self) {
