@@ -22,13 +22,13 @@ from panel import FIXED, available, capacity, offered
 from tqdm import tqdm
 
 from wait_core import simulate
-from wait_core.plot_style import new_figure, styles
-from wait_core.requests import Hints
+from wait_core.report.plot_style import new_figure, styles
+from wait_core.workload import Hints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wait_core.requests import Requests
+    from wait_core.workload import Requests
 
 PARTS = ("token-budget", "pacing", "forgetting", "buffer", "horizons")
 ERRORS = (0.0, 0.25, 0.5, 1.0, 2.0)

@@ -1,9 +1,9 @@
 """How well `adaptive` knows what its residents will hold: overflows predicted and observed, peaks, and after a shift.
 
-A decision's residents are replayed at their true lengths with nobody admitted after them (`wait_core.forecasts.probe`).
-Decisions count where memory binds: the next in line is held because the forecast leaves no room for it. The panel's
-workloads and seeds, on two sizes of the A100: 80 GB, where memory binds for long outputs, and 40 GB. `--markdown`
-prints the tables of docs/adaptive.md, `--figures` draws docs/figures/calibration.png.
+A decision's residents are replayed at their true lengths with nobody admitted after them
+(`wait_core.simulation.probe`). Decisions count where memory binds: the next in line is held because the forecast leaves
+no room for it. The panel's workloads and seeds, on two sizes of the A100: 80 GB, where memory binds for long outputs,
+and 40 GB. `--markdown` prints the tables of docs/adaptive.md, `--figures` draws docs/figures/calibration.png.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from contract import ROOT, markdown, start
 from panel import FIXED, available, offered
 from tqdm import tqdm
 
-from wait_core.forecasts import Forecasts, probe
 from wait_core.planning import plan
-from wait_core.plot_style import LIMIT, new_figure, styles
+from wait_core.report.plot_style import LIMIT, new_figure, styles
+from wait_core.simulation import Forecasts, probe
 
 BLOCKS = {"80 GB": FIXED.kv_blocks, "40 GB": 2816}
 LOADS = (0.9, 1.0, 1.2, 2.0)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wait_core.tables import table
+from wait_core.report import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,9 +21,8 @@ import numpy as np
 from contract import markdown, start
 
 from wait_core import simulate
-from wait_core.datasets import panel
 from wait_core.planning import goodput_bound, plan
-from wait_core.requests import Requests, sampled
+from wait_core.workload import Requests, panel, sampled
 
 FIXED = panel()
 SLO = {"slo_ttft_ms": 1e3 * FIXED.slo["ttft_s"], "slo_tpot_ms": 1e3 * FIXED.slo["tpot_s"]}

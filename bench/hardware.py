@@ -21,8 +21,8 @@ from contract import ROOT, Bench, markdown, start
 from wait_core import WaitCoreError, hardware, simulate
 from wait_core._core import iteration_seconds
 from wait_core.hardware import catalogue, law, memory, package
-from wait_core.requests import sampled
-from wait_core.tables import table
+from wait_core.report import table
+from wait_core.workload import sampled
 
 if TYPE_CHECKING:
     from wait_core.hardware import Deployment

@@ -23,9 +23,8 @@ from contract import markdown, start
 from panel import FIXED
 from tqdm import tqdm
 
-from wait_core import laws, plan, simulate
-from wait_core.datasets import Dataset
-from wait_core.requests import Requests, sampled
+from wait_core import hardware, plan, simulate
+from wait_core.workload import Dataset, Requests, sampled
 
 MADE_UP: dict[str, dict[str, Any]] = {
     "linear, no stairs": {"law": "linear", "d0": 0.01, "d1": 2e-7},
@@ -58,12 +57,13 @@ Law = dict[str, Any]
 
 def shipped() -> dict[str, Law]:
     """Return the laws of the package, by name."""
-    return {engine.iteration_time: laws.iteration_time(engine.iteration_time) for engine in FIXED.engines.values()}
+    return {engine.iteration_time: hardware.iteration_time(engine.iteration_time) for engine in FIXED.engines.values()}
 
 
 def kv_blocks(name: str) -> int:
     """Return the KV blocks that go with a law; those of the A100 with one that is made up."""
-    return laws.KV_BLOCKS[laws.A100] if name in MADE_UP else laws.kv_blocks_of(laws.iteration_time(name), 16)
+    law = hardware.A100 if name in MADE_UP else name
+    return hardware.kv_blocks_of(hardware.iteration_time(law), 16)
 
 
 def offered(workload: str, rate: float, num_requests: int, seed: int) -> Requests:

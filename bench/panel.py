@@ -1,13 +1,13 @@
 """The panel: every engine x workload x load x policy, simulated, and what is claimed of `adaptive` there.
 
-Everything fixed is in python/wait_core/panel.json: engines (law, memory, seats), workloads, number of requests, seeds,
-loads relative to the bound of each stream that no schedule exceeds, the grid of static settings. In each cell two
-static pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the
-highest throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's.
-They and stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one
-default and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first
-engine, the same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results and not
-repeated. What is marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md,
+Everything fixed is in python/wait_core/workload/datasets/panel.json: engines (law, memory, seats), workloads, number of
+requests, seeds, loads relative to the bound of each stream that no schedule exceeds, the grid of static settings. In
+each cell two static pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the
+one with the highest throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1
+times stock's. They and stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is
+judged with one default and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above
+on the first engine, the same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results
+and not repeated. What is marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md,
 `--data` writes every cell to docs/data/panel.csv.
 """
 
@@ -29,14 +29,13 @@ from contract import ROOT, TRACES, Bench, interval, markdown, start
 from tqdm import tqdm
 
 from wait_core import _core, simulate
-from wait_core.datasets import Dataset, Engine, panel
-from wait_core.laws import iteration_time, kv_blocks_of
+from wait_core.hardware import iteration_time, kv_blocks_of
 from wait_core.planning import goodput_bound
-from wait_core.plot_style import LIMIT, new_figure, styles
-from wait_core.requests import Requests, replayed, sampled
-from wait_core.tables import table
-from wait_core.traces import Trace
-from wait_core.traces import load as load_trace
+from wait_core.report import table
+from wait_core.report.plot_style import LIMIT, new_figure, styles
+from wait_core.workload import Requests, Trace, replayed, sampled
+from wait_core.workload import load as load_trace
+from wait_core.workload.datasets import Dataset, Engine, panel
 
 FIXED = panel()
 MAIN = next(iter(FIXED.engines.values()))
@@ -118,7 +117,7 @@ def available(engine: Engine = MAIN) -> list[str]:
 def results() -> Path:
     """Where the runs of this build are kept: another build may decide otherwise, and its runs are not ours."""
     build = hashlib.sha256()
-    for file in (Path(_core.__file__), ROOT / "python" / "wait_core" / "panel.json"):
+    for file in (Path(_core.__file__), ROOT / "python" / "wait_core" / "workload" / "datasets" / "panel.json"):
         build.update(file.read_bytes())
     return ROOT / "bench" / "results" / f"panel-{build.hexdigest()[:12]}.jsonl"
 

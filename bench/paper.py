@@ -21,7 +21,7 @@ from reproduce.runs import COMPLETES, GROWS, TUNING_SEEDS, WATERMARK, WINDOW
 from reproduce.study import Study
 from reproduce.workloads import BLOCK, DECODE_ONLY, KV_BLOCKS, LINEAR, LMSYS, LONG, SINGLE, TWO_TYPE
 
-from wait_core.tables import table
+from wait_core.report import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

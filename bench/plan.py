@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from contract import TRACES, markdown, start
 
 from wait_core import simulate
-from wait_core.datasets import Dataset, TraceWorkload, panel
 from wait_core.planning import PlanReport, plan
-from wait_core.requests import Requests, replayed, sampled
-from wait_core.tables import table
-from wait_core.trial import figures
+from wait_core.report import table
+from wait_core.simulation.trial import figures
+from wait_core.workload import Requests, replayed, sampled
+from wait_core.workload.datasets import Dataset, TraceWorkload, panel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

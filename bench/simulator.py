@@ -28,15 +28,14 @@ import numpy as np
 from contract import start
 
 from wait_core import simulate
-from wait_core.requests import sampled
-from wait_core.traces import Trace, write_mooncake
+from wait_core.workload import Trace, sampled, write_mooncake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from contract import Bench
 
-    from wait_core.requests import Requests
+    from wait_core.workload import Requests
 
 KV_BLOCKS = 7424
 # 1.2 times what the A100 law carries (p512d1000: 2.3 requests/s; lmsys: about 77).

@@ -13,7 +13,7 @@ from pathlib import Path
 from contract import TRACES, start
 
 from wait_core import simulate
-from wait_core.requests import replayed
+from wait_core.workload import replayed
 
 POLICIES = ("vllm", "wait", "nested-wait", "clairvoyant")
 RATES = (3.0, 4.0, 4.5, 5.0, 5.53, 7.0)

@@ -32,7 +32,9 @@ import psutil
 import real_model
 from contract import ROOT, Bench, interval, markdown, start
 
-from wait_core import _core, calibration
+from wait_core import _core
+from wait_core.hardware import calibration
+from wait_core.logs import step_log
 
 sys.path.insert(0, str(ROOT / "tests" / "with_vllm"))
 import live
@@ -204,7 +206,7 @@ def calibrated(bed: Bed, *, rounds: int = 1, pinned: bool = False, part: int = 1
             answer = bed.ask(server, cell, number, cell["requests"] // part)
             served[name, number] = answer["input_lens"], answer["output_lens"]
     bed.stop()
-    return calibration.fit(calibration.load([log])), served
+    return calibration.fit(step_log.load([log])), served
 
 
 def pin(server: live.Server) -> None:

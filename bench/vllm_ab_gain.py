@@ -22,7 +22,7 @@ from contract import Bench, markdown, start
 from vllm_ab import FIXED, OPTIONAL, OURS, STOCK, WARM_UP, WATERMARKS, Bed, Lengths, Runs, calibrated, gpu
 
 from wait_core import simulate
-from wait_core.requests import Requests
+from wait_core.workload import Requests
 
 GAP_NS = 10_000 * 10**9
 """Time between the starts of two rounds: none lasts that long."""

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from contract import markdown, start
 
-from wait_core import calibration, simulate
-from wait_core.requests import Requests
+from wait_core import simulate
+from wait_core.hardware import calibration
+from wait_core.logs import step_log
+from wait_core.workload import Requests
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "with_vllm"))
 import engine
@@ -124,13 +126,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wait-core-truth-") as folder:
         log = Path(folder) / "calibration.jsonl"
         serve("vllm", 1, count, log)
-        fitted = calibration.fit(calibration.load([log]))
+        fitted = calibration.fit(step_log.load([log]))
         bench.claim("steps calibrated on", fitted.iterations, "")
         bench.claim("relative error of a step, median", fitted.median_error, "")
         for arm in ARMS:
             log = Path(folder) / f"{arm}.jsonl"
             real = serve(arm, 2, count, log)
-            seconds = float(calibration.load([log]).seconds.sum())
+            seconds = float(step_log.load([log]).seconds.sum())
             told = predict(arm, 2, count, fitted.law)
             tokens = told["total_output_tokens"]
             figures = {

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "wait_core"
 # Every folder of the package; a new one is declared here, so that no guard below can pass on a folder that has moved.
-PACKAGE_FOLDERS = {"", "cli", "datasets", "hardware", "traces", "vllm"}
+# Each may import itself, the top, and those that stand before it.
+ORDER = ("logs", "hardware", "workload", "simulation", "planning", "report", "cli")
+PACKAGE_FOLDERS = {"", *ORDER, "vllm"}
 # What each crate may name, in Cargo.toml and in its source.
 CRATES = {"core": set(), "sim": {"wait-core"}, "py": {"wait-core", "wait-sim", "pyo3", "numpy"}}
 GUARDED = {"wait-core", "wait-sim", "pyo3", "numpy"}
@@ -63,8 +65,11 @@ def violations(source: str, place: str, package: str = "wait_core") -> list[str]
         broken.append("imports wait_core.vllm")
     if place != "hardware/package.py" and names(modules, "aiconfigurator_core"):
         broken.append("imports aiconfigurator_core")
-    if place not in {"cli.py", "cli", "__main__.py"} and names(modules, "wait_core.cli"):
+    if place not in {"cli", "__main__.py"} and names(modules, "wait_core.cli"):
         broken.append("imports wait_core.cli")
+    if place.partition("/")[0] in ORDER[:-1]:
+        above = ORDER[ORDER.index(place.partition("/")[0]) + 1 : -1]
+        broken += [f"imports wait_core.{folder}" for folder in above if names(modules, f"wait_core.{folder}")]
     return broken
 
 
@@ -89,12 +94,15 @@ def test_the_guards_see_what_they_forbid() -> None:
         "def f():\n    import vllm.v1.request",
         "__import__('vllm')",
     ):
-        assert violations(source, "traces") == ["imports vllm"], source
+        assert violations(source, "workload") == ["imports vllm"], source
         assert violations(source, "vllm") == []
     assert violations("from . import vllm", "") == ["imports wait_core.vllm"]
     assert violations("from ..cli import main", "vllm", "wait_core.vllm") == ["imports wait_core.cli"]
-    assert violations("from wait_core import cli", "traces") == ["imports wait_core.cli"]
-    assert violations("import vllmish", "traces") == []
+    assert violations("from wait_core import cli", "workload") == ["imports wait_core.cli"]
+    assert violations("import vllmish", "workload") == []
+    assert violations("from wait_core.planning import plan", "hardware") == ["imports wait_core.planning"]
+    assert violations("from wait_core.planning import plan", "hardware/package.py") == ["imports wait_core.planning"]
+    assert violations("from wait_core.hardware import engine", "planning") == []
     assert violations("from aiconfigurator_core.sdk import common", "hardware") == ["imports aiconfigurator_core"]
     assert violations("from aiconfigurator_core.sdk import common", "hardware/package.py") == []
     assert crates_named("use pyo3::prelude::*; // wait_sim") == {"pyo3"}
@@ -121,8 +129,8 @@ LADDER = ["error", "memory", "model", "fluid", "learn", "config", "state", "plan
 
 
 def climbs(source: str, place: str) -> set[str]:
-    """Return the parts of the core that Rust `source` in `place` uses though they stand above it, its tests left out."""
-    code = re.sub(r"//[^\n]*", "", source.split("#[cfg(test)]\nmod tests {")[0])
+    """Return the parts of the core above `place` that Rust `source` there uses outside its tests."""
+    code = re.sub(r"//[^\n]*", "", source.split("#[cfg(test)]\nmod tests {", maxsplit=1)[0])
     used = set(re.findall(r"\bcrate::(\w+)::", code)) & set(LADDER)
     return {name for name in used if LADDER.index(name) > LADDER.index(place)}
 

@@ -12,8 +12,9 @@ import pytest
 
 from wait_core import WaitCoreError, simulate
 from wait_core._core import iteration_seconds
-from wait_core.calibration import FEWEST, FORMAT, VERSION, fit, load
 from wait_core.cli import main
+from wait_core.hardware.calibration import fit
+from wait_core.logs.step_log import FEWEST, FORMAT, VERSION, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_traces import FILES, TRACES
 
-from wait_core.traces import Trace, TraceError, csv_formats, load
-from wait_core.traces.plain_csv import Piece
+from wait_core.workload.traces import Trace, TraceError, csv_formats, load
+from wait_core.workload.traces.plain_csv import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wait_core import datasets
-from wait_core.datasets import Constant, Dataset, Gamma, Histogram, LogNormal, Mmpp, Poisson, TraceWorkload, dataset
+from wait_core.workload import datasets
+from wait_core.workload.datasets import (
+    Constant,
+    Dataset,
+    Gamma,
+    Histogram,
+    LogNormal,
+    Mmpp,
+    Poisson,
+    TraceWorkload,
+    dataset,
+)
 
 CHAT = {"kind": "lognormal", "mu": 6.6, "sigma": 1.0, "low": 8, "high": 6000}
 

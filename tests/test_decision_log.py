@@ -12,11 +12,10 @@ import pytest
 
 from wait_core import Scheduler, WaitCoreError, simulate
 from wait_core.cli import main
-from wait_core.cli.replay import replay
-from wait_core.decision_log import DecisionLog, LoggedCore
 from wait_core.files import FileError
-from wait_core.requests import replayed
-from wait_core.traces import TraceError, load
+from wait_core.logs import replay
+from wait_core.logs.decision_log import DecisionLog, LoggedCore
+from wait_core.workload import TraceError, load, replayed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,9 +17,9 @@ from zstd import zstd
 from wait_core import WaitCoreError, files
 from wait_core.cli import main
 from wait_core.files import FileError, Place, lines, read_object, replacing
-from wait_core.laws import iteration_time
-from wait_core.traces import TraceError, detect, load
+from wait_core.hardware import iteration_time
 from wait_core.vllm import config
+from wait_core.workload.traces import TraceError, detect, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_zst_without_its_package_says_what_to_install(tmp_path: Path, monkeypatc
 
 
 def test_lines_beyond_the_bound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("files", "traces.csv_formats", "traces.loading", "traces.json_formats"):
+    for module in ("files", *(f"workload.traces.{name}" for name in ("csv_formats", "loading", "json_formats"))):
         monkeypatch.setattr(f"wait_core.{module}.MAX_LINE", 1000)
     path = tmp_path / "file"
     path.write_text("x" * 999 + "\n" + "y" * 1000 + "\n")
@@ -96,7 +96,7 @@ def test_an_array_is_read_in_pieces_of_any_size(tmp_path: Path, size: int, monke
     path = tmp_path / "sharegpt.json"
     path.write_text(FILES["sharegpt"].replace("a b c", "ä b\u2028 😀"), encoding="utf-8")
     whole = load(path, "sharegpt").summary()
-    monkeypatch.setattr("wait_core.traces.json_formats._PIECE", size)
+    monkeypatch.setattr("wait_core.workload.traces.json_formats._PIECE", size)
     assert load(path, "sharegpt").summary() == whole
     path.write_text(FILES["sharegpt"].replace('"alone"', "oops"), encoding="utf-8")
     with pytest.raises(TraceError) as caught:
@@ -225,14 +225,17 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(
     def work(*_: object, **__: object) -> None:
         pytest.fail("the work began")
 
-    for name in ("cli.simulate.run", "cli.demo.simulate", "calibration.load"):
+    for name in ("cli.simulate.run", "cli.demo.simulate", "cli.plan.plan", "cli.gpus.offers", "logs.step_log.load"):
         monkeypatch.setattr(f"wait_core.{name}", work)
     workload = ["--dataset-name", "p64d32", "--request-rate", "20", "--num-prompts", "10"]
+    llama = ["--gpu", "h100", "--model", "Meta-Llama-3.1-8B"]
     target = str(tmp_path / "absent" / "result.png")
     for command in (
         ["simulate", *workload, "--save-result", target],
         ["demo", "--output", target],
         ["calibrate", "steps.jsonl", "--output", target],
+        ["plan", *workload, "--picture", target],
+        ["plan", *workload, *llama, "--slo-ttft", "100", "--picture", target],
     ):
         assert main(command) == 2
         out, err = capsys.readouterr()

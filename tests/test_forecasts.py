@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from wait_core import Scheduler, WaitCoreError
-from wait_core.forecasts import probe
-from wait_core.requests import sampled
+from wait_core.simulation import probe
+from wait_core.workload import sampled
 
 
 def test_overflows_are_about_as_frequent_as_predicted() -> None:

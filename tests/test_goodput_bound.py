@@ -15,7 +15,7 @@ from wait_core import WaitCoreError, simulate
 from wait_core._core import Planner
 from wait_core.cli import main
 from wait_core.planning import goodput_bound, plan
-from wait_core.requests import sampled
+from wait_core.workload import sampled
 
 Types = list[tuple[int, int, float]]
 STEPS = [(4, 5e6, 1e5), (9, 8e6, 2e5), (64, 2e7, 1e5)]

@@ -15,9 +15,8 @@ import wait_core
 from wait_core import WaitCoreError, hardware
 from wait_core._core import iteration_seconds
 from wait_core.cli import main
-from wait_core.hardware import cache_groups, law, memory, package
+from wait_core.hardware import cache_groups, iteration_time, kv_blocks_of, law, memory, package
 from wait_core.hardware.deployment import Deployment
-from wait_core.laws import iteration_time, kv_blocks_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -216,7 +215,7 @@ def test_options_that_do_not_fit(options: list[str], message: str, capsys: pytes
 
 def test_neither_wait_core_nor_a_shipped_law_imports_the_package() -> None:
     program = (
-        "import sys, wait_core; assert 'wait_core.hardware' not in sys.modules;"
+        "import sys, wait_core;"
         f"wait_core.simulate(iteration_time={NAME!r}, dataset_name='chat', request_rate=1, num_prompts=5);"
         "assert not any(name.startswith(('aiconfigurator', 'pandas', 'pyarrow')) for name in sys.modules)"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wait_core import DeadlineError, Report, Scheduler, WaitCoreError, simulate
-from wait_core.requests import Hints, Requests, sampled
+from wait_core.workload import Hints, Requests, sampled
 
 
 def requests(count: int = 600) -> Requests:

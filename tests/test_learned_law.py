@@ -10,9 +10,9 @@ import pytest
 from wait_core import Scheduler, WaitCoreError, simulate
 from wait_core._core import iteration_seconds
 from wait_core.cli import main
-from wait_core.cli.replay import replay
-from wait_core.decision_log import DecisionLog, LoggedCore
-from wait_core.requests import sampled
+from wait_core.logs import replay
+from wait_core.logs.decision_log import DecisionLog, LoggedCore
+from wait_core.workload import sampled
 
 if TYPE_CHECKING:
     from pathlib import Path

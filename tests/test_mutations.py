@@ -15,13 +15,16 @@ from test_decision_log import serve
 from test_traces import FILES
 from zstd import zstd
 
-from wait_core import Scheduler, WaitCoreError, calibration, traces
+from wait_core import Scheduler, WaitCoreError
 from wait_core._core import iteration_seconds
 from wait_core.cli import main
-from wait_core.cli.replay import replay
 from wait_core.files import FileError, read_object
-from wait_core.laws import iteration_time
+from wait_core.hardware import iteration_time
+from wait_core.logs import replay
+from wait_core.logs.step_log import FORMAT, VERSION
+from wait_core.logs.step_log import load as load_steps
 from wait_core.vllm import config
+from wait_core.workload import traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +58,7 @@ def law() -> bytes:
 
 
 def step_log() -> bytes:
-    header = {"format": calibration.FORMAT, "version": calibration.VERSION}
+    header = {"format": FORMAT, "version": VERSION}
     rows = [{"ns": 5_000_000 + i, "decodes": i, "decode_kv": 90 * i, "chunks": [[i + 1, 0]]} for i in range(60)]
     return "".join(json.dumps(row) + "\n" for row in [header, *rows]).encode()
 
@@ -109,7 +112,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "decision log": replay,
     "replay command": replay_command,
     "decision log as a trace": as_trace("wait-core-log"),
-    "step log": lambda path: calibration.load([path]),
+    "step log": lambda path: load_steps([path]),
     "law": lambda path: iteration_seconds(iteration_time(str(path)), decodes=3, decode_kv=900, chunks=[(100, 0)]),
     "settings": lambda path: Scheduler(**read_object(path)),
     "settings file": as_settings_file,

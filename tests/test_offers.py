@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from matplotlib.image import imread
 
-from wait_core import WaitCoreError, hardware, plan
+from wait_core import WaitCoreError, hardware, plan, planning
 from wait_core.cli import main
-from wait_core.hardware.offers import MOST
-from wait_core.hardware.picture import offers_picture
+from wait_core.planning.offers import MOST
+from wait_core.report import offers_picture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"dataset_name": "chat", "num_prompts": 400, "runs": 1}
 
 
 def test_the_number_of_gpus_and_what_they_cost() -> None:
-    a100, h100 = hardware.offers([A100, H100], prices=[2.0, 3.0], request_rate=60.0, **SMALL)
+    a100, h100 = planning.offers([A100, H100], prices=[2.0, 3.0], request_rate=60.0, **SMALL)
     assert a100.replicas is not None
     assert h100.replicas is not None
     assert a100.replicas > h100.replicas > 1
@@ -33,14 +33,14 @@ def test_the_number_of_gpus_and_what_they_cost() -> None:
         assert offer.headroom == pytest.approx(1 / offer.utilisation - 1)
         assert offer.dollars_per_hour == offer.gpus * price
     # 200 and 30 tokens in and out, 10 requests/s: 1.08 million output tokens an hour.
-    (offer,) = hardware.offers([H100], prices=[5.4], types=[(200, 30, 10.0)], num_prompts=400, runs=1)
+    (offer,) = planning.offers([H100], prices=[5.4], types=[(200, 30, 10.0)], num_prompts=400, runs=1)
     assert (offer.replicas, offer.dollars_per_hour) == (1, 5.4)
     assert offer.dollars_per_million_output_tokens == pytest.approx(5.0)
     assert offer.dollars_per_million_tokens == pytest.approx(5.4 / (10 * 230 * 3600 / 1e6))
 
 
 def test_the_limit_is_that_of_the_plan() -> None:
-    (offer,) = hardware.offers([H100], request_rate=10.0, policy="clairvoyant", **SMALL)
+    (offer,) = planning.offers([H100], request_rate=10.0, policy="clairvoyant", **SMALL)
     report = plan(request_rate=10.0, **SMALL, **H100.settings())
     assert offer.limit == pytest.approx(report.engine_limit["requests"])
     assert (offer.dollars_per_hour, offer.goodput) == (None, None)
@@ -48,14 +48,14 @@ def test_the_limit_is_that_of_the_plan() -> None:
 
 def test_a_replica_of_several_gpus_counts_them_all() -> None:
     pair = hardware.shipped()["qwen3-32b-h100-sxm-tp2"]
-    (offer,) = hardware.offers([pair], prices=[3.0], request_rate=40.0, **SMALL)
+    (offer,) = planning.offers([pair], prices=[3.0], request_rate=40.0, **SMALL)
     assert offer.replicas is not None
     assert offer.gpus == 2 * offer.replicas
     assert offer.dollars_per_hour == 6.0 * offer.replicas
 
 
 def test_an_objective_takes_more_gpus_or_cannot_be_met() -> None:
-    loose, tight = (hardware.offers([A100], request_rate=30.0, slo_tpot_ms=slo, **SMALL)[0] for slo in (1000.0, 25.0))
+    loose, tight = (planning.offers([A100], request_rate=30.0, slo_tpot_ms=slo, **SMALL)[0] for slo in (1000.0, 25.0))
     assert loose.replicas is not None
     assert tight.replicas is not None
     assert loose.goodput == 1.0
@@ -63,7 +63,7 @@ def test_an_objective_takes_more_gpus_or_cannot_be_met() -> None:
     assert tight.goodput is not None
     assert tight.goodput >= 0.95
     # No number of GPUs makes an iteration shorter than its weights take to read.
-    (never,) = hardware.offers([A100], prices=[2.0], request_rate=30.0, slo_tpot_ms=5.0, **SMALL)
+    (never,) = planning.offers([A100], prices=[2.0], request_rate=30.0, slo_tpot_ms=5.0, **SMALL)
     assert (never.replicas, never.gpus, never.dollars_per_hour) == (None, None, None)
     assert never.goodput == 0.0
     assert never.utilisation <= 0.8
@@ -84,15 +84,15 @@ def test_an_objective_takes_more_gpus_or_cannot_be_met() -> None:
 def test_what_is_refused(change: dict[str, object], message: str) -> None:
     arguments: dict[str, Any] = {"request_rate": 10.0, **SMALL} | change
     with pytest.raises(WaitCoreError, match=message):
-        hardware.offers([H100], **arguments)
+        planning.offers([H100], **arguments)
 
 
 def test_the_picture_has_every_offer(tmp_path: Path) -> None:
-    found = hardware.offers([A100, H100], prices=[2.0, 3.0], request_rate=30.0, slo_tpot_ms=12.0, **SMALL)
+    found = planning.offers([A100, H100], prices=[2.0, 3.0], request_rate=30.0, slo_tpot_ms=12.0, **SMALL)
     assert found[0].replicas is None
     path = offers_picture(tmp_path / "offers.png", found, title="two")
     wide = imread(path).shape[1]
-    unpriced = hardware.offers([H100], request_rate=30.0, **SMALL)
+    unpriced = planning.offers([H100], request_rate=30.0, **SMALL)
     narrow = imread(offers_picture(tmp_path / "one.png", unpriced, title="one")).shape[1]
     assert wide > narrow > 600
     again = offers_picture(tmp_path / "again.png", found, title="two")

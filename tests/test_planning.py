@@ -14,8 +14,8 @@ import wait_core
 from wait_core._core import Planner
 from wait_core.cli import main
 from wait_core.planning import stability_region
-from wait_core.requests import sampled
-from wait_core.trial import Engine, figures, saturated
+from wait_core.simulation.trial import Engine, figures, saturated
+from wait_core.workload import sampled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from wait_core import plot_style, plots
+from wait_core import report
+from wait_core.report import plot_style, time_series
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,13 +28,13 @@ RATE = [10.0, 20.0, 30.0]
 RUNS = {"vllm": [[1.0, 2.0, 9.0], [1.1, 2.2, 8.0]], "a policy of mine": [1.0, 1.5, float("nan")]}
 
 FIGURES: dict[str, Callable[[Path], Path]] = {
-    "kv": lambda path: plots.kv_over_time(path, KV, capacity_tokens=CAPACITY),
-    "cdf": lambda path: plots.latency_cdf(path, LATENCY),
-    "cdf-log": lambda path: plots.latency_cdf(path, LATENCY, log=True),
-    "bars": lambda path: plots.latency_bars(path, {"mean E2E": {"vllm": [4, 5], "wait": 3.0}, "p99": {"wait": 9}}),
-    "rate": lambda path: plots.latency_against_rate(path, RATE, RUNS, capacity_rate=25.0),
-    "rate-linear": lambda path: plots.latency_against_rate(path, RATE, RUNS, log=False),
-    "overview": lambda path: plots.overview(path, KV, LATENCY, capacity_tokens=CAPACITY, title="both"),
+    "kv": lambda path: report.kv_over_time(path, KV, capacity_tokens=CAPACITY),
+    "cdf": lambda path: report.latency_cdf(path, LATENCY),
+    "cdf-log": lambda path: report.latency_cdf(path, LATENCY, log=True),
+    "bars": lambda path: report.latency_bars(path, {"mean E2E": {"vllm": [4, 5], "wait": 3.0}, "p99": {"wait": 9}}),
+    "rate": lambda path: report.latency_against_rate(path, RATE, RUNS, capacity_rate=25.0),
+    "rate-linear": lambda path: report.latency_against_rate(path, RATE, RUNS, log=False),
+    "overview": lambda path: report.overview(path, KV, LATENCY, capacity_tokens=CAPACITY, title="both"),
 }
 
 
@@ -64,7 +65,7 @@ def test_long_series_keep_their_peaks() -> None:
     time = np.arange(200_000, dtype=np.float64)
     tokens = np.zeros(len(time))
     tokens[123_457], tokens[50_001] = 1_000.0, -1_000.0
-    low, high, at = plots._envelope(time, tokens)
+    low, high, at = time_series._envelope(time, tokens)
     assert len(at) <= 4_000
     assert (high.max(), low.min()) == (1_000.0, -1_000.0)
 
@@ -80,16 +81,16 @@ def test_policies_in_one_figure_differ() -> None:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda p: plots.kv_over_time(p, {}, capacity_tokens=1), "kv: {}"),
-        (lambda p: plots.kv_over_time(p, KV, capacity_tokens=0), "capacity_tokens: 0"),
-        (lambda p: plots.kv_over_time(p, {"a": ([0, 1], [1])}, capacity_tokens=1), "a: kv_tokens"),
-        (lambda p: plots.kv_over_time(p, {"a": ([1, 0], [1, 1])}, capacity_tokens=1), "a: time_s"),
-        (lambda p: plots.latency_cdf(p, {"a": []}), "a: "),
-        (lambda p: plots.latency_cdf(p, {"a": [float("nan")]}), "a: "),
-        (lambda p: plots.latency_bars(p, {}), "metrics: {}"),
-        (lambda p: plots.latency_against_rate(p, [2, 1], RUNS), "rate: "),
-        (lambda p: plots.latency_against_rate(p, [1, 2], RUNS), r"latency_s\['vllm'\]"),
-        (lambda p: plots.latency_against_rate(p, RATE, {"a": [float("nan")] * 3}), r"latency_s\['a'\]"),
+        (lambda p: report.kv_over_time(p, {}, capacity_tokens=1), "kv: {}"),
+        (lambda p: report.kv_over_time(p, KV, capacity_tokens=0), "capacity_tokens: 0"),
+        (lambda p: report.kv_over_time(p, {"a": ([0, 1], [1])}, capacity_tokens=1), "a: kv_tokens"),
+        (lambda p: report.kv_over_time(p, {"a": ([1, 0], [1, 1])}, capacity_tokens=1), "a: time_s"),
+        (lambda p: report.latency_cdf(p, {"a": []}), "a: "),
+        (lambda p: report.latency_cdf(p, {"a": [float("nan")]}), "a: "),
+        (lambda p: report.latency_bars(p, {}), "metrics: {}"),
+        (lambda p: report.latency_against_rate(p, [2, 1], RUNS), "rate: "),
+        (lambda p: report.latency_against_rate(p, [1, 2], RUNS), r"latency_s\['vllm'\]"),
+        (lambda p: report.latency_against_rate(p, RATE, {"a": [float("nan")] * 3}), r"latency_s\['a'\]"),
     ],
 )
 def test_bad_input_is_named_and_writes_nothing(call: Callable[[Path], Path], match: str, tmp_path: Path) -> None:
@@ -101,9 +102,9 @@ def test_bad_input_is_named_and_writes_nothing(call: Callable[[Path], Path], mat
 
 def test_matplotlib_is_imported_only_to_draw_and_its_settings_are_left_alone(tmp_path: Path) -> None:
     code = (
-        "import sys; from wait_core import plots\n"
+        "import sys; from wait_core import report\n"
         "assert 'matplotlib' not in sys.modules, 'imported too early'\n"
-        f"plots.latency_cdf({str(tmp_path / 'f.png')!r}, {{'vllm': [1.0]}})\n"
+        f"report.latency_cdf({str(tmp_path / 'f.png')!r}, {{'vllm': [1.0]}})\n"
         "import matplotlib\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert matplotlib.rcParams['axes.spines.top']\n"

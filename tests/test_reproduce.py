@@ -18,7 +18,7 @@ sys.path.insert(0, str(BENCH))
 from reproduce import authors, document, llama3_law, runs, sweeps, workloads  # noqa: E402
 
 from wait_core import _core, simulate  # noqa: E402
-from wait_core.laws import iteration_time  # noqa: E402
+from wait_core.hardware import iteration_time  # noqa: E402
 
 
 def outcome(completion: float = 1.0, growth: float = 1.0) -> runs.Outcome:

@@ -11,10 +11,8 @@ import pytest
 
 import wait_core
 from wait_core import WaitCoreError, simulate
-from wait_core.datasets import dataset
 from wait_core.files import FileError
-from wait_core.requests import Requests, sampled
-from wait_core.traces import TraceError
+from wait_core.workload import Requests, TraceError, dataset, sampled
 
 POLICIES = ["vllm", "wait", "adaptive"]
 

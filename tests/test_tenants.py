@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wait_core import Report, Scheduler, WaitCoreError, simulate
-from wait_core.requests import Requests, sampled
+from wait_core.workload import Requests, sampled
 
 if TYPE_CHECKING:
     import numpy.typing as npt

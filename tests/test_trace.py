@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wait_core.traces import Trace, load, write_mooncake
+from wait_core.workload import Trace, load, write_mooncake
 
 
 def arrivals(trace: Trace) -> list[int]:

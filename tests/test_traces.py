@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wait_core import traces
-from wait_core.traces import Trace, TraceError, load, write_mooncake
+from wait_core.workload import Trace, TraceError, load, traces, write_mooncake
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from wait_core import DeadlineError, Report, Scheduler, WaitCoreError, simulate
-from wait_core.cli.replay import replay
-from wait_core.decision_log import DecisionLog, LoggedCore
-from wait_core.requests import Hints, Requests, sampled
+from wait_core.logs import replay
+from wait_core.logs.decision_log import DecisionLog, LoggedCore
+from wait_core.workload import Hints, Requests, sampled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from reproduce.study import PAPER, TUNED
 from reproduce.sweeps import as_published
 from reproduce.workloads import BLOCK, SINGLE
 from wait_core import _core, simulate
-from wait_core.laws import iteration_time
+from wait_core.hardware import iteration_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from reproduce.runs import Setting
 from reproduce.study import PAPER
 from reproduce.sweeps import NAMES, stable_up_to
 from reproduce.workloads import SINGLE
-from wait_core.datasets import dataset
+from wait_core.workload import dataset
 
 if TYPE_CHECKING:
     from reproduce.study import Study

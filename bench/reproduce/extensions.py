@@ -11,7 +11,7 @@ from reproduce.figures import segment_memory
 from reproduce.theorems import CASES, LARGE, Instance, exponent
 from reproduce.workloads import D0, D1, LMSYS, word_counts
 from wait_core import _core, simulate
-from wait_core.requests import Requests
+from wait_core.workload import Requests
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""Figures of the experiments, in the look of `wait_core.plots`."""
+"""Figures of the experiments, in the look of `wait_core.report`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wait_core.plot_style import LIMIT, new_figure, plain_log, styles
+from wait_core.report.plot_style import LIMIT, new_figure, plain_log, styles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

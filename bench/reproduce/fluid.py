@@ -11,8 +11,8 @@ from reproduce.figures import memory_curve
 from reproduce.runs import Outcome
 from reproduce.workloads import BLOCK, D0, D1, KV_BLOCKS, LINEAR, LMSYS, word_counts
 from wait_core import simulate
-from wait_core.datasets import Component, Constant, Dataset, Phase, Poisson
-from wait_core.requests import sampled
+from wait_core.workload import sampled
+from wait_core.workload.datasets import Component, Constant, Dataset, Phase, Poisson
 
 if TYPE_CHECKING:
     from reproduce.study import Study

@@ -12,7 +12,7 @@ from reproduce.authors import OUTPUT, TL, concurrency, latencies
 from reproduce.runs import Setting
 from reproduce.workloads import BLOCK, D0, KV_BLOCKS, LMSYS, SINGLE
 from wait_core import _core
-from wait_core.laws import A100, iteration_time
+from wait_core.hardware import A100, iteration_time
 
 if TYPE_CHECKING:
     from reproduce.study import Study

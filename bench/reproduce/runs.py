@@ -13,8 +13,8 @@ from wait_core import simulate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wait_core.requests import Requests
     from wait_core.simulation import Report
+    from wait_core.workload import Requests
 
 WINDOW = (0.2, 0.8)
 """The requests measured, as shares of the order of arrival: neither the filling nor the draining of the queue."""

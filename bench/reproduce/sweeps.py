@@ -13,7 +13,7 @@ from reproduce.runs import Setting, plus_minus
 from reproduce.study import PAPER, TUNED
 from reproduce.workloads import DECODE_ONLY, LINEAR, LMSYS, LONG, SINGLE, TWO_TYPE, Workload, word_counts
 from wait_core import _core
-from wait_core.laws import iteration_time
+from wait_core.hardware import iteration_time
 
 if TYPE_CHECKING:
     from reproduce.runs import Cell

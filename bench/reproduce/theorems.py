@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core import _core
-from wait_core.datasets import Component, Constant, Dataset, Phase, Poisson
+from wait_core.workload.datasets import Component, Constant, Dataset, Phase, Poisson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

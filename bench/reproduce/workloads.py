@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from contract import TRACES
 
-from wait_core.datasets import Component, Constant, Dataset, Phase, Poisson, dataset
-from wait_core.laws import A100
-from wait_core.requests import Requests, sampled
+from wait_core.hardware import A100
+from wait_core.workload import Requests, sampled
+from wait_core.workload.datasets import Component, Constant, Dataset, Phase, Poisson, dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

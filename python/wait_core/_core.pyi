@@ -92,7 +92,9 @@ class Scheduler:
         type_id: int | None = None,
         priority: int = 0,
         tenant: int = 0,
+        computed_tokens: int = 0,
         shared_prefix: int = 0,
+        receives: bool = False,
         max_wait_ns: int | None = None,
         now_ns: int = 0,
     ) -> None: ...
@@ -104,12 +106,13 @@ class Scheduler:
         preempted: Sequence[int] = ...,
         refused: Sequence[int] = ...,
         progress: Sequence[tuple[int, int]] = ...,
-        shared: Sequence[tuple[int, int]] = ...,
+        received: Sequence[int] = ...,
+        hits: Sequence[tuple[int, int, int]] = ...,
         free_blocks: int | None = None,
         step_ns: int | None = None,
         iteration: int | None = None,
     ) -> None: ...
-    def first_in_queue(self, count: int) -> list[tuple[int, int]]: ...
+    def first_in_queue(self, count: int) -> list[tuple[int, int, int]]: ...
     def abort(self, request_id: int) -> bool: ...
     def set_capacity(self, kv_blocks: int) -> None: ...
     def drain(self) -> None: ...

@@ -20,11 +20,11 @@ SETTINGS_FILE = "WAIT_CORE_CONFIG_FILE"
 
 def fail(where: str) -> None:
     """Let one function of ours raise, as a panic of the core does, from now on."""
-    from wait_core import decision_log
+    from wait_core.logs import DecisionLog
     from wait_core.vllm import settings_file, telemetry, transfer
 
     owners: dict[str, Any] = {
-        "write": decision_log.DecisionLog,
+        "write": DecisionLog,
         "poll": settings_file.SettingsFile,
         "explain": telemetry.Telemetry,
         "collect": telemetry.Telemetry,

@@ -115,7 +115,7 @@ def test_other_settings_keep_what_was_learned(tmp_path: Path, monkeypatch: pytes
     assert core(driver).learned()["lengths"] == before.learned()["lengths"]
     serve(driver, 5, "s")
     driver.scheduler.wait_core.log.close()
-    from wait_core.cli.replay import replay
+    from wait_core.logs import replay
 
     assert replay(log).line is None
     path.write_text('{"policy": "vllm"}')

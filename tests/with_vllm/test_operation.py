@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from wait_core.cli.replay import replay
-from wait_core.traces import load
+from wait_core.logs import replay
+from wait_core.workload import load
 
 if TYPE_CHECKING:
     from conftest import Run

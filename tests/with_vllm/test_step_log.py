@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wait_core import simulate
-from wait_core.calibration import fit, load
+from wait_core.hardware.calibration import fit
+from wait_core.logs.step_log import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

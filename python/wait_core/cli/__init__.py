@@ -1,4 +1,7 @@
-"""The `wait-core` command: one file a sub-command."""
+"""The `wait-core` command: one file a sub-command, its options and the wording of its results.
+
+Deliberately absent: whatever a program would call too; that stands in the package that it is about.
+"""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wait_core import calibration
 from wait_core._core import WaitCoreError
 from wait_core.files import replacing
-from wait_core.tables import table
+from wait_core.hardware import calibration
+from wait_core.logs import step_log
+from wait_core.report import table
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,7 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     with contextlib.nullcontext() if arguments.output is None else replacing(arguments.output) as file:
-        steps = calibration.load(arguments.logs)
+        steps = step_log.load(arguments.logs)
         chosen = calibration.fit(steps, arguments.law)
         fits = {arguments.law: chosen}
         for other in set(calibration.LAWS) - {arguments.law}:
@@ -47,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def report(steps: calibration.Steps, fits: dict[str, calibration.Fit]) -> str:
+def report(steps: step_log.Steps, fits: dict[str, calibration.Fit]) -> str:
     """Return what was measured and how well each law tells it."""
     prefill = steps.prefill_tokens > 0
     seen = (

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wait_core.cli.picture import picture
 from wait_core.cli.workload import comparison
-from wait_core.files import replacing
-from wait_core.plot_style import check_picture, drawable
-from wait_core.requests import sampled
+from wait_core.report import bars, overview
+from wait_core.report.plot_style import drawable
 from wait_core.simulation import simulate
-from wait_core.tables import bars
+from wait_core.workload import sampled
 
 if TYPE_CHECKING:
     import argparse
@@ -31,15 +30,13 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     output = arguments.output
-    if output is not None:
-        check_picture(output)
-    elif drawable():
+    if output is None and drawable():
         output = Path(PICTURE)
     # 1 % of the memory of an A100-80GB kept back, Llama-2-7B: 8,448 blocks of 16 tokens; arrivals at 1.7 times what it
     # can serve.
     kv_blocks, rate = 8448, 4.0
     requests = sampled("p512d1000", request_rate=rate, num_prompts=arguments.num_prompts)
-    with contextlib.nullcontext() if output is None else replacing(output, binary=True) as file:
+    with picture(output) as drawn:
         print("Llama-2-7B on a simulated A100-80GB, in overload:")
         print(f"{len(requests)} requests, prompt 512, output 1,000, {rate:g}/s")
         reports = [
@@ -50,11 +47,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         seconds = max(times[-1] for times, _ in kv.values())
         print(f"KV cache in use, of {kv_blocks * 16:,} tokens, over {seconds:,.0f} s:")
         print(bars(kv, kv_blocks * 16))
-        if file is not None:
-            from wait_core.plots import overview  # noqa: PLC0415 - matplotlib is needed here only
-
+        if drawn is not None:
             overview(
-                file.name,
+                drawn,
                 kv,
                 {report.policy: report.e2el_s for report in reports},
                 capacity_tokens=kv_blocks * 16,

@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.cli.picture import picture
 from wait_core.cli.workload import basis
-from wait_core.hardware import Offer, offers
-from wait_core.tables import table
+from wait_core.planning import offers
+from wait_core.report import offers_picture, table
 
 if TYPE_CHECKING:
     import argparse
 
     from wait_core.hardware import Deployment
+    from wait_core.planning import Offer
 
 
-def compare(arguments: argparse.Namespace, deployments: list[Deployment]) -> int:
-    """Compare the deployments, print a table, and draw a picture if one is asked for."""
+def compare(arguments: argparse.Namespace, deployments: list[Deployment], asked: dict[str, Any]) -> int:
+    """Compare the deployments for what is `asked`, print a table, and draw a picture if one is wanted."""
     if not deployments:
         raise WaitCoreError("--price, --slo-ttft and --slo-tpot need --gpu and --model")
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
             raise WaitCoreError(f"--{name.replace('_', '-')}: GPUs are compared with their own")
-    found = offers(
-        deployments,
-        prices=arguments.price,
-        types=arguments.type,
-        dataset_name=arguments.dataset_name,
-        dataset_path=arguments.dataset_path,
-        request_rate=arguments.request_rate if arguments.target_rate is None else arguments.target_rate,
-        num_prompts=arguments.num_prompts,
-        seed=arguments.seed,
-        runs=3 if arguments.runs is None else arguments.runs,
-        policy=arguments.policy,
-        utilisation=arguments.utilisation,
-        slo_ttft_ms=arguments.slo_ttft,
-        slo_tpot_ms=arguments.slo_tpot,
-        attainment=arguments.attainment,
-    )
-    if arguments.json:
-        print(json.dumps({"offers": [offer.to_dict() for offer in found]}))
-    else:
-        print("\n".join(basis(each) for each in deployments), end="\n\n")
-        print(text(found))
-    if arguments.picture is not None:
-        from wait_core.hardware.picture import offers_picture  # noqa: PLC0415 - matplotlib is needed here only
-
-        title = f"{deployments[0].model.rpartition('/')[2]}: GPUs for {found[0].rate:.4g} requests/s"
-        path = offers_picture(arguments.picture, found, title=title)
-        if not arguments.json:
-            print(f"picture: {path}")
+    rate = arguments.request_rate if arguments.target_rate is None else arguments.target_rate
+    with picture(arguments.picture) as drawn:
+        found = offers(deployments, prices=arguments.price, request_rate=rate, attainment=arguments.attainment, **asked)
+        if arguments.json:
+            print(json.dumps({"offers": [offer.to_dict() for offer in found]}))
+        else:
+            print("\n".join(basis(each) for each in deployments), end="\n\n")
+            print(text(found))
+        if drawn is not None:
+            model = deployments[0].model.rpartition("/")[2]
+            offers_picture(drawn, found, title=f"{model}: GPUs for {found[0].rate:.4g} requests/s")
+    if arguments.picture is not None and not arguments.json:
+        print(f"picture: {arguments.picture}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wait_core._core import WaitCoreError
 from wait_core.cli.workload import add_deployment, basis, deployment_of
 from wait_core.hardware import catalogue, shipped
-from wait_core.tables import table
+from wait_core.report import table
 
 if TYPE_CHECKING:
     import argparse

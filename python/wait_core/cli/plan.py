@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wait_core import planning
 from wait_core._core import WaitCoreError
 from wait_core.cli import gpus
+from wait_core.cli.picture import picture
 from wait_core.cli.workload import add_law, add_source, basis, deployments_of, print_notes
-from wait_core.laws import A100
-from wait_core.planning import explain, plan, stability_region
-from wait_core.tables import table
+from wait_core.hardware import A100
+from wait_core.planning import explain, plan
+from wait_core.report import stability_region, table
 
 if TYPE_CHECKING:
     from wait_core.planning import PlanReport
@@ -64,52 +66,60 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.dataset_name is not None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
     deployments = deployments_of(arguments)
+    # One GPU and several are asked the same; how many seeds are played is, unless it is said, each one's own default.
+    asked: dict[str, Any] = {
+        "types": arguments.type,
+        "dataset_name": arguments.dataset_name,
+        "dataset_path": arguments.dataset_path,
+        "num_prompts": arguments.num_prompts,
+        "seed": arguments.seed,
+        "policy": arguments.policy,
+        "utilisation": arguments.utilisation,
+        "slo_ttft_ms": arguments.slo_ttft,
+        "slo_tpot_ms": arguments.slo_tpot,
+    }
+    if arguments.runs is not None:
+        asked["runs"] = arguments.runs
     objective = arguments.slo_ttft is not None or arguments.slo_tpot is not None
     if len(deployments) > 1 or arguments.price or (deployments and objective):
-        return gpus.compare(arguments, deployments)
+        return gpus.compare(arguments, deployments, asked)
     deployment = deployments[0] if deployments else None
     engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
             engine[name] = getattr(arguments, name)
-    report = plan(
-        types=arguments.type,
-        dataset_name=arguments.dataset_name,
-        dataset_path=arguments.dataset_path,
-        request_rate=arguments.request_rate,
-        num_prompts=arguments.num_prompts,
-        seed=arguments.seed,
-        runs=20 if arguments.runs is None else arguments.runs,
-        policy=arguments.policy,
-        **engine,
-        num_types=arguments.num_types,
-        margin=arguments.margin,
-        failure_probability=arguments.failure_probability,
-        horizon_s=arguments.horizon,
-        target_rate=arguments.target_rate,
-        utilisation=arguments.utilisation,
-        slo_ttft_ms=arguments.slo_ttft,
-        slo_tpot_ms=arguments.slo_tpot,
-    )
-    print_notes(report.dropped, report.notes)
-    if deployment is not None and not arguments.json:
-        print(basis(deployment), end="\n\n")
-    print(report.to_json() if arguments.json else text(report))
-    if arguments.picture is not None:
-        from wait_core import plots  # noqa: PLC0415 - matplotlib is needed here only
-
-        region = stability_region(report)
-        plots.stability_region(
-            arguments.picture,
-            region.pop("capacity"),
-            region,
-            rate=report.rate,
-            capacity_tokens=report.engine["capacity"],
-            title=f"Stability region of {report.workload}",
+    with picture(arguments.picture) as drawn:
+        report = plan(
+            request_rate=arguments.request_rate,
+            num_types=arguments.num_types,
+            margin=arguments.margin,
+            failure_probability=arguments.failure_probability,
+            horizon_s=arguments.horizon,
+            target_rate=arguments.target_rate,
+            **asked,
+            **engine,
         )
-        if not arguments.json:
-            print(f"picture: {arguments.picture}")
+        print_notes(report.dropped, report.notes)
+        if deployment is not None and not arguments.json:
+            print(basis(deployment), end="\n\n")
+        print(report.to_json() if arguments.json else text(report))
+        if drawn is not None:
+            _draw(drawn, report)
+    if arguments.picture is not None and not arguments.json:
+        print(f"picture: {arguments.picture}")
     return 0
+
+
+def _draw(path: str, report: PlanReport) -> None:
+    region = planning.stability_region(report)
+    stability_region(
+        path,
+        region.pop("capacity"),
+        region,
+        rate=report.rate,
+        capacity_tokens=report.engine["capacity"],
+        title=f"Stability region of {report.workload}",
+    )
 
 
 def text(report: PlanReport) -> str:

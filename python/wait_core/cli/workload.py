@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
 from wait_core.files import read_object
-from wait_core.laws import A100
-from wait_core.requests import Requests, offered
-from wait_core.simulation import LAW, Report, simulate
-from wait_core.tables import table
+from wait_core.hardware import A100, engine
+from wait_core.report import table
+from wait_core.simulation.run import LAW, Report, simulate
+from wait_core.workload import Requests, offered
 
 if TYPE_CHECKING:
     import argparse
@@ -96,8 +96,6 @@ def deployments_of(arguments: argparse.Namespace) -> list[Deployment]:
         raise WaitCoreError("--gpu and --model go together: kernel times belong to both")
     if arguments.iteration_time is not None:
         raise WaitCoreError("--iteration-time and --gpu: one law only")
-    from wait_core.hardware import engine  # noqa: PLC0415  read where asked for only
-
     host = {} if arguments.host_time is None else {"host_s": arguments.host_time}
     found = []
     for asked in [arguments.gpu] if isinstance(arguments.gpu, str) else arguments.gpu:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.files import read_object, replacing
 from wait_core.hardware import cache_groups, catalogue, law, memory, package, shipped_data
 from wait_core.hardware.deployment import Deployment
 
@@ -102,8 +103,8 @@ def engine(
     }  # fmt: skip
     file = _cache_file(described, asked)
     # A file that is cut off or of another form counts as none.
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        return Deployment.from_dict(json.loads(file.read_text(encoding="utf-8"))).with_host(host_s)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Deployment.from_dict(read_object(file)).with_host(host_s)
     try:
         made = _make(described, **asked)
     except WaitCoreError:
@@ -243,9 +244,8 @@ def _cache_file(model: Model, asked: dict[str, Any]) -> Path:
 
 
 def _keep(file: Path, made: Deployment) -> None:
-    """Write beside and rename: a reader never sees half a file. A folder that cannot be written keeps nothing."""
-    beside = file.with_suffix(f".{os.getpid()}")
+    """Write it whole or not at all: a reader never sees half a file. A folder that cannot be written keeps nothing."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(made.to_json(), encoding="utf-8")
-        beside.replace(file)
+        with replacing(file) as out:
+            out.write(made.to_json())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.files import FileError, read_object
 from wait_core.hardware import package
 from wait_core.hardware.cache_groups import text_config
 
@@ -99,10 +99,10 @@ def _dtype(asked: str, config: Mapping[str, Any], quantization: Mapping[str, Any
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        value = read_object(path)
+    except (FileError, OSError) as error:
         raise WaitCoreError(f"model = {str(path)!r}: not a configuration ({error})") from None
-    if not isinstance(value, dict) or "architectures" not in value:
+    if "architectures" not in value:
         raise WaitCoreError(f"model = {str(path)!r}: not a configuration (no architectures)")
     return value
 

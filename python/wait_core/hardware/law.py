@@ -6,7 +6,7 @@ third of each region is held out: the errors that a law states are those of quer
 
 Where the stairs end is found first, on the kernels that depend on the number of tokens alone, asked for densely: the
 fewest pieces that tell them to `TOLERANCE`, by dynamic programming. Then all costs are fitted together, as
-`wait_core.calibration` fits them to the iterations of a live engine.
+`calibration` fits them to the iterations of a live engine.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wait_core import calibration
 from wait_core._core import iteration_seconds
+from wait_core.hardware import calibration
 from wait_core.hardware.deployment import Region
+from wait_core.logs.step_log import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,7 +166,7 @@ def fit(kernels: Kernels, queries: Sequence[Query], budget: int) -> Fitted:
     )
 
 
-def _steps(queries: Sequence[Query], times: Column, chosen: npt.NDArray[np.bool_]) -> calibration.Steps:
+def _steps(queries: Sequence[Query], times: Column, chosen: npt.NDArray[np.bool_]) -> Steps:
     rows = np.array(
         [
             (q.decodes, q.decodes * q.context, q.prompts * q.tokens, q.prompts * (q.before + q.tokens),
@@ -174,7 +175,7 @@ def _steps(queries: Sequence[Query], times: Column, chosen: npt.NDArray[np.bool_
         ],
         np.float64,
     ).T  # fmt: skip
-    return calibration.Steps(
+    return Steps(
         seconds=times[chosen], decodes=rows[0], decode_kv=rows[1], prefill_tokens=rows[2], prefill_kv=rows[3],
         prefill_attention=rows[4],
     )  # fmt: skip

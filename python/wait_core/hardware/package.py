@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,7 +105,7 @@ def configuration(model: str, kind: str = "config") -> dict[str, Any]:
     folder = Path(aiconfigurator_core.__file__).parent / "model_configs"
     path = folder / f"{model.replace('/', '--')}_{kind}.json"
     # Some hold Infinity, which Python's reader takes.
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 @contextlib.contextmanager

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
+from wait_core.files import read_object
 from wait_core.hardware.deployment import Deployment
 
 
 @cache
 def shipped() -> dict[str, Deployment]:
     """Return all shipped deployments by name, in alphabetical order."""
-    folder = resources.files("wait_core.hardware") / "data"
-    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name)
-    values = [json.loads(entry.read_text(encoding="utf-8")) for entry in files]
+    values = [read_object(file) for file in sorted((Path(__file__).parent / "data").glob("*.json"))]
     return {value["name"]: Deployment.from_dict(value) for value in values}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 from vllm.version import __version__ as vllm_version
 
-from wait_core.decision_log import DecisionLog, LoggedCore
+from wait_core.logs.decision_log import DecisionLog, LoggedCore
 from wait_core.vllm import config, support, transfer
 from wait_core.vllm.learned_file import LearnedFile
 from wait_core.vllm.settings_file import SettingsFile

@@ -1,9 +1,9 @@
 """What each step computed and how long it took: the setting ``step_log_file``.
 
-`wait_core.calibration` fits an iteration-time law to it. A step ends when its output comes in (``update_from_output``).
-It began when the step before it ended, if the engine went on at once, else when it was scheduled: so the time between,
-vLLM's own work, belongs to it as it does in serving, and a pause without requests does not. Works one step ahead as
-well (asynchronous scheduling).
+`wait_core.hardware.calibration` fits an iteration-time law to it. A step ends when its output comes in
+(``update_from_output``). It began when the step before it ended, if the engine went on at once, else when it was
+scheduled: so the time between, vLLM's own work, belongs to it as it does in serving, and a pause without requests does
+not. Works one step ahead as well (asynchronous scheduling).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from wait_core.calibration import FORMAT, VERSION
+from wait_core.logs.step_log import FORMAT, VERSION
 from wait_core.vllm.config import KEY, ConfigError, of_rank
 
 if TYPE_CHECKING:

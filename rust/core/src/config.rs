@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
 use crate::fluid::Protection;
+use crate::memory::{KvGroup, KvLayout};
 use crate::model::{IterationTime, MAX_LENGTH, RequestType, StageConvention, Workload};
 
 /// Which policy decides.
@@ -90,6 +91,11 @@ pub struct Config {
     pub kv_blocks: u32,
     /// Tokens per KV block (16).
     pub block_size: u32,
+    /// Groups of the KV cache, each with blocks of its own from `kv_blocks`: full attention, sliding windows, chunked-local
+    /// attention, constant states (one group of full attention).
+    pub kv_groups: Vec<KvGroup>,
+    /// Slots that a decode takes ahead of its token, for the drafts of speculative decoding (0).
+    pub num_lookahead_tokens: u32,
     /// Most resident requests (256).
     pub max_num_seqs: u32,
     /// Most tokens in one iteration, at least `max_num_seqs` (2,048).
@@ -161,6 +167,8 @@ impl Default for Config {
             policy: PolicyName::default(),
             kv_blocks: 0,
             block_size: 16,
+            kv_groups: Vec::new(),
+            num_lookahead_tokens: 0,
             max_num_seqs: 256,
             token_budget: 2048,
             long_prefill_token_threshold: None,
@@ -197,6 +205,8 @@ impl Default for Config {
 const MAX_COUNT: u32 = 1 << 30;
 /// Largest block, tokens: a lane keeps a counter for each token of a block.
 const MAX_BLOCK_SIZE: u32 = 1 << 16;
+/// Most slots ahead of a token.
+const MAX_LOOKAHEAD: u32 = 1 << 10;
 /// Most types: each has its queue and its lane.
 const MAX_TYPES: usize = 4096;
 
@@ -305,12 +315,29 @@ impl Config {
     pub(crate) fn validate_memory(&self) -> Result<u64> {
         count("kv_blocks", self.kv_blocks, MAX_COUNT)?;
         count("block_size", self.block_size, MAX_BLOCK_SIZE)?;
+        KvGroup::validate(&self.kv_groups, self.block_size)?;
+        if self.num_lookahead_tokens > MAX_LOOKAHEAD {
+            let rule = format!("must be at most {MAX_LOOKAHEAD}");
+            return Err(Error::invalid("num_lookahead_tokens", self.num_lookahead_tokens, rule));
+        }
         let tokens = u64::from(self.kv_blocks) * u64::from(self.block_size);
         if tokens > u64::from(MAX_COUNT) {
             let rule = format!("with blocks of {} tokens must hold at most {MAX_COUNT} tokens", self.block_size);
             return Err(Error::invalid("kv_blocks", self.kv_blocks, rule));
         }
-        Ok(tokens)
+        let most = self.kv_layout().largest(self.kv_blocks, MAX_COUNT);
+        if most == 0 {
+            let rule = "must hold the blocks that one token needs in all groups";
+            return Err(Error::invalid("kv_blocks", self.kv_blocks, rule));
+        }
+        Ok(u64::from(most))
+    }
+
+    /// How many blocks a request needs.
+    pub(crate) fn kv_layout(&self) -> KvLayout {
+        // A prompt longer than the budget goes whole there.
+        let step_tokens = if self.policy == PolicyName::PrefillFirst { MAX_LENGTH } else { self.token_budget };
+        KvLayout::new(self.block_size, &self.kv_groups, step_tokens, self.num_lookahead_tokens)
     }
 
     fn validate_thresholds(&self) -> Result<()> {
@@ -365,7 +392,7 @@ impl Config {
 
     /// Most tokens of prompt and output together.
     pub fn model_len(&self) -> u32 {
-        self.max_model_len.unwrap_or(self.kv_blocks * self.block_size)
+        self.max_model_len.unwrap_or_else(|| self.kv_layout().largest(self.kv_blocks, MAX_COUNT))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What `adaptive` makes of hints: priorities, expected lengths, deadlines, targets, and what it learned before.
 
 use serde_json::{Value, json};
-use wait_core::{Config, Error, HoldReason, LengthHint, Report, Request, RequestId, Scheduler};
+use wait_core::{Config, Error, Hit, HoldReason, LengthHint, Report, Request, RequestId, Scheduler};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -22,6 +22,10 @@ fn queue(core: &Scheduler) -> Vec<RequestId> {
 
 fn admitted(core: &mut Scheduler) -> Vec<RequestId> {
     core.plan(0).chunks().iter().map(|chunk| chunk.id).collect()
+}
+
+fn hit(tokens: u32) -> Hit {
+    Hit { computed: tokens, shared: tokens }
 }
 
 #[test]
@@ -112,7 +116,7 @@ fn serve_one_a_second(core: &mut Scheduler, seconds: std::ops::Range<u64>) {
     for second in seconds {
         core.plan(second * SECOND);
         let resident: Vec<_> = core.view().iter_residents().map(|slot| core.view().request(slot).id).collect();
-        core.complete(&Report { finished: &resident, ..Report::default() });
+        core.complete(&Report { finished: &resident, ..Report::default() }).unwrap();
     }
 }
 
@@ -150,7 +154,7 @@ fn traffic(core: &mut Scheduler, ids: std::ops::Range<u64>, labelled: bool) -> V
         let view = core.view();
         let over = |slot: &u32| view.stage(*slot) >= length(view.request(*slot).id);
         let finished: Vec<_> = view.iter_residents().filter(over).map(|slot| view.request(slot).id).collect();
-        core.complete(&Report { finished: &finished, ..Report::default() });
+        core.complete(&Report { finished: &finished, ..Report::default() }).unwrap();
     }
     plans
 }
@@ -217,7 +221,7 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
             let view = core.view();
             let ends = |slot: &u32| view.stage(*slot) > 40 + (view.request(*slot).id * 37 % 60) as u32;
             let finished: Vec<_> = view.iter_residents().filter(ends).map(|slot| view.request(slot).id).collect();
-            core.complete(&Report { finished: &finished, ..Report::default() });
+            core.complete(&Report { finished: &finished, ..Report::default() }).unwrap();
         }
         let forecast = asked.kv_forecast();
         assert!(forecast.windows(2).all(|pair| pair[0].overflow <= pair[1].overflow + 1e-12), "{forecast:?}");
@@ -235,11 +239,12 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     let mut core = scheduler(settings);
     // What the host has: the prefix, and of each resident what comes after it.
     let report = |core: &mut Scheduler, finished: &[RequestId]| {
-        core.complete(&Report { finished, ..Report::default() });
-        let shared: Vec<_> = core.first_in_queue(40).map(|(id, _)| (id, PREFIX)).collect();
+        core.complete(&Report { finished, ..Report::default() }).unwrap();
+        let shared: Vec<_> = core.first_in_queue(40).map(|(id, _)| (id, hit(PREFIX))).collect();
         let view = core.view();
         let own: u32 = view.iter_residents().map(|slot| view.blocks(slot) - PREFIX / 4).sum();
-        core.complete(&Report { shared: &shared, free_blocks: Some(100 - PREFIX / 4 - own), ..Report::default() });
+        core.complete(&Report { hits: &shared, free_blocks: Some(100 - PREFIX / 4 - own), ..Report::default() })
+            .unwrap();
     };
     core.add(&request(0, 200, 60, 0)).unwrap();
     assert_eq!(admitted(&mut core), [0]);
@@ -259,7 +264,7 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     assert!((core.explain(30).unwrap().limit - 204.0).abs() < 1e-9);
     // Once all have left, nothing is shared.
     report(&mut core, &[1, 2, 3]);
-    core.complete(&Report { free_blocks: Some(100), shared: &[(4, 0), (5, 0)], ..Report::default() });
+    core.complete(&Report { free_blocks: Some(100), hits: &[(4, hit(0)), (5, hit(0))], ..Report::default() }).unwrap();
     assert_eq!(admitted(&mut core), [4]);
     assert!((core.explain(30).unwrap().limit - 400.0).abs() < 1e-9);
 }
@@ -275,12 +280,12 @@ fn equal_lengths(core: &mut Scheduler, next: &mut RequestId, iterations: u32, re
         }
         let chunks = core.plan(0).chunks().iter();
         let refused: Vec<_> = chunks.filter(|chunk| refuses && chunk.start == 0).map(|chunk| chunk.id).collect();
-        core.complete(&Report { refused: &refused, ..Report::default() });
+        core.complete(&Report { refused: &refused, ..Report::default() }).unwrap();
         let view = core.view();
         residents += f64::from(view.residents());
         let over = |slot: &u32| u64::from(view.stage(*slot)) >= 60 + view.request(*slot).id % 17;
         let finished: Vec<_> = view.iter_residents().filter(over).map(|slot| view.request(slot).id).collect();
-        core.complete(&Report { finished: &finished, ..Report::default() });
+        core.complete(&Report { finished: &finished, ..Report::default() }).unwrap();
     }
     residents / f64::from(iterations)
 }
@@ -311,8 +316,8 @@ fn a_batch_that_the_host_takes_by_itself_does_not_slow_those_that_follow() {
         let view = core.view();
         let all: Vec<_> = view.iter_residents().map(|slot| (view.request(slot).id, view.kv(slot))).collect();
         let ids: Vec<_> = all.iter().map(|&(id, _)| id).collect();
-        core.complete(&Report { preempted: &ids, ..Report::default() });
-        core.complete(&Report { progress: &all, ..Report::default() });
+        core.complete(&Report { preempted: &ids, ..Report::default() }).unwrap();
+        core.complete(&Report { progress: &all, ..Report::default() }).unwrap();
     }
     let after = equal_lengths(&mut core, &mut next, 60, false);
     assert!(after > 0.8 * usual, "{after} residents, {usual} before");

@@ -55,7 +55,7 @@ fn a_steady_iteration_allocates_nothing() {
 }
 
 #[test]
-fn a_million_waiting_requests_take_less_than_200_mb() {
+fn a_million_waiting_requests_take_at_most_140_mb() {
     for case in CASES {
         let mut engine = Engine::empty(case, 64, 1);
         // The curves of classes are there once one of each has come.
@@ -68,7 +68,7 @@ fn a_million_waiting_requests_take_less_than_200_mb() {
         assert!(peak < 200_000_000, "{case}: {peak} bytes while the tables grew");
         // Just after a doubling of the tables half their room is unused; a million nearly fills them.
         // With a deadline they are listed by arrival as well.
-        let most = if case == "adaptive, late and tenants" { 137 } else { 128 };
+        let most = if case == "adaptive, late and tenants" { 148 } else { 140 };
         assert!(bytes <= most * 1_000_000, "{case}: {bytes} bytes for a million requests");
     }
 }

@@ -66,7 +66,7 @@ fn compare(core: &mut Scheduler, oracle: &mut impl Engine, arrivals: &[Arrival])
         let emitting = plan(core, now_ns);
         let expected = oracle.step(now_ns);
         assert_eq!(emitting, Step { emitted: vec![], finished: vec![], ..expected.clone() }, "iteration {iteration}");
-        core.complete(&Report { finished: &expected.finished, ..Report::default() });
+        core.complete(&Report { finished: &expected.finished, ..Report::default() }).unwrap();
         compare_states(core, oracle);
         now_ns += NS;
         if core.view().is_empty() && rest.peek().is_none() {

@@ -115,7 +115,7 @@ fn a_watermark_never_holds_a_request_that_fits_when_nothing_runs() {
     assert_eq!(chunks(&mut core), [(1, 36)]);
     // Nine blocks are taken and five must stay free.
     assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 6.0, limit: 1.0 }));
-    core.complete(&Report { finished: &[1], ..Report::default() });
+    core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
     assert_eq!(chunks(&mut core), [(2, 4)]);
 }
 
@@ -148,9 +148,9 @@ fn a_prefill_without_tokens_left_is_explained() {
     with(&mut core, &[(1, 6), (2, 4)]);
     assert_eq!(chunks(&mut core), [(1, 4)]);
     assert_eq!(chunks(&mut core), [(1, 2), (2, 2)]);
-    core.complete(&Report { progress: &[(1, 5)], ..Report::default() });
+    core.complete(&Report { progress: &[(1, 5)], ..Report::default() }).unwrap();
     assert_eq!(chunks(&mut core), [(1, 1), (2, 2)]);
-    core.complete(&Report { progress: &[(1, 0), (2, 3)], ..Report::default() });
+    core.complete(&Report { progress: &[(1, 0), (2, 3)], ..Report::default() }).unwrap();
     assert_eq!(chunks(&mut core), [(1, 4)]);
     assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::BatchCap, needs: 5.0, limit: 4.0 }));
     assert_eq!((core.explain(1), core.paused_ids()), (None, vec![2]));
@@ -175,10 +175,12 @@ fn abort_in_every_state_twice_and_of_ids_nobody_has() {
         preempted: &[2],
         refused: &[3],
         progress: &[(1, 5)],
-        shared: &[(3, 2)],
+        received: &[],
+        hits: &[(3, Hit { computed: 2, shared: 2 })],
         free_blocks: None,
         step: None,
-    });
+    })
+    .unwrap();
     assert_eq!((core.stats().aborted, core.stats().unknown_ids, core.stats().finished), (3, 4 + 5, 0));
     assert_eq!((core.view().len(), core.view().pool().used()), (0, 0));
     assert!(core.plan(0).is_empty());
@@ -190,7 +192,7 @@ fn finish_and_abort_in_the_same_iteration_count_once() {
     with(&mut core, &[(1, 4), (2, 4)]);
     core.plan(0);
     assert!(core.abort(1));
-    core.complete(&Report { finished: &[1, 2, 2], ..Report::default() });
+    core.complete(&Report { finished: &[1, 2, 2], ..Report::default() }).unwrap();
     assert!(!core.abort(2));
     assert_eq!((core.stats().aborted, core.stats().finished, core.stats().unknown_ids), (1, 1, 3));
     assert!(core.view().is_empty());

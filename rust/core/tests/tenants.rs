@@ -70,7 +70,7 @@ impl Host {
                 finished.push(id);
             }
         }
-        self.core.complete(&Report { finished: &finished, ..Report::default() });
+        self.core.complete(&Report { finished: &finished, ..Report::default() }).unwrap();
     }
 }
 
@@ -160,7 +160,7 @@ fn a_tenant_saves_up_no_more_than_its_share_of_the_memory() {
         core.plan(step * MS);
         let id = core.last_plan().chunks()[0].id;
         order.push(id >= 100);
-        core.complete(&Report { finished: &[id], ..Report::default() });
+        core.complete(&Report { finished: &[id], ..Report::default() }).unwrap();
     }
     // Its share of the memory, 120 tokens, is 11 requests; then three of four are its own.
     let since = order.iter().skip(20);
@@ -176,7 +176,7 @@ fn an_aborted_request_is_not_charged_for_what_it_never_gave() {
     // Outputs of the first tenant are long on average, then ten of its requests are aborted at once.
     core.add(&request(0, 0)).unwrap();
     (0..500).for_each(|step| _ = core.plan(step * MS));
-    core.complete(&Report { finished: &[0], ..Report::default() });
+    core.complete(&Report { finished: &[0], ..Report::default() }).unwrap();
     (1..12).for_each(|id| core.add(&request(id, 0)).unwrap());
     (100..112).for_each(|id| core.add(&request(id, 1)).unwrap());
     let mut admitted = [0; 2];

@@ -34,7 +34,7 @@ fn admitted(core: &Scheduler) -> Vec<RequestId> {
 fn end_all(core: &mut Scheduler) {
     let view = core.view();
     let all: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).collect();
-    core.complete(&Report { finished: &all, ..Report::default() });
+    core.complete(&Report { finished: &all, ..Report::default() }).unwrap();
 }
 
 /// One seat, whose request ends with each plan.
@@ -70,7 +70,7 @@ fn who_is_late_lets_those_go_first_that_are_not() {
     core.add(&request(6, 10, 0)).unwrap();
     core.plan(1_400 * MS);
     assert_eq!(admitted(&core), [3]);
-    core.complete(&Report { refused: &[3], ..Report::default() });
+    core.complete(&Report { refused: &[3], ..Report::default() }).unwrap();
     assert_eq!(queue(core.view(), LATE), [3, 6]);
     assert!(core.abort(3));
     assert_eq!(serve(&mut core, 1_500 * MS), [6]);
@@ -85,7 +85,7 @@ fn the_prompts_before_a_request_and_its_own_count_as_time() {
         let mut core = scheduler(&settings, json!(2.0));
         core.add(&request(0, 4_000, 0)).unwrap();
         (0..10).for_each(|step| _ = core.plan(step * 100 * MS));
-        core.complete(&Report { progress: &[(0, 3_990)], ..Report::default() });
+        core.complete(&Report { progress: &[(0, 3_990)], ..Report::default() }).unwrap();
         core.plan(SECOND);
         core.add(&request(1, prompt, SECOND)).unwrap();
         core.add(&request(2, 10, SECOND)).unwrap();
@@ -117,7 +117,7 @@ fn late_requests_take_only_what_the_traffic_leaves() {
     assert_eq!(admitted(&core), [20]);
     // With each that ends the next enters.
     for id in 10..13 {
-        core.complete(&Report { finished: &[id], ..Report::default() });
+        core.complete(&Report { finished: &[id], ..Report::default() }).unwrap();
         core.plan(now + 2 * MS);
         assert_eq!(admitted(&core), [id + 2]);
     }
@@ -245,7 +245,7 @@ impl Run {
         self.served.extend(admitted(&self.core));
         let view = self.core.view();
         let ids: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).take(step.finish).collect();
-        self.core.complete(&Report { finished: &ids, ..Report::default() });
+        self.core.complete(&Report { finished: &ids, ..Report::default() }).unwrap();
         if let Some(id) = step.abort.map(|who| who as u64) {
             self.core.abort(id);
         }
@@ -343,7 +343,7 @@ proptest! {
             prop_assert!(view.iter_waiting(IN_TIME).all(|slot| now_ns - view.request(slot).arrival_ns <= SECOND));
             prop_assert_eq!(view.waiting(LATE), 0);
             let ids: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).take(step.finish).collect();
-            core.complete(&Report { finished: &ids, ..Report::default() });
+            core.complete(&Report { finished: &ids, ..Report::default() }).unwrap();
         }
         prop_assert!(core.view().is_empty());
         prop_assert_eq!(core.stats().finished + core.stats().refused, added);

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use wait_core::policy::{LearnedLaw, Policy};
-use wait_core::{Config, HoldReason, LengthHint, Report, Request, StepTime};
+use wait_core::{Config, Hit, HoldReason, LengthHint, Report, Request, StepTime};
 
 use crate::convert;
 use crate::error::{self, WaitCoreError};
@@ -48,9 +48,13 @@ impl Scheduler {
     /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
     /// would be expected to wait longer than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than
     /// `ttft_target` for its first token.
+    ///
+    /// `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
+    /// tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. A request that
+    /// `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
-        predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, shared_prefix = 0,
-        max_wait_ns = None, now_ns = 0))]
+        predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, computed_tokens = 0, shared_prefix = 0,
+        receives = false, max_wait_ns = None, now_ns = 0))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add(
         &mut self,
@@ -63,7 +67,9 @@ impl Scheduler {
         #[pyo3(from_py_with = convert::ranged)] type_id: Option<u16>,
         #[pyo3(from_py_with = convert::ranged)] priority: i64,
         #[pyo3(from_py_with = convert::ranged)] tenant: u16,
+        #[pyo3(from_py_with = convert::ranged)] computed_tokens: u32,
         #[pyo3(from_py_with = convert::ranged)] shared_prefix: u32,
+        receives: bool,
         #[pyo3(from_py_with = convert::ranged)] max_wait_ns: Option<u64>,
         #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
     ) -> PyResult<()> {
@@ -83,7 +89,8 @@ impl Scheduler {
             type_id,
             priority,
             tenant,
-            shared_prefix,
+            hit: Hit { computed: computed_tokens.max(shared_prefix), shared: shared_prefix },
+            receives,
             arrival_ns: now_ns,
             max_wait_ns,
         };
@@ -97,7 +104,9 @@ impl Scheduler {
         Plan::of(&self.inner)
     }
 
-    /// Reports what turned out differently from the plan, and who finished.
+    /// Reports what turned out differently from the plan, and what finished: `progress` pairs a request with the KV tokens
+    /// it holds, `received` names those whose KV has come from elsewhere, `hits` has (request, computed tokens, shared tokens)
+    /// of those that wait. Raises `WaitCoreError` for what cannot be, and changes nothing then.
     ///
     /// `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
     /// the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
@@ -106,7 +115,7 @@ impl Scheduler {
     /// which it was, `iteration=plan.iteration`. An iteration that differed from its plan (`preempted`, `refused`,
     /// `progress`) is not learned from.
     #[pyo3(signature = (*, finished = Vec::new(), preempted = Vec::new(), refused = Vec::new(), progress = Vec::new(),
-        shared = Vec::new(), free_blocks = None, step_ns = None, iteration = None))]
+        received = Vec::new(), hits = Vec::new(), free_blocks = None, step_ns = None, iteration = None))]
     #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // keywords, extracted from Python lists
     fn complete(
         &mut self,
@@ -114,25 +123,30 @@ impl Scheduler {
         #[pyo3(from_py_with = convert::ranged)] preempted: Vec<u64>,
         #[pyo3(from_py_with = convert::ranged)] refused: Vec<u64>,
         #[pyo3(from_py_with = convert::ranged)] progress: Vec<(u64, u32)>,
-        #[pyo3(from_py_with = convert::ranged)] shared: Vec<(u64, u32)>,
+        #[pyo3(from_py_with = convert::ranged)] received: Vec<u64>,
+        #[pyo3(from_py_with = convert::ranged)] hits: Vec<(u64, u32, u32)>,
         #[pyo3(from_py_with = convert::ranged)] free_blocks: Option<u32>,
         #[pyo3(from_py_with = convert::ranged)] step_ns: Option<u64>,
         #[pyo3(from_py_with = convert::ranged)] iteration: Option<u64>,
-    ) {
-        self.inner.complete(&Report {
+    ) -> PyResult<()> {
+        let hits: Vec<_> = hits.into_iter().map(|(id, computed, shared)| (id, Hit { computed, shared })).collect();
+        let report = Report {
             finished: &finished,
             preempted: &preempted,
             refused: &refused,
             progress: &progress,
-            shared: &shared,
+            received: &received,
+            hits: &hits,
             free_blocks,
             step: step_ns.map(|ns| StepTime { ns, iteration }),
-        });
+        };
+        self.inner.complete(&report).map_err(error::core)
     }
 
-    /// The first `count` of each queue, the preempted before the others: (request, shared prefix it is known to have).
-    fn first_in_queue(&self, #[pyo3(from_py_with = convert::ranged)] count: usize) -> Vec<(u64, u32)> {
-        self.inner.first_in_queue(count).collect()
+    /// The first `count` of each queue, the preempted before the others: (request, prompt tokens known to
+    /// be computed, those of them whose blocks residents hold).
+    fn first_in_queue(&self, #[pyo3(from_py_with = convert::ranged)] count: usize) -> Vec<(u64, u32, u32)> {
+        self.inner.first_in_queue(count).map(|(id, hit)| (id, hit.computed, hit.shared)).collect()
     }
 
     /// Takes a request back, in whatever state it is; False if no request has this id.

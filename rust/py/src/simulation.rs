@@ -209,7 +209,7 @@ pub(crate) fn run(
     }
 }
 
-/// Forecasts of the residents' KV, one row a probe, and the truth beside them: see `wait_core.forecasts.Forecasts`.
+/// Forecasts of the residents' KV, one row a probe, and the truth beside them: see `wait_core.simulation.Forecasts`.
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // extracted from numpy arrays
 pub(crate) fn probe<'py>(

@@ -257,7 +257,7 @@ impl<'a> Engine<'a> {
         self.recorder.finish_requests(&self.finished, self.now_ns);
         let ns = self.now_ns - start_ns;
         let step = (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None });
-        self.scheduler.complete(&Completed { finished: &self.finished, step, ..Completed::default() });
+        self.scheduler.complete(&Completed { finished: &self.finished, step, ..Completed::default() }).unwrap();
         Ok(true)
     }
 

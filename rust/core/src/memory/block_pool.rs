@@ -1,18 +1,24 @@
 //! KV blocks, counted. Which block holds what is the host's business; how many are free is ours.
 
-/// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next plan evicts.
+/// Plans after which a host that has not reported its free blocks is no longer taken at its word about shared ones.
+const MAX_SILENCE: u32 = 16;
+
+/// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next plan preempts.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
     capacity: u32,
     block_size: u32,
-    used: i64,
-    /// Blocks our own count charges but the host does not (shared prefixes), or the reverse; the host is right.
+    /// Σ of what the residents hold, a block that several hold counted for each.
+    held: i64,
+    /// By how much the blocks in use are fewer (shared prefixes), or more; what the host reports is right.
     drift: i64,
+    /// Plans since the host reported its free blocks.
+    silence: u32,
 }
 
 impl BlockPool {
     pub(crate) fn new(capacity: u32, block_size: u32) -> Self {
-        Self { capacity, block_size, used: 0, drift: 0 }
+        Self { capacity, block_size, held: 0, drift: 0, silence: u32::MAX }
     }
 
     /// Usable blocks.
@@ -30,9 +36,9 @@ impl BlockPool {
         u64::from(self.capacity) * u64::from(self.block_size)
     }
 
-    /// Blocks in use, as the host last corrected them; at least 0.
+    /// Blocks in use; at least 0.
     pub fn used(&self) -> i64 {
-        (self.used - self.drift).max(0)
+        (self.held - self.drift).max(0)
     }
 
     /// Blocks left; negative after the capacity shrank below use.
@@ -40,41 +46,58 @@ impl BlockPool {
         i64::from(self.capacity) - self.used()
     }
 
-    /// Blocks that `tokens` occupy.
-    pub fn blocks_for(&self, tokens: u32) -> u32 {
-        tokens.div_ceil(self.block_size)
+    /// Whether blocks that a request is said to share are free of charge: the host has reported lately how many are free, so
+    /// that too few are not charged for long. Other hosts give hashes, or pay for every block.
+    pub(crate) fn trusts_shares(&self) -> bool {
+        self.silence <= MAX_SILENCE
     }
 
-    pub(crate) fn take(&mut self, blocks: u32) {
-        self.used += i64::from(blocks);
+    /// Blocks that are thought to be shared, and of which nothing says by whom: they stay charged when residents leave.
+    pub(crate) fn unclaimed(&self) -> i64 {
+        if self.trusts_shares() { 0 } else { self.drift.max(0) }
     }
 
-    pub(crate) fn give(&mut self, blocks: u32) {
-        self.used -= i64::from(blocks);
-        debug_assert!(self.used >= 0, "gave back more blocks than were taken");
+    /// Another plan begins.
+    pub(crate) fn count_plan(&mut self) {
+        self.silence = self.silence.saturating_add(1);
+    }
+
+    /// A resident takes blocks, or gives some back (negative).
+    pub(crate) fn take(&mut self, blocks: i64) {
+        self.held += blocks;
+        debug_assert!(self.held >= 0, "more blocks were given back than taken");
+    }
+
+    /// A request was admitted that holds so many blocks which others hold.
+    pub(crate) fn share(&mut self, blocks: u32) {
+        self.drift += i64::from(blocks);
+    }
+
+    /// A resident leaves with all its blocks, of which it shared so many. Others may hold any of them: a host that says no
+    /// more how many are free is charged for what was thought to be shared.
+    pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
+        let lost = if self.trusts_shares() { i64::from(shared) } else { self.unclaimed().min(i64::from(blocks)) };
+        self.take(-i64::from(blocks));
+        self.drift -= lost;
         // With nothing resident there is nothing to disagree about.
-        if self.used == 0 {
+        if self.held == 0 {
             self.drift = 0;
         }
-    }
-
-    /// Blocks that our own count is about to charge again, or no longer does.
-    pub(crate) fn share(&mut self, blocks: i64) {
-        self.drift += blocks;
     }
 
     pub(crate) fn set_capacity(&mut self, blocks: u32) {
         self.capacity = blocks;
     }
 
-    /// Adopt the host's count of free blocks.
+    /// Adopts the host's count of free blocks, at most the capacity.
     pub(crate) fn reconcile(&mut self, free: u32) {
-        self.drift = self.used - (i64::from(self.capacity) - i64::from(free));
+        self.silence = 0;
+        self.drift = self.held - (i64::from(self.capacity) - i64::from(free));
     }
 
-    /// Blocks by our own count, without the host's correction.
+    /// Blocks by our own count, without the correction.
     pub(crate) fn counted(&self) -> i64 {
-        self.used
+        self.held
     }
 }
 
@@ -83,19 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_fill_whole_blocks() {
-        let pool = BlockPool::new(10, 16);
-        assert_eq!([0, 1, 16, 17, 32, 33].map(|tokens| pool.blocks_for(tokens)), [0, 1, 1, 2, 2, 3]);
-        assert_eq!(pool.tokens(), 160);
-        assert_eq!(pool.blocks_for(u32::MAX), 1 << 28);
-    }
-
-    #[test]
     fn taking_and_giving_move_the_free_count() {
         let mut pool = BlockPool::new(10, 16);
+        assert_eq!(pool.tokens(), 160);
         pool.take(7);
         assert_eq!((pool.used(), pool.free()), (7, 3));
-        pool.give(5);
+        pool.take(-1);
+        pool.release(4, 0);
         assert_eq!((pool.used(), pool.free(), pool.counted()), (2, 8, 2));
     }
 
@@ -117,11 +134,8 @@ mod tests {
         assert_eq!((pool.used(), pool.free(), pool.counted()), (3, 7, 6));
         pool.take(1);
         assert_eq!(pool.free(), 6);
-        pool.give(5);
-        assert_eq!((pool.used(), pool.free()), (0, 10), "never more free than there are");
-        pool.give(2);
-        pool.take(4);
-        assert_eq!(pool.free(), 6, "with nothing resident there is nothing to disagree about");
+        pool.release(7, 0);
+        assert_eq!((pool.used(), pool.free()), (0, 10), "with nothing resident there is nothing to disagree about");
     }
 
     #[test]
@@ -132,7 +146,31 @@ mod tests {
         assert_eq!(pool.free(), 1);
         pool.take(3);
         assert_eq!(pool.free(), -2);
-        pool.reconcile(99);
-        assert_eq!((pool.used(), pool.free()), (0, 10), "a count above the capacity is cut");
+        pool.reconcile(10);
+        assert_eq!((pool.used(), pool.free()), (0, 10));
+    }
+
+    #[test]
+    fn a_host_that_falls_silent_pays_for_what_was_shared() {
+        // One holds 100 blocks of which another shares 90. The first leaves: 91 are in use, which the host has to report.
+        let with_silence = |plans: u32| {
+            let mut pool = BlockPool::new(200, 1);
+            pool.reconcile(200);
+            pool.take(100);
+            pool.take(91);
+            pool.share(90);
+            assert_eq!(pool.used(), 101);
+            (0..plans).for_each(|_| pool.count_plan());
+            pool
+        };
+        let mut pool = with_silence(MAX_SILENCE);
+        pool.release(100, 0);
+        assert_eq!(pool.used(), 1, "until the next report");
+        pool.reconcile(109);
+        assert_eq!(pool.used(), 91);
+        let mut pool = with_silence(MAX_SILENCE + 1);
+        assert!(!pool.trusts_shares());
+        pool.release(100, 0);
+        assert_eq!(pool.used(), 91);
     }
 }

@@ -1,29 +1,51 @@
 //! A lane is a set of decoding requests that step together.
 //!
 //! Each step adds one KV token to every member, so a member's KV is `lane.tick − base` with `base` fixed when it joins:
-//! a step costs O(1), whatever the number of members. Members also need a new block when their KV reaches a multiple
-//! of the block size; counted by `base mod block_size`, that is one look-up a step as well.
+//! a step costs O(1), whatever the number of members. The blocks that a step takes and frees are counted by residues of
+//! `base`: a look-up or two for each kind of group.
+
+use super::block_counters::{BlockCounters, Phases};
+use super::kv_layout::KvLayout;
 
 /// Counts over the members of one lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
     tick: i64,
-    /// `tick mod block_size`, kept so that a step needs no division.
-    phase: usize,
     len: u32,
     kv: u64,
-    /// Members by `base mod block_size`.
-    by_phase: Box<[u32]>,
+    blocks: Blocks,
+    /// Blocks that members hold beyond their decode's need since they joined, to be freed by the next step; negative where
+    /// they lack slots ahead.
+    surplus: i64,
+}
+
+/// When members take and free blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Blocks {
+    /// One group of full attention.
+    One(Phases),
+    Several(Box<[BlockCounters]>),
 }
 
 impl Lane {
-    pub(crate) fn new(block_size: u32) -> Self {
-        Self { tick: 0, phase: 0, len: 0, kv: 0, by_phase: vec![0; block_size as usize].into() }
+    pub(crate) fn new(layout: &KvLayout) -> Self {
+        let blocks = if layout.groups().is_empty() {
+            Blocks::One(Phases::new(layout.block_size(), layout.lookahead()))
+        } else {
+            Blocks::Several(layout.groups().iter().filter_map(|group| BlockCounters::new(group, layout)).collect())
+        };
+        Self { tick: 0, len: 0, kv: 0, blocks, surplus: 0 }
     }
 
     /// The same lane without members.
     pub(crate) fn emptied(&self) -> Self {
-        Self { tick: self.tick, phase: self.phase, ..Self::new(self.by_phase.len() as u32) }
+        let mut lane = self.clone();
+        (lane.len, lane.kv, lane.surplus) = (0, 0, 0);
+        match &mut lane.blocks {
+            Blocks::One(phases) => phases.clear(),
+            Blocks::Several(groups) => groups.iter_mut().for_each(BlockCounters::clear),
+        }
+        lane
     }
 
     /// Steps taken since the start.
@@ -46,51 +68,59 @@ impl Lane {
         self.kv
     }
 
-    /// Blocks that the next step must allocate: one for each member whose blocks are full.
-    pub fn blocks_needed(&self) -> u32 {
-        self.by_phase[self.phase]
+    /// Blocks that the next step takes, less those it frees.
+    #[inline]
+    pub fn block_change(&self) -> i64 {
+        let taken = match &self.blocks {
+            Blocks::One(phases) => i64::from(phases.due()),
+            Blocks::Several(groups) => groups.iter().map(BlockCounters::change).sum(),
+        };
+        taken - self.surplus
     }
 
-    fn phase_of(&self, base: i64) -> usize {
-        base.rem_euclid(self.by_phase.len() as i64) as usize
-    }
-
-    /// Whether the member with this base needs a block in the next step.
-    pub(crate) fn needs_block(&self, base: i64) -> bool {
-        self.phase_of(base) == self.phase
-    }
-
-    /// Takes in a member that holds `kv` tokens; returns its base.
-    pub(crate) fn join(&mut self, kv: u32) -> i64 {
+    /// Takes in a member that holds `kv` tokens, and `surplus` blocks more than a decode of so many needs; returns its base.
+    pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);
-        let phase = self.phase_of(base);
-        self.by_phase[phase] += 1;
+        match &mut self.blocks {
+            Blocks::One(phases) => phases.insert(base),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.insert(base, kv)),
+        }
         self.len += 1;
         self.kv += u64::from(kv);
+        self.surplus += surplus;
         base
     }
 
-    /// Lets a member go; returns the KV tokens it holds.
-    pub(crate) fn leave(&mut self, base: i64) -> u32 {
+    /// Lets a member go, with its `surplus` if it has not stepped since it joined; returns the KV tokens it holds.
+    pub(crate) fn leave(&mut self, base: i64, surplus: i64) -> u32 {
         let kv = self.kv_of(base);
-        let phase = self.phase_of(base);
-        self.by_phase[phase] -= 1;
+        match &mut self.blocks {
+            Blocks::One(phases) => phases.remove(base),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.remove(base, kv)),
+        }
         self.len -= 1;
         self.kv -= u64::from(kv);
+        self.surplus -= surplus;
         kv
     }
 
+    #[inline]
     pub(crate) fn kv_of(&self, base: i64) -> u32 {
         (self.tick - base) as u32
     }
 
-    /// One token for every member; returns the blocks newly allocated.
-    pub(crate) fn step(&mut self) -> u32 {
-        let blocks = self.blocks_needed();
+    /// One token for every member; returns the blocks taken, less those freed.
+    #[inline]
+    pub(crate) fn step(&mut self) -> i64 {
+        let change = self.block_change();
         self.tick += 1;
-        self.phase = if self.phase + 1 == self.by_phase.len() { 0 } else { self.phase + 1 };
         self.kv += u64::from(self.len);
-        blocks
+        self.surplus = 0;
+        match &mut self.blocks {
+            Blocks::One(phases) => phases.advance(),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.advance(self.tick)),
+        }
+        change
     }
 }
 
@@ -99,73 +129,107 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::memory::{GroupKind, KvGroup};
 
-    #[test]
-    fn a_member_gains_a_token_a_step_and_a_block_where_its_blocks_are_full() {
-        let mut lane = Lane::new(4);
-        assert!(lane.is_empty());
-        let base = lane.join(6);
-        assert_eq!((lane.len(), lane.kv(), lane.kv_of(base), lane.needs_block(base)), (1, 6, 6, false));
-        let taken: Vec<u32> = (0..6).map(|_| lane.step()).collect();
-        // 6 → 7 → 8 → 9: the ninth token opens a third block, the thirteenth would open the fourth.
-        assert_eq!(taken, [0, 0, 1, 0, 0, 0]);
-        assert_eq!((lane.tick(), lane.kv(), lane.kv_of(base)), (6, 12, 12));
-        assert!(lane.needs_block(base));
-        assert_eq!(lane.blocks_needed(), 1);
-        assert_eq!(lane.leave(base), 12);
-        assert_eq!((lane.len(), lane.kv(), lane.blocks_needed()), (0, 0, 0));
-        assert_eq!(lane, Lane { tick: 6, phase: 2, ..Lane::new(4) });
+    fn full(block_size: u32) -> KvLayout {
+        KvLayout::new(block_size, &[], 64, 0)
     }
 
     #[test]
-    fn blocks_of_one_token_are_needed_at_every_step() {
-        let mut lane = Lane::new(1);
-        lane.join(0);
-        lane.join(7);
-        assert_eq!([lane.step(), lane.step()], [2, 2]);
+    fn a_member_gains_a_token_a_step_and_a_block_where_its_blocks_are_full() {
+        let mut lane = Lane::new(&full(4));
+        assert!(lane.is_empty());
+        let base = lane.join(6, 0);
+        assert_eq!((lane.len(), lane.kv(), lane.kv_of(base), lane.block_change()), (1, 6, 6, 0));
+        let taken: Vec<i64> = (0..6).map(|_| lane.step()).collect();
+        // 6 → 7 → 8 → 9: the ninth token opens a third block, the thirteenth would open the fourth.
+        assert_eq!(taken, [0, 0, 1, 0, 0, 0]);
+        assert_eq!((lane.tick(), lane.kv(), lane.kv_of(base)), (6, 12, 12));
+        assert_eq!(lane.block_change(), 1);
+        assert_eq!(lane.leave(base, 0), 12);
+        assert_eq!((lane.len(), lane.kv(), lane.block_change()), (0, 0, 0));
+        assert_eq!(lane, lane.emptied());
+    }
+
+    #[test]
+    fn what_a_prompt_holds_beyond_its_window_is_freed_by_the_first_decode() {
+        let window = KvGroup { kind: GroupKind::SlidingWindow { window: 4 }, block_size: None, count: 2 };
+        let layout = KvLayout::new(2, &[window], 64, 0);
+        let (held, mut lane) = (layout.after(0, 9), Lane::new(&layout));
+        let surplus = i64::from(held) - i64::from(layout.decoding(9));
+        assert_eq!((held, surplus), (10, 4));
+        lane.join(9, surplus);
+        assert_eq!(i64::from(held) + lane.step(), i64::from(layout.decoding(10)));
     }
 
     #[derive(Clone, Debug)]
     enum Op {
-        Join(u32),
+        Join(u32, i64),
         Leave(usize),
         Step,
     }
 
     fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![(0..200u32).prop_map(Op::Join), any::<usize>().prop_map(Op::Leave), Just(Op::Step), Just(Op::Step)]
+        prop_oneof![
+            (1..200u32, -1..3_i64).prop_map(|(kv, surplus)| Op::Join(kv, surplus)),
+            any::<usize>().prop_map(Op::Leave),
+            Just(Op::Step),
+            Just(Op::Step)
+        ]
+    }
+
+    fn group() -> impl Strategy<Value = KvGroup> {
+        (1..6_u32, 1..3_u32, 0..4_u8, 1..40_u32).prop_map(|(size, count, kind, n)| {
+            let kind = match kind {
+                0 => GroupKind::Full,
+                1 => GroupKind::SlidingWindow { window: n },
+                2 => GroupKind::ChunkedLocal { chunk: n.div_ceil(size) * size },
+                _ => GroupKind::State { blocks: n },
+            };
+            KvGroup { kind, block_size: Some(size), count }
+        })
     }
 
     proptest! {
         #[test]
-        fn counts_equal_a_list_of_members(block_size in 1..20u32, ops in prop::collection::vec(op(), 0..200)) {
-            let mut lane = Lane::new(block_size);
-            let mut members: Vec<(i64, u32)> = Vec::new();
+        fn counts_equal_a_list_of_members(
+            block_size in 1..20u32,
+            groups in prop::collection::vec(group(), 0..4),
+            lookahead in 0..7_u32,
+            ops in prop::collection::vec(op(), 0..200),
+        ) {
+            let layout = KvLayout::new(block_size, &groups, 64, lookahead);
+            let mut lane = Lane::new(&layout);
+            // Base, KV tokens, blocks held, and whether it has stepped.
+            let mut members: Vec<(i64, u32, i64, bool)> = Vec::new();
+            let need = |kv| i64::from(layout.decoding(kv));
             for op in ops {
                 match op {
-                    Op::Join(kv) => members.push((lane.join(kv), kv)),
+                    Op::Join(kv, surplus) => members.push((lane.join(kv, surplus), kv, need(kv) + surplus, false)),
                     Op::Leave(at) if !members.is_empty() => {
-                        let (base, kv) = members.swap_remove(at % members.len());
-                        prop_assert_eq!(lane.leave(base), kv);
+                        let (base, kv, held, stepped) = members.swap_remove(at % members.len());
+                        prop_assert_eq!(lane.leave(base, if stepped { 0 } else { held - need(kv) }), kv);
                     }
                     Op::Leave(_) => {}
                     Op::Step => {
-                        let before: u32 = members.iter().map(|&(_, kv)| kv.div_ceil(block_size)).sum();
+                        let before: i64 = members.iter().map(|member| member.2).sum();
                         for member in &mut members {
                             member.1 += 1;
+                            (member.2, member.3) = (need(member.1), true);
                         }
-                        let after: u32 = members.iter().map(|&(_, kv)| kv.div_ceil(block_size)).sum();
+                        let after: i64 = members.iter().map(|member| member.2).sum();
+                        prop_assert_eq!(lane.block_change(), after - before);
                         prop_assert_eq!(lane.step(), after - before);
                     }
                 }
                 prop_assert_eq!(lane.len() as usize, members.len());
-                prop_assert_eq!(lane.kv(), members.iter().map(|&(_, kv)| u64::from(kv)).sum::<u64>());
-                let full = members.iter().filter(|&&(_, kv)| kv.is_multiple_of(block_size)).count();
-                prop_assert_eq!(lane.blocks_needed() as usize, full);
-                for &(base, kv) in &members {
+                prop_assert_eq!(lane.kv(), members.iter().map(|member| u64::from(member.1)).sum::<u64>());
+                let mut recounted = lane.emptied();
+                for &(base, kv, held, stepped) in &members {
                     prop_assert_eq!(lane.kv_of(base), kv);
-                    prop_assert_eq!(lane.needs_block(base), kv.is_multiple_of(block_size));
+                    recounted.join(kv, if stepped { 0 } else { held - need(kv) });
                 }
+                prop_assert_eq!(&lane, &recounted);
             }
         }
     }

@@ -1,7 +1,12 @@
 //! What a request costs in the KV cache, and what the cache has left. Absent: which request holds what (state/).
 
+mod block_counters;
 mod block_pool;
+mod kv_group;
+mod kv_layout;
 mod lane;
 
 pub use block_pool::BlockPool;
+pub use kv_group::{GroupKind, KvGroup};
+pub use kv_layout::KvLayout;
 pub use lane::Lane;

@@ -6,5 +6,5 @@ mod request;
 mod workload;
 
 pub use iteration_time::*;
-pub use request::{LengthHint, Request, RequestId, Slot};
+pub use request::{Hit, LengthHint, Request, RequestId, Slot};
 pub use workload::*;

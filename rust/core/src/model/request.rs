@@ -36,6 +36,16 @@ impl LengthHint {
     }
 }
 
+/// What of a prompt needs not be computed: a prefix cache hit, or KV that comes from elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hit {
+    /// Prompt tokens whose KV is computed; at least one token is left to compute.
+    pub computed: u32,
+    /// Those of them whose blocks residents hold: they take no block. Heeded while the host reports its free blocks;
+    /// without that all of them are charged.
+    pub shared: u32,
+}
+
 /// A request as the host declares it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
@@ -53,9 +63,11 @@ pub struct Request {
     pub priority: i64,
     /// Tenant, an index of `tenant_weights`.
     pub tenant: u16,
-    /// Tokens of the prompt whose KV blocks other residents hold (a prefix cache hit): they are neither computed nor
-    /// charged again. While the request waits, a report may change it.
-    pub shared_prefix: u32,
+    /// What of the prompt is in the KV cache already. While the request waits, a report may change it.
+    pub hit: Hit,
+    /// Its KV is on the way from elsewhere: once admitted it holds memory for `hit.computed` tokens and computes nothing
+    /// until the host reports it received.
+    pub receives: bool,
     /// Arrival, ns on the host's clock.
     pub arrival_ns: u64,
     /// Longest time it may be expected to wait for its admission, ns; `add` refuses it if the prediction is longer.

@@ -101,7 +101,9 @@ impl Plan {
             if !(is(chunk.slot, phase) && marks.settle(chunk.slot)) {
                 return Some("a prompt is computed that is computed already, or twice");
             }
-            if chunk.tokens == 0 || chunk.tokens > request.prefill_target().saturating_sub(chunk.start) {
+            // What receives its KV from elsewhere computes nothing yet.
+            let least = u32::from(!request.receives);
+            if !(least..=request.prefill_target().saturating_sub(chunk.start)).contains(&chunk.tokens) {
                 return Some("a chunk has no tokens, or more than its prompt");
             }
             tokens += u64::from(chunk.tokens);
@@ -144,7 +146,7 @@ impl Plan {
                     (0..=queue).for_each(|behind| self.hold_queue(behind, hold));
                     return;
                 }
-                self.admit(view, slot, self.tokens_left(), true);
+                self.admit(view, slot, self.tokens_left());
             }
         }
     }

@@ -21,13 +21,15 @@ pub enum HoldReason {
     BatchCap,
     /// It is resident, and its segment is not served.
     PausedAtBoundary,
+    /// It is resident, and its KV is on the way from elsewhere.
+    KvTransfer,
     /// The engine is paused: no plan admits anything.
     EnginePaused,
 }
 
 impl HoldReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoBlocks,
         Self::BelowThreshold,
         Self::ForecastOverflow,
@@ -36,6 +38,7 @@ impl HoldReason {
         Self::TenantShare,
         Self::BatchCap,
         Self::PausedAtBoundary,
+        Self::KvTransfer,
         Self::EnginePaused,
     ];
 
@@ -50,6 +53,7 @@ impl HoldReason {
             Self::TenantShare => "tenant_share",
             Self::BatchCap => "batch_cap",
             Self::PausedAtBoundary => "paused_at_boundary",
+            Self::KvTransfer => "kv_transfer",
             Self::EnginePaused => "engine_paused",
         }
     }

@@ -32,7 +32,7 @@ pub struct Chunk {
     pub id: RequestId,
     /// Tokens computed before.
     pub start: u32,
-    /// Tokens to compute now; at least 1.
+    /// Tokens to compute now; at least 1, but none of a request whose KV is on the way from elsewhere.
     pub tokens: u32,
     /// Blocks it holds from now on.
     pub blocks: u32,
@@ -54,6 +54,8 @@ pub struct Plan {
     refused: Vec<Refusal>,
     holds: Vec<Option<Hold>>,
     free: i64,
+    /// Of the blocks that residents hold, those that stay in use when any of them leave.
+    unclaimed: i64,
     budget: u32,
     tokens: u32,
     decodes: u32,
@@ -76,6 +78,7 @@ impl Plan {
         self.holds.clear();
         self.holds.resize(view.queues() + 1, None);
         self.free = view.pool().free();
+        self.unclaimed = view.pool().unclaimed();
         self.budget = view.limits().token_budget;
         self.tokens = 0;
         self.decodes = 0;
@@ -88,7 +91,7 @@ impl Plan {
 
     /// Whether the members of `lane` decode one token each.
     pub fn runs(&self, lane: usize) -> bool {
-        self.run[lane]
+        self.run.get(lane).is_some_and(|&runs| runs)
     }
 
     /// Prefill chunks: residents first, then admissions in their order.
@@ -141,6 +144,11 @@ impl Plan {
         self.tokens == 0
     }
 
+    /// Nothing to compute, and nobody admitted whose KV is on the way.
+    pub fn is_idle(&self) -> bool {
+        self.tokens == 0 && self.chunks.is_empty()
+    }
+
     /// Why the requests of queue `queue` wait; the last queue is that of the preempted.
     pub fn hold(&self, queue: usize) -> Option<Hold> {
         self.holds.get(queue).copied().flatten()
@@ -183,7 +191,7 @@ impl Plan {
         debug_assert!(!self.run[lane], "lane {lane} planned twice");
         let members = &view.lanes()[lane];
         self.run[lane] = true;
-        self.free -= i64::from(members.blocks_needed());
+        self.free -= members.block_change();
         self.tokens += members.len();
         self.decodes += members.len();
         // Members that the plan has taken out of the lane before.
@@ -205,7 +213,7 @@ impl Plan {
     /// Takes back the token that a member of a lane was to decode.
     fn retract_decode(&mut self, view: &View, slot: Slot) {
         if self.run[view.request(slot).lane as usize] {
-            self.free += i64::from(view.needs_block(slot));
+            self.free += view.next_blocks(slot);
             self.tokens -= 1;
             self.decodes -= 1;
         }
@@ -215,7 +223,7 @@ impl Plan {
     pub fn unpark(&mut self, view: &View, slot: Slot, lane: usize) {
         debug_assert!(self.run[lane], "lane {lane} stands");
         self.unparked.push((slot, lane as u16));
-        self.free -= i64::from(next_token_needs_block(view, slot));
+        self.free -= view.next_blocks(slot);
         self.tokens += 1;
         self.decodes += 1;
     }
@@ -246,7 +254,14 @@ impl Plan {
         let request = view.request(slot);
         self.preempted.push((slot, request.id));
         self.residents -= 1;
-        self.free += i64::from(view.blocks(slot)) - i64::from(request.shared_blocks(view.pool()));
+        let blocks = i64::from(view.blocks(slot));
+        let kept = if view.pool().trusts_shares() {
+            i64::from(request.shared_blocks(view.layout()))
+        } else {
+            self.unclaimed.min(blocks)
+        };
+        self.unclaimed -= if view.pool().trusts_shares() { 0 } else { kept };
+        self.free += blocks - kept;
         if let Some(at) = self.parked.iter().position(|&other| other == slot) {
             // Its token was taken back when it was parked.
             self.parked.remove(at);
@@ -255,13 +270,13 @@ impl Plan {
         }
         if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
             self.unparked.remove(at);
-            self.free += i64::from(next_token_needs_block(view, slot));
+            self.free += view.next_blocks(slot);
             self.tokens -= 1;
             self.decodes -= 1;
         } else if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
             let chunk = self.chunks.remove(at);
             self.tokens -= chunk.tokens;
-            self.free += i64::from(chunk.blocks - view.blocks(slot));
+            self.free += i64::from(chunk.blocks) - i64::from(view.blocks(slot));
         }
     }
 
@@ -273,9 +288,10 @@ impl Plan {
             return;
         }
         let held = view.blocks(slot);
-        let blocks = held.max(view.pool().blocks_for(start + tokens));
+        let blocks = view.layout().after(start, start + tokens);
+        let blocks = if view.limits().reserves_prompts { blocks.max(held) } else { blocks };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
-        self.free -= i64::from(blocks - held);
+        self.free -= i64::from(blocks) - i64::from(held);
         self.make_room(view);
     }
 
@@ -286,17 +302,21 @@ impl Plan {
         }
     }
 
-    /// Admits a waiting request with a first chunk of at most `tokens` behind its shared prefix; `reserve` takes the
-    /// blocks of its whole prompt at once. The caller has checked that they are free.
-    pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32, reserve: bool) {
-        let (request, pool) = (view.request(slot), view.pool());
-        let (start, target) = (request.shared_prefix, request.prefill_target());
-        let tokens = tokens.min(target - start).min(view.limits().prefill_chunk);
-        debug_assert!(tokens > 0, "an admission computes at least one token");
-        let blocks = pool.blocks_for(if reserve { target } else { start + tokens });
+    /// Admits a waiting request with a first chunk of at most `tokens` behind what is computed already. The caller has checked
+    /// that the blocks of the whole prompt are free.
+    pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32) {
+        let (request, layout) = (view.request(slot), view.layout());
+        let (start, target) = (request.computed_on_admission(), request.prefill_target());
+        let most = if request.receives { 0 } else { target - start };
+        let tokens = tokens.min(most).min(view.limits().prefill_chunk);
+        debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
+        let blocks = match view.limits().reserves_prompts {
+            true if !request.receives => layout.demand(target),
+            _ => layout.after(start, start + tokens),
+        };
         let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
         self.push(view, slot, start, tokens, blocks, origin);
-        self.free -= i64::from(blocks - request.shared_blocks(pool));
+        self.free -= i64::from(blocks.saturating_sub(request.shared_blocks(layout)));
         self.residents += 1;
     }
 
@@ -348,7 +368,7 @@ impl Plan {
     /// # Errors
     /// The hold that says how many blocks are missing.
     pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
-        let blocks = view.request(slot).own_blocks(view.pool());
+        let blocks = view.request(slot).own_blocks(view.layout());
         if i64::from(blocks + spare) > self.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
         }
@@ -378,12 +398,9 @@ impl Plan {
         let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
         let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
         self.shape = BatchShape { decodes: u64::from(self.decodes), decode_kv: kv, ..BatchShape::default() };
-        for chunk in &self.chunks {
+        // One whose KV is on the way is computed nothing of.
+        for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {
             self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
         }
     }
-}
-
-fn next_token_needs_block(view: &View, slot: Slot) -> bool {
-    view.blocks(slot) * view.pool().block_size() == view.kv(slot)
 }

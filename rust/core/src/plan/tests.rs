@@ -9,8 +9,12 @@ struct World {
 
 /// Ten blocks of four tokens, two lanes, six seats, a budget of sixteen tokens.
 fn world() -> World {
+    world_that(false)
+}
+
+fn world_that(reserves_prompts: bool) -> World {
     let config = Config { kv_blocks: 10, block_size: 4, max_num_seqs: 6, token_budget: 16, ..Config::default() };
-    World { view: View::new(&config, 2, 1), plan: Plan::default() }
+    World { view: View::new(&config, 2, 1, reserves_prompts), plan: Plan::default() }
 }
 
 impl World {
@@ -21,7 +25,7 @@ impl World {
     fn prefilling(&mut self, id: RequestId, prompt: u32, computed: u32) -> Slot {
         let slot = self.waiting(id, prompt);
         self.view.admit(slot);
-        self.view.set_computed(slot, computed, self.view.pool().blocks_for(computed));
+        self.view.set_computed(slot, computed, self.view.layout().after(0, computed));
         slot
     }
 
@@ -173,7 +177,7 @@ fn victims_take_their_share_of_the_plan_with_them() {
 fn a_host_that_evicts_by_itself_is_left_to_it() {
     let mut world = world();
     let config = Config { kv_blocks: 1, block_size: 4, host_preempts: true, ..Config::default() };
-    world.view = View::new(&config, 1, 1);
+    world.view = View::new(&config, 1, 1, false);
     world.decoding(1, 4, 0);
     let (view, plan) = world.begin();
     plan.decode(view, 0);
@@ -227,29 +231,24 @@ fn a_prefill_that_finds_no_room_evicts_the_last_even_itself() {
 
 #[test]
 fn an_admission_takes_its_chunk_or_reserves_its_prompt() {
-    let mut world = world();
-    let (a, b) = (world.waiting(1, 10), world.waiting(2, 10));
-    let again = world.prefilling(3, 6, 2);
-    world.view.send_back(again, 1, true);
-    let (view, plan) = world.begin();
-    plan.admit(view, a, 3, false);
-    plan.admit(view, b, 3, true);
-    plan.admit(view, again, 99, false);
-    assert_eq!(sums(plan), (10 - 1 - 3 - 2, 3 + 3 + 7, 0, 3));
-    let chunks: Vec<_> = plan.chunks().iter().map(|c| (c.id, c.start, c.tokens, c.blocks, c.last, c.origin)).collect();
-    assert_eq!(
-        chunks,
-        [
-            (1, 0, 3, 1, false, Origin::Admitted),
-            (2, 0, 3, 3, false, Origin::Admitted),
-            (3, 0, 7, 2, true, Origin::Resumed)
-        ]
-    );
+    for (reserves, blocks) in [(false, 1), (true, 3)] {
+        let mut world = world_that(reserves);
+        let a = world.waiting(1, 10);
+        let again = world.prefilling(3, 6, 2);
+        world.view.send_back(again, 1, true);
+        let (view, plan) = world.begin();
+        plan.admit(view, a, 3);
+        plan.admit(view, again, 99);
+        assert_eq!(sums(plan), (10 - blocks - 2, 3 + 7, 0, 2));
+        let of = |c: &Chunk| (c.id, c.start, c.tokens, i64::from(c.blocks), c.last, c.origin);
+        let chunks: Vec<_> = plan.chunks().iter().map(of).collect();
+        assert_eq!(chunks, [(1, 0, 3, blocks, false, Origin::Admitted), (3, 0, 7, 2, true, Origin::Resumed)]);
+    }
 }
 
 #[test]
 fn a_reserved_prompt_is_not_paid_twice() {
-    let mut world = world();
+    let mut world = world_that(true);
     let slot = world.prefilling(1, 10, 3);
     world.view.set_computed(slot, 3, 3);
     let (view, plan) = world.begin();
@@ -266,7 +265,7 @@ fn the_seat_check_names_what_is_missing() {
     let slot = world.waiting(6, 40);
     let (view, plan) = world.begin();
     assert_eq!(plan.seat(view), Ok(()));
-    plan.admit(view, slot, 1, false);
+    plan.admit(view, slot, 1);
     assert_eq!(plan.seat(view), Err(Hold { reason: HoldReason::BatchCap, needs: 7.0, limit: 6.0 }));
     plan.begin(view);
     plan.set_budget(view, 5);

@@ -81,6 +81,11 @@ pub trait Policy {
         1
     }
 
+    /// Whether an admission takes the blocks of the whole prompt, not only those of its first chunk.
+    fn reserves_prompts(&self) -> bool {
+        true
+    }
+
     /// Types it distinguishes: `add` refuses a type beyond them. None where a type is a mere label.
     fn types(&self) -> Option<usize> {
         (self.queues() > 1).then(|| self.queues())
@@ -209,6 +214,10 @@ impl Policy for AnyPolicy {
 
     fn queues(&self) -> usize {
         delegate!(self, policy => policy.queues())
+    }
+
+    fn reserves_prompts(&self) -> bool {
+        delegate!(self, policy => policy.reserves_prompts())
     }
 
     fn types(&self) -> Option<usize> {

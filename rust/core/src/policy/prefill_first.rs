@@ -27,7 +27,7 @@ impl Policy for PrefillFirst {
                     plan.hold_queue(0, hold);
                     break 'admissions;
                 }
-                plan.admit(view, slot, prompt, true);
+                plan.admit(view, slot, prompt);
             }
         }
         if plan.is_empty() {
@@ -56,7 +56,7 @@ fn seat(view: &View, plan: &Plan, longest: u32) -> Result<(), Hold> {
 pub(super) fn decode_all(view: &View, plan: &mut Plan) {
     plan.decode(view, 0);
     while let Some(last) = last_decoding(view, plan) {
-        let spare = i64::from(plan.residents() > 1 && !view.needs_block(last));
+        let spare = i64::from(plan.residents() > 1 && view.next_blocks(last) <= 0);
         if plan.free() >= spare || !plan.evict_last(view) {
             break;
         }

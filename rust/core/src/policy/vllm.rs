@@ -15,24 +15,23 @@ use crate::state::View;
 pub struct Vllm;
 
 impl Policy for Vllm {
+    fn reserves_prompts(&self) -> bool {
+        false
+    }
+
     fn plan(&mut self, view: &View, plan: &mut Plan) {
         plan.decode(view, 0);
         plan.make_room(view);
         plan.continue_prefills(view);
         if plan.preempted().is_empty() {
-            admit_in_order(view, plan, false, |plan, slot| plan.fits_above_watermark(view, slot));
+            admit_in_order(view, plan, |plan, slot| plan.fits_above_watermark(view, slot));
         }
     }
 }
 
 /// First come, first served, the preempted before all others: admits until a request does not pass `gate`, a seat or
-/// the budget is missing; that hold is stated for all behind it. `reserve` as in `Plan::admit`.
-pub(super) fn admit_in_order(
-    view: &View,
-    plan: &mut Plan,
-    reserve: bool,
-    mut gate: impl FnMut(&Plan, Slot) -> Result<(), Hold>,
-) {
+/// the budget is missing; that hold is stated for all behind it.
+pub(super) fn admit_in_order(view: &View, plan: &mut Plan, mut gate: impl FnMut(&Plan, Slot) -> Result<(), Hold>) {
     for queue in [view.queues(), 0] {
         for slot in view.iter_waiting(queue) {
             if let Err(hold) = plan.seat(view).and_then(|()| gate(plan, slot)) {
@@ -40,7 +39,7 @@ pub(super) fn admit_in_order(
                 plan.hold_queue(0, hold);
                 return;
             }
-            plan.admit(view, slot, plan.tokens_left(), reserve);
+            plan.admit(view, slot, plan.tokens_left());
         }
     }
 }

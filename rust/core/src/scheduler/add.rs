@@ -55,12 +55,14 @@ impl Scheduler {
         }
         let length = self.view.limits().max_model_len;
         let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        let (most, tokens) = (u64::from(length), self.view.pool().tokens());
+        let most = u64::from(length);
         if needs > most {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
         }
-        if needs > tokens {
-            return Err(Error::TooLarge { id, needs, limit: tokens, what: "the KV cache holds" });
+        let capacity = self.view.pool().capacity();
+        if self.view.layout().lifetime(needs as u32) > capacity {
+            let limit = u64::from(self.view.layout().largest(capacity, length));
+            return Err(Error::TooLarge { id, needs, limit, what: "the KV cache holds" });
         }
         let room = length - request.prompt;
         // The queues are summed up only where there is a bound to compare with.

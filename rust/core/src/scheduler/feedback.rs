@@ -1,6 +1,7 @@
 //! What the host saw: corrections to the plans that the scheduler assumed.
 
-use crate::model::{RequestId, Slot};
+use crate::error::{Error, Result};
+use crate::model::{Hit, RequestId, Slot};
 use crate::policy::{Event, Policy, Step};
 use crate::scheduler::{Scheduler, join, preempt};
 use crate::state::Phase;
@@ -12,13 +13,15 @@ pub struct Report<'a> {
     pub finished: &'a [RequestId],
     /// Requests the host evicted in the last planned iteration instead of running them.
     pub preempted: &'a [RequestId],
-    /// Requests the plan admitted and the host did not.
+    /// Requests that one of the last 16 plans admitted and the host did not.
     pub refused: &'a [RequestId],
     /// KV tokens that a request holds after the last planned iteration, where the plan assumed otherwise. One that
     /// waited has been admitted by the host on its own.
     pub progress: &'a [(RequestId, u32)],
-    /// Prompt tokens of a waiting request whose blocks other residents hold now ([`crate::Request::shared_prefix`]).
-    pub shared: &'a [(RequestId, u32)],
+    /// Requests whose KV has come from elsewhere: they are computed from now on.
+    pub received: &'a [RequestId],
+    /// What of a waiting request's prompt is in the KV cache now.
+    pub hits: &'a [(RequestId, Hit)],
     /// The host's count of free KV blocks.
     pub free_blocks: Option<u32>,
     /// How long an iteration took.
@@ -36,9 +39,23 @@ pub struct StepTime {
     pub iteration: Option<u64>,
 }
 
+/// Plans by which a host may be behind with a refusal; an older one names a request that has run since.
+const MAX_LAG: u32 = 16;
+
 impl Scheduler {
     /// Takes in what the host saw of the iterations planned so far. May come late, in parts, or not at all.
-    pub fn complete(&mut self, report: &Report) {
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names what cannot be: more free blocks than there are, a request longer than the model allows, a hit
+    /// beyond its prompt, a request that is said to have finished and to have been preempted. Nothing changes then.
+    pub fn complete(&mut self, report: &Report) -> Result<()> {
+        let Report { preempted, refused, progress, hits, free_blocks, .. } = report;
+        // Most reports say what has which cannot be wrong by itself.
+        if !(preempted.is_empty() && refused.is_empty() && progress.is_empty() && hits.is_empty())
+            || free_blocks.is_some_and(|free| free > self.view.pool().capacity())
+        {
+            self.check_report(report)?;
+        }
         if !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty()) {
             self.policy.step(Step::Corrected);
         }
@@ -47,12 +64,7 @@ impl Scheduler {
         }
         // Refused admissions go back in reverse, so that the queue keeps its order.
         for &id in report.refused.iter().rev() {
-            if let Some(slot) = self.resident(id) {
-                let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
-                self.stats.admitted -= u64::from(!resumed);
-                self.policy.observe(&self.view, slot, Event::Refused);
-                self.view.send_back(slot, kept, false);
-            }
+            self.take_back(id);
         }
         for &id in report.preempted {
             if let Some(slot) = self.resident(id) {
@@ -60,7 +72,83 @@ impl Scheduler {
                 preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage, kv);
             }
         }
+        self.follow(report.progress);
+        for &id in report.received {
+            if let Some(slot) = self.resident(id)
+                && !self.view.received(slot)
+            {
+                self.stats.unknown_ids += 1;
+            }
+        }
+        for &id in report.finished {
+            if self.leave(id, Event::Finished) {
+                self.stats.finished += 1;
+            }
+        }
+        if let Some(free) = report.free_blocks {
+            self.view.pool_mut().reconcile(free);
+        }
+        for &(id, hit) in report.hits {
+            match self.view.slot(id) {
+                Some(slot) if self.view.request(slot).phase == Phase::Waiting => self.view.set_hit(slot, hit),
+                Some(_) => {} // it is resident already
+                None => self.stats.unknown_ids += 1,
+            }
+        }
+        if cfg!(debug_assertions) {
+            self.view.check();
+        }
+        Ok(())
+    }
+
+    /// Refuses what contradicts itself, before anything changes.
+    fn check_report(&self, report: &Report) -> Result<()> {
+        let capacity = self.view.pool().capacity();
+        if let Some(free) = report.free_blocks.filter(|&free| free > capacity) {
+            let rule = format!("must be at most the {capacity} blocks of the cache");
+            return Err(Error::invalid("free_blocks", free, rule));
+        }
+        let most = self.view.limits().max_model_len;
         for &(id, kv) in report.progress {
+            if kv > most {
+                let rule = format!("must be at most the {most} tokens that max_model_len allows");
+                return Err(Error::invalid(format!("progress of request {id}"), kv, rule));
+            }
+        }
+        for &(id, hit) in report.hits {
+            if hit.shared > hit.computed {
+                let rule = format!("must be among the {} computed tokens", hit.computed);
+                return Err(Error::invalid(format!("shared tokens of request {id}"), hit.shared, rule));
+            }
+        }
+        if !report.finished.is_empty() {
+            for id in report.preempted.iter().chain(report.refused) {
+                if report.finished.contains(id) {
+                    return Err(Error::invalid("finished", id, "is said not to have run in the same report"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The host did not admit what a recent plan admitted.
+    fn take_back(&mut self, id: RequestId) {
+        let Some(slot) = self.resident(id) else { return };
+        if self.view.plans_since_admission(slot) > MAX_LAG {
+            // An old refusal: the request has run since.
+            self.stats.unknown_ids += 1;
+            return;
+        }
+        let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
+        self.stats.admitted -= u64::from(!resumed);
+        self.policy.observe(&self.view, slot, Event::Refused);
+        self.view.send_back(slot, kept, false);
+    }
+
+    /// Places requests where the host says they are.
+    fn follow(&mut self, progress: &[(RequestId, u32)]) {
+        let mut relist = false;
+        for &(id, kv) in progress {
             let Some(slot) = self.view.slot(id) else {
                 self.stats.unknown_ids += 1;
                 continue;
@@ -70,34 +158,19 @@ impl Scheduler {
                 self.view.admit(slot);
                 self.policy.observe(&self.view, slot, Event::Admitted);
             }
-            self.place(slot, kv);
+            relist |= self.place(slot, kv);
         }
-        for &id in report.finished {
-            if self.leave(id, Event::Finished) {
-                self.stats.finished += 1;
-            }
-        }
-        for &(id, tokens) in report.shared {
-            match self.view.slot(id) {
-                Some(slot) if self.view.request(slot).phase == Phase::Waiting => self.view.share(slot, tokens),
-                Some(_) => {} // it is resident already
-                None => self.stats.unknown_ids += 1,
-            }
-        }
-        if let Some(free) = report.free_blocks {
-            self.view.pool_mut().reconcile(free);
-        }
-        if cfg!(debug_assertions) {
-            self.view.check();
+        if relist {
+            self.view.relist_prefilling();
         }
     }
 
-    /// The first `count` of each queue, the preempted before the others, each with the shared prefix it is known to have:
+    /// The first `count` of each queue, the preempted before the others, each with the hit it is known to have:
     /// those of whom a host with a prefix cache has news to report.
-    pub fn first_in_queue(&self, count: usize) -> impl Iterator<Item = (RequestId, u32)> + '_ {
+    pub fn first_in_queue(&self, count: usize) -> impl Iterator<Item = (RequestId, Hit)> + '_ {
         let queues = (0..=self.view.queues()).rev();
         let first = queues.flat_map(move |queue| self.view.iter_waiting(queue).take(count));
-        first.map(|slot| self.view.request(slot)).map(|request| (request.id, request.shared_prefix))
+        first.map(|slot| self.view.request(slot)).map(|request| (request.id, request.hit))
     }
 
     fn resident(&mut self, id: RequestId) -> Option<Slot> {
@@ -118,21 +191,31 @@ impl Scheduler {
         }
     }
 
-    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as the model allows.
-    fn place(&mut self, slot: Slot, kv: u32) {
-        let kv = kv.min(self.view.limits().max_model_len);
-        let (request, blocks) = (self.view.request(slot), self.view.pool().blocks_for(kv));
+    fn stays_in_lane(&self, slot: Slot, kv: u32) -> bool {
+        let request = self.view.request(slot);
+        self.policy.lane(request, kv + 1 - request.prompt) == usize::from(request.lane)
+    }
+
+    /// Places a resident where the host says it is: `kv` tokens in the cache. True if the list of prefills may have changed.
+    fn place(&mut self, slot: Slot, kv: u32) -> bool {
+        let request = self.view.request(slot);
         let complete = kv >= request.prefill_target();
         match request.phase {
+            Phase::Decoding if complete && self.stays_in_lane(slot, kv) => {
+                self.view.shift(slot, kv);
+                self.policy.observe(&self.view, slot, Event::Joined);
+                return false;
+            }
             Phase::Decoding => self.view.leave_lane(slot, Phase::Prefilling),
-            Phase::Parked if complete => return self.view.set_computed(slot, kv, blocks),
-            Phase::Parked | Phase::Waiting => return,
-            Phase::Prefilling => {}
+            Phase::Parked if !complete => return false,
+            Phase::Waiting | Phase::Receiving => return false,
+            Phase::Parked | Phase::Prefilling => {}
         }
+        let blocks = self.view.layout().after(kv.saturating_sub(1), kv);
         self.view.set_computed(slot, kv, blocks);
-        if complete {
+        if complete && self.view.request(slot).phase == Phase::Prefilling {
             join(&mut self.view, &mut self.policy, slot);
         }
-        self.view.relist_prefilling();
+        self.view.request(slot).phase != Phase::Parked
     }
 }

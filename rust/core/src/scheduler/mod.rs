@@ -74,7 +74,7 @@ impl Scheduler {
     pub fn new(config: &Config) -> Result<Self> {
         config.validate()?;
         let policy = AnyPolicy::new(config)?;
-        let view = View::new(config, policy.lanes(), policy.queues());
+        let view = View::new(config, policy.lanes(), policy.queues(), policy.reserves_prompts());
         let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
             view,
@@ -148,6 +148,7 @@ impl Scheduler {
     /// Proposes the next iteration and assumes that it happens.
     pub fn plan(&mut self, now_ns: u64) -> &Plan {
         self.view.advance_clock(now_ns);
+        self.view.count_plan();
         self.plan.begin(&self.view);
         if self.paused {
             self.hold_all();
@@ -245,7 +246,7 @@ impl Scheduler {
             let Some(head) = view.head(queue) else { continue };
             // A policy that says nothing of a queue left it behind the preempted, or spent the iteration on an eviction.
             let hold = plan.hold(queue).or_else(|| plan.hold(resuming)).unwrap_or_else(|| {
-                let blocks = view.request(head).own_blocks(view.pool());
+                let blocks = view.request(head).own_blocks(view.layout());
                 Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
             });
             plan.hold_queue(queue, hold);
@@ -302,6 +303,9 @@ impl Scheduler {
         }
         Some(match self.plan.hold(0) {
             Some(hold) if hold.reason == HoldReason::EnginePaused => hold,
+            _ if self.view.request(slot).phase == Phase::Receiving => {
+                Hold::new(HoldReason::KvTransfer, self.view.kv(slot), 0)
+            }
             _ if self.plan.tokens_left() == 0 => {
                 Hold::new(HoldReason::BatchCap, self.plan.tokens() + 1, self.plan.token_budget())
             }
@@ -313,19 +317,25 @@ impl Scheduler {
     fn runs(&self, slot: Slot) -> bool {
         let request = self.view.request(slot);
         request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
-            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot)
+            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0)
     }
 
-    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
+    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills, and those
+    /// whose KV is on the way.
     pub fn paused_ids(&self) -> Vec<RequestId> {
-        if self.plan.decodes() as usize + self.plan.chunks().len() == self.plan.residents() as usize {
+        let (view, plan) = (&self.view, &self.plan);
+        let computed = plan.chunks().iter().filter(|chunk| chunk.tokens > 0).count();
+        if plan.decodes() as usize + computed == plan.residents() as usize {
             return Vec::new();
         }
-        let (view, plan) = (&self.view, &self.plan);
         let stands = |slot: &Slot| !self.runs(*slot);
         let id = |slot: Slot| view.request(slot).id;
-        if view.lanes().iter().enumerate().any(|(lane, members)| !members.is_empty() && !plan.runs(lane)) {
-            // The members of a lane are counted, not listed: they are found among the residents.
+        let lanes = || view.lanes().iter().enumerate();
+        let members: usize = lanes().map(|(_, members)| members.len() as usize).sum();
+        let listed = members + view.parked().len() + view.prefilling().len();
+        if listed < view.residents() as usize || lanes().any(|(lane, members)| !members.is_empty() && !plan.runs(lane))
+        {
+            // Members of a lane and those that receive are counted, not listed: they are found among the residents.
             return view.iter_residents().filter(stands).map(id).collect();
         }
         view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()

@@ -11,7 +11,7 @@ fn a_plan_that_admits_twice_corrupts_nothing() {
     }
     let slot = core.view.slot(7).unwrap();
     core.plan.begin(&core.view);
-    (0..2).for_each(|_| core.plan.admit(&core.view, slot, 6, true));
+    (0..2).for_each(|_| core.plan.admit(&core.view, slot, 6));
     core.guard();
     core.carry_out();
     core.view.check();

@@ -18,10 +18,13 @@ impl View {
             let request = self.request(slot);
             let (kv, blocks) = (self.kv(slot), self.blocks(slot));
             assert_eq!(self.slot(request.id), Some(slot), "request {} is not where its id says", request.id);
-            assert!(self.pool().blocks_for(kv) <= blocks, "request {} outgrew its blocks", request.id);
+            if self.layout().groups().is_empty() {
+                assert!(self.layout().demand(kv) <= blocks, "request {} outgrew its blocks", request.id);
+            }
             counted += i64::from(blocks);
             match request.phase {
                 Phase::Waiting => panic!("request {} waits among the residents", request.id),
+                Phase::Receiving => assert!(request.receives, "request {} receives nothing", request.id),
                 Phase::Prefilling => {
                     assert!(kv < request.prefill_target(), "request {} has nothing to prefill", request.id);
                     prefilling.push(slot);
@@ -32,7 +35,8 @@ impl View {
                 }
                 Phase::Decoding => {
                     assert!(kv >= request.prefill_target(), "request {} decodes early", request.id);
-                    recounted[usize::from(request.lane)].join(kv);
+                    let surplus = i64::from(blocks) - i64::from(self.layout().decoding(kv));
+                    recounted[usize::from(request.lane)].join(kv, surplus);
                 }
             }
         }

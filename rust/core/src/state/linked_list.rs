@@ -123,7 +123,7 @@ mod tests {
 
     fn table(n: u64) -> Vec<Tracked> {
         let config = crate::Config { kv_blocks: 8, ..crate::Config::default() };
-        let mut view = View::new(&config, 1, 1);
+        let mut view = View::new(&config, 1, 1, false);
         (0..n)
             .map(|id| {
                 let slot = view.insert(&Request { id, prompt: 1, ..Request::default() }, 1, 0, 0, 0);

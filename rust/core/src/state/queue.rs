@@ -102,7 +102,7 @@ mod tests {
 
     fn table(ranks: &[i64]) -> Vec<Tracked> {
         let config = crate::Config { kv_blocks: 8, ..crate::Config::default() };
-        let mut view = View::new(&config, 1, 1);
+        let mut view = View::new(&config, 1, 1, false);
         let mut tracked = |(id, &rank): (usize, &i64)| {
             let slot = view.insert(&Request { id: id as u64, prompt: 1, ..Request::default() }, 1, 0, 0, 0);
             Tracked { link: Link::default(), rank, ..view.request(slot).clone() }

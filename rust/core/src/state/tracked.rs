@@ -4,8 +4,8 @@
 //! one is `Waiting` again, first in the queue.
 
 use super::linked_list::Link;
-use crate::memory::BlockPool;
-use crate::model::{LengthHint, RequestId};
+use crate::memory::KvLayout;
+use crate::model::{Hit, LengthHint, RequestId};
 
 /// Where a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Phase {
     Decoding,
     /// In the KV cache but in no lane: paused between two segments.
     Parked,
+    /// Holds memory for KV that is on the way from elsewhere, and computes nothing.
+    Receiving,
 }
 
 /// A request as the core tracks it. Policies read it, only the scheduler writes it.
@@ -37,21 +39,25 @@ pub struct Tracked {
     pub output: LengthHint,
     /// Output tokens it had when it was last admitted; recomputed as prompt after a preemption.
     pub kept: u32,
-    /// Tokens in the KV cache, unless decoding.
+    /// Tokens in the KV cache; while decoding, those it joined its lane with.
     pub(crate) computed: u32,
-    /// KV blocks held, unless decoding.
+    /// KV blocks held; while decoding, those it joined its lane with.
     pub(crate) blocks: u32,
     pub(crate) link: Link,
+    /// Number of the plan that admitted it last.
+    pub(crate) admitted: u32,
     /// Its place in the queue: lower goes first, first come first served among equals.
     pub(crate) rank: i64,
-    /// Prompt tokens whose blocks are shared with a resident prefix.
-    pub shared_prefix: u32,
+    /// What of the prompt was in the KV cache when it was last admitted, or is while it waits.
+    pub hit: Hit,
     /// Type or class, 0 where the policy knows only one.
     pub type_id: u16,
     /// Waiting queue in which it stands, or stood, unless preempted.
     pub(crate) queue: u16,
     /// Lane, while decoding.
     pub lane: u16,
+    /// Whether its KV is still to come from elsewhere.
+    pub receives: bool,
     /// Times it was preempted (saturating).
     pub preemptions: u16,
     /// Where it is.
@@ -69,13 +75,18 @@ impl Tracked {
         self.queue
     }
 
-    /// Blocks that this prefill takes beside those that are shared.
-    pub fn own_blocks(&self, pool: &BlockPool) -> u32 {
-        pool.blocks_for(self.prefill_target()) - self.shared_blocks(pool)
+    /// What of it needs not be computed, one token at least left over.
+    pub fn computed_on_admission(&self) -> u32 {
+        self.hit.computed.min(self.prefill_target() - 1)
+    }
+
+    /// Blocks that this prefill takes at most, beside those that are shared.
+    pub fn own_blocks(&self, layout: &KvLayout) -> u32 {
+        layout.demand(self.prefill_target()).saturating_sub(self.shared_blocks(layout))
     }
 
     /// Blocks that are shared.
-    pub fn shared_blocks(&self, pool: &BlockPool) -> u32 {
-        self.shared_prefix / pool.block_size()
+    pub fn shared_blocks(&self, layout: &KvLayout) -> u32 {
+        layout.filled(self.hit.shared)
     }
 }

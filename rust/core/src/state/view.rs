@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use crate::config::Config;
-use crate::memory::{BlockPool, Lane};
-use crate::model::{Request, RequestId, Slot};
+use crate::memory::{BlockPool, KvLayout, Lane};
+use crate::model::{Hit, Request, RequestId, Slot};
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};
 
+mod hits;
 mod limits;
-mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +26,7 @@ pub struct View {
     vacant: Vec<Slot>,
     index: HashMap<RequestId, Slot, FxBuildHasher>,
     pool: BlockPool,
+    layout: KvLayout,
     limits: Limits,
     lanes: Vec<Lane>,
     /// The policy's, and last the queue of the preempted, which go before all others.
@@ -35,24 +36,28 @@ pub struct View {
     prefilling: Vec<Slot>,
     parked: Vec<Slot>,
     now_ns: u64,
+    /// Plans so far.
+    plans: u32,
     draining: bool,
 }
 
 impl View {
-    pub(crate) fn new(config: &Config, lanes: usize, queues: usize) -> Self {
-        let pool = BlockPool::new(config.kv_blocks, config.block_size);
+    pub(crate) fn new(config: &Config, lanes: usize, queues: usize, reserves_prompts: bool) -> Self {
+        let layout = config.kv_layout();
         Self {
             table: Vec::new(),
             vacant: Vec::new(),
             index: HashMap::default(),
-            limits: Limits::new(config),
-            pool,
-            lanes: vec![Lane::new(config.block_size); lanes],
+            limits: Limits::new(config, reserves_prompts),
+            pool: BlockPool::new(config.kv_blocks, config.block_size),
+            lanes: vec![Lane::new(&layout); lanes],
+            layout,
             queues: vec![Queue::default(); queues + 1],
             residents: List::default(),
             prefilling: Vec::new(),
             parked: Vec::new(),
             now_ns: 0,
+            plans: 0,
             draining: false,
         }
     }
@@ -67,6 +72,11 @@ impl View {
     /// KV blocks.
     pub fn pool(&self) -> &BlockPool {
         &self.pool
+    }
+
+    /// How many blocks a request needs.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
     }
 
     /// The request at `slot`.
@@ -94,7 +104,7 @@ impl View {
         &self.lanes
     }
 
-    /// Resident requests: prefilling, decoding or parked.
+    /// Resident requests: prefilling, decoding, parked or receiving.
     pub fn residents(&self) -> u32 {
         self.residents.len()
     }
@@ -182,9 +192,20 @@ impl View {
     pub fn blocks(&self, slot: Slot) -> u32 {
         let request = self.request(slot);
         match request.phase {
-            Phase::Decoding => self.pool.blocks_for(self.kv(slot)),
+            Phase::Decoding => match self.kv(slot) {
+                kv if kv == request.computed => request.blocks,
+                kv => self.layout.decoding(kv),
+            },
             _ => request.blocks,
         }
+    }
+
+    /// Blocks that a decoding request holds beyond what its decode needs; nothing once it has stepped.
+    #[inline]
+    fn surplus(&self, slot: Slot) -> i64 {
+        let request = self.request(slot);
+        let joined = self.kv(slot) == request.computed;
+        if joined { i64::from(request.blocks) - i64::from(self.layout.decoding(request.computed)) } else { 0 }
     }
 
     /// The paper's stage: output tokens emitted so far (the prefill emits the first).
@@ -197,10 +218,9 @@ impl View {
         }
     }
 
-    /// Whether the request needs a new block when its lane steps.
-    pub fn needs_block(&self, slot: Slot) -> bool {
-        let request = self.request(slot);
-        request.phase == Phase::Decoding && self.lanes[request.lane as usize].needs_block(request.base)
+    /// Blocks that the request takes when it decodes its next token, less those it frees.
+    pub fn next_blocks(&self, slot: Slot) -> i64 {
+        i64::from(self.layout.decoding(self.kv(slot) + 1)) - i64::from(self.blocks(slot))
     }
 
     /// The host's clock at this plan, ns; never goes back.
@@ -228,6 +248,17 @@ impl View {
         self.now_ns = self.now_ns.max(now_ns);
     }
 
+    /// Another plan begins.
+    pub(crate) fn count_plan(&mut self) {
+        self.plans = self.plans.wrapping_add(1);
+        self.pool.count_plan();
+    }
+
+    /// Plans since the one that admitted a request, that one not counted.
+    pub(crate) fn plans_since_admission(&self, slot: Slot) -> u32 {
+        self.plans.wrapping_sub(self.request(slot).admitted)
+    }
+
     pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16, queue: u16, rank: i64) -> Slot {
         let tracked = Tracked {
             id: request.id,
@@ -241,11 +272,13 @@ impl View {
             blocks: 0,
             link: Link::default(),
             rank,
-            shared_prefix: request.shared_prefix.min(request.prompt - 1),
+            hit: Hit::default(),
+            receives: request.receives,
             type_id,
             queue,
             lane: 0,
             preemptions: 0,
+            admitted: 0,
             phase: Phase::Waiting,
         };
         let slot = if let Some(slot) = self.vacant.pop() {
@@ -256,6 +289,7 @@ impl View {
             (self.table.len() - 1) as Slot
         };
         self.index.insert(request.id, slot);
+        self.set_hit(slot, request.hit);
         let queue = self.queue_of(slot);
         self.queues[queue].insert(&mut self.table, slot);
         slot
@@ -282,10 +316,16 @@ impl View {
     /// Waiting → prefilling.
     pub(crate) fn admit(&mut self, slot: Slot) {
         self.dequeue(slot);
-        self.table[slot as usize].phase = Phase::Prefilling;
-        self.pool.share(i64::from(self.request(slot).shared_blocks(&self.pool)));
+        self.pool.share(self.request(slot).shared_blocks(&self.layout));
         self.residents.push_back(&mut self.table, slot);
-        self.prefilling.push(slot);
+        let request = &mut self.table[slot as usize];
+        request.admitted = self.plans;
+        if request.receives {
+            request.phase = Phase::Receiving;
+        } else {
+            request.phase = Phase::Prefilling;
+            self.prefilling.push(slot);
+        }
     }
 
     /// Sets what a prefilling request has computed and holds.
@@ -293,9 +333,18 @@ impl View {
         let request = &mut self.table[slot as usize];
         let held = std::mem::replace(&mut request.blocks, blocks);
         request.computed = computed;
-        // Only the difference moves: to give everything back, even for a moment, would forget the host's correction.
-        self.pool.take(blocks.saturating_sub(held));
-        self.pool.give(held.saturating_sub(blocks));
+        self.pool.take(i64::from(blocks) - i64::from(held));
+    }
+
+    /// Receiving → prefilling: its KV has come. False in any other phase.
+    pub(crate) fn received(&mut self, slot: Slot) -> bool {
+        let request = &mut self.table[slot as usize];
+        let receives = request.phase == Phase::Receiving;
+        if receives {
+            (request.phase, request.receives) = (Phase::Prefilling, false);
+            self.relist_prefilling();
+        }
+        receives
     }
 
     /// Prefilling or parked → decoding. `set_computed` has placed all tokens of the request.
@@ -304,7 +353,21 @@ impl View {
         debug_assert!(matches!(request.phase, Phase::Prefilling | Phase::Parked));
         request.phase = Phase::Decoding;
         request.lane = lane as u16;
-        request.base = self.lanes[lane].join(request.computed);
+        let surplus = i64::from(request.blocks) - i64::from(self.layout.decoding(request.computed));
+        request.base = self.lanes[lane].join(request.computed, surplus);
+    }
+
+    /// Places a member of a lane where the host says it is: at `kv` tokens, with the blocks it holds or needs.
+    pub(crate) fn shift(&mut self, slot: Slot, kv: u32) {
+        let (held, surplus) = (self.blocks(slot), self.surplus(slot));
+        // Blocks taken for what was rejected stay until the next step needs them, or frees them.
+        let blocks = held.max(self.layout.after(kv.saturating_sub(1), kv));
+        self.pool.take(i64::from(blocks) - i64::from(held));
+        let request = &mut self.table[slot as usize];
+        let lane = &mut self.lanes[request.lane as usize];
+        lane.leave(request.base, surplus);
+        (request.computed, request.blocks) = (kv, blocks);
+        request.base = lane.join(kv, i64::from(blocks) - i64::from(self.layout.decoding(kv)));
     }
 
     /// Takes requests that have joined a lane off the lists of those that prefill and of those that are parked.
@@ -324,8 +387,8 @@ impl View {
 
     /// Every member of a lane gains a token.
     pub(crate) fn step_lane(&mut self, lane: usize) {
-        let blocks = self.lanes[lane].step();
-        self.pool.take(blocks);
+        let change = self.lanes[lane].step();
+        self.pool.take(change);
     }
 
     /// Decoding → parked.
@@ -338,9 +401,12 @@ impl View {
     pub(crate) fn leave_lane(&mut self, slot: Slot, phase: Phase) {
         let request = &mut self.table[slot as usize];
         debug_assert_eq!(request.phase, Phase::Decoding);
-        request.computed = self.lanes[request.lane as usize].leave(request.base);
-        request.blocks = self.pool.blocks_for(request.computed);
-        request.phase = phase;
+        let lane = &mut self.lanes[request.lane as usize];
+        let kv = lane.kv_of(request.base);
+        let needed = self.layout.decoding(kv);
+        let held = if kv == request.computed { request.blocks } else { needed };
+        lane.leave(request.base, i64::from(held) - i64::from(needed));
+        (request.computed, request.blocks, request.phase) = (kv, held, phase);
     }
 
     /// Frees the KV of a resident request, and takes it off the residents.
@@ -349,10 +415,13 @@ impl View {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
             Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
             Phase::Parked => self.parked.retain(|&other| other != slot),
-            Phase::Waiting => {}
+            Phase::Waiting | Phase::Receiving => {}
         }
-        self.pool.share(-i64::from(self.request(slot).shared_blocks(&self.pool)));
-        self.set_computed(slot, 0, 0);
+        let shared = self.request(slot).shared_blocks(&self.layout);
+        let request = &mut self.table[slot as usize];
+        let blocks = std::mem::take(&mut request.blocks);
+        request.computed = 0;
+        self.pool.release(blocks, shared);
         self.residents.remove(&mut self.table, slot);
     }
 
@@ -364,6 +433,8 @@ impl View {
         request.kept = kept;
         request.phase = Phase::Waiting;
         request.preemptions = request.preemptions.saturating_add(u16::from(preempted));
+        let hit = request.hit;
+        self.set_hit(slot, hit);
         match self.queue_of(slot) {
             queue if queue == self.queues() => self.queues[queue].push_front(&mut self.table, slot),
             queue => self.queues[queue].put_back(&mut self.table, slot),

@@ -119,7 +119,7 @@ impl Engine {
         }
         let mut probe = self.clone();
         let used = probe.scheduler.view().pool().used() as u32;
-        probe.scheduler.complete(&Report { finished: &self.running[..1], ..Report::default() });
+        probe.scheduler.complete(&Report { finished: &self.running[..1], ..Report::default() }).unwrap();
         let scarce = used + self.running.len() as u32 / 8 + 16;
         probe.scheduler.set_capacity(scarce).expect("room for one more");
         probe.add(1);
@@ -198,7 +198,7 @@ impl Engine {
             let ns = IterationTime::A100.nanos(self.scheduler.last_plan().shape()) as f64 * (1.0 + noise);
             StepTime { ns: ns as u64, iteration: None }
         });
-        self.scheduler.complete(&Report { finished: &self.finished, step, ..Report::default() });
+        self.scheduler.complete(&Report { finished: &self.finished, step, ..Report::default() }).unwrap();
         self.finished.clear();
     }
 }

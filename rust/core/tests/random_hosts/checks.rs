@@ -32,7 +32,7 @@ impl Host {
         if !config.host_preempts && !self.paused {
             // A host may say that others use the cache: then there is nobody to evict.
             let idle = self.ledger.residents.is_empty();
-            assert!(view.pool().used() <= i64::from(self.ledger.capacity) || idle, "the plan fits");
+            assert!(view.pool().used() <= i64::from(self.ledger.pool.capacity) || idle, "the plan fits");
             assert!(plan.free() >= 0 || idle, "the plan knows that it fits");
         }
         let victims = plan.preempted();
@@ -99,7 +99,7 @@ impl Host {
             // `adaptive` lets others pass a preempted request only where an idle engine has no room for its prompt.
             let outgrown = |id: &RequestId| {
                 let target = before.request(before.slot(*id).unwrap()).prefill_target();
-                i64::from(before.pool().blocks_for(target)) > before.pool().free()
+                i64::from(before.layout().demand(target)) > before.pool().free()
             };
             let idle = self.config.policy == PolicyName::Adaptive && before.residents() == 0 && resumed.is_empty();
             let passes = resumed.len() == resuming.len() || idle && outgrown(&resuming[0]);
@@ -112,12 +112,12 @@ impl Host {
         for &id in self.ledger.entries.keys() {
             let slot = view.slot(id).unwrap();
             let waits = match view.request(slot).phase {
-                Phase::Waiting | Phase::Parked => true,
+                Phase::Waiting | Phase::Parked | Phase::Receiving => true,
                 Phase::Decoding => !plan.runs(usize::from(view.request(slot).lane)),
                 Phase::Prefilling => plan.chunks().iter().all(|chunk| chunk.slot != slot),
             };
             // Whoever joined its lane in this iteration has run.
-            let ran = plan.chunks().iter().any(|chunk| chunk.slot == slot);
+            let ran = plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0);
             assert_eq!(self.core.explain(id).is_some(), waits && !ran, "request {id} is explained if it waits");
             let paused = self.core.explain(id).is_some_and(|hold| hold.reason == HoldReason::EnginePaused);
             assert_eq!(paused, self.paused);

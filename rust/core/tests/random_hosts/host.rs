@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use wait_core::config::{Late, PolicyName};
-use wait_core::{Config, Error, LengthHint, Phase, Report, Request, RequestId, Scheduler, StepTime};
+use wait_core::config::PolicyName;
+use wait_core::{Config, Error, Hit, LengthHint, Report, Request, RequestId, Scheduler, StepTime};
 
 use crate::ledger::{Entry, Ledger};
 use crate::world::{Addition, Lies, Op, World};
@@ -17,6 +17,8 @@ pub(crate) struct Host {
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
     lies: bool,
+    /// Blocks of a block's tokens in all groups.
+    blocks_each: u32,
     /// Who ends in each iteration that is planned and not completed.
     flying: VecDeque<Vec<RequestId>>,
     next_id: RequestId,
@@ -32,6 +34,7 @@ impl Host {
             ledger: Ledger::new(&config),
             config,
             lies: world.lies,
+            blocks_each: world.blocks_each(),
             flying: VecDeque::new(),
             next_id: 0,
             now_ns: 0,
@@ -51,7 +54,7 @@ impl Host {
             Op::Report(lies) => self.report(lies),
             Op::Abort(at) => self.abort(self.named(*at)),
             Op::AbortAll => self.ledger.entries.clone().into_keys().for_each(|id| self.abort(id)),
-            Op::Capacity(blocks) => self.set_capacity(*blocks),
+            Op::Capacity(blocks) => self.set_capacity(blocks.saturating_mul(self.blocks_each)),
             Op::Paused(paused) => self.pause(*paused),
             Op::Drain => self.core.drain(),
             Op::Ask(count) => self.ask(*count),
@@ -76,13 +79,14 @@ impl Host {
 
     fn set_capacity(&mut self, blocks: u32) {
         match self.core.set_capacity(blocks) {
-            Ok(()) => self.ledger.capacity = blocks,
+            Ok(()) => self.ledger.pool.capacity = blocks,
             Err(error) => assert!(blocks == 0 || blocks > 1 << 20, "{error}"),
         }
     }
 
     fn request(&self, id: RequestId, addition: &Addition) -> Request {
-        let &Addition { prompt, output, hint, priority, tenant, type_id, shared, max_wait_ns, behind_ns } = addition;
+        let &Addition { prompt, output, hint, priority, tenant, type_id, hit, receives, max_wait_ns, behind_ns } =
+            addition;
         let (output, max_tokens) = match hint {
             0 => (LengthHint::Unknown, None),
             1 => (LengthHint::Predicted { tokens: output + 3, log_error: 0.5 }, None),
@@ -95,8 +99,9 @@ impl Host {
             _ => (LengthHint::Exact(output), None),
         };
         let arrival_ns = self.now_ns.saturating_sub(behind_ns);
-        let shared_prefix = if self.lies { shared } else { 0 };
-        Request { id, prompt, max_tokens, output, type_id, priority, tenant, shared_prefix, arrival_ns, max_wait_ns }
+        // An honest host without a prefix cache.
+        let hit = if self.lies { hit } else { Hit { shared: 0, ..hit } };
+        Request { id, prompt, max_tokens, output, type_id, priority, tenant, hit, receives, arrival_ns, max_wait_ns }
     }
 
     fn add(&mut self, addition: &Addition) {
@@ -116,73 +121,14 @@ impl Host {
                         prompt: request.prompt,
                         output: addition.output.min(most),
                         type_id: self.core.view().request(self.core.view().slot(id).unwrap()).type_id,
-                        shared: request.shared_prefix.min(request.prompt - 1),
+                        hit: request.hit,
+                        receives: request.receives,
                         ..Entry::default()
                     },
                 );
                 assert_eq!(self.core.add(&request), Err(Error::DuplicateId { id }));
             }
             Err(error) => self.may_refuse(&request, &error),
-        }
-    }
-
-    fn must_accept(&self, request: &Request, predicted_ns: u64) {
-        let ledger = &self.ledger;
-        assert!(!ledger.entries.contains_key(&request.id), "request {} twice", request.id);
-        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        let cache = u64::from(ledger.capacity) * u64::from(ledger.block_size);
-        assert!(needs <= cache.min(self.config.model_len().into()), "accepted though it fits no empty engine");
-        let (queued, tokens) = self.queued();
-        assert!(self.config.max_queued_requests.is_none_or(|most| queued < most.into()));
-        assert!(self.config.max_queued_tokens.is_none_or(|most| tokens + u64::from(request.prompt) <= most));
-        if self.config.late == Late::Park && self.config.ttft_target.is_none() {
-            // Another one waits by now: the prediction cannot have been longer.
-            assert!(request.max_wait_ns.is_none_or(|most| queued == 0 || predicted_ns / 2 <= most));
-        }
-    }
-
-    /// What waits: requests, tokens.
-    fn queued(&self) -> (u64, u64) {
-        let waiting = self.ledger.line.iter().chain(&self.ledger.resuming);
-        let tokens = waiting.map(|id| u64::from(self.ledger.entries[id].target()));
-        tokens.fold((0, 0), |(count, sum), tokens| (count + 1, sum + tokens))
-    }
-
-    fn may_refuse(&self, request: &Request, error: &Error) {
-        let (queued, tokens) = self.queued();
-        match error {
-            Error::DuplicateId { id } => assert!(*id == request.id && self.ledger.entries.contains_key(id)),
-            Error::TooLarge { id, needs, limit, .. } => {
-                let exact = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-                let cache = u64::from(self.ledger.capacity) * u64::from(self.ledger.block_size);
-                assert!((*id, *needs) == (request.id, exact) && needs > limit, "refused without need");
-                assert!(*limit == cache || *limit == u64::from(self.config.model_len()), "limit {limit}");
-            }
-            Error::QueueFull { queued: counted, bound, unit, .. } => {
-                let ours = if *unit == "requests" { queued } else { tokens };
-                assert_eq!(*counted, ours, "{unit} in the queue");
-                let more = if *unit == "requests" { 1 } else { u64::from(request.prompt) };
-                assert!(ours + more > *bound, "refused with {ours} {unit} of {bound}");
-            }
-            Error::DeadlineUnreachable { id, predicted_wait_ns, max_wait_ns } => {
-                assert!(*id == request.id && predicted_wait_ns > max_wait_ns);
-                assert!(request.max_wait_ns.is_some() || self.config.late == Late::Refuse);
-            }
-            Error::Invalid { name, .. } => {
-                let given = match name.as_str() {
-                    "prompt_tokens" => request.prompt == 0,
-                    "max_tokens" => request.max_tokens == Some(0),
-                    "output_tokens" => request.output == LengthHint::Exact(0),
-                    "predicted_tokens" => {
-                        matches!(request.output, LengthHint::Predicted { log_error, .. } if log_error.is_nan())
-                    }
-                    "tenant" => usize::from(request.tenant) >= self.config.tenant_weights.len(),
-                    "type_id" => request.type_id.is_some_and(|id| usize::from(id) >= self.config.types.len()),
-                    _ => false,
-                };
-                assert!(given, "{error}");
-            }
-            _ => panic!("{error}"),
         }
     }
 
@@ -199,13 +145,17 @@ impl Host {
         self.core.plan(self.now_ns);
         twin.plan(self.now_ns);
         assert_eq!(format!("{:?}", self.core.last_plan()), format!("{:?}", twin.last_plan()), "determinism");
-        let (own, free) = (self.ledger.own(), before.view().pool().free());
+        let drifted = self.ledger.pool.used(self.ledger.held()) == 0;
         let (plan, standing) = (self.core.last_plan(), self.core.paused_ids());
         let parked: Vec<_> = plan.parked().iter().map(|&slot| before.view().request(slot).id).collect();
         let shape = self.ledger.assume(plan, &standing, &parked);
         assert_eq!(*plan.shape(), shape, "what is computed");
         assert_eq!((u64::from(plan.decodes()), u64::from(plan.tokens())), (shape.decodes, shape.tokens()));
-        assert_eq!(free - plan.free(), self.ledger.own() - own, "blocks that the plan says it takes");
+        let (pool, held) = (&self.ledger.pool, self.ledger.held());
+        // A host may have said that more is free than the residents hold; with nothing resident that is forgotten.
+        if !drifted && held > 0 && held >= pool.drift {
+            assert_eq!(plan.free(), i64::from(pool.capacity) - pool.used(held), "blocks that the plan says it leaves");
+        }
         self.check(before.view());
         let ended = |id: &&RequestId| self.ledger.entries[id].emits() && self.ends(**id);
         self.flying.push_back(self.ledger.residents.iter().filter(ended).copied().collect());
@@ -218,41 +168,65 @@ impl Host {
 
     /// Completes the oldest iteration, or tells lies between two.
     fn report(&mut self, lies: &Lies) {
-        let mut finished = self.flying.pop_front().unwrap_or_default();
-        let (mut preempted, mut refused, mut progress, mut shared) = (vec![], vec![], vec![], vec![]);
+        let mut ended = self.flying.pop_front().unwrap_or_default();
+        if !self.lies {
+            ended.retain(|id| self.ledger.entries.contains_key(id));
+        }
+        let name = |list: &[usize]| list.iter().map(|&at| self.named(at)).collect::<Vec<_>>();
+        let mut finished = ended.clone();
+        let (mut preempted, mut refused, mut progress, mut hits) = (vec![], vec![], vec![], vec![]);
+        let mut received = name(&lies.received);
         let mut free_blocks = None;
         if self.lies {
-            let name = |list: &[usize]| list.iter().map(|&at| self.named(at)).collect::<Vec<_>>();
-            let place = |list: &[(usize, u32)]| list.iter().map(|&(at, n)| (self.named(at), n)).collect::<Vec<_>>();
             (preempted, refused) = (name(&lies.preempted), name(&lies.refused));
-            (progress, shared) = (place(&lies.progress), place(&lies.shared));
+            progress = lies.progress.iter().map(|&(at, kv)| (self.named(at), kv)).collect();
+            hits = lies.hits.iter().map(|&(at, hit)| (self.named(at), hit)).collect();
             free_blocks = lies.free;
             finished.extend(name(&lies.finished));
-        } else if lies.free.is_some() {
-            free_blocks = u32::try_from(i64::from(self.ledger.capacity) - self.ledger.held()).ok();
-        }
-        // Whoever was refused or preempted has not ended.
-        finished.retain(|id| !refused.contains(id) && !preempted.contains(id));
-        if !self.lies {
-            finished.retain(|id| self.ledger.entries.contains_key(id));
+            if lies.contradicts {
+                finished.extend(preempted.iter().chain(&refused).next());
+            } else {
+                finished.retain(|id| !refused.contains(id) && !preempted.contains(id));
+            }
+        } else {
+            received.retain(|id| self.ledger.entries.get(id).is_some_and(Entry::receiving));
+            if lies.free.is_some() {
+                free_blocks = u32::try_from(i64::from(self.ledger.pool.capacity) - self.ledger.held()).ok();
+            }
         }
         let step = lies.step.map(|(ns, iteration)| StepTime { ns, iteration });
-        let (finished, preempted, refused) = (&finished[..], &preempted[..], &refused[..]);
-        self.complete(&Report {
-            finished,
-            preempted,
-            refused,
-            progress: &progress,
-            shared: &shared,
-            free_blocks,
-            step,
-        });
+        let (received, hits, progress) = (&received[..], &hits[..], &progress[..]);
+        let (preempted, refused, finished) = (&preempted[..], &refused[..], &finished[..]);
+        let report = Report { finished, preempted, refused, progress, received, hits, free_blocks, step };
+        if !self.complete(&report) {
+            self.agree();
+            self.complete(&Report { finished: &ended, ..Report::default() });
+        }
         self.end_what_is_overdue();
     }
 
-    fn complete(&mut self, report: &Report) {
-        self.core.complete(report);
-        self.ledger.take_in(report);
+    /// Reports; false if the report is refused, which it is if and only if it cannot be.
+    fn complete(&mut self, report: &Report) -> bool {
+        let answer = self.core.complete(report);
+        assert_eq!(answer.is_err(), self.ledger.contradicts(report), "{answer:?} to {report:?}");
+        if answer.is_ok() {
+            self.ledger.take_in(report);
+            self.follow_lanes(report);
+        }
+        answer.is_ok()
+    }
+
+    /// Which lane a request is in is the policy's to say: one that changes its lane keeps no more blocks than it needs.
+    fn follow_lanes(&mut self, report: &Report) {
+        let view = self.core.view();
+        for &(id, kv) in report.progress.iter().filter(|_| view.lanes().len() > 1) {
+            let needs = self.ledger.kv.after(kv.saturating_sub(1), kv);
+            if let Some(entry) = self.ledger.entries.get_mut(&id).filter(|entry| entry.emits()) {
+                if view.slot(id).is_some_and(|slot| view.blocks(slot) == needs) {
+                    entry.blocks = needs;
+                }
+            }
+        }
     }
 
     /// A host ends whatever has reached its length, though no iteration in flight is going to.
@@ -269,8 +243,8 @@ impl Host {
         let (core, ledger) = (&mut self.core, &self.ledger);
         assert_eq!(core.explain(self.next_id + 7), None);
         let first: Vec<_> = core.first_in_queue(count).collect();
-        for &(id, shared) in &first {
-            assert!(!ledger.entries[&id].resident && ledger.entries[&id].shared == shared);
+        for &(id, hit) in &first {
+            assert!(!ledger.entries[&id].resident && ledger.entries[&id].hit == hit);
         }
         let resuming = &ledger.resuming[..count.min(ledger.resuming.len())];
         assert!(first.iter().map(|(id, _)| id).zip(resuming).all(|(id, other)| id == other), "the preempted first");
@@ -314,68 +288,25 @@ impl Host {
             self.now_ns += 7;
             self.plan();
             let (plan, free) = (self.core.last_plan(), self.core.view().pool().free());
-            let moves = !plan.is_empty() || !plan.preempted().is_empty() || !plan.refused().is_empty();
-            assert!(moves, "stalled: {plan:?}");
+            let moves = !plan.chunks().is_empty()
+                || !plan.is_empty()
+                || !plan.preempted().is_empty()
+                || !plan.refused().is_empty();
+            let arrives = self.ledger.entries.values().any(Entry::receiving);
+            assert!(moves || arrives, "stalled: {plan:?}");
             // A host that evicts by itself takes the last admitted, as the core would.
             let last = self.ledger.residents.last().copied().filter(|_| self.config.host_preempts && free < 0);
             let mut finished = self.flying.pop_front().unwrap();
             finished.retain(|id| Some(*id) != last);
             let preempted: Vec<_> = last.into_iter().collect();
-            self.complete(&Report { finished: &finished, preempted: &preempted, ..Report::default() });
+            let receiving = self.ledger.entries.iter().filter(|(_, entry)| entry.receiving());
+            let received: Vec<_> = receiving.map(|(&id, _)| id).filter(|id| Some(*id) != last).collect();
+            let (finished, preempted, received) = (&finished[..], &preempted[..], &received[..]);
+            self.complete(&Report { finished, preempted, received, ..Report::default() });
             self.end_what_is_overdue();
             self.agree();
         }
         assert_eq!(self.core.view().pool().used(), 0);
         assert!(self.core.view().is_empty());
-    }
-
-    /// The core's state is what the ledger says.
-    pub(crate) fn agree(&self) {
-        let (view, ledger, core) = (self.core.view(), &self.ledger, &self.core);
-        let named = |slots: Vec<u32>| slots.into_iter().map(|slot| view.request(slot).id).collect::<Vec<_>>();
-        assert_eq!(view.len(), ledger.entries.len(), "requests present");
-        assert_eq!(named(view.iter_residents().collect()), ledger.residents, "residents, in the order of admission");
-        assert_eq!(named(view.iter_resuming().collect()), ledger.resuming, "the preempted, the last first");
-        let ranked =
-            matches!(self.config.policy, PolicyName::Adaptive) || self.config.order != wait_core::config::Order::Fcfs;
-        let mut all = Vec::new();
-        for queue in 0..view.queues() {
-            let line = named(view.iter_waiting(queue).collect());
-            let of_type = |id: &&RequestId| view.queues() == 1 || usize::from(ledger.entries[id].type_id) == queue;
-            if !ranked {
-                assert_eq!(line, ledger.line.iter().filter(of_type).copied().collect::<Vec<_>>(), "queue {queue}");
-            }
-            all.extend(line);
-        }
-        let mut line = ledger.line.clone();
-        line.sort_unstable();
-        all.sort_unstable();
-        assert_eq!(all, line, "the others that wait");
-        let (mut decoding, mut decoding_kv) = (0, 0);
-        for (&id, entry) in &ledger.entries {
-            let slot = view.slot(id).unwrap();
-            let phase = view.request(slot).phase;
-            let expected = (entry.kv, entry.blocks, entry.stage(), entry.target());
-            let found = (view.kv(slot), view.blocks(slot), view.stage(slot), view.request(slot).prefill_target());
-            assert_eq!(found, expected, "KV, blocks, stage and prefill of request {id}");
-            let stands = match phase {
-                Phase::Waiting => !entry.resident,
-                Phase::Prefilling => entry.resident && !entry.emits(),
-                Phase::Decoding | Phase::Parked => entry.emits(),
-            };
-            assert!(stands && (phase == Phase::Parked) == entry.parked, "request {id} is {phase:?}: {entry:?}");
-            decoding += u32::from(phase == Phase::Decoding);
-            decoding_kv += if phase == Phase::Decoding { u64::from(entry.kv) } else { 0 };
-        }
-        let lanes = view.lanes().iter().fold((0, 0), |(len, kv), lane| (len + lane.len(), kv + lane.kv()));
-        assert_eq!(lanes, (decoding, decoding_kv), "members and KV of all lanes");
-        let (queued, tokens) = self.queued();
-        assert_eq!((u64::from(view.waiting_total()), view.waiting_tokens()), (queued, tokens), "the queues");
-        assert_eq!(view.pool().capacity(), ledger.capacity);
-        if ledger.exact {
-            assert_eq!(view.pool().used(), ledger.held(), "blocks in use");
-        }
-        let stats = wait_core::Stats { holds: core.stats().holds, ..ledger.stats };
-        assert_eq!(*core.stats(), stats);
     }
 }

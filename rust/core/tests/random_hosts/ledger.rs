@@ -7,7 +7,12 @@ use std::collections::BTreeMap;
 
 use wait_core::config::Preemption;
 use wait_core::model::BatchShape;
-use wait_core::{Config, Origin, Plan, Report, RequestId, Stats};
+use wait_core::{Config, Hit, Origin, Plan, Report, RequestId, Stats};
+
+use crate::kv::{Kv, Pool};
+
+/// Plans by which a host may be behind with a refusal.
+const MAX_LAG: u64 = 16;
 
 /// What the last plan did with a resident.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +30,12 @@ pub(crate) struct Entry {
     /// Output tokens after which the host ends it.
     pub(crate) output: u32,
     pub(crate) type_id: u16,
-    pub(crate) shared: u32,
+    /// What of the prompt is said to be in the KV cache.
+    pub(crate) hit: Hit,
+    /// Its KV comes from elsewhere.
+    pub(crate) receives: bool,
+    /// Plans made when it was admitted.
+    pub(crate) admitted: u64,
     /// Output tokens that a prefill computes again.
     pub(crate) kept: u32,
     pub(crate) kv: u32,
@@ -50,8 +60,8 @@ impl Entry {
         if self.emits() { self.kv + 1 - self.prompt } else { self.kept }
     }
 
-    fn leave(&mut self) {
-        (self.kv, self.blocks, self.resident, self.parked, self.last) = (0, 0, false, false, LastStep::Stood);
+    pub(crate) fn receiving(&self) -> bool {
+        self.resident && self.receives
     }
 }
 
@@ -65,10 +75,8 @@ pub(crate) struct Ledger {
     /// Waiting and preempted, the last first.
     pub(crate) resuming: Vec<RequestId>,
     pub(crate) stats: Stats,
-    pub(crate) capacity: u32,
-    pub(crate) block_size: u32,
-    /// Whether the host has never said anything of blocks: they are what the requests hold, to the block.
-    pub(crate) exact: bool,
+    pub(crate) kv: Kv,
+    pub(crate) pool: Pool,
     model_len: u32,
     restarts: bool,
 }
@@ -81,16 +89,11 @@ impl Ledger {
             line: Vec::new(),
             resuming: Vec::new(),
             stats: Stats::default(),
-            capacity: config.kv_blocks,
-            block_size: config.block_size,
-            exact: true,
+            kv: Kv::new(config),
+            pool: Pool::new(config.kv_blocks),
             model_len: config.model_len(),
             restarts: config.preemption == Preemption::Restart,
         }
-    }
-
-    pub(crate) fn blocks_for(&self, tokens: u32) -> u32 {
-        tokens.div_ceil(self.block_size)
     }
 
     /// Blocks of all residents.
@@ -98,20 +101,19 @@ impl Ledger {
         self.entries.values().map(|entry| i64::from(entry.blocks)).sum()
     }
 
-    pub(crate) fn shared_blocks(&self, entry: &Entry) -> u32 {
-        entry.shared / self.block_size
-    }
-
-    /// Blocks that the residents hold of their own.
-    pub(crate) fn own(&self) -> i64 {
-        let own = |entry: &Entry| i64::from(entry.blocks) - i64::from(self.shared_blocks(entry));
-        self.residents.iter().map(|id| own(&self.entries[id])).sum()
-    }
-
     pub(crate) fn add(&mut self, id: RequestId, entry: Entry) {
-        self.exact &= entry.shared == 0;
+        let hit = entry.hit;
         self.entries.insert(id, entry);
         self.line.push(id);
+        self.hits(id, hit);
+    }
+
+    /// At least one token is left to compute; blocks are shared where the host has said lately how many are free.
+    fn hits(&mut self, id: RequestId, hit: Hit) {
+        let trusted = self.pool.trusted();
+        let entry = self.entry(id);
+        let computed = hit.computed.min(entry.target() - 1);
+        entry.hit = Hit { computed, shared: if trusted { hit.shared.min(computed) } else { 0 } };
     }
 
     fn entry(&mut self, id: RequestId) -> &mut Entry {
@@ -124,7 +126,20 @@ impl Ledger {
         }
     }
 
+    /// A resident gives its blocks back.
+    fn release(&mut self, id: RequestId) {
+        let shared = self.kv.filled(self.entries[&id].hit.shared);
+        let entry = self.entry(id);
+        (entry.kv, entry.resident, entry.parked, entry.last) = (0, false, false, LastStep::Stood);
+        let blocks = std::mem::take(&mut entry.blocks);
+        self.pool.release(blocks, shared, self.held());
+        self.unlist(id);
+    }
+
     pub(crate) fn remove(&mut self, id: RequestId) -> bool {
+        if self.entries.get(&id).is_some_and(|entry| entry.resident) {
+            self.release(id);
+        }
         self.unlist(id);
         self.entries.remove(&id).is_some()
     }
@@ -138,21 +153,24 @@ impl Ledger {
     fn preempt(&mut self, id: RequestId, kv: u32, stage: u32) {
         self.stats.preemptions += 1;
         self.stats.recomputed_tokens += u64::from(kv);
-        self.unlist(id);
+        self.release(id);
         self.resuming.insert(0, id);
         let restarts = self.restarts;
         let entry = self.entry(id);
         entry.kept = if restarts { 0 } else { stage };
         entry.preemptions += 1;
-        entry.leave();
+        let hit = entry.hit;
+        self.hits(id, hit);
     }
 
     fn admit(&mut self, id: RequestId) {
         self.unlist(id);
         self.residents.push(id);
+        self.pool.drift += i64::from(self.kv.filled(self.entries[&id].hit.shared));
+        let plans = self.stats.iterations;
         let entry = self.entry(id);
         assert!(!entry.resident, "request {id} is admitted twice");
-        entry.resident = true;
+        (entry.resident, entry.admitted) = (true, plans);
         let fresh = entry.preemptions == 0;
         self.stats.admitted += u64::from(fresh);
     }
@@ -162,6 +180,7 @@ impl Ledger {
     pub(crate) fn assume(&mut self, plan: &Plan, standing: &[RequestId], parked: &[RequestId]) -> BatchShape {
         let mut shape = BatchShape::default();
         self.stats.iterations += 1;
+        self.pool.silence = self.pool.silence.saturating_add(1);
         for refusal in plan.refused() {
             assert!(!self.entry(refusal.id).resident, "what is refused waits");
             self.remove(refusal.id);
@@ -173,7 +192,7 @@ impl Ledger {
             let (kv, stage) = (self.entry(id).kv, self.entry(id).stage());
             self.preempt(id, kv, stage);
         }
-        let block_size = self.block_size;
+        let kv = self.kv.clone();
         for &id in &self.residents.clone() {
             let entry = self.entry(id);
             if entry.emits() {
@@ -181,7 +200,7 @@ impl Ledger {
                 if !standing.contains(&id) {
                     entry.kv += 1;
                     shape.add_decode(u64::from(entry.kv));
-                    entry.blocks = entry.blocks.max(entry.kv.div_ceil(block_size));
+                    entry.blocks = kv.decoding(entry.kv);
                     entry.last = LastStep::Decoded;
                 }
             }
@@ -190,17 +209,22 @@ impl Ledger {
             let entry = &self.entries[&chunk.id];
             let resumes = if entry.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
             assert_eq!(chunk.origin, if entry.resident { Origin::Resident } else { resumes });
-            assert_eq!(chunk.start, if entry.resident { entry.kv } else { entry.shared }, "where a chunk begins");
+            let begins = if entry.resident { entry.kv } else { entry.hit.computed.min(entry.target() - 1) };
+            assert_eq!(chunk.start, begins, "where a chunk begins");
             let (end, target) = (chunk.start + chunk.tokens, entry.target());
-            assert!(chunk.tokens > 0 && end <= target && chunk.last == (end == target), "{chunk:?} of {target}");
-            let whole = self.blocks_for(end)..=self.blocks_for(target).max(entry.blocks);
+            assert!(end <= target && chunk.last == (end == target), "{chunk:?} of {target}");
+            assert_eq!(chunk.tokens == 0, entry.receives, "nothing is computed before the KV has come");
+            let needs = kv.after(chunk.start, end);
+            let whole = needs..=kv.whole(target).max(entry.blocks).max(needs);
             assert!(whole.contains(&chunk.blocks), "{chunk:?} takes other blocks than {whole:?}");
             if !entry.resident {
                 self.admit(chunk.id);
             }
             let entry = self.entry(chunk.id);
             (entry.kv, entry.blocks, entry.last) = (end, chunk.blocks, LastStep::Prefilled(chunk.start));
-            shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
+            if chunk.tokens > 0 {
+                shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
+            }
         }
         shape
     }
@@ -215,11 +239,15 @@ impl Ledger {
     pub(crate) fn take_in(&mut self, report: &Report) {
         for &id in report.refused.iter().rev() {
             if self.resident(id) {
-                self.unlist(id);
-                let entry = self.entry(id);
-                entry.leave();
-                let resumed = entry.preemptions > 0;
+                let entry = &self.entries[&id];
+                if self.stats.iterations - entry.admitted > MAX_LAG {
+                    self.stats.unknown_ids += 1;
+                    continue;
+                }
+                let (resumed, hit) = (entry.preemptions > 0, entry.hit);
                 self.stats.admitted -= u64::from(!resumed);
+                self.release(id);
+                self.hits(id, hit);
                 if resumed { &mut self.resuming } else { &mut self.line }.insert(0, id);
             }
         }
@@ -239,27 +267,44 @@ impl Ledger {
                 self.stats.unknown_ids += 1;
                 continue;
             };
-            let kv = kv.min(self.model_len);
             if !entry.resident {
                 self.admit(id);
             }
-            let blocks = self.blocks_for(kv);
+            let least = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
-            if !(entry.parked && kv < entry.target()) {
-                (entry.kv, entry.blocks) = (kv, blocks);
+            if !(entry.receives || entry.parked && kv < entry.target()) {
+                // What was taken for more tokens stays until the next step, while it decodes.
+                let stays = entry.emits() && !entry.parked && kv >= entry.target();
+                (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });
+            }
+        }
+        for &id in report.received {
+            if self.resident(id) {
+                let receives = std::mem::replace(&mut self.entry(id).receives, false);
+                self.stats.unknown_ids += u64::from(!receives);
             }
         }
         for &id in report.finished {
             *if self.remove(id) { &mut self.stats.finished } else { &mut self.stats.unknown_ids } += 1;
         }
-        for &(id, tokens) in report.shared {
-            self.exact = false;
-            match self.entries.get_mut(&id) {
-                Some(entry) if !entry.resident => entry.shared = tokens.min(entry.prompt - 1),
+        if let Some(free) = report.free_blocks {
+            self.pool.reconcile(free, self.held());
+        }
+        for &(id, hit) in report.hits {
+            match self.entries.get(&id) {
+                Some(entry) if !entry.resident => self.hits(id, hit),
                 Some(_) => {}
                 None => self.stats.unknown_ids += 1,
             }
         }
-        self.exact &= report.free_blocks.is_none();
+    }
+
+    /// Whether a report contradicts itself, or says what cannot be.
+    pub(crate) fn contradicts(&self, report: &Report) -> bool {
+        let not_run = || report.preempted.iter().chain(report.refused);
+        report.free_blocks.is_some_and(|free| free > self.pool.capacity)
+            || report.progress.iter().any(|&(_, kv)| kv > self.model_len)
+            || report.hits.iter().any(|(_, hit)| hit.shared > hit.computed)
+            || not_run().any(|id| report.finished.contains(id))
     }
 }

@@ -4,8 +4,11 @@
 //!
 //! Debug builds also recount the whole state after each plan and each report (`src/state/invariants.rs`).
 
+mod agree;
 mod checks;
+mod door;
 mod host;
+mod kv;
 mod ledger;
 mod world;
 
@@ -26,7 +29,14 @@ fn run(seed: u64) -> usize {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let config = ProptestConfig { cases: 1, failure_persistence: None, ..ProptestConfig::default() };
+    let failure_persistence = None;
+    let config = ProptestConfig {
+        cases: 1,
+        failure_persistence,
+        max_shrink_iters: 1_000_000,
+        max_shrink_time: 30_000,
+        ..ProptestConfig::default()
+    };
     let calls = Cell::new(0);
     let case = (world(), prop::collection::vec(op(), 1..240));
     let outcome = TestRunner::new_with_rng(config, rng).run(&case, |(world, ops)| {

@@ -9,7 +9,7 @@ use crate::model::{Request, RequestId};
 /// blocks of 4 tokens 7 are taken, of 6 seats 4, of 2 lanes 1.
 fn world() -> View {
     let config = Config { kv_blocks: 14, block_size: 4, max_num_seqs: 6, token_budget: 16, ..Config::default() };
-    let mut view = View::new(&config, 2, 1);
+    let mut view = View::new(&config, 2, 1, true);
     for (slot, prompt) in [5, 5, 8, 4, 6, 30].into_iter().enumerate() {
         let request = Request { id: slot as RequestId + 100, prompt, ..Request::default() };
         assert_eq!(view.insert(&request, 100, 0, 0, 0), slot as Slot);
@@ -48,7 +48,7 @@ fn rule(propose: impl Fn(&View, &mut Plan)) -> &'static str {
     expected.decode(&view, 0);
     expected.decode(&view, 1);
     expected.continue_prefill(&view, PREFILLS);
-    expected.admit(&view, WAITS, 6, true);
+    expected.admit(&view, WAITS, 6);
     assert_eq!(plan.chunks(), expected.chunks(), "those that are served instead");
     assert_eq!(
         (plan.tokens(), plan.decodes(), plan.residents(), plan.free()),
@@ -70,7 +70,7 @@ fn a_sound_plan_is_left_as_it_is() {
         plan.unpark(view, PARKED, 1);
         plan.continue_prefills(view);
         plan.change_queue(WAITS, 0);
-        plan.admit(view, WAITS, 3, true);
+        plan.admit(view, WAITS, 3);
         plan.refuse(view, LONG, HoldReason::TtftTarget, 1);
     });
     assert_eq!(broken, None);
@@ -81,16 +81,16 @@ fn a_sound_plan_is_left_as_it_is() {
 #[test]
 fn a_request_is_admitted_once_and_only_if_it_waits() {
     let twice = |view: &View, plan: &mut Plan| {
-        plan.admit(view, WAITS, 2, true);
-        plan.admit(view, WAITS, 2, true);
+        plan.admit(view, WAITS, 2);
+        plan.admit(view, WAITS, 2);
     };
     let computed = "a prompt is computed that is computed already, or twice";
     assert_eq!(rule(twice), computed);
-    assert_eq!(rule(|view, plan| plan.admit(view, PREFILLS, 2, true)), computed);
+    assert_eq!(rule(|view, plan| plan.admit(view, PREFILLS, 2)), computed);
     assert_eq!(rule(|view, plan| plan.continue_prefill(view, WAITS)), computed);
     assert_eq!(rule(|view, plan| (0..2).for_each(|_| plan.continue_prefill(view, PREFILLS))), computed);
     let refused = |view: &View, plan: &mut Plan| {
-        plan.admit(view, WAITS, 2, true);
+        plan.admit(view, WAITS, 2);
         plan.refuse(view, WAITS, HoldReason::TtftTarget, 1);
     };
     assert_eq!(rule(refused), computed);
@@ -101,7 +101,7 @@ fn a_request_that_has_left_is_not_served() {
     let (mut view, mut plan) = (world(), Plan::default());
     view.remove(LONG);
     plan.begin(&view);
-    plan.admit(&view, LONG, 2, true);
+    plan.admit(&view, LONG, 2);
     assert!(plan.guard(&view).is_some());
     assert!(plan.chunks().iter().all(|chunk| chunk.slot != LONG));
 }
@@ -169,26 +169,26 @@ fn chunks_are_parts_of_their_prompts() {
 #[test]
 fn seats_tokens_and_blocks_are_kept() {
     let crowd = |view: &View, plan: &mut Plan| {
-        plan.admit(view, WAITS, 1, false);
+        plan.admit(view, WAITS, 1);
         plan.residents += 2;
     };
     assert_eq!(rule(crowd), "more residents than seats");
     let budget = |view: &View, plan: &mut Plan| {
         plan.decode(view, 0);
-        plan.admit(view, LONG, 15, false);
+        plan.admit(view, LONG, 15);
     };
     assert_eq!(rule(budget), "more tokens than the budget");
-    let blocks = |view: &View, plan: &mut Plan| plan.admit(view, LONG, 16, true);
+    let blocks = |view: &View, plan: &mut Plan| plan.admit(view, LONG, 16);
     assert_eq!(rule(blocks), "one request is preempted for another to be admitted");
 }
 
 #[test]
 fn a_host_that_preempts_is_not_overrun_by_admissions() {
     let config = Config { kv_blocks: 2, block_size: 4, host_preempts: true, ..Config::default() };
-    let (mut view, mut plan) = (View::new(&config, 1, 1), Plan::default());
+    let (mut view, mut plan) = (View::new(&config, 1, 1, true), Plan::default());
     let slot = view.insert(&Request { id: 1, prompt: 9, ..Request::default() }, 1, 0, 0, 0);
     plan.begin(&view);
-    plan.admit(&view, slot, 9, true);
+    plan.admit(&view, slot, 9);
     assert_eq!(plan.guard(&view), Some("more blocks than there are"));
     assert!(plan.is_empty());
 }

@@ -42,7 +42,6 @@ impl Adaptive {
 
     /// What is known before anybody enters.
     pub(super) fn entry(&mut self, view: &View, plan: &Plan) -> Entry {
-        let pool = view.pool();
         self.learned.refresh(&mut self.forecast);
         // A host may have taken them back from decoding.
         view.prefilling().iter().for_each(|&slot| _ = self.forecast.leave(slot));
@@ -62,7 +61,7 @@ impl Adaptive {
             let candidate = self.candidate(view, slot);
             let prompt = view.request(slot).prefill_target();
             entry.backlog += prompt - view.kv(slot);
-            entry.free -= i64::from(pool.blocks_for(prompt)) - i64::from(view.blocks(slot));
+            entry.free -= i64::from(view.layout().demand(prompt)) - i64::from(view.blocks(slot));
             entry.join(&candidate, prompt);
             self.beside.push(candidate);
         }
@@ -87,7 +86,7 @@ impl Adaptive {
             return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
         }
         let request = view.request(slot);
-        let (prompt, blocks) = (request.prefill_target(), request.own_blocks(view.pool()));
+        let (prompt, blocks) = (request.prefill_target(), request.own_blocks(view.layout()));
         if i64::from(blocks) > entry.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks, entry.free as f64));
         }
@@ -96,7 +95,7 @@ impl Adaptive {
             self.fits(entry, &candidate)?;
             self.keeps_pace(view, entry, prompt)?;
         }
-        entry.backlog += prompt - request.shared_prefix;
+        entry.backlog = entry.backlog.saturating_add(prompt - request.computed_on_admission());
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
         entry.join(&candidate, prompt);
@@ -159,7 +158,7 @@ impl Entry {
     /// How many more of the waiting requests the free memory and the seats would hold, of mean size.
     pub(super) fn would_fit(&self, view: &View) -> u32 {
         let tokens = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
-        let blocks = i64::from(view.pool().blocks_for(tokens as u32).max(1));
+        let blocks = i64::from(view.layout().demand(tokens as u32).max(1));
         (self.free.max(0) / blocks).min(i64::from(self.seats)) as u32
     }
 

@@ -118,7 +118,7 @@ impl Adaptive {
         let request = view.request(slot);
         Candidate {
             class: self.learned.class(label(request.type_id), request.output),
-            kv: request.prefill_target() - request.shared_prefix,
+            kv: request.prefill_target() - request.hit.shared,
             stage: request.kept + 1,
             last: request.output.exact().unwrap_or(u32::MAX).min(request.max_tokens),
         }
@@ -207,6 +207,10 @@ struct State {
 }
 
 impl Policy for Adaptive {
+    fn reserves_prompts(&self) -> bool {
+        false
+    }
+
     fn queues(&self) -> usize {
         if self.deadline.is_some() { 2 * self.tenant_queues() } else { self.tenant_queues() }
     }
@@ -288,8 +292,8 @@ impl Policy for Adaptive {
         self.advance(view);
         let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
         let residents = f64::from(view.residents());
-        let kv =
-            (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
+        let kv = (view.lanes()[0].kv() + prompts).saturating_sub(self.shared) as f64
+            + residents * f64::from(view.pool().block_size());
         self.outlook(view).forecast(self.capacity(view), kv, residents)
     }
 
@@ -303,7 +307,7 @@ impl Policy for Adaptive {
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
         let request = view.request(slot);
-        let shared = u64::from(request.shared_prefix);
+        let shared = u64::from(request.hit.shared);
         if !matches!(event, Event::Arrived | Event::Admitted | Event::Joined) && request.phase != Phase::Waiting {
             self.shared -= shared;
         }
@@ -315,7 +319,7 @@ impl Policy for Adaptive {
         }
         match event {
             Event::Arrived => {
-                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.shared_prefix));
+                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.hit.shared));
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
             Event::Admitted => {
@@ -324,7 +328,7 @@ impl Policy for Adaptive {
             }
             Event::Joined => {
                 self.advance(view);
-                let kv = view.kv(slot) - request.shared_prefix;
+                let kv = view.kv(slot).saturating_sub(request.hit.shared);
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
@@ -332,7 +336,7 @@ impl Policy for Adaptive {
                 self.advance(view);
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
-                    let kv = f64::from(request.prompt - request.shared_prefix) + 0.5 * f64::from(stage);
+                    let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
                     self.traffic.end(f64::from(stage), kv);
                 }
             }
@@ -387,7 +391,7 @@ impl Policy for Adaptive {
                 (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
-            plan.admit(view, slot, plan.tokens_left(), false);
+            plan.admit(view, slot, plan.tokens_left());
         }
         if let Some(budget) = &mut self.budget {
             budget.settle(view, plan);

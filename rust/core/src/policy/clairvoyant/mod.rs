@@ -101,7 +101,7 @@ impl Clairvoyant {
                 return Err(self.pace.hold(0));
             }
             let course = self.fits(view, plan, slot)?;
-            plan.admit(view, slot, plan.tokens_left(), true);
+            plan.admit(view, slot, plan.tokens_left());
             self.pace.enter();
             self.profile.insert(course);
             self.courses[slot as usize] = Some(course);

@@ -98,7 +98,7 @@ impl Wait {
                 plan.hold_queue(view.queues(), hold);
                 return;
             }
-            plan.admit(view, slot, plan.tokens_left(), true);
+            plan.admit(view, slot, plan.tokens_left());
         }
         while let Some((j, slot)) = self.oldest(view, |gate, overdue| gate.admits() || overdue) {
             if let Err(hold) = plan.seat(view).and_then(|()| plan.fits(view, slot, 0)) {
@@ -107,7 +107,7 @@ impl Wait {
             }
             self.next[j] = view.behind(slot);
             self.gates[j].enter();
-            plan.admit(view, slot, plan.tokens_left(), true);
+            plan.admit(view, slot, plan.tokens_left());
         }
         for (j, gate) in self.gates.iter().enumerate() {
             if gate.open && self.next[j].is_some() {
@@ -132,7 +132,7 @@ impl Wait {
         let fits = |slot| turn && plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok();
         if let Some((j, slot)) = oldest.filter(|&(_, slot)| fits(slot)) {
             self.gates[j].enter();
-            plan.admit(view, slot, plan.tokens_left(), true);
+            plan.admit(view, slot, plan.tokens_left());
         } else if view.residents() > 0 && (oldest.is_some() || view.resuming() > 0) {
             self.gates.iter_mut().for_each(|gate| gate.open = true);
             self.serve(view, plan);
@@ -176,7 +176,7 @@ impl Policy for Wait {
         self.serve(view, plan);
         if plan.preempted().is_empty() {
             self.admit(view, plan);
-            if plan.is_empty() {
+            if plan.is_idle() {
                 self.unblock(view, plan);
             }
         }

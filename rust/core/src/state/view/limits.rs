@@ -15,18 +15,21 @@ pub struct Limits {
     pub watermark_blocks: u32,
     /// Most tokens of prompt and output together.
     pub max_model_len: u32,
+    /// An admission takes the blocks of the whole prompt, not only those of its first chunk.
+    pub reserves_prompts: bool,
     /// The host evicts by itself and reports it: plans never preempt.
     pub host_preempts: bool,
 }
 
 impl Limits {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, reserves_prompts: bool) -> Self {
         Self {
             max_num_seqs: config.max_num_seqs,
             token_budget: config.token_budget,
             prefill_chunk: config.long_prefill_token_threshold.unwrap_or(u32::MAX),
             watermark_blocks: config.watermark_blocks(),
             max_model_len: config.model_len(),
+            reserves_prompts,
             host_preempts: config.host_preempts,
         }
     }

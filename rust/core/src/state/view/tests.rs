@@ -1,7 +1,7 @@
 use super::*;
 
 fn view(kv_blocks: u32, block_size: u32, lanes: usize, queues: usize) -> View {
-    View::new(&Config { kv_blocks, block_size, ..Config::default() }, lanes, queues)
+    View::new(&Config { kv_blocks, block_size, ..Config::default() }, lanes, queues, false)
 }
 
 fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
@@ -20,7 +20,7 @@ fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
 fn run(view: &mut View, slot: Slot, lane: usize) {
     view.admit(slot);
     let target = view.request(slot).prefill_target();
-    view.set_computed(slot, target, view.pool().blocks_for(target));
+    view.set_computed(slot, target, view.layout().after(0, target));
     view.join(slot, lane);
     view.sweep();
     view.check();
@@ -39,7 +39,7 @@ fn a_new_request_waits_in_the_queue_of_its_type() {
     assert_eq!([view.head(0), view.head(1)], [Some(a), Some(b)]);
     assert_eq!(ids(&view, view.iter_waiting(0)), [7, 9]);
     assert_eq!((view.slot(9), view.slot(1)), (Some(c), None));
-    assert_eq!((view.kv(a), view.blocks(a), view.stage(a), view.needs_block(a)), (0, 0, 0, false));
+    assert_eq!((view.kv(a), view.blocks(a), view.stage(a), view.next_blocks(a)), (0, 0, 0, 1));
 }
 
 #[test]
@@ -71,9 +71,12 @@ fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() 
 #[test]
 fn a_shared_prefix_leaves_at_least_one_token_to_compute() {
     let mut view = view(10, 4, 1, 1);
-    let request = Request { id: 1, prompt: 5, shared_prefix: 9, ..Request::default() };
+    let request = Request { id: 1, prompt: 5, hit: Hit { computed: 9, shared: 9 }, ..Request::default() };
     let slot = view.insert(&request, 10, 0, 0, 0);
-    assert_eq!(view.request(slot).shared_prefix, 4);
+    assert_eq!(view.request(slot).hit, Hit { computed: 4, shared: 0 }, "a host that reports no free blocks pays");
+    view.pool_mut().reconcile(10);
+    view.set_hit(slot, request.hit);
+    assert_eq!(view.request(slot).hit, Hit { computed: 4, shared: 4 });
 }
 
 #[test]
@@ -99,11 +102,11 @@ fn a_step_moves_every_member_of_its_lane_and_no_other() {
     let (a, b) = (add(&mut view, 1, 4, 0), add(&mut view, 2, 6, 0));
     run(&mut view, a, 0);
     run(&mut view, b, 1);
-    assert_eq!((view.needs_block(a), view.needs_block(b), view.pool().used()), (true, false, 3));
+    assert_eq!((view.next_blocks(a), view.next_blocks(b), view.pool().used()), (1, 0, 3));
     view.step_lane(0);
     view.check();
     assert_eq!((view.kv(a), view.stage(a), view.kv(b), view.stage(b)), (5, 2, 6, 1));
-    assert_eq!((view.blocks(a), view.pool().used(), view.needs_block(a)), (2, 4, false));
+    assert_eq!((view.blocks(a), view.pool().used(), view.next_blocks(a)), (2, 4, 0));
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn a_parked_request_keeps_its_kv_and_joins_again() {
     view.join(a, 1);
     view.sweep();
     view.check();
-    assert_eq!((view.lanes()[1].kv(), view.needs_block(a), view.stage(a)), (8, true, 2));
+    assert_eq!((view.lanes()[1].kv(), view.next_blocks(a), view.stage(a)), (8, 1, 2));
     assert_eq!(ids(&view, view.iter_residents()), [1, 2], "the order of admission stays");
 }
 

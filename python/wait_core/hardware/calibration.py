@@ -1,0 +1,227 @@
+"""Iteration-time laws fitted to what an engine measured.
+
+Both laws are sums of nonnegative costs, so both are fitted by nonnegative least squares: of relative errors, because a
+long iteration may miss by more than a short one. A table of measured means would need every combination of prefill and
+decodes to occur; a sum of costs is determined by the combinations that do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wait_core._core import WaitCoreError
+from wait_core.logs.step_log import FEWEST
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from wait_core.logs.step_log import Column, Steps
+
+LAWS = ("measured", "linear")
+
+MOST_STAIRS = 8
+MOST_CANDIDATES = 256
+"""Most multiples among the places where a stair may end."""
+PASSES = 4
+OUTLIER = 8.0
+"""Iterations further off than this many standard deviations (estimated from the median deviation) are left out."""
+LEAST_GAIN = 0.02
+"""A further stair must lower the sum of squares by this share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A law and how well it tells the iterations it was fitted to.
+
+    Attributes
+    ----------
+    law : dict
+        What `simulate`, `plan` and the core's setting `iteration_time` take.
+    iterations, outliers : int
+        Iterations in the log; those of them left out.
+    outlier_time : float
+        Share of the measured time that was left out.
+    r_squared : float
+        Share of the variance told.
+    median_error, p90_error : float
+        Relative errors of single iterations, absolute values.
+    total_error : float
+        Relative error of the sum over all iterations, those left out included: what a throughput is off by.
+
+    """
+
+    law: dict[str, Any]
+    iterations: int
+    outliers: int
+    outlier_time: float
+    r_squared: float
+    median_error: float
+    p90_error: float
+    total_error: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return all figures by name, the law last."""
+        figures = dict(vars(self))
+        return figures | {"law": figures.pop("law")}
+
+
+def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None) -> Fit:
+    """Fit a law of the given kind.
+
+    Parameters
+    ----------
+    steps : Steps
+        What was measured.
+    law : {"measured", "linear"}
+        A staircase in the tokens computed, plus the costs of decodes, prefill and attention; or the paper's
+        d0 + d1 x KV. The stairs are found: one is added where it lowers the error by enough.
+    stairs : sequence of int, optional
+        Where the stairs of a measured law end, in ascending order, if that is known; the last serves all beyond it.
+
+    Raises
+    ------
+    WaitCoreError
+        If the kind is unknown, or the iterations do not determine a law.
+
+    """
+    if law not in LAWS:
+        raise WaitCoreError(f"law = {law!r}: one of {', '.join(LAWS)}")
+    edges = [float(steps.tokens.max())] if stairs is None else [float(end) for end in stairs]
+    kept = np.ones(len(steps), bool)
+    names, columns = _columns(steps, law, edges)
+    costs = _solve(columns, steps.seconds, kept)[0]
+    for last in (False,) * (PASSES - 1) + (True,):
+        predicted = _predicted(columns, costs)
+        error = (steps.seconds - predicted) / predicted
+        deviation = 1.4826 * float(np.median(np.abs(error - np.median(error))))
+        kept = np.abs(error - np.median(error)) <= max(OUTLIER * deviation, 1e-9)
+        if law == "measured" and stairs is None and not last:
+            edges = _stairs(steps, kept, 1.0 / predicted)
+            names, columns = _columns(steps, law, edges)
+        costs, _ = _solve(columns, steps.seconds, kept, 1.0 / predicted)
+    predicted = _predicted(columns, costs)
+    error = np.abs(steps.seconds - predicted)[kept] / predicted[kept]
+    variance = float(np.var(steps.seconds[kept]))
+    found = dict(zip(names, costs.tolist(), strict=True))
+    return Fit(
+        law=_linear(found) if law == "linear" else _measured(found, edges),
+        iterations=len(steps),
+        outliers=int((~kept).sum()),
+        outlier_time=float(steps.seconds[~kept].sum() / steps.seconds.sum()),
+        r_squared=1.0 - float(np.mean((steps.seconds - predicted)[kept] ** 2)) / variance if variance else 1.0,
+        median_error=float(np.median(error)),
+        p90_error=float(np.quantile(error, 0.9)),
+        total_error=float(predicted.sum() / steps.seconds.sum()) - 1.0,
+    )
+
+
+def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str], Column]:
+    """Return the names of the costs, and what each multiplies: shape (iterations, costs)."""
+    if law == "linear":
+        return ["d0", "d1"], np.stack([np.ones(len(steps)), steps.decode_kv + steps.prefill_kv], axis=1)
+    named: dict[str, Column] = {}
+    first, tokens = 1.0, steps.tokens
+    for i, edge in enumerate(edges):
+        on_stair = (tokens >= first) & (tokens <= edge)
+        named[f"first {i}"] = on_stair.astype(np.float64)
+        named[f"slope {i}"] = np.where(on_stair, tokens - first, 0.0)
+        first = edge + 1
+    if min(int((steps.decodes > 0).sum()), int((steps.decodes == 0).sum())) >= FEWEST:
+        # What is paid once for decodes can be told from the stairs where some iterations have none.
+        named["decode_base_ns"] = (steps.decodes > 0).astype(np.float64)
+    named |= {
+        "per_decode_ns": steps.decodes,
+        "per_decode_kv_ns": steps.decode_kv,
+        "prefill_base_ns": (steps.prefill_tokens > 0).astype(np.float64),
+        "per_prefill_token_ns": steps.prefill_tokens,
+        "per_prefill_kv_ns": steps.prefill_kv,
+        "per_prefill_attention_ns": steps.prefill_attention,
+    }
+    return list(named), np.stack(list(named.values()), axis=1)
+
+
+def _stairs(steps: Steps, kept: npt.NDArray[np.bool_], weight: Column) -> list[float]:
+    """Return where the stairs end: powers of two and multiples of 64 or more, taken one by one while they pay."""
+    tokens = steps.tokens
+    most = int(tokens.max())
+    spacing = 64 * math.ceil(most / (64 * MOST_CANDIDATES))
+    candidates = {2**k for k in range(most.bit_length())} | set(range(spacing, most, spacing))
+    edges = [float(most)]
+    _, least = _solve(_columns(steps, "measured", edges)[1], steps.seconds, kept, weight)
+    while len(edges) < MOST_STAIRS:
+        tried: list[tuple[float, list[float]]] = []
+        for edge in sorted(candidates - {int(e) for e in edges}):
+            ends = sorted([*edges, float(edge)])
+            on_each = np.histogram(tokens[kept], [0.5, *(e + 0.5 for e in ends)])[0]
+            if on_each.min() >= FEWEST:
+                tried.append((_solve(_columns(steps, "measured", ends)[1], steps.seconds, kept, weight)[1], ends))
+        if not tried or min(tried)[0] > (1 - LEAST_GAIN) * least:
+            break
+        least, edges = min(tried)
+    while len(edges) > 1:  # one that was taken early may be idle beside those taken later
+        without = [sorted(set(edges) - {edge}) for edge in edges[:-1]]
+        squares, fewer = min(
+            (_solve(_columns(steps, "measured", ends)[1], steps.seconds, kept, weight)[1], ends) for ends in without
+        )
+        if least < (1 - LEAST_GAIN) * squares:
+            break
+        least, edges = squares, fewer
+    return edges
+
+
+def _solve(
+    columns: Column, seconds: Column, kept: npt.NDArray[np.bool_], weight: Column | None = None
+) -> tuple[Column, float]:
+    """Return the nonnegative costs of least weighted squares, and the sum of squares."""
+    scaled, target = columns[kept], seconds[kept]
+    if weight is not None:
+        scaled, target = scaled * weight[kept, None], target * weight[kept]
+    length = np.sqrt((scaled**2).sum(axis=0))
+    length[length == 0] = math.inf  # never seen: no cost
+    scaled = scaled / length
+    costs, norm = _nnls()(scaled, target)
+    return costs / length, float(norm**2)
+
+
+def _nnls() -> Any:
+    try:
+        from scipy.optimize import nnls  # noqa: PLC0415  an extra: most commands fit nothing
+    except ImportError:
+        raise WaitCoreError("a law is fitted with scipy: pip install scipy") from None
+    return nnls
+
+
+def _predicted(columns: Column, costs: Column) -> Column:
+    predicted = np.asarray(columns @ costs, np.float64)
+    if not predicted.min() > 0:
+        raise WaitCoreError("the iterations do not determine a law: some would take no time")
+    return predicted
+
+
+def _linear(costs: dict[str, float]) -> dict[str, Any]:
+    if costs["d0"] <= 0:
+        raise WaitCoreError("the linear law does not fit: no time is left for an iteration without KV; use measured")
+    return {"law": "linear", "d0": costs["d0"], "d1": costs["d1"]}
+
+
+def _measured(costs: dict[str, float], edges: Sequence[float]) -> dict[str, Any]:
+    per_cost = {name: value * 1e9 for name, value in costs.items() if name.endswith("_ns")}
+    # Every token is one of a decode or of a prompt: what both cost is the token's, and belongs to the stairs, from
+    # which the token budget is chosen.
+    shared = min(per_cost["per_decode_ns"], per_cost["per_prefill_token_ns"])
+    per_cost["per_decode_ns"] -= shared
+    per_cost["per_prefill_token_ns"] -= shared
+    steps = []
+    first = 1.0
+    for i, edge in enumerate(edges):
+        slope = costs[f"slope {i}"] * 1e9 + shared
+        at_first = max(1.0, costs[f"first {i}"] * 1e9 + shared * first)
+        steps.append({"up_to": int(edge), "base_ns": at_first - slope * first, "per_token_ns": slope})
+        first = edge + 1
+    return {"law": "measured", "round_to": 1, "steps": steps, "attention": per_cost}

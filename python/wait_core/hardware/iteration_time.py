@@ -1,0 +1,74 @@
+"""Iteration-time laws by name, by value or from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wait_core._core import WaitCoreError
+from wait_core.files import read_object
+from wait_core.hardware.shipped_data import shipped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+A100 = "llama-2-7b-a100-80gb"
+"""Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's profile: rust/core/src/model/iteration_time.rs."""
+
+KV_BLOCKS = {A100: 7424}
+"""KV capacity in blocks of 16 tokens that goes with a law: 80 GB with a margin of 10 %."""
+
+
+def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve a law to what the core reads.
+
+    Parameters
+    ----------
+    law : str or mapping
+        "llama-2-7b-a100-80gb" (or "a100"); the name of a shipped deployment, as "qwen3-32b-h100-sxm-tp2";
+        "linear:D0,D1", the paper's d0 + d1 x KV with D0 in seconds and D1 in seconds per KV token; the path of a JSON
+        file, of a law or of a deployment; or the law's fields as a mapping.
+
+    Raises
+    ------
+    WaitCoreError
+        If it is none of these.
+
+    """
+    if not isinstance(law, str):
+        return dict(law)
+    if law in {A100, "a100"}:
+        return {"law": "a100"}
+    if law.startswith("linear:"):
+        try:
+            d0, d1 = (float(part) for part in law.removeprefix("linear:").split(","))
+        except ValueError:
+            raise WaitCoreError(f"iteration_time = {law!r}: expected linear:D0,D1 with two numbers") from None
+        return {"law": "linear", "d0": d0, "d1": d1}
+    path = Path(law)
+    if not path.is_file():
+        deployments = shipped()
+        if law in deployments:
+            return deployments[law].law
+        names = ", ".join(deployments)
+        raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, a file, nor one of {names}")
+    value = read_object(path)
+    # A deployment holds its law, beside the memory that goes with it.
+    return value["law"] if isinstance(value.get("law"), dict) else value
+
+
+def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
+    """Return the KV capacity in blocks that goes with a law, if there is one.
+
+    Raises
+    ------
+    WaitCoreError
+        Only named laws have one, for blocks of the size that goes with it.
+
+    """
+    if law == iteration_time(A100) and block_size == 16:
+        return KV_BLOCKS[A100]
+    for deployment in shipped().values():
+        if law == deployment.law and block_size == deployment.block_size:
+            return deployment.kv_blocks
+    raise WaitCoreError("kv_blocks is missing: only named laws and their block_size have a default")

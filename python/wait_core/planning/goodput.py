@@ -1,0 +1,47 @@
+"""The largest goodput that any scheduler reaches within an objective."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wait_core import _core, hardware
+from wait_core.hardware import A100, kv_blocks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wait_core.workload import Requests
+
+
+def goodput_bound(
+    requests: Requests,
+    slo_ttft_ms: float | None = None,
+    slo_tpot_ms: float | None = None,
+    *,
+    iteration_time: str | Mapping[str, Any] = A100,
+    kv_blocks: int | None = None,
+    block_size: int = 16,
+    max_num_seqs: int = 256,
+    token_budget: int = 2048,
+) -> float:
+    """Return the share of these requests, at their rate, that no scheduler exceeds within an objective (ms).
+
+    The linear program of `Planner.goodput_bound` over every pair of lengths; the other arguments are those of `plan`.
+    """
+    law = hardware.iteration_time(iteration_time)
+    blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
+    planner = _core.Planner(
+        requests.types(len(requests))[0], law, capacity=blocks * block_size, max_running=max_num_seqs,
+        token_budget=token_budget,
+    )  # fmt: skip
+    return float(goodput(planner, slo_ttft_ms, slo_tpot_ms)["goodput"])
+
+
+def goodput(planner: _core.Planner, slo_ttft_ms: float | None, slo_tpot_ms: float | None) -> dict[str, Any]:
+    """Return the linear program's largest goodput within an objective (ms): share of the requests, and requests/s."""
+    ttft, tpot = (None if ms is None else 1e-3 * ms for ms in (slo_ttft_ms, slo_tpot_ms))
+    found = planner.goodput_bound(slo_ttft=ttft, slo_tpot=tpot)
+    return {key: found[key] for key in ("goodput", "requests")} | {
+        "slo_ttft_ms": slo_ttft_ms,
+        "slo_tpot_ms": slo_tpot_ms,
+    }

@@ -1,0 +1,201 @@
+"""`plan`: whether traffic is stable on a GPU, with which thresholds and buffer, how fast, and on how many GPUs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from wait_core import _core, hardware
+from wait_core.hardware import A100, kv_blocks_of
+from wait_core.planning.goodput import goodput
+from wait_core.planning.plan_report import PlanReport
+from wait_core.planning.verdict import reasons, warnings
+from wait_core.simulation.trial import Engine, expected, saturated
+from wait_core.workload.traffic import Traffic, Types
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from wait_core.workload import Dataset, Requests, Trace
+
+
+def plan(
+    *,
+    types: Sequence[tuple[int, int, float]] | None = None,
+    dataset_name: str | Dataset | None = None,
+    dataset_path: Trace | str | os.PathLike[str] | None = None,
+    requests: Requests | None = None,
+    request_rate: float | None = None,
+    num_prompts: int | None = None,
+    seed: int = 0,
+    runs: int = 20,
+    policy: str = "clairvoyant",
+    iteration_time: str | Mapping[str, Any] = A100,
+    kv_blocks: int | None = None,
+    block_size: int = 16,
+    max_num_seqs: int = 256,
+    token_budget: int = 2048,
+    num_types: int = 8,
+    margin: float = 0.05,
+    failure_probability: float = 0.05,
+    horizon_s: float = 3600.0,
+    target_rate: float | None = None,
+    utilisation: float = 0.8,
+    slo_ttft_ms: float | None = None,
+    slo_tpot_ms: float | None = None,
+) -> PlanReport:
+    """Plan one workload on one GPU: stability, thresholds, buffer, expected delays, number of GPUs.
+
+    Parameters
+    ----------
+    types, dataset_name, dataset_path, requests
+        What arrives, exactly one of them: (prompt, output, rate) of each type, a named dataset, a trace, `Requests`.
+    request_rate : float, optional
+        Requests/s; needed for a dataset, scales the others.
+    num_prompts : int, optional
+        Requests that are played, and that stand for the length distribution (types, dataset: 4000; trace: all of it).
+    seed, runs : int
+        First seed of a dataset or of types, and how many of them are played. A trace is played as it is.
+    policy : str
+        The engine's policy; the default admits first come first served and never evicts, because it knows the lengths.
+    iteration_time : str or mapping
+        How long an iteration takes, see `wait_core.hardware.iteration_time.iteration_time`.
+    kv_blocks, block_size, max_num_seqs, token_budget
+        The engine: KV blocks (default: what goes with the law), tokens per block, most residents, tokens per iteration.
+    num_types : int
+        Most types for thresholds, by quantiles of the output length.
+    margin : float
+        By how much Nested WAIT's ratios exceed the shares that go on (the paper's eta).
+    failure_probability, horizon_s : float
+        How rarely memory may overflow (delta), and within which time (s): the safety buffer's arguments.
+    target_rate : float, optional
+        Requests/s for all GPUs together: how many are needed?
+    utilisation : float
+        Share of the saturated rate that a GPU is planned for, in (0, 1).
+    slo_ttft_ms, slo_tpot_ms : float, optional
+        An objective, ms: how much goodput can any schedule reach at this rate?
+
+    Returns
+    -------
+    PlanReport
+
+    Raises
+    ------
+    WaitCoreError
+        A value is refused; the message names it.
+
+    """
+    law = hardware.iteration_time(iteration_time)
+    if not 0 < utilisation < 1:
+        raise _core.WaitCoreError(f"utilisation = {utilisation}: must be above 0 and below 1")
+    if target_rate is not None and not (math.isfinite(target_rate) and target_rate > 0):
+        raise _core.WaitCoreError(f"target_rate = {target_rate}: must be finite and above 0")
+    least = {"block_size": block_size, "kv_blocks": kv_blocks, "num_types": num_types, "num_prompts": num_prompts}
+    for name, number in (least | {"runs": runs}).items():
+        if number is not None and number < 1:
+            raise _core.WaitCoreError(f"{name} = {number}: must be at least 1")
+    blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
+    workload = Traffic.of(
+        types=types, dataset_name=dataset_name, dataset_path=dataset_path, requests=requests, rate=request_rate,
+        count=num_prompts, seed=seed, runs=runs, num_types=num_types,
+    )  # fmt: skip
+
+    def planner(of: Types) -> _core.Planner:
+        return _core.Planner(of, law, capacity=blocks * block_size, max_running=max_num_seqs, token_budget=token_budget)
+
+    exact, classes = planner(workload.exact), planner(workload.grouped)
+    engine = Engine(policy=policy, law=law, kv_blocks=blocks, block_size=block_size, max_num_seqs=max_num_seqs,
+                    token_budget=token_budget, num_types=num_types, settings={})  # fmt: skip
+    played = workload.draw(workload.rate)
+    bound = exact.capacity_bound()
+    limit, experience = saturated(engine, played, bound["requests"]), expected(engine, played)
+    wait = classes.thresholds()
+    wait["caps"] = _caps(classes, engine, workload, played, bound["requests"])
+    nested, buffer = _nested(
+        exact, workload.boundaries, engine, margin=margin, delta=failure_probability, horizon_s=horizon_s
+    )
+    stable = workload.rate < limit["requests"]
+    return PlanReport(
+        workload=workload.name,
+        rate=workload.rate,
+        types=workload.grouped,
+        engine={
+            "policy": policy,
+            "kv_blocks": blocks,
+            "block_size": block_size,
+            "capacity": blocks * block_size,
+            "max_num_seqs": max_num_seqs,
+            "token_budget": token_budget,
+            "iteration_time": law,
+        },
+        stable=stable,
+        reasons=[] if stable else reasons(workload.rate, limit, wait),
+        warnings=warnings(workload, limit, experience),
+        load=exact.load,
+        fluid=exact.equilibrium(),
+        fluid_limit=exact.largest_stable_rate(),
+        engine_limit=limit,
+        bound=bound,
+        goodput=None if slo_ttft_ms is None and slo_tpot_ms is None else goodput(exact, slo_ttft_ms, slo_tpot_ms),
+        expected=experience,
+        wait=wait,
+        segments=exact.segments(workload.boundaries),
+        nested_wait=nested,
+        buffer=buffer,
+        gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
+        dropped=dict(workload.dropped),
+        notes=workload.notes,
+    )
+
+
+def _caps(
+    classes: _core.Planner, engine: Engine, workload: Traffic, played: list[Requests], bound: float
+) -> dict[str, Any]:
+    caps = classes.thresholds(block_size=engine.block_size)
+    # Residents that the caps allow: whole requests of each type over its stages.
+    residents = sum(math.ceil(n * output) for n, (_, output, _) in zip(caps["per_type"], workload.grouped, strict=True))
+    capped = replace(engine, policy="wait", settings={"thresholds": caps["per_type"]})
+    keys = ("per_type", "iteration_time", "memory")
+    return {key: caps[key] for key in keys} | {"residents": residents, "saturated": saturated(capped, played, bound)}
+
+
+def _nested(
+    planner: _core.Planner, boundaries: list[int], engine: Engine, *, margin: float, delta: float, horizon_s: float
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    block = engine.block_size
+    protected = planner.nested(
+        boundaries, margin=margin, failure_probability=delta, horizon=horizon_s, block_size=block
+    )  # fmt: skip
+    chosen = protected if protected["feasible"] else planner.nested(boundaries, margin=margin)
+    chosen["protected"] = protected["feasible"]
+    chosen["unprotected"] = protected["violations"]
+    if not chosen["feasible"]:
+        return chosen, None
+    buffer = planner.safety_buffer(chosen["per_segment"], boundaries, block_size=block)
+    left = max(0.0, engine.kv_blocks * block - chosen["memory"])
+    return chosen, {
+        "failure_probability": delta,
+        "horizon": horizon_s,
+        "tokens": buffer.tokens(delta, horizon_s),
+        "queue_bounds": buffer.queue_bounds(delta, horizon_s),
+        "theta": buffer.theta,
+        "tokens_left": left,
+        # The bounds are about thresholds that are not paced and whose plan fits seats and budget.
+        "failure_probability_left": buffer.failure_probability(left, horizon_s) if chosen["protected"] else 1.0,
+        "horizon_left": buffer.horizon(left, delta) if chosen["protected"] else 0.0,
+    }
+
+
+def _gpus(
+    engine: Engine, workload: Traffic, limit: dict[str, Any], target: float, utilisation: float
+) -> dict[str, Any]:
+    number = math.ceil(target / (utilisation * limit["requests"]) * (1 - 1e-12))
+    return {
+        "target_rate": target,
+        "number": number,
+        "rate_each": target / number,
+        "utilisation": target / number / limit["requests"],
+        "expected": expected(engine, workload.draw(target / number)),
+    }

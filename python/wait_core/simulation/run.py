@@ -1,0 +1,242 @@
+"""`simulate`: one policy, one workload, one simulated GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wait_core import _core, hardware
+from wait_core.hardware import A100, kv_blocks_of
+from wait_core.workload import Hints, Requests, offered
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from wait_core.workload import Dataset, Trace
+
+LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
+"""Policies that are defined for known output lengths; all others run with hidden ones unless told otherwise."""
+
+LAW = ("known", "learned", "hidden")
+"""What a policy may be told of the iteration-time law."""
+
+TYPED = frozenset({"wait", "nested-wait"})
+"""Policies that need request types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one simulation gave. Columns have one entry a request, in the order of arrival.
+
+    Attributes
+    ----------
+    policy, workload : str
+        What ran.
+    seed : int
+        Seed of the arrivals and lengths.
+    settings : dict
+        The settings of the core.
+    run : Run
+        The recorded columns: arrival_ns, first_token_ns, ..., and `series`.
+    dropped : dict of str to int
+        Rows of a trace that were left out, by reason.
+    notes : tuple of str
+        What was assumed of a trace, or ignored in it.
+
+    """
+
+    policy: str
+    workload: str
+    seed: int
+    settings: dict[str, Any]
+    run: _core.Run
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ttft_s(self) -> npt.NDArray[np.float64]:
+        """Time to first token of the completed requests, s."""
+        return self._seconds(self.run.first_token_ns)
+
+    @property
+    def e2el_s(self) -> npt.NDArray[np.float64]:
+        """Arrival to completion of the completed requests, s."""
+        return self._seconds(self.run.finished_ns)
+
+    def _seconds(self, until_ns: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+        done = self.run.finished_ns != np.iinfo(np.uint64).max
+        return np.asarray((until_ns[done] - self.run.arrival_ns[done]) * 1e-9)
+
+    @property
+    def kv_over_time(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Times in s and KV tokens in use (whole blocks) from each on."""
+        at_ns, blocks, _, _ = self.run.series
+        return at_ns.astype(np.float64) * 1e-9, blocks.astype(np.float64) * self.settings["block_size"]
+
+    def summary(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
+        """Return the figures under the keys of `vllm bench serve`, and ours beside them.
+
+        With a service-level objective: request_goodput (requests/s that met it) and goodput (share of those offered).
+        """
+        named = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
+        read = {"dropped": dict(self.dropped), "notes": list(self.notes)}
+        return named | self.run.summary(slo_ttft_ms, slo_tpot_ms) | read
+
+    def to_json(self, **slo: float | None) -> str:
+        """Return `summary` as one line of JSON; what was never observed is null."""
+        return json.dumps(
+            {
+                key: None if isinstance(value, float) and np.isnan(value) else value
+                for key, value in self.summary(**slo).items()
+            }
+        )
+
+
+def simulate(
+    policy: str = "vllm",
+    *,
+    dataset_name: str | Dataset | None = None,
+    dataset_path: Trace | str | os.PathLike[str] | None = None,
+    requests: Requests | None = None,
+    request_rate: float | None = None,
+    num_prompts: int | None = None,
+    seed: int = 0,
+    burstiness: float = 1.0,
+    max_concurrency: int | None = None,
+    iteration_time: str | Mapping[str, Any] = A100,
+    overhead_s: float = 0.0,
+    step_jitter: float = 0.0,
+    lengths: str | None = None,
+    law: str = "known",
+    learned: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+    num_types: int = 8,
+    hints: Hints | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Report:
+    """Simulate one policy on one workload until every request has finished.
+
+    Parameters
+    ----------
+    policy : str
+        "vllm", "wait", ...: see docs/policies.md.
+    dataset_name, dataset_path, requests
+        What to offer, exactly one of them: a named dataset, a trace, or `Requests` made before.
+    request_rate : float, optional
+        Mean requests/s; needed for a dataset (inf: all at once), scales the time of a trace.
+    num_prompts : int, optional
+        Number of requests (dataset: 1000; trace: all of it).
+    seed, burstiness
+        Of the arrivals, see `wait_core.workload`.
+    max_concurrency : int, optional
+        The client keeps at most this many requests under way.
+    iteration_time : str or mapping
+        How long an iteration takes on the simulated GPU, see `wait_core.hardware.iteration_time`.
+    overhead_s : float
+        Time added to each iteration, s.
+    step_jitter : float
+        Each iteration takes exp(s Z - s^2/2) times what the law says, Z standard normal and seeded by `seed`: noise of
+        mean 1 whose relative standard deviation is about s, in [0, 1].
+    lengths : {"known", "hidden"}, optional
+        Whether the policy may see output lengths; by default as the policy is defined.
+    law : {"known", "learned", "hidden"}
+        What the policy is told of `iteration_time`: the law itself; how long each iteration took, once it has ended,
+        from which "adaptive" learns the law (`report.run.iteration_time`); nothing.
+    learned : mapping, optional
+        What a scheduler of this policy has learned before (`report.run.learned`), to start with.
+    max_tokens : int, optional
+        Declared for every request; absent means the model's limit.
+    num_types : int
+        Most types for policies that need them, see `Requests.types`.
+    hints : Hints, optional
+        What the host tells of its requests besides: predicted lengths, labels, priorities.
+    progress : bool
+        Show a progress bar on standard error, if that is a terminal.
+    **settings
+        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults
+        to what goes with the law.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    WaitCoreError
+        A value is refused; the message names it.
+    StalledError
+        The policy left requests waiting for ever.
+
+    """
+    wanted = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
+    gpu = hardware.iteration_time(iteration_time)
+    known = _lengths_known(policy, lengths)
+    if law not in LAW:
+        raise _core.WaitCoreError(f"law = {law!r}: one of {', '.join(LAW)}")
+    told = gpu if law == "known" else None
+    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
+    settings = defaults | settings
+    if "kv_blocks" not in settings:
+        settings["kv_blocks"] = kv_blocks_of(gpu, settings["block_size"])
+    labels = np.zeros(len(wanted), np.uint16)
+    typed = policy in TYPED and "types" not in settings
+    if typed:
+        types, labels = wanted.types(num_types)
+        settings["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
+    if not (np.isfinite(overhead_s) and overhead_s >= 0):
+        raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be finite and at least 0")
+    with tqdm(
+        total=len(wanted), desc=policy, unit="req", leave=False, disable=not (progress and sys.stderr.isatty())
+    ) as bar:
+        run = _core.run(
+            settings,
+            gpu,
+            wanted.arrival_ns,
+            wanted.prompt,
+            wanted.output,
+            labels,
+            lengths_known=known,
+            typed=typed,
+            max_tokens=max_tokens,
+            max_concurrency=max_concurrency,
+            overhead_ns=round(overhead_s * 1e9),
+            step_jitter=step_jitter,
+            seed=seed,
+            steps_reported=law == "learned",
+            learned=learned,
+            **_columns(hints),
+            tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
+            callback=lambda completed: bar.update(completed - bar.n),
+        )
+    return Report(
+        policy=policy,
+        workload=wanted.name,
+        seed=seed,
+        settings=settings,
+        run=run,
+        dropped=wanted.dropped,
+        notes=wanted.notes,
+    )
+
+
+def _columns(hints: Hints | None) -> dict[str, Any]:
+    if hints is None:
+        return {}
+    columns = {"predicted": hints.predicted_tokens, "classes": hints.label, "priorities": hints.priority}
+    given: dict[str, Any] = {name: column.tolist() for name, column in columns.items() if column is not None}
+    return given | {"predicted_log_error": hints.predicted_log_error}
+
+
+def _lengths_known(policy: str, lengths: str | None) -> bool:
+    if lengths not in {None, "known", "hidden"}:
+        raise _core.WaitCoreError(f"lengths = {lengths!r}: known or hidden")
+    return policy in LENGTHS_KNOWN if lengths is None else lengths == "known"

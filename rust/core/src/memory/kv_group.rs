@@ -1,0 +1,141 @@
+//! The kinds of KV cache that a model's layers have, and how many blocks each needs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What the layers of a group keep of a request's context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupKind {
+    /// All of it: full attention, MLA.
+    Full,
+    /// The last `window` tokens.
+    SlidingWindow {
+        /// Tokens that a token attends to, itself included.
+        window: u32,
+    },
+    /// The tokens since the last multiple of `chunk`.
+    ChunkedLocal {
+        /// Tokens of a chunk, a multiple of the group's block size.
+        chunk: u32,
+    },
+    /// A state of constant size: Mamba, linear attention.
+    State {
+        /// Blocks of it.
+        blocks: u32,
+    },
+}
+
+/// Layers whose KV is kept alike. Each of `count` such groups takes blocks of its own from the one pool.
+///
+/// As a setting: `{"kind": "sliding_window", "window": 1024, "block_size": 16, "count": 5}`, or of kind `full`, `chunked_local`
+/// (with `chunk`) or `state` (with `blocks`); `block_size` is that of the scheduler unless given, and `count` 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawGroup", into = "RawGroup")]
+pub struct KvGroup {
+    /// What is kept.
+    pub kind: GroupKind,
+    /// Tokens per block; absent: the scheduler's.
+    pub block_size: Option<u32>,
+    /// How many groups of this kind there are.
+    pub count: u32,
+}
+
+/// A group as it is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGroup {
+    kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    window: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chunk: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blocks: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    block_size: Option<u32>,
+    #[serde(default = "one")]
+    count: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl TryFrom<RawGroup> for KvGroup {
+    type Error = Error;
+
+    fn try_from(raw: RawGroup) -> Result<Self> {
+        let RawGroup { kind, window, chunk, blocks, block_size, count } = raw;
+        let parsed = match (kind.as_str(), window, chunk, blocks) {
+            ("full", None, None, None) => GroupKind::Full,
+            ("sliding_window", Some(window), None, None) => GroupKind::SlidingWindow { window },
+            ("chunked_local", None, Some(chunk), None) => GroupKind::ChunkedLocal { chunk },
+            ("state", None, None, Some(blocks)) => GroupKind::State { blocks },
+            _ => {
+                let rule = "is \"full\", \"sliding_window\" with window, \"chunked_local\" with chunk, or \"state\" with blocks, \
+                            and nothing beside";
+                return Err(Error::invalid("kind", kind, rule));
+            }
+        };
+        Ok(Self { kind: parsed, block_size, count })
+    }
+}
+
+impl From<KvGroup> for RawGroup {
+    fn from(group: KvGroup) -> Self {
+        let KvGroup { kind, block_size, count } = group;
+        let raw =
+            |kind: &str| Self { kind: kind.to_owned(), window: None, chunk: None, blocks: None, block_size, count };
+        match kind {
+            GroupKind::Full => raw("full"),
+            GroupKind::SlidingWindow { window } => Self { window: Some(window), ..raw("sliding_window") },
+            GroupKind::ChunkedLocal { chunk } => Self { chunk: Some(chunk), ..raw("chunked_local") },
+            GroupKind::State { blocks } => Self { blocks: Some(blocks), ..raw("state") },
+        }
+    }
+}
+
+/// Largest window, chunk or block, tokens: a lane keeps a counter for each token of one.
+pub(crate) const MAX_WINDOW: u32 = 1 << 20;
+/// Most groups, `count` of each kind summed, and most blocks of a state.
+const MAX_GROUPS: u32 = 1024;
+
+impl KvGroup {
+    /// Checks groups of a scheduler with blocks of `block_size` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the group and the value that is refused.
+    pub(crate) fn validate(groups: &[Self], block_size: u32) -> Result<()> {
+        let refuse = |i: usize, what: &str, value: u32, rule: String| {
+            Err(Error::invalid(format!("kv_groups[{i}].{what}"), value, rule))
+        };
+        let range = |most: u32| format!("must be between 1 and {most}");
+        let mut total = 0_u32;
+        for (i, group) in groups.iter().enumerate() {
+            total = total.saturating_add(group.count);
+            if group.count == 0 || total > MAX_GROUPS {
+                return refuse(i, "count", group.count, format!("{} for all groups together", range(MAX_GROUPS)));
+            }
+            let size = group.block_size.unwrap_or(block_size);
+            if !(1..=MAX_WINDOW).contains(&size) {
+                return refuse(i, "block_size", size, range(MAX_WINDOW));
+            }
+            match group.kind {
+                GroupKind::SlidingWindow { window } if !(1..=MAX_WINDOW).contains(&window) => {
+                    return refuse(i, "window", window, range(MAX_WINDOW));
+                }
+                GroupKind::ChunkedLocal { chunk } if !(1..=MAX_WINDOW).contains(&chunk) || chunk % size != 0 => {
+                    let rule = format!("{}, and a multiple of the block size {size}", range(MAX_WINDOW));
+                    return refuse(i, "chunk", chunk, rule);
+                }
+                GroupKind::State { blocks } if !(1..=MAX_GROUPS).contains(&blocks) => {
+                    return refuse(i, "blocks", blocks, range(MAX_GROUPS));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

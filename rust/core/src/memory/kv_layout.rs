@@ -1,0 +1,220 @@
+//! How many blocks a request needs, from how far it has come: the sum over the groups of the KV cache.
+//!
+//! A step that takes a request from p to n tokens frees what no later token attends to, by p, and allocates up to n. So at the
+//! end of the step it holds, of each group with blocks of b tokens (vLLM 0.32, v1/core/single_type_kv_cache_manager.py):
+//!
+//! ```text
+//! full             ⌈n/b⌉
+//! sliding window W ⌈n/b⌉ − ⌊max(0, p − W + 1)/b⌋
+//! chunked-local C  ⌈n/b⌉ − ⌊p/C⌋ · C/b
+//! state            a constant
+//! ```
+//!
+//! A decode goes from n − 1 to n. The bound for a whole prompt, which may be computed in one step or many, has the W − 1 or C
+//! tokens that are kept and one step's tokens beside them.
+
+use super::kv_group::{GroupKind, KvGroup};
+
+/// The groups of a KV cache. One group of full attention, which most models have, has no list of groups.
+#[derive(Clone, Debug)]
+pub struct KvLayout {
+    block_size: u32,
+    /// With their block size filled in, equal ones counted together.
+    groups: Box<[KvGroup]>,
+    /// Most tokens that a step computes of one request.
+    step_tokens: u32,
+    /// Slots that a decode takes ahead of its token, for drafts.
+    lookahead: u32,
+}
+
+impl KvLayout {
+    pub(crate) fn new(block_size: u32, groups: &[KvGroup], step_tokens: u32, lookahead: u32) -> Self {
+        let mut merged: Vec<KvGroup> = Vec::new();
+        for group in groups {
+            let group = KvGroup { block_size: Some(group.block_size.unwrap_or(block_size)), ..*group };
+            match merged.iter_mut().find(|other| (other.kind, other.block_size) == (group.kind, group.block_size)) {
+                Some(other) => other.count += group.count,
+                None => merged.push(group),
+            }
+        }
+        if merged == [KvGroup { kind: GroupKind::Full, block_size: Some(block_size), count: 1 }] {
+            merged.clear();
+        }
+        Self { block_size, groups: merged.into(), step_tokens, lookahead }
+    }
+
+    /// Tokens per block, of the first group.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// The groups, equal ones counted together; empty for one group of full attention.
+    pub fn groups(&self) -> &[KvGroup] {
+        &self.groups
+    }
+
+    /// Slots that a decode takes ahead of its token.
+    pub fn lookahead(&self) -> u32 {
+        self.lookahead
+    }
+
+    #[cold]
+    fn sum(&self, blocks: impl Fn(GroupKind, u32) -> u32) -> u32 {
+        let each = |group: &KvGroup| {
+            let size = group.block_size.unwrap_or(self.block_size);
+            u64::from(group.count) * u64::from(blocks(group.kind, size))
+        };
+        u32::try_from(self.groups.iter().map(each).sum::<u64>()).unwrap_or(u32::MAX)
+    }
+
+    /// Blocks of a request after a step that took it from `start` to `end` tokens.
+    #[inline]
+    pub fn after(&self, start: u32, end: u32) -> u32 {
+        if self.groups.is_empty() {
+            return end.div_ceil(self.block_size);
+        }
+        self.sum(|kind, size| {
+            let whole = end.div_ceil(size);
+            match kind {
+                GroupKind::Full => whole,
+                GroupKind::SlidingWindow { window } => whole - (start + 1).saturating_sub(window) / size,
+                GroupKind::ChunkedLocal { chunk } => whole - start / chunk * (chunk / size),
+                GroupKind::State { blocks } => blocks,
+            }
+        })
+    }
+
+    /// Blocks of a request that has decoded up to `kv` tokens, with the slots ahead.
+    #[inline]
+    pub fn decoding(&self, kv: u32) -> u32 {
+        self.after(kv.saturating_sub(1), kv + self.lookahead)
+    }
+
+    /// Most blocks that a request of `tokens` takes at any time while it is computed, in whatever steps.
+    #[inline]
+    pub fn demand(&self, tokens: u32) -> u32 {
+        if self.groups.is_empty() {
+            return tokens.div_ceil(self.block_size);
+        }
+        self.sum(|kind, size| {
+            let kept = match kind {
+                GroupKind::Full => u32::MAX,
+                GroupKind::SlidingWindow { window } => window - 1,
+                GroupKind::ChunkedLocal { chunk } => chunk,
+                GroupKind::State { blocks } => return blocks,
+            };
+            // A window may begin inside a block.
+            let unaligned = u32::from(matches!(kind, GroupKind::SlidingWindow { .. }));
+            let most = kept.saturating_add(self.step_tokens).div_ceil(size).saturating_add(unaligned);
+            tokens.div_ceil(size).min(most)
+        })
+    }
+
+    /// Blocks that the first `tokens` of a prompt fill wholly and that a request computed so far still holds.
+    #[inline]
+    pub fn filled(&self, tokens: u32) -> u32 {
+        if tokens == 0 {
+            return 0;
+        }
+        if self.groups.is_empty() {
+            return tokens / self.block_size;
+        }
+        self.sum(|kind, size| {
+            let whole = tokens / size;
+            match kind {
+                GroupKind::Full => whole,
+                GroupKind::SlidingWindow { window } => whole - ((tokens + 1).saturating_sub(window) / size).min(whole),
+                GroupKind::ChunkedLocal { chunk } => whole - (tokens / chunk * (chunk / size)).min(whole),
+                // A state is copied, not shared.
+                GroupKind::State { .. } => 0,
+            }
+        })
+    }
+
+    /// Most blocks that a request takes until it has decoded up to `tokens`, with the slots ahead.
+    pub(crate) fn lifetime(&self, tokens: u32) -> u32 {
+        self.demand(tokens.saturating_add(self.lookahead))
+    }
+
+    /// Most tokens that a request may have that runs alone in so many blocks, at most `bound`.
+    pub(crate) fn largest(&self, blocks: u32, bound: u32) -> u32 {
+        let (mut low, mut high) = (0, bound);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if self.lifetime(middle) <= blocks { low = middle } else { high = middle - 1 }
+        }
+        low
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn group(kind: GroupKind, block_size: u32, count: u32) -> KvGroup {
+        KvGroup { kind, block_size: Some(block_size), count }
+    }
+
+    #[test]
+    fn one_full_group_counts_blocks() {
+        let layout = KvLayout::new(16, &[KvGroup { kind: GroupKind::Full, block_size: None, count: 1 }], 2048, 0);
+        assert!(layout.groups().is_empty(), "the common case has no list");
+        assert_eq!([0, 1, 16, 17, 32, 33].map(|tokens| layout.demand(tokens)), [0, 1, 1, 2, 2, 3]);
+        assert_eq!((layout.decoding(33), layout.filled(33), layout.largest(3, 1000)), (3, 2, 48));
+        assert_eq!(layout.demand(u32::MAX), 1 << 28);
+    }
+
+    #[test]
+    fn a_window_by_hand() {
+        // Gemma 3: five layers with a window for each with full attention.
+        let kinds = [group(GroupKind::Full, 4, 1), group(GroupKind::SlidingWindow { window: 8 }, 4, 5)];
+        let layout = KvLayout::new(4, &kinds, 16, 0);
+        // A prompt of 20 in one step holds all of it; the first decode frees what lies before token 20 − 7.
+        assert_eq!((layout.after(0, 20), layout.decoding(21)), (5 + 5 * 5, 6 + 5 * (6 - 3)));
+        // Up to 7 + 16 tokens are held at once, which may begin inside a block.
+        assert_eq!(layout.demand(1000), 250 + 5 * 7);
+        assert_eq!(layout.filled(20), 5 + 5 * (5 - 3));
+    }
+
+    #[test]
+    fn a_chunk_and_a_state_by_hand() {
+        let kinds = [group(GroupKind::ChunkedLocal { chunk: 8 }, 4, 1), group(GroupKind::State { blocks: 2 }, 4, 3)];
+        let layout = KvLayout::new(4, &kinds, 1, 0);
+        assert_eq!([7, 8, 9, 12, 13, 16, 17].map(|kv| layout.decoding(kv) - 6), [2, 2, 1, 1, 2, 2, 1]);
+        assert_eq!((layout.demand(100), layout.largest(7, 1000)), (6 + 3, 4));
+        assert_eq!(layout.largest(9, 1000), 1000, "it needs no more however long it is");
+    }
+
+    fn any_group() -> impl Strategy<Value = KvGroup> {
+        (1..6_u32, 1..5_u32, 0..4_u8, 1..40_u32).prop_map(|(size, count, kind, n)| {
+            let kind = match kind {
+                0 => GroupKind::Full,
+                1 => GroupKind::SlidingWindow { window: n },
+                2 => GroupKind::ChunkedLocal { chunk: n.div_ceil(size) * size },
+                _ => GroupKind::State { blocks: n },
+            };
+            group(kind, size, count)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_way_to_compute_a_request_takes_more_than_its_demand(
+            groups in prop::collection::vec(any_group(), 1..4),
+            steps in prop::collection::vec(1..=24_u32, 1..30),
+        ) {
+            let layout = KvLayout::new(4, &groups, 24, 0);
+            let total: u32 = steps.iter().sum();
+            let mut start = 0;
+            for step in steps {
+                let held = layout.after(start, start + step);
+                prop_assert!(held <= layout.demand(total), "{} blocks for {start} + {step} of {total}", held);
+                prop_assert!(layout.demand(start) <= layout.demand(start + step));
+                start += step;
+                prop_assert!(layout.filled(start) <= held);
+            }
+        }
+    }
+}
