@@ -133,10 +133,13 @@ impl KvLayout {
         })
     }
 
-    /// The demand with those copies: what a request needs to run alone.
-    pub(crate) fn peak(&self, tokens: u32) -> u32 {
-        let copies = self.sum(|kind, _| u32::from(matches!(kind, GroupKind::State { aligned: true, .. })));
-        self.demand(tokens).saturating_add(copies)
+    /// Most blocks that a request takes until it has decoded up to `tokens`, with the slots ahead and with those copies.
+    pub(crate) fn lifetime(&self, tokens: u32) -> u32 {
+        let demand = self.demand(tokens.saturating_add(self.lookahead));
+        if self.groups.is_empty() {
+            return demand;
+        }
+        demand.saturating_add(self.sum(|kind, _| u32::from(matches!(kind, GroupKind::State { aligned: true, .. }))))
     }
 
     /// What a request takes on average over its place in its blocks, in tokens of the first group.
@@ -161,12 +164,12 @@ impl KvLayout {
         self.groups.iter().fold(Footprint::default(), each)
     }
 
-    /// Most tokens that a request may have whose peak `blocks` meet, at most `bound`.
+    /// Most tokens that a request may have that runs alone in so many blocks, at most `bound`.
     pub(crate) fn largest(&self, blocks: u32, bound: u32) -> u32 {
         let (mut low, mut high) = (0, bound);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
-            if self.peak(middle) <= blocks { low = middle } else { high = middle - 1 }
+            if self.lifetime(middle) <= blocks { low = middle } else { high = middle - 1 }
         }
         low
     }
@@ -231,7 +234,7 @@ mod tests {
         let layout = KvLayout::new(4, &[group(GroupKind::State { blocks: 3, aligned: true }, 4, 2)], 16, 0);
         assert_eq!([4, 5, 6, 8, 9, 10].map(|kv| layout.decoding(kv)), [6, 8, 6, 6, 8, 6]);
         assert_eq!([(0, 9), (3, 9), (5, 8), (4, 5)].map(|(start, end)| layout.after(start, end)), [6, 8, 6, 8]);
-        assert_eq!((layout.demand(100), layout.peak(100)), (6, 8));
+        assert_eq!((layout.demand(100), layout.lifetime(100)), (6, 8));
     }
 
     #[test]
@@ -273,7 +276,7 @@ mod tests {
             let mut start = 0;
             for step in steps {
                 let held = layout.after(start, start + step);
-                prop_assert!(held <= layout.peak(total), "{} blocks for {start} + {step} of {total}", held);
+                prop_assert!(held <= layout.lifetime(total), "{} blocks for {start} + {step} of {total}", held);
                 prop_assert!(layout.demand(start) <= layout.demand(start + step));
                 start += step;
                 prop_assert!(layout.filled(start) <= held);

@@ -7,6 +7,7 @@ pub use self::hold::{Hold, HoldReason, Refusal};
 use crate::model::{BatchShape, Hit, RequestId, Slot};
 use crate::state::{Phase, Prefixes, View};
 
+mod check;
 mod hold;
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,7 @@ pub struct Plan {
     /// The prefix cache, from which all that is planned is taken as it is planned.
     pub(crate) prefixes: Option<Box<Prefixes>>,
     shape: BatchShape,
+    marks: check::Marks,
 }
 
 impl Plan {
@@ -144,6 +146,11 @@ impl Plan {
     /// Nothing to compute.
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
+    }
+
+    /// Nothing to compute, and nobody admitted whose KV is on the way.
+    pub fn is_idle(&self) -> bool {
+        self.tokens == 0 && self.chunks.is_empty()
     }
 
     /// Why the requests of queue `queue` wait; the last queue is that of the preempted.
@@ -442,7 +449,8 @@ impl Plan {
         let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
         let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
         self.shape = BatchShape { decodes: u64::from(self.decodes), decode_kv: kv, ..BatchShape::default() };
-        for chunk in &self.chunks {
+        // One whose KV is on the way is computed nothing of.
+        for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {
             self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
         }
     }

@@ -52,7 +52,7 @@ impl Adaptive {
         let residents = f64::from(view.residents());
         let footprint = self.forecast.footprint();
         let growth = footprint.steepest();
-        let kv = (view.lanes()[0].kv() + prompts - self.shared) as f64;
+        let kv = (view.lanes()[0].kv() + prompts).saturating_sub(self.shared) as f64;
         let most = growth * kv + residents * footprint.most_beside();
         forecast(&self.outlook(view), self.capacity(view), most, growth * residents)
     }

@@ -326,7 +326,7 @@ impl Policy for Adaptive {
             }
             Event::Joined => {
                 self.advance(view);
-                let kv = view.kv(slot) - request.hit.shared;
+                let kv = view.kv(slot).saturating_sub(request.hit.shared);
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
