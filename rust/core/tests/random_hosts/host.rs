@@ -101,7 +101,21 @@ impl Host {
         let arrival_ns = self.now_ns.saturating_sub(behind_ns);
         // An honest host without a prefix cache.
         let hit = if self.lies { hit } else { Hit { shared: 0, ..hit } };
-        Request { id, prompt, max_tokens, output, type_id, priority, tenant, hit, receives, arrival_ns, max_wait_ns }
+        let block_hashes = Vec::new();
+        Request {
+            id,
+            prompt,
+            max_tokens,
+            output,
+            type_id,
+            priority,
+            tenant,
+            hit,
+            block_hashes,
+            receives,
+            arrival_ns,
+            max_wait_ns,
+        }
     }
 
     fn add(&mut self, addition: &Addition) {

@@ -34,20 +34,33 @@ impl Kv {
 
     /// Blocks after a step from `start` to `end` tokens: all that hold a token of whatever a later one attends to.
     pub(crate) fn after(&self, start: u32, end: u32) -> u32 {
+        let copied = |size: u32| start > 0 && (start.div_ceil(size)..end.div_ceil(size)).next().is_some();
         self.sum(|kind, size| match kind {
-            GroupKind::State { blocks } => blocks,
+            GroupKind::State { blocks, aligned } => blocks + u32::from(aligned && copied(size)),
             _ => (0..end.div_ceil(size)).filter(|block| (block + 1) * size > Self::keeps(kind, start)).count() as u32,
         })
     }
 
     pub(crate) fn decoding(&self, kv: u32) -> u32 {
-        self.after(kv.saturating_sub(1), kv + self.lookahead)
+        let start = kv.saturating_sub(1);
+        // A state takes nothing ahead, and is copied by the step that enters a block.
+        self.after(start, kv + self.lookahead)
+            + self.sum(|kind, size| match kind {
+                GroupKind::State { aligned: true, .. } => u32::from(start.is_multiple_of(size)),
+                _ => 0,
+            })
+            - self.sum(|kind, size| match kind {
+                GroupKind::State { aligned: true, .. } => {
+                    u32::from(start > 0 && (kv + self.lookahead).div_ceil(size) > start.div_ceil(size))
+                }
+                _ => 0,
+            })
     }
 
     /// Blocks if nothing were given back.
     pub(crate) fn whole(&self, tokens: u32) -> u32 {
         self.sum(|kind, size| match kind {
-            GroupKind::State { blocks } => blocks,
+            GroupKind::State { blocks, aligned } => blocks + u32::from(aligned),
             _ => tokens.div_ceil(size),
         })
     }
