@@ -1,6 +1,7 @@
 //! What the host saw: corrections to the plans that the scheduler assumed.
 
 use crate::model::{RequestId, Slot};
+use crate::plan::HoldReason;
 use crate::policy::{Event, Policy, Step};
 use crate::scheduler::{Scheduler, join, preempt};
 use crate::state::Phase;
@@ -50,6 +51,7 @@ impl Scheduler {
             if let Some(slot) = self.resident(id) {
                 let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
                 self.stats.admitted -= u64::from(!resumed);
+                self.stats.holds[HoldReason::HostRefused as usize] += 1;
                 self.policy.observe(&self.view, slot, Event::Refused);
                 self.view.send_back(slot, kept, false);
             }

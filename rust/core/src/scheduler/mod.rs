@@ -12,9 +12,10 @@ use crate::learn::KvForecast;
 use crate::model::{RequestId, Slot};
 use crate::plan::{Hold, HoldReason, Origin, Plan};
 use crate::policy::{AnyPolicy, Event, LearnedLaw, Policy, Step};
-use crate::state::{Phase, View};
+use crate::state::View;
 
 mod add;
+mod explain;
 mod feedback;
 mod wait_estimate;
 
@@ -40,7 +41,7 @@ pub struct Stats {
     pub recomputed_tokens: u64,
     /// Ids in reports and aborts that no request had.
     pub unknown_ids: u64,
-    /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]).
+    /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]); and admissions that the host refused.
     pub holds: [u64; HoldReason::ALL.len()],
 }
 
@@ -228,9 +229,9 @@ impl Scheduler {
         for queue in 0..resuming + usize::from(view.resuming() > 0) {
             let Some(head) = view.head(queue) else { continue };
             // A policy that says nothing of a queue left it behind the preempted, or spent the iteration on an eviction.
-            let hold = plan.hold(queue).or_else(|| plan.hold(resuming)).unwrap_or_else(|| {
-                let blocks = view.request(head).own_blocks(view.pool());
-                Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
+            let hold = plan.hold(queue).unwrap_or_else(|| match plan.hold(resuming) {
+                Some(_) => Hold::new(HoldReason::HeadOfLine, view.resuming(), 0),
+                None => explain::lacks_blocks(view, plan, queue, head),
             });
             plan.hold_queue(queue, hold);
             stats.holds[hold.reason as usize] += 1;
@@ -273,46 +274,6 @@ impl Scheduler {
     /// A paused engine plans empty iterations and keeps everything.
     pub fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
-    }
-
-    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet.
-    pub fn explain(&self, id: RequestId) -> Option<Hold> {
-        let slot = self.view.slot(id)?;
-        if self.view.request(slot).phase == Phase::Waiting {
-            return self.plan.hold(self.view.queue_of(slot));
-        }
-        if self.runs(slot) {
-            return None;
-        }
-        Some(match self.plan.hold(0) {
-            Some(hold) if hold.reason == HoldReason::EnginePaused => hold,
-            _ if self.plan.tokens_left() == 0 => {
-                Hold::new(HoldReason::BatchCap, self.plan.tokens() + 1, self.plan.token_budget())
-            }
-            _ => Hold::new(HoldReason::PausedAtBoundary, 1, 0),
-        })
-    }
-
-    /// Whether the last plan runs a resident.
-    fn runs(&self, slot: Slot) -> bool {
-        let request = self.view.request(slot);
-        request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
-            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot)
-    }
-
-    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
-    pub fn paused_ids(&self) -> Vec<RequestId> {
-        if self.plan.decodes() as usize + self.plan.chunks().len() == self.plan.residents() as usize {
-            return Vec::new();
-        }
-        let (view, plan) = (&self.view, &self.plan);
-        let stands = |slot: &Slot| !self.runs(*slot);
-        let id = |slot: Slot| view.request(slot).id;
-        if view.lanes().iter().enumerate().any(|(lane, members)| !members.is_empty() && !plan.runs(lane)) {
-            // The members of a lane are counted, not listed: they are found among the residents.
-            return view.iter_residents().filter(stands).map(id).collect();
-        }
-        view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()
     }
 }
 
