@@ -216,6 +216,30 @@ fn a_clock_that_goes_back_is_the_latest_reading() {
 }
 
 #[test]
+fn an_arrival_in_the_future_makes_nobody_older() {
+    let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
+    let company = json!({"policy": "wait", "types": types, "thresholds": [3.0]});
+    let faithful = json!({"policy": "nested-wait", "boundaries": [9], "thresholds": [3.0]});
+    for policy in [company, faithful] {
+        let mut settings = json!({"kv_blocks": 10, "work_conserving": false, "max_hold": 1.0});
+        settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+        let mut core = scheduler(&settings);
+        core.add(&Request { arrival_ns: 10, ..request(1, 4) }).unwrap();
+        core.add(&Request { arrival_ns: u64::MAX, ..request(2, 4) }).unwrap();
+        assert!(core.plan(20).is_empty(), "{policy}: neither has waited for a second");
+        assert_eq!((core.view().now_ns(), core.last_plan().wake_ns()), (20, Some(1_000_000_010)), "{policy}");
+        assert!(!core.plan(1_000_000_010).is_empty(), "{policy}");
+    }
+    let mut core = scheduler(&json!({"policy": "adaptive", "kv_blocks": 10, "max_num_seqs": 1, "token_budget": 64,
+        "ttft_target": 1.0}));
+    with(&mut core, &[(1, 4), (2, 4)]);
+    core.add(&Request { arrival_ns: u64::MAX, ..request(3, 4) }).unwrap();
+    core.plan(0);
+    core.plan(1_000);
+    assert_eq!(core.explain(2).unwrap().reason, HoldReason::BatchCap, "in time, and held for a seat");
+}
+
+#[test]
 fn a_restart_loses_the_output_and_a_recompute_keeps_it() {
     for (mode, kept) in [("restart", 0), ("recompute", 2)] {
         let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "preemption": mode}));

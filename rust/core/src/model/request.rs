@@ -56,7 +56,7 @@ pub struct Request {
     /// Tokens of the prompt whose KV blocks other residents hold (a prefix cache hit): they are neither computed nor
     /// charged again. While the request waits, a report may change it.
     pub shared_prefix: u32,
-    /// Arrival, ns on the host's clock.
+    /// Arrival, ns on the host's clock. What lies after the next plan's clock moves no clock: the request is of age 0.
     pub arrival_ns: u64,
     /// Longest time it may be expected to wait for its admission, ns; `add` refuses it if the prediction is longer.
     pub max_wait_ns: Option<u64>,

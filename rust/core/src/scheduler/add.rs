@@ -22,7 +22,6 @@ impl Scheduler {
         let queue = if types.is_some() { type_id } else { self.tenants.map_or(0, |_| request.tenant) };
         let rank = self.policy.rank(&self.view, request, max_tokens);
         let slot = self.view.insert(request, max_tokens, type_id, queue, rank);
-        self.view.advance_clock(request.arrival_ns);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
     }

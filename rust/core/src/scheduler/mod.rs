@@ -142,7 +142,8 @@ impl Scheduler {
         self.policy.learned_law()
     }
 
-    /// Proposes the next iteration and assumes that it happens.
+    /// Proposes the next iteration and assumes that it happens. This alone moves the clock on: a request that says to have
+    /// arrived later than `now_ns` has waited for 0 ns until the plans have come so far.
     pub fn plan(&mut self, now_ns: u64) -> &Plan {
         self.view.advance_clock(now_ns);
         self.plan.begin(&self.view);
