@@ -10,6 +10,9 @@ use wait_core::*;
 fn what_could_not_run_even_alone_is_refused_at_the_door() {
     let mut core = small();
     assert_eq!(core.add(&request(1, 39)), Ok(()));
+    let cut = Request { output: LengthHint::Exact(2_000), max_tokens: Some(10), ..request(7, 30) };
+    assert_eq!(core.add(&cut), Ok(()), "it ends at max_tokens");
+    assert!(core.abort(7));
     let refused = |core: &mut Scheduler, request: &Request| core.add(request).unwrap_err().to_string();
     assert_eq!(
         refused(&mut core, &request(2, 40)),

@@ -53,7 +53,9 @@ impl Scheduler {
             return Err(Error::DuplicateId { id });
         }
         let length = self.view.limits().max_model_len;
-        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
+        // The output ends at `max_tokens`, whatever its length would be.
+        let output = request.output.exact().unwrap_or(1).min(request.max_tokens.unwrap_or(u32::MAX));
+        let needs = u64::from(request.prompt) + u64::from(output);
         let (most, tokens) = (u64::from(length), self.view.pool().tokens());
         if needs > most {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });

@@ -22,6 +22,9 @@ mod wait_estimate;
 pub use self::feedback::{Report, StepTime};
 use self::wait_estimate::WaitingTime;
 
+/// Most counters of all lanes, each of which has one for each token of a block: 64 MiB.
+const MAX_LANE_COUNTERS: u64 = 1 << 24;
+
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
@@ -71,6 +74,11 @@ impl Scheduler {
     pub fn new(config: &Config) -> Result<Self> {
         config.validate()?;
         let policy = AnyPolicy::new(config)?;
+        let counters = policy.lanes() as u64 * u64::from(config.block_size);
+        if counters > MAX_LANE_COUNTERS {
+            let rule = format!("times {} types or segments must be at most {MAX_LANE_COUNTERS}", policy.lanes());
+            return Err(Error::invalid("block_size", config.block_size, rule));
+        }
         let view = View::new(config, policy.lanes(), policy.queues());
         let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
