@@ -10,6 +10,9 @@ use wait_core::*;
 fn what_could_not_run_even_alone_is_refused_at_the_door() {
     let mut core = small();
     assert_eq!(core.add(&request(1, 39)), Ok(()));
+    let cut = Request { output: LengthHint::Exact(2_000), max_tokens: Some(10), ..request(7, 30) };
+    assert_eq!(core.add(&cut), Ok(()), "it ends at max_tokens");
+    assert!(core.abort(7));
     let refused = |core: &mut Scheduler, request: &Request| core.add(request).unwrap_err().to_string();
     assert_eq!(
         refused(&mut core, &request(2, 40)),
@@ -215,6 +218,30 @@ fn a_clock_that_goes_back_is_the_latest_reading() {
     assert_eq!(core.plan(6_000_000_000).chunks().len(), 1);
     core.add(&Request { arrival_ns: u64::MAX, ..request(2, 4) }).unwrap();
     assert!(core.plan(0).wake_ns().is_none_or(|ns| ns == u64::MAX));
+}
+
+#[test]
+fn an_arrival_in_the_future_makes_nobody_older() {
+    let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
+    let company = json!({"policy": "wait", "types": types, "thresholds": [3.0]});
+    let faithful = json!({"policy": "nested-wait", "boundaries": [9], "thresholds": [3.0]});
+    for policy in [company, faithful] {
+        let mut settings = json!({"kv_blocks": 10, "work_conserving": false, "max_hold": 1.0});
+        settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+        let mut core = scheduler(&settings);
+        core.add(&Request { arrival_ns: 10, ..request(1, 4) }).unwrap();
+        core.add(&Request { arrival_ns: u64::MAX, ..request(2, 4) }).unwrap();
+        assert!(core.plan(20).is_empty(), "{policy}: neither has waited for a second");
+        assert_eq!((core.view().now_ns(), core.last_plan().wake_ns()), (20, Some(1_000_000_010)), "{policy}");
+        assert!(!core.plan(1_000_000_010).is_empty(), "{policy}");
+    }
+    let mut core = scheduler(&json!({"policy": "adaptive", "kv_blocks": 10, "max_num_seqs": 1, "token_budget": 64,
+        "ttft_target": 1.0}));
+    with(&mut core, &[(1, 4), (2, 4)]);
+    core.add(&Request { arrival_ns: u64::MAX, ..request(3, 4) }).unwrap();
+    core.plan(0);
+    core.plan(1_000);
+    assert_eq!(core.explain(2).unwrap().reason, HoldReason::BatchCap, "in time, and held for a seat");
 }
 
 #[test]

@@ -153,7 +153,7 @@ impl<'a> Engine<'a> {
 
     /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
     pub(crate) fn iterations(&self, id: u64) -> u32 {
-        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output) + 1
+        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
     }
 
     /// Hands the scheduler what has been sent by now.

@@ -303,6 +303,32 @@ fn bad_datasets_are_refused_by_name() {
 }
 
 #[test]
+fn a_process_that_changes_far_more_often_than_anybody_arrives_is_refused() {
+    let of = |sojourn_s: f64| Dataset {
+        arrivals: serde_json::from_value(
+            json!({"kind": "mmpp", "multipliers": [0.5, 1.5], "sojourn_s": [sojourn_s, sojourn_s]}),
+        )
+        .unwrap(),
+        ..dataset()
+    };
+    assert_eq!(of(1.0).sample(3, 1e-3, 0).unwrap().len(), 3);
+    // Years between two arrivals, and a change in every second or nanosecond.
+    for (sojourn_s, rate) in [(1.0, 1e-9), (1e-9, 1e-3), (1.0, 1e-300)] {
+        let message = of(sojourn_s).sample(3, rate, 0).unwrap_err().to_string();
+        assert!(message.starts_with("sojourn_s = [") && message.contains("changes of state"), "{message}");
+    }
+}
+
+#[test]
+fn an_output_too_long_to_count_its_iterations_is_refused() {
+    for lengths in [Lengths::Known, Lengths::Hidden] {
+        let setup = Setup { lengths, ..setup(json!({"kv_blocks": 300, "convention": "paper"})) };
+        let run = run(&setup, &[arrival(0, 4, u32::MAX), arrival(1, 4, 4)]).unwrap();
+        assert_eq!(run.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count(), 1);
+    }
+}
+
+#[test]
 fn arrivals_come_at_the_rate_and_lengths_do_not_depend_on_it() {
     let processes = [
         json!({"kind": "poisson"}),

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::{Hit, RequestId, Slot};
+use crate::plan::HoldReason;
 use crate::policy::{Event, Policy, Step};
 use crate::scheduler::{Scheduler, join, preempt};
 use crate::state::Phase;
@@ -141,6 +142,7 @@ impl Scheduler {
         }
         let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
         self.stats.admitted -= u64::from(!resumed);
+        self.stats.holds[HoldReason::HostRefused as usize] += 1;
         self.policy.observe(&self.view, slot, Event::Refused);
         self.view.send_back(slot, kept, false);
     }

@@ -13,7 +13,7 @@ mod kv_schedule;
 
 use self::kv_schedule::{Course, Profile};
 use super::wait::gate::Gate;
-use super::{Event, Policy};
+use super::{Event, Policy, admission};
 use crate::config::{Config, Order};
 use crate::model::{LengthHint, Request, RequestId, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
@@ -94,9 +94,9 @@ impl Clairvoyant {
         }
     }
 
-    fn admit(&mut self, view: &View, plan: &mut Plan) -> Result<(), Hold> {
+    fn admit(&mut self, view: &View, plan: &mut Plan) {
         let idle = plan.residents() == 0;
-        for slot in view.iter_resuming().chain(view.iter_waiting(0)) {
+        admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
             if self.order == Order::Paced && !self.pace.admits() && !idle {
                 return Err(self.pace.hold(0));
             }
@@ -105,8 +105,8 @@ impl Clairvoyant {
             self.pace.enter();
             self.profile.insert(course);
             self.courses[slot as usize] = Some(course);
-        }
-        Ok(())
+            Ok(())
+        });
     }
 
     fn arrived(&mut self, view: &View, slot: Slot) {
@@ -185,11 +185,8 @@ impl Policy for Clairvoyant {
         plan.continue_prefills(view);
         self.pace.set_threshold(self.capacity / self.mean_cost.max(1.0));
         self.pace.begin(u32::MAX, 0);
-        if plan.preempted().is_empty()
-            && let Err(hold) = self.admit(view, plan)
-        {
-            plan.hold_queue(view.queues(), hold);
-            plan.hold_queue(0, hold);
+        if plan.preempted().is_empty() {
+            self.admit(view, plan);
         }
         if !plan.is_empty() {
             self.pace.settle();
