@@ -357,16 +357,6 @@ impl Config {
     pub(crate) fn max_hold_ns(&self) -> Option<u64> {
         self.max_hold.map(|seconds| (seconds * 1e9) as u64)
     }
-
-    /// Blocks that admission leaves free.
-    pub fn watermark_blocks(&self) -> u32 {
-        (self.watermark * f64::from(self.kv_blocks)) as u32
-    }
-
-    /// Most tokens of prompt and output together.
-    pub fn model_len(&self) -> u32 {
-        self.max_model_len.unwrap_or(self.kv_blocks * self.block_size)
-    }
 }
 
 /// Checks that there is one threshold for each of `count` types or segments, all of them above 0.

@@ -207,7 +207,7 @@ impl<'a> Engine<'a> {
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
     fn fits(&self, id: u64) -> bool {
         let tokens = u64::from(self.arrivals[id as usize].prompt) + u64::from(self.iterations(id));
-        tokens <= u64::from(self.scheduler.view().limits().max_model_len)
+        tokens <= u64::from(self.scheduler.view().max_model_len())
     }
 
     /// One iteration, or a jump to the next event. False when all is done.

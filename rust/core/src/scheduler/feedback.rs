@@ -120,9 +120,9 @@ impl Scheduler {
         }
     }
 
-    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as the model allows.
+    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as its output allows.
     fn place(&mut self, slot: Slot, kv: u32) {
-        let kv = kv.min(self.view.limits().max_model_len);
+        let kv = kv.min(self.view.request(slot).prompt + self.view.request(slot).max_tokens);
         let (request, blocks) = (self.view.request(slot), self.view.pool().blocks_for(kv));
         let complete = kv >= request.prefill_target();
         match request.phase {

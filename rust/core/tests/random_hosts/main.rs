@@ -89,6 +89,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct Host {
     core: Scheduler,
     config: Config,
+    /// The largest capacity there was.
+    most_blocks: u32,
     /// True output lengths of the requests present.
     outputs: BTreeMap<RequestId, u32>,
     /// Who ends in each iteration that is planned and not completed.
@@ -107,6 +109,7 @@ impl Host {
         Self {
             core: Scheduler::new(&config).unwrap(),
             config,
+            most_blocks: capacity,
             outputs: BTreeMap::new(),
             flying: VecDeque::new(),
             next_id: 0,
@@ -131,7 +134,10 @@ impl Host {
                 }
             }
             Op::AbortAll => self.outputs.clone().into_keys().for_each(|id| self.abort(id)),
-            Op::Capacity(blocks) => self.core.set_capacity(blocks).unwrap(),
+            Op::Capacity(blocks) => {
+                self.most_blocks = self.most_blocks.max(blocks);
+                self.core.set_capacity(blocks).unwrap();
+            }
             Op::Paused(paused) => self.pause(paused),
             Op::Drain => self.core.drain(),
         }
@@ -255,14 +261,15 @@ impl Host {
     /// Runs to the end with a host that behaves: nobody is left.
     fn finish(&mut self) {
         self.pause(false);
-        self.core.set_capacity(self.config.kv_blocks).unwrap();
+        // What was accepted while the cache was largest fits no less.
+        self.core.set_capacity(self.most_blocks).unwrap();
         self.core.drain();
         while !self.flying.is_empty() {
             self.complete(None, 0, None, None);
         }
         let view = self.core.view();
         let used: u32 = view.iter_residents().map(|slot| view.blocks(slot)).sum();
-        let free_blocks = Some(self.config.kv_blocks.saturating_sub(used));
+        let free_blocks = Some(self.most_blocks.saturating_sub(used));
         self.core.complete(&Report { free_blocks, ..Report::default() });
         let tokens: u32 = self.outputs.values().sum();
         let mut patience = 200 + 40 * (tokens + self.core.view().waiting_tokens() as u32);

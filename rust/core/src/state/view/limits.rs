@@ -1,5 +1,6 @@
 //! What the configuration allows an iteration and the engine.
 
+use super::View;
 use crate::config::Config;
 
 /// Limits of one iteration and of the engine, from the configuration.
@@ -11,12 +12,12 @@ pub struct Limits {
     pub token_budget: u32,
     /// Most prompt tokens of one request in one iteration.
     pub prefill_chunk: u32,
-    /// Blocks that admission leaves free.
-    pub watermark_blocks: u32,
-    /// Most tokens of prompt and output together.
-    pub max_model_len: u32,
     /// The host evicts by itself and reports it: plans never preempt.
     pub host_preempts: bool,
+    /// Share of the blocks that admission leaves free.
+    watermark: f64,
+    /// Most tokens of prompt and output together, where it was set.
+    max_model_len: Option<u32>,
 }
 
 impl Limits {
@@ -25,9 +26,23 @@ impl Limits {
             max_num_seqs: config.max_num_seqs,
             token_budget: config.token_budget,
             prefill_chunk: config.long_prefill_token_threshold.unwrap_or(u32::MAX),
-            watermark_blocks: config.watermark_blocks(),
-            max_model_len: config.model_len(),
             host_preempts: config.host_preempts,
+            watermark: config.watermark,
+            max_model_len: config.max_model_len,
         }
+    }
+}
+
+/// The limits that follow from the capacity, which may change.
+impl View {
+    /// Blocks that admission leaves free.
+    pub fn watermark_blocks(&self) -> u32 {
+        (self.limits.watermark * f64::from(self.pool.capacity())) as u32
+    }
+
+    /// Most tokens of prompt and output together: what the KV cache holds, unless a length was set.
+    pub fn max_model_len(&self) -> u32 {
+        // A capacity is accepted only up to 2^30 tokens.
+        self.limits.max_model_len.unwrap_or(self.pool.tokens() as u32)
     }
 }
