@@ -208,7 +208,7 @@ impl Default for Config {
 }
 
 /// Largest count of blocks, tokens or requests: sums of them stay exact in every type used.
-const MAX_COUNT: u32 = 1 << 30;
+pub(crate) const MAX_COUNT: u32 = 1 << 30;
 /// Largest block, tokens: a lane keeps a counter for each token of a block.
 const MAX_BLOCK_SIZE: u32 = 1 << 16;
 /// Most slots ahead of a token.
@@ -393,16 +393,6 @@ impl Config {
     /// Longest hold, ns.
     pub(crate) fn max_hold_ns(&self) -> Option<u64> {
         self.max_hold.map(|seconds| (seconds * 1e9) as u64)
-    }
-
-    /// Blocks that admission leaves free.
-    pub fn watermark_blocks(&self) -> u32 {
-        (self.watermark * f64::from(self.kv_blocks)) as u32
-    }
-
-    /// Most tokens of prompt and output together.
-    pub fn model_len(&self) -> u32 {
-        self.max_model_len.unwrap_or_else(|| self.kv_layout().largest(self.kv_blocks, MAX_COUNT))
     }
 }
 

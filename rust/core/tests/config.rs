@@ -32,7 +32,8 @@ fn what_is_absent_has_its_default() {
     );
     assert_eq!((config.preemption, config.convention), (Preemption::Recompute, StageConvention::Vllm));
     assert!(config.work_conserving && !config.host_preempts);
-    assert_eq!((config.watermark_blocks(), config.model_len()), (0, 1600));
+    let core = Scheduler::new(&config).unwrap();
+    assert_eq!((core.view().watermark_blocks(), core.view().max_model_len()), (0, 1600));
     assert_eq!(message(&json!({"kv_blocks": 0})), "kv_blocks = 0: must be between 1 and 1073741824");
     assert_eq!(
         Config::from_map(Map::new()).unwrap_err().to_string(),
@@ -75,7 +76,8 @@ fn every_key_is_read() {
         assert_eq!(read[&key], value, "{key}");
         assert_ne!(default[&key], value, "{key} must differ from its default for this test to see it");
     }
-    assert_eq!((config.watermark_blocks(), config.model_len()), (1, 50));
+    let core = Scheduler::new(&config).unwrap();
+    assert_eq!((core.view().watermark_blocks(), core.view().max_model_len()), (1, 50));
     assert_eq!(config.types, [RequestType { prompt: 4, output: 3, rate: 2.0 }]);
     assert_eq!(Config::from_map(map(&read)).unwrap(), config, "what is written can be read");
 }

@@ -53,7 +53,7 @@ fn what_the_cache_can_no_longer_hold_is_passed_over_until_it_can() {
         core.complete(&Report { finished: &[2, 4], ..Report::default() }).unwrap();
         core.set_capacity(10).unwrap();
         assert_eq!(runs(&mut core, 2), [1], "{policy}");
-        core.complete(&Report { finished: &[1], ..Report::default() });
+        core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
         assert_eq!(runs(&mut core, 2), [3], "{policy}");
     });
 }
@@ -69,7 +69,7 @@ fn what_was_preempted_and_is_too_large_now_is_passed_over_as_well() {
         assert_eq!(core.plan(0).preempted().len(), 1, "{policy}");
         assert_eq!(runs(&mut core, 2), [2, 3], "{policy}");
         assert_eq!(core.explain(1), Some(TOO_LARGE), "{policy}");
-        core.complete(&Report { finished: &[2, 3], ..Report::default() });
+        core.complete(&Report { finished: &[2, 3], ..Report::default() }).unwrap();
         core.set_capacity(10).unwrap();
         assert_eq!(runs(&mut core, 2), [1], "{policy}");
     });
@@ -95,7 +95,7 @@ fn the_watermark_is_charged_to_each_and_the_preempted_go_first() {
     assert_eq!(explained(&core, 2), Some((HoldReason::NoBlocks, 6.0, 5.0)));
     assert_eq!(explained(&core, 3), Some((HoldReason::NoBlocks, 7.0, 5.0)));
     assert_eq!(explained(&core, 4), Some((HoldReason::HeadOfLine, 2.0, 0.0)));
-    core.complete(&Report { preempted: &[1], free_blocks: Some(4), ..Report::default() });
+    core.complete(&Report { preempted: &[1], free_blocks: Some(4), ..Report::default() }).unwrap();
     core.plan(0);
     // The fifth came after those, behind one that was preempted.
     assert_eq!(explained(&core, 1), Some((HoldReason::NoBlocks, 5.0, 4.0)));
@@ -107,7 +107,7 @@ fn a_request_that_the_host_did_not_take_is_told_so() {
     each_policy(|mut core, policy| {
         with(&mut core, &[(1, 8)]);
         core.plan(0);
-        core.complete(&Report { refused: &[1], ..Report::default() });
+        core.complete(&Report { refused: &[1], ..Report::default() }).unwrap();
         let refused = Some(Hold { reason: HoldReason::HostRefused, needs: 1.0, limit: 0.0 });
         assert_eq!(core.explain(1), refused, "{policy}");
         assert_eq!(core.stats().holds[HoldReason::HostRefused as usize], 1, "{policy}");
@@ -123,7 +123,7 @@ fn no_hold_has_less_than_nothing() {
     core.plan(0);
     with(&mut core, &[(2, 4)]);
     // The host uses more than there is left.
-    core.complete(&Report { free_blocks: Some(0), ..Report::default() });
+    core.complete(&Report { free_blocks: Some(0), ..Report::default() }).unwrap();
     core.set_capacity(6).unwrap();
     core.plan(0);
     for id in 1..=2 {

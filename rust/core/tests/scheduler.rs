@@ -16,23 +16,41 @@ fn what_could_not_run_even_alone_is_refused_at_the_door() {
     let refused = |core: &mut Scheduler, request: &Request| core.add(request).unwrap_err().to_string();
     assert_eq!(
         refused(&mut core, &request(2, 40)),
-        "request 2 needs 41 KV tokens, more than the 40 that max_model_len allows"
+        "request 2 needs 41 KV tokens, more than the 40 that the KV cache holds"
     );
     let exact = Request { output: LengthHint::Exact(21), ..request(2, 20) };
-    assert_eq!(refused(&mut core, &exact), "request 2 needs 41 KV tokens, more than the 40 that max_model_len allows");
+    assert_eq!(refused(&mut core, &exact), "request 2 needs 41 KV tokens, more than the 40 that the KV cache holds");
     core.set_capacity(5).unwrap();
     assert_eq!(
         refused(&mut core, &request(2, 20)),
         "request 2 needs 21 KV tokens, more than the 20 that the KV cache holds"
     );
-    core.set_capacity(50).unwrap();
-    assert!(
-        refused(&mut core, &request(2, 40)).contains("max_model_len allows"),
-        "growing does not lengthen the model"
-    );
     let longest = u32::MAX;
     assert!(refused(&mut core, &request(2, longest)).contains("needs 4294967296 KV tokens"));
     assert_eq!(core.view().len(), 1);
+}
+
+#[test]
+fn what_follows_from_the_capacity_follows_it() {
+    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "watermark": 0.5}));
+    let derived = |core: &Scheduler| (core.view().watermark_blocks(), core.view().max_model_len());
+    assert_eq!(derived(&core), (5, 40));
+    core.set_capacity(50).unwrap();
+    assert_eq!(derived(&core), (25, 200));
+    // Five blocks, beside 25 that stay free: with the five of before both would enter.
+    with(&mut core, &[(1, 60), (2, 60), (3, 139)]);
+    assert_eq!(chunks(&mut core), [(1, 60)]);
+    assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 40.0, limit: 35.0 }));
+    // What was let in keeps its length while it is there.
+    core.set_capacity(9).unwrap();
+    core.complete(&Report { progress: &[(1, 61)], ..Report::default() });
+    assert_eq!((kv(&core, 1), derived(&core)), (61, (4, 36)));
+    // A length that was set is the model's, whatever the capacity.
+    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "max_model_len": 30}));
+    core.set_capacity(50).unwrap();
+    assert_eq!(derived(&core), (0, 30));
+    let refused = core.add(&request(1, 30)).unwrap_err().to_string();
+    assert_eq!(refused, "request 1 needs 31 KV tokens, more than the 30 that max_model_len allows");
 }
 
 #[test]

@@ -39,10 +39,12 @@ impl Scheduler {
         Ok(Self { inner, config })
     }
 
-    /// Every setting in force, defaults included, under the names that the constructor takes.
+    /// Every setting in force, defaults included, under the names that the constructor takes; `kv_blocks` as
+    /// `set_capacity` left it.
     #[getter]
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        pythonize::pythonize(py, &self.config).map_err(|error| WaitCoreError::new_err(error.to_string()))
+        let config = Config { kv_blocks: self.inner.view().pool().capacity(), ..self.config.clone() };
+        pythonize::pythonize(py, &config).map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
     /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
@@ -158,7 +160,8 @@ impl Scheduler {
         self.inner.abort(request_id)
     }
 
-    /// Changes the number of usable KV blocks.
+    /// Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the longest
+    /// request where no `max_model_len` was set. What is present keeps its `max_tokens`.
     fn set_capacity(&mut self, #[pyo3(from_py_with = convert::ranged)] kv_blocks: u32) -> PyResult<()> {
         self.inner.set_capacity(kv_blocks).map_err(error::core)
     }

@@ -220,7 +220,7 @@ impl<'a> Engine<'a> {
     fn fits(&self, id: u64) -> bool {
         let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
         let tokens = u64::from(prompt) + u64::from(self.iterations(id));
-        tokens <= u64::from(view.limits().max_model_len)
+        tokens <= u64::from(view.max_model_len())
             // The last token gets no KV; the slots for its drafts are taken nevertheless.
             && view.layout().decoding(tokens as u32 - 1) <= view.pool().capacity()
     }

@@ -441,7 +441,7 @@ impl Plan {
     /// # Errors
     /// The hold that says how many blocks are missing.
     pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        self.fits(view, slot, if self.residents == 0 { 0 } else { view.limits().watermark_blocks })
+        self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
     }
 
     // ---- what the scheduler does with it -----------------------------------------------------------------------

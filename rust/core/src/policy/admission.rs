@@ -1,5 +1,8 @@
-//! First come, first served: the one walk of the policies that admit in the order of their queues, and the rule, which
-//! all policies share, of what does not count among those that wait their turn.
+//! First come, first served: the one walk of the policies that admit in the order of their queues.
+//!
+//! What has become too large for the cache is passed over, here and in every walk of a policy's own: nothing that the plan
+//! could free would let it run, and what waits behind it must not wait with it. `Plan::fits_alone` is that rule, and the
+//! scheduler says so of a queue in which nothing else waits.
 
 use crate::model::Slot;
 use crate::plan::{Hold, Plan};
@@ -15,10 +18,9 @@ pub(super) fn in_order(
 ) -> bool {
     for queue in queues {
         for slot in view.iter_waiting(queue) {
-            if passes_over(view, plan, queue, slot) {
-                continue;
-            }
-            if let Err(hold) = admit(plan, slot) {
+            if plan.fits_alone(view, slot).is_ok()
+                && let Err(hold) = admit(plan, slot)
+            {
                 plan.hold_queue(queue, hold);
                 return false;
             }
@@ -30,16 +32,6 @@ pub(super) fn in_order(
 /// The preempted, then queue 0: the order of a policy with one queue.
 pub(super) fn preempted_first(view: &View) -> [usize; 2] {
     [view.queues(), 0]
-}
-
-/// Whether a waiting request is passed over: it has become too large for the cache, so nothing that the plan could free
-/// would let it run, and what waits behind it must not wait with it. States so where nothing else holds its queue.
-pub(super) fn passes_over(view: &View, plan: &mut Plan, queue: usize, slot: Slot) -> bool {
-    let Err(hold) = plan.fits_alone(view, slot) else { return false };
-    if plan.hold(queue).is_none() {
-        plan.hold_queue(queue, hold);
-    }
-    true
 }
 
 /// The first request from `slot` on, in the order of its queue, that is not passed over.

@@ -107,8 +107,12 @@ fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
     view.iter_waiting(queue).find(|&slot| plan.fits_alone(view, slot).is_ok())
 }
 
-/// What holds a queue with this head where nobody was admitted because memory ran out.
-pub(super) fn lacks_blocks(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
+/// What holds a queue with this head of which the policy said nothing: those preempted, or that it is too large, as all
+/// that wait with it are, or want of memory where the iteration went by with an eviction.
+pub(super) fn unsaid(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
+    if plan.hold(view.queues()).is_some() {
+        return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);
+    }
     let first = first_in_turn(view, plan, queue).unwrap_or(head);
     plan.fits_alone(view, first).err().unwrap_or_else(|| {
         let blocks = view.request(first).own_blocks(view.layout());

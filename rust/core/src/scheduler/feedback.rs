@@ -109,7 +109,7 @@ impl Scheduler {
             let rule = format!("must be at most the {capacity} blocks of the cache");
             return Err(Error::invalid("free_blocks", free, rule));
         }
-        let most = self.view.limits().max_model_len;
+        let most = self.view.max_model_len();
         for &(id, kv) in report.progress {
             if kv > most {
                 let rule = format!("must be at most the {most} tokens that max_model_len allows");
@@ -201,9 +201,10 @@ impl Scheduler {
         self.policy.lane(request, kv + 1 - request.prompt) == usize::from(request.lane)
     }
 
-    /// Places a resident where the host says it is: `kv` tokens in the cache. True if the list of prefills may have changed.
+    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as its output allows. True if the list of prefills may have changed.
     fn place(&mut self, slot: Slot, kv: u32) -> bool {
         let request = self.view.request(slot);
+        let kv = kv.min(request.prompt + request.max_tokens);
         let complete = kv >= request.prefill_target();
         match request.phase {
             Phase::Decoding if complete && self.stays_in_lane(slot, kv) => {

@@ -258,11 +258,7 @@ impl Scheduler {
         // A half-open range: the loop over a closed one costs more than its body.
         for queue in 0..resuming + usize::from(view.resuming() > 0) {
             let Some(head) = view.head(queue) else { continue };
-            // A policy that says nothing of a queue left it behind the preempted, or spent the iteration on an eviction.
-            let hold = plan.hold(queue).unwrap_or_else(|| match plan.hold(resuming) {
-                Some(_) => Hold::new(HoldReason::HeadOfLine, view.resuming(), 0),
-                None => explain::lacks_blocks(view, plan, queue, head),
-            });
+            let hold = plan.hold(queue).unwrap_or_else(|| explain::unsaid(view, plan, queue, head));
             plan.hold_queue(queue, hold);
             stats.holds[hold.reason as usize] += 1;
         }
@@ -286,7 +282,8 @@ impl Scheduler {
     }
 
     /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts. What is present
-    /// and too large for the new number waits until it grows again.
+    /// and too large for the new number waits until it grows again. The watermark and, where none was set, the longest
+    /// request follow.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a number that `Config` would refuse.

@@ -31,7 +31,7 @@ use self::ttft_deadline::TtftDeadline;
 use self::turns::Turns;
 use serde::{Deserialize, Serialize};
 
-use super::{Event, LearnedLaw, Policy, Step, admission};
+use super::{Event, LearnedLaw, Policy, Step};
 use crate::config::{Config, Order, Part};
 use crate::learn::iteration_time::{FitState, IterationTimeFit};
 use crate::learn::{Candidate, Forecast, KvForecast, POOLED};
@@ -151,7 +151,7 @@ impl Adaptive {
         while let Some((queue, slot)) =
             turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
         {
-            if admission::passes_over(view, plan, queue, slot) {
+            if plan.fits_alone(view, slot).is_err() {
                 continue;
             }
             if let Some((latest, looks)) = &mut overtake {
@@ -238,7 +238,7 @@ impl Policy for Adaptive {
             };
             let most = f64::from(max_tokens);
             let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
-            let length = f64::from(view.limits().max_model_len);
+            let length = f64::from(view.max_model_len());
             libm::log1p(work) / libm::log1p(0.5 * length * length)
         };
         let share = if self.order == Order::Srpt { work() } else { 0.0 };

@@ -27,8 +27,6 @@ pub struct Clairvoyant {
     /// By slot, its course while it is resident.
     courses: Vec<Option<Course>>,
     pace: Gate,
-    /// C in KV tokens.
-    capacity: f64,
     /// E[A] over the requests seen, and their number.
     mean_cost: f64,
     seen: u64,
@@ -51,7 +49,6 @@ impl Clairvoyant {
             profile: Profile::new(&config.kv_layout()),
             courses: Vec::new(),
             pace: Gate::uncapped(1.0),
-            capacity: f64::from(config.kv_blocks) * f64::from(config.block_size),
             mean_cost: 0.0,
             seen: 0,
             blocked: None,
@@ -183,7 +180,7 @@ impl Policy for Clairvoyant {
         plan.decode(view, 0);
         plan.make_room(view);
         plan.continue_prefills(view);
-        self.pace.set_threshold(self.capacity / self.mean_cost.max(1.0));
+        self.pace.set_threshold(view.pool().tokens() as f64 / self.mean_cost.max(1.0));
         self.pace.begin(u32::MAX, 0);
         if plan.preempted().is_empty() {
             self.admit(view, plan);
