@@ -27,7 +27,7 @@ pub(crate) fn sample<'py>(
     #[pyo3(from_py_with = convert::ranged)] seed: u64,
 ) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>)> {
     let dataset: Dataset = convert::json(dataset, "dataset")?;
-    let rows = dataset.sample(num_requests, request_rate, seed).map_err(error::core)?;
+    let rows = dataset.sample(num_requests, request_rate, seed).map_err(error::core)?.arrivals;
     Ok((
         rows.iter().map(|row| row.at_ns).collect::<Vec<_>>().into_pyarray(py),
         rows.iter().map(|row| row.prompt).collect::<Vec<_>>().into_pyarray(py),
