@@ -345,7 +345,9 @@ impl Config {
 
     /// How many blocks a request needs.
     pub(crate) fn kv_layout(&self) -> KvLayout {
-        KvLayout::new(self.block_size, &self.kv_groups, self.token_budget, self.num_lookahead_tokens)
+        // A prompt longer than the budget goes whole there.
+        let step_tokens = if self.policy == PolicyName::PrefillFirst { MAX_LENGTH } else { self.token_budget };
+        KvLayout::new(self.block_size, &self.kv_groups, step_tokens, self.num_lookahead_tokens)
     }
 
     fn validate_thresholds(&self) -> Result<()> {

@@ -77,7 +77,9 @@ fn at_least_one_token_is_computed() {
 #[test]
 fn a_preempted_request_finds_what_it_had() {
     let mut core = caching("vllm");
-    [1, 2].into_iter().for_each(|id| core.add(&prompt(id, 20, 0)).unwrap());
+    for id in [1, 2] {
+        core.add(&prompt(id, 20, 0)).unwrap();
+    }
     (0..5).for_each(|_| _ = core.plan(0));
     core.complete(&Report { preempted: &[2], ..Report::default() }).unwrap();
     // It had 23 tokens before the last plan, of which five blocks were full; its kept output is part of the prompt.

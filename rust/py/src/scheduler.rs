@@ -272,6 +272,7 @@ impl Scheduler {
         dict.set_item("preemptions", stats.preemptions)?;
         dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
         dict.set_item("unknown_ids", stats.unknown_ids)?;
+        dict.set_item("corrected_plans", stats.corrected_plans)?;
         let holds = PyDict::new(py);
         for reason in HoldReason::ALL {
             holds.set_item(reason.name(), stats.holds[reason as usize])?;

@@ -41,13 +41,13 @@ pub(crate) fn row_of(stage: u32) -> usize {
 }
 
 /// First stage of a row.
-pub(crate) fn row_start(row: usize) -> u32 {
+pub(crate) const fn row_start(row: usize) -> u32 {
     let row = row as u32;
     if row < 2 * OCTAVE { row } else { (row % OCTAVE + OCTAVE) << (row / OCTAVE - 1) }
 }
 
 /// Stages in a row.
-pub(crate) fn row_width(row: usize) -> u32 {
+pub(crate) const fn row_width(row: usize) -> u32 {
     row_start(row + 1) - row_start(row)
 }
 

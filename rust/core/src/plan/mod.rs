@@ -7,6 +7,7 @@ pub use self::hold::{Hold, HoldReason, Refusal};
 use crate::model::{BatchShape, Hit, RequestId, Slot};
 use crate::state::{Phase, Prefixes, View};
 
+mod check;
 mod hold;
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,7 @@ pub struct Plan {
     /// The prefix cache, from which all that is planned is taken as it is planned.
     pub(crate) prefixes: Option<Box<Prefixes>>,
     shape: BatchShape,
+    marks: check::Marks,
 }
 
 impl Plan {
@@ -144,6 +146,11 @@ impl Plan {
     /// Nothing to compute.
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
+    }
+
+    /// Nothing to compute, and nobody admitted whose KV is on the way.
+    pub fn is_idle(&self) -> bool {
+        self.tokens == 0 && self.chunks.is_empty()
     }
 
     /// Why the requests of queue `queue` wait; the last queue is that of the preempted.
@@ -302,7 +309,7 @@ impl Plan {
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
-        let tokens = (target - start).min(self.tokens_left()).min(view.limits().prefill_chunk);
+        let tokens = (target - start).min(self.tokens_left()).min(view.prefill_chunk());
         if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
             return;
         }
@@ -334,7 +341,7 @@ impl Plan {
         let hit = found.unwrap_or(Hit { computed: request.computed_on_admission(), ..request.hit });
         let start = hit.computed;
         let most = if request.receives { 0 } else { target - start };
-        let tokens = tokens.min(most).min(view.limits().prefill_chunk);
+        let tokens = tokens.min(most).min(view.prefill_chunk());
         debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
         let reserves = view.limits().reserves_prompts && !request.receives;
         let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
@@ -442,7 +449,8 @@ impl Plan {
         let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
         let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
         self.shape = BatchShape { decodes: u64::from(self.decodes), decode_kv: kv, ..BatchShape::default() };
-        for chunk in &self.chunks {
+        // One whose KV is on the way is computed nothing of.
+        for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {
             self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
         }
     }

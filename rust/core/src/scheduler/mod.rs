@@ -16,6 +16,8 @@ use crate::state::{Phase, View};
 
 mod add;
 mod feedback;
+#[cfg(test)]
+mod tests;
 mod wait_estimate;
 
 pub use self::feedback::{Report, StepTime};
@@ -40,6 +42,8 @@ pub struct Stats {
     pub recomputed_tokens: u64,
     /// Ids in reports and aborts that no request had.
     pub unknown_ids: u64,
+    /// Plans that broke a rule, and were replaced by one that serves first come, first served. 0 unless a policy is wrong.
+    pub corrected_plans: u64,
     /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]).
     pub holds: [u64; HoldReason::ALL.len()],
 }
@@ -152,9 +156,22 @@ impl Scheduler {
             self.hold_all();
         } else {
             self.policy.plan(&self.view, &mut self.plan);
-            // Memory is the scheduler's to guard, whatever the policy proposed.
-            self.plan.make_room(&self.view);
+            self.guard();
         }
+        self.carry_out();
+        &self.plan
+    }
+
+    /// Memory, the lists and the limits are the scheduler's to guard, whatever the policy proposed.
+    fn guard(&mut self) {
+        if let Some(rule) = self.plan.guard(&self.view) {
+            debug_assert!(false, "the policy's plan breaks a rule: {rule}");
+            self.stats.corrected_plans += 1;
+        }
+    }
+
+    /// Assumes that the plan happens.
+    fn carry_out(&mut self) {
         self.plan.measure(&self.view);
         if self.plan.tokens() > 0 {
             // Plans are numbered from 1.
@@ -171,7 +188,6 @@ impl Scheduler {
         if cfg!(debug_assertions) {
             self.view.check();
         }
-        &self.plan
     }
 
     fn hold_all(&mut self) {
@@ -314,16 +330,22 @@ impl Scheduler {
             || self.plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0)
     }
 
-    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills.
+    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills, and those
+    /// whose KV is on the way.
     pub fn paused_ids(&self) -> Vec<RequestId> {
-        if self.plan.decodes() as usize + self.plan.chunks().len() == self.plan.residents() as usize {
+        let (view, plan) = (&self.view, &self.plan);
+        let computed = plan.chunks().iter().filter(|chunk| chunk.tokens > 0).count();
+        if plan.decodes() as usize + computed == plan.residents() as usize {
             return Vec::new();
         }
-        let (view, plan) = (&self.view, &self.plan);
         let stands = |slot: &Slot| !self.runs(*slot);
         let id = |slot: Slot| view.request(slot).id;
-        if view.lanes().iter().enumerate().any(|(lane, members)| !members.is_empty() && !plan.runs(lane)) {
-            // The members of a lane are counted, not listed: they are found among the residents.
+        let lanes = || view.lanes().iter().enumerate();
+        let members: usize = lanes().map(|(_, members)| members.len() as usize).sum();
+        let listed = members + view.parked().len() + view.prefilling().len();
+        if listed < view.residents() as usize || lanes().any(|(lane, members)| !members.is_empty() && !plan.runs(lane))
+        {
+            // Members of a lane and those that receive are counted, not listed: they are found among the residents.
             return view.iter_residents().filter(stands).map(id).collect();
         }
         view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()

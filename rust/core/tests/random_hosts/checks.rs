@@ -1,12 +1,9 @@
 //! What must hold of every plan, whatever the host has done before.
 
-use std::collections::BTreeMap;
-
 use wait_core::config::PolicyName;
-use wait_core::model::BatchShape;
-use wait_core::{Chunk, HoldReason, Origin, Phase, Plan, RequestId, Scheduler, Slot, View};
+use wait_core::{Chunk, HoldReason, Origin, Phase, RequestId, Slot, View};
 
-use crate::Host;
+use crate::host::Host;
 
 pub(crate) fn sequence(view: &View, slots: impl Iterator<Item = Slot>) -> Vec<RequestId> {
     slots.map(|slot| view.request(slot).id).collect()
@@ -16,7 +13,6 @@ impl Host {
     /// Compares the plan just made with the state before it.
     pub(crate) fn check(&self, before: &View) {
         self.check_limits(before);
-        recount(before, &self.core);
         self.check_order(before);
         self.check_holds();
     }
@@ -32,16 +28,14 @@ impl Host {
         };
         assert!(plan.tokens() <= plan.token_budget() && plan.token_budget() <= most, "token budget");
         assert!(view.residents() <= config.max_num_seqs.max(before.residents()), "seats");
+        assert_eq!(plan.residents() as usize, self.ledger.residents.len());
         if !config.host_preempts && !self.paused {
             // A host may say that others use the cache: then there is nobody to evict.
-            assert!(view.pool().free() >= 0 || view.residents() == 0, "the plan fits");
-            assert!(plan.free() >= 0 || plan.residents() == 0, "the plan knows that it fits");
+            let idle = self.ledger.residents.is_empty();
+            assert!(view.pool().used() <= i64::from(self.ledger.pool.capacity) || idle, "the plan fits");
+            assert!(plan.free() >= 0 || idle, "the plan knows that it fits");
         }
-        // Victims are the residents admitted last, last first.
-        let mut victims = sequence(before, before.iter_residents());
-        victims.reverse();
-        victims.truncate(plan.preempted().len());
-        assert_eq!(plan.preempted().iter().map(|&(_, id)| id).collect::<Vec<_>>(), victims);
+        let victims = plan.preempted();
         let admits = plan.chunks().iter().any(|chunk| chunk.origin != Origin::Resident);
         assert!(victims.is_empty() || !admits, "who evicts does not admit");
         assert!(!self.paused || plan.is_empty() && victims.is_empty(), "a paused engine does nothing");
@@ -115,7 +109,7 @@ impl Host {
 
     fn check_holds(&self) {
         let (plan, view) = (self.core.last_plan(), self.core.view());
-        for &id in self.outputs.keys() {
+        for &id in self.ledger.entries.keys() {
             let slot = view.slot(id).unwrap();
             let waits = match view.request(slot).phase {
                 Phase::Waiting | Phase::Parked | Phase::Receiving => true,
@@ -123,7 +117,7 @@ impl Host {
                 Phase::Prefilling => plan.chunks().iter().all(|chunk| chunk.slot != slot),
             };
             // Whoever joined its lane in this iteration has run.
-            let ran = plan.chunks().iter().any(|chunk| chunk.slot == slot);
+            let ran = plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0);
             assert_eq!(self.core.explain(id).is_some(), waits && !ran, "request {id} is explained if it waits");
             let paused = self.core.explain(id).is_some_and(|hold| hold.reason == HoldReason::EnginePaused);
             assert_eq!(paused, self.paused);
@@ -134,49 +128,5 @@ impl Host {
         standing.sort_unstable();
         listed.sort_unstable();
         assert_eq!(listed, standing, "residents that do not run are listed");
-    }
-}
-
-/// What the plan says of itself, counted request by request from the state before and after it.
-fn recount(before: &View, core: &Scheduler) {
-    let (plan, after): (&Plan, &View) = (core.last_plan(), core.view());
-    let out = |slot: Slot| plan.preempted().iter().any(|&(other, _)| other == slot) || plan.parked().contains(&slot);
-    let mut shape = BatchShape::default();
-    let mut expected = BTreeMap::new();
-    for slot in before.iter_residents() {
-        let request = before.request(slot);
-        let joins = plan.unparked().iter().any(|&(other, _)| other == slot);
-        let decodes = request.phase == Phase::Decoding && plan.runs(usize::from(request.lane)) && !out(slot) || joins;
-        if decodes {
-            shape.add_decode(u64::from(before.kv(slot)) + 1);
-        }
-        expected.insert(request.id, (before.kv(slot) + u32::from(decodes), before.stage(slot) + u32::from(decodes)));
-    }
-    for chunk in plan.chunks() {
-        assert!(chunk.tokens > 0);
-        let request = before.request(chunk.slot);
-        let resident = chunk.origin == Origin::Resident;
-        assert_eq!(chunk.start, if resident { before.kv(chunk.slot) } else { request.computed_on_admission() });
-        assert!(chunk.blocks >= before.layout().after(chunk.start, chunk.start + chunk.tokens));
-        shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
-        let target = request.prefill_target();
-        assert_eq!(chunk.last, chunk.start + chunk.tokens == target);
-        expected.insert(chunk.id, (chunk.start + chunk.tokens, before.stage(chunk.slot) + u32::from(chunk.last)));
-    }
-    for &(_, id) in plan.preempted() {
-        expected.remove(&id);
-    }
-    assert_eq!(*plan.shape(), shape);
-    assert_eq!((u64::from(plan.decodes()), u64::from(plan.tokens())), (shape.decodes, shape.tokens()));
-    assert_eq!(plan.residents(), after.residents());
-    let found: BTreeMap<_, _> =
-        after.iter_residents().map(|slot| (after.request(slot).id, (after.kv(slot), after.stage(slot)))).collect();
-    assert_eq!(found, expected, "KV and stage of every resident");
-    let held = |view: &View| view.iter_residents().map(|slot| i64::from(view.blocks(slot))).sum::<i64>();
-    let shares = |view: &View| view.iter_residents().any(|slot| view.request(slot).hit.shared > 0);
-    // Where nothing is shared, and the host has said nothing else, blocks are what the residents hold.
-    if before.pool().used() == held(before) && !shares(before) && !shares(after) {
-        assert_eq!(plan.free(), after.pool().free(), "the plan's arithmetic is the pool's");
-        assert_eq!(after.pool().used(), held(after), "blocks in use");
     }
 }

@@ -41,35 +41,37 @@ fn tag(hash: u64) -> u32 {
 }
 
 impl Index {
-    /// The block of `hash`. `is` says whether a block has that hash.
+    /// The block that `hash` stands for. `is` says whether a block has that hash.
     pub(super) fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
-        self.position(tag(hash), is).map(|at| self.entries[at].block)
+        self.position(tag(hash), is).ok().map(|at| self.entries[at].block)
     }
 
-    /// Add `block`, which is not 0, for a hash that has none.
-    pub(super) fn insert(&mut self, hash: u64, block: u32) {
-        self.len += 1;
-        if 2 * self.len > self.entries.len() {
-            let larger = vec![EMPTY; 2 * self.entries.len()].into();
-            for entry in std::mem::replace(&mut self.entries, larger) {
-                if entry.block != EMPTY.block {
-                    self.place(entry);
+    /// Have `hash` stand for `block`, which is not 0, unless it stands for another: that is then returned.
+    pub(super) fn insert(&mut self, hash: u64, block: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
+        let tag = tag(hash);
+        match self.position(tag, is) {
+            Ok(at) => Some(self.entries[at].block),
+            Err(at) => {
+                self.entries[at] = Entry { tag, block };
+                self.len += 1;
+                if 2 * self.len > self.entries.len() {
+                    self.grow();
                 }
+                None
             }
         }
-        self.place(Entry { tag: tag(hash), block });
     }
 
     /// Have `hash` stand for `other`, if it stands for `block`.
     pub(super) fn replace(&mut self, hash: u64, block: u32, other: u32) {
-        if let Some(at) = self.position(tag(hash), |found| found == block) {
+        if let Ok(at) = self.position(tag(hash), |found| found == block) {
             self.entries[at].block = other;
         }
     }
 
     /// Remove `hash`, if it stands for `block`.
     pub(super) fn remove(&mut self, hash: u64, block: u32) {
-        let Some(mut hole) = self.position(tag(hash), |found| found == block) else { return };
+        let Ok(mut hole) = self.position(tag(hash), |found| found == block) else { return };
         self.len -= 1;
         let mut at = hole;
         loop {
@@ -92,26 +94,30 @@ impl Index {
         self.len = 0;
     }
 
-    fn position(&self, tag: u32, is: impl Fn(u32) -> bool) -> Option<usize> {
+    /// Where the entry is, or where it would be.
+    fn position(&self, tag: u32, is: impl Fn(u32) -> bool) -> Result<usize, usize> {
         let mut at = self.home(tag);
         loop {
             let entry = self.entries[at];
             if entry.block == EMPTY.block {
-                return None;
+                return Err(at);
             }
             if entry.tag == tag && is(entry.block) {
-                return Some(at);
+                return Ok(at);
             }
             at = self.after(at);
         }
     }
 
-    fn place(&mut self, entry: Entry) {
-        let mut at = self.home(entry.tag);
-        while self.entries[at].block != EMPTY.block {
-            at = self.after(at);
+    fn grow(&mut self) {
+        let larger = vec![EMPTY; 2 * self.entries.len()].into();
+        for entry in std::mem::replace(&mut self.entries, larger) {
+            if entry.block != EMPTY.block
+                && let Err(at) = self.position(entry.tag, |_| false)
+            {
+                self.entries[at] = entry;
+            }
         }
-        self.entries[at] = entry;
     }
 
     fn home(&self, tag: u32) -> usize {
@@ -152,31 +158,45 @@ mod tests {
     #[test]
     fn patterns_of_hashes_spread_as_random_ones_do() {
         const COUNT: u64 = 1 << 13; // exactly half full: 1.5 probes on average for random places
-        let mut patterns: Vec<(String, Box<dyn Fn(u64) -> u64>)> = vec![
-            ("bit reversed".into(), Box::new(u64::reverse_bits)),
-            ("complement".into(), Box::new(|i| !i)),
-            ("both ends".into(), Box::new(|i| i & 0xff | (i >> 8) << 56)),
-            ("squares".into(), Box::new(|i| i * i)),
-        ];
-        for shift in 0..=51 {
-            patterns.push((format!("<< {shift}"), Box::new(move |i| i << shift)));
-        }
-        for stride in [3, 1000, 0x1_0001, u64::MAX / COUNT, 0x9e37_79b9_7f4a_7c15] {
-            patterns.push((format!("times {stride}"), Box::new(move |i| i.wrapping_mul(stride))));
-        }
-        for (name, pattern) in patterns {
+        let check = |name: &str, pattern: &dyn Fn(u64) -> u64| {
             let mut index = Index::default();
-            (0..COUNT).for_each(|i| index.insert(pattern(i), i as u32 + 1));
+            for i in 0..COUNT {
+                index.insert(pattern(i), i as u32 + 1, |_| false);
+            }
             assert_eq!(index.size() as u64, 2 * COUNT);
             let (average, most) = index.probes();
             assert!(average < 1.6 && most < 64, "{name}: {average} probes on average, {most} at most");
+        };
+        check("bit reversed", &u64::reverse_bits);
+        check("complement", &|i| !i);
+        check("both ends", &|i| i & 0xff | (i >> 8) << 56);
+        check("squares", &|i| i * i);
+        for shift in 0..=51 {
+            check(&format!("<< {shift}"), &|i| i << shift);
         }
+        for stride in [3, 1000, 0x1_0001, u64::MAX / COUNT, 0x9e37_79b9_7f4a_7c15] {
+            check(&format!("times {stride}"), &|i| i.wrapping_mul(stride));
+        }
+    }
+
+    #[test]
+    fn hashes_with_one_tag_are_told_apart() {
+        const HASHES: [u64; 2] = [23_901, 52_826];
+        assert_eq!(tag(HASHES[0]), tag(HASHES[1]));
+        let mut index = Index::default();
+        let is = |hash: u64| move |block: u32| HASHES[block as usize - 1] == hash;
+        for (block, hash) in (1..).zip(HASHES) {
+            assert_eq!(index.insert(hash, block, is(hash)), None);
+        }
+        assert_eq!(HASHES.map(|hash| index.find(hash, is(hash))), [Some(1), Some(2)]);
+        index.remove(HASHES[0], 1);
+        assert_eq!(HASHES.map(|hash| index.find(hash, is(hash))), [None, Some(2)]);
     }
 
     proptest! {
         #[test]
         fn it_is_a_map(
-            // Few hashes, and many of them at the same place: the table is at its smallest with up to eight.
+            // More hashes than the smallest table has room for, so that it is full most of the time, and grows.
             ops in prop::collection::vec((0..24u64, 0..3u8), 0..200),
         ) {
             let (mut index, mut map) = (Index::default(), HashMap::new());
@@ -190,12 +210,13 @@ mod tests {
                         index.remove(hash, block);
                         map.remove(&hash);
                     }
-                    (_, Some(_)) => {
+                    (_, Some(block)) => {
+                        prop_assert_eq!(index.insert(hash, number, |found| found == block), Some(block));
                         index.replace(hash, u32::MAX, number);
                         index.remove(hash, u32::MAX);
                     }
                     (_, None) => {
-                        index.insert(hash, number);
+                        prop_assert_eq!(index.insert(hash, number, |_| false), None);
                         map.insert(hash, number);
                     }
                 }

@@ -205,6 +205,7 @@ impl Learned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Footprint;
 
     fn arrive(learned: &mut Learned, forecast: &mut Forecast, label: u16) {
         learned.arrived(Some(label), LengthHint::Unknown, forecast);
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_iteration_refreshes_few_classes_and_all_have_their_turn() {
-        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new());
+        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new(Footprint::full(16)));
         for label in 0..64 {
             arrive(&mut learned, &mut forecast, label);
             let log_error = f32::from(label) / 50.0;
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn classes_no_longer_seen_make_room() {
-        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new());
+        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new(Footprint::full(16)));
         let most = MOST_CLASSES as u16;
         (0..most).for_each(|label| arrive(&mut learned, &mut forecast, label));
         let class = |learned: &Learned, label| learned.class(Some(label), LengthHint::Unknown);

@@ -19,7 +19,7 @@ mod traffic;
 mod ttft_deadline;
 mod turns;
 
-use self::admission::Entry;
+use self::admission::{Entry, Looked};
 use self::law::Law;
 use self::length_classes::Learned;
 use self::overflow_margin::{BALANCE, OverflowMargin};
@@ -52,6 +52,7 @@ pub struct Adaptive {
     law: Law,
     budget: Option<TokenBudget>,
     margin: OverflowMargin,
+    looked: Looked,
     order: Order,
     /// None: priorities do not age.
     ageing_ns: Option<f64>,
@@ -76,7 +77,7 @@ pub struct Adaptive {
 impl Adaptive {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            forecast: Forecast::new(),
+            forecast: Forecast::new(config.kv_layout().footprint()),
             learned: Learned::new(&config.without),
             traffic: Traffic::default(),
             pace: Pace::default(),
@@ -86,6 +87,7 @@ impl Adaptive {
                 .as_ref()
                 .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
             margin: OverflowMargin::new(config),
+            looked: Looked::default(),
             order: config.order,
             ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
@@ -277,7 +279,7 @@ impl Policy for Adaptive {
         let state = State::deserialize(state).map_err(|error| error.to_string())?;
         let State { lengths, traffic, pace, iteration_time } = state;
         let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
-        let mut forecast = Forecast::at(view.lanes()[0].tick());
+        let mut forecast = Forecast::at(view.lanes()[0].tick(), self.forecast.footprint().clone());
         if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
             return Err(UNSOUND.to_owned());
         }
@@ -290,11 +292,7 @@ impl Policy for Adaptive {
 
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         self.advance(view);
-        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
-        let residents = f64::from(view.residents());
-        let kv =
-            (view.lanes()[0].kv() + prompts - self.shared) as f64 + residents * f64::from(view.pool().block_size());
-        self.outlook(view).forecast(self.capacity(view), kv, residents)
+        self.overflows(view)
     }
 
     fn step(&mut self, step: Step) {
@@ -328,7 +326,7 @@ impl Policy for Adaptive {
             }
             Event::Joined => {
                 self.advance(view);
-                let kv = view.kv(slot) - request.hit.shared;
+                let kv = view.kv(slot).saturating_sub(request.hit.shared);
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
@@ -337,7 +335,7 @@ impl Policy for Adaptive {
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
                     let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
-                    self.traffic.end(f64::from(stage), kv);
+                    self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
                 }
             }
             Event::Preempted | Event::Refused | Event::Aborted => {
@@ -357,7 +355,7 @@ impl Policy for Adaptive {
         plan.make_room(view);
         self.entering.clear();
         if let Some(budget) = &mut self.budget {
-            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
+            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments(), self.forecast.footprint()));
         }
         let tenant_queues = self.tenant_queues();
         if let Some(deadline) = &mut self.deadline {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::memory::Footprint;
+
 /// Completions before the means are used, and requests over which they are taken.
 const FIRST: f64 = 50.0;
 const MEMORY: f64 = 500.0;
@@ -36,8 +38,9 @@ pub(super) struct Mix {
     pub(super) prompt_of_token: f64,
     /// Output tokens.
     pub(super) output: f64,
-    /// KV tokens of a request that decodes.
+    /// KV tokens of a request that decodes, and what it takes of the cache, in tokens of the first KV group.
     pub(super) kv: f64,
+    pub(super) held: f64,
 }
 
 impl Traffic {
@@ -53,13 +56,13 @@ impl Traffic {
         }
     }
 
-    /// A request of `output` tokens has ended; it held `kv` tokens on average.
-    pub(super) fn end(&mut self, output: f64, kv: f64) {
+    /// A request of `output` tokens has ended; it took `held` of the cache on average, in tokens of the first KV group.
+    pub(super) fn end(&mut self, output: f64, held: f64) {
         self.ended += 1.0;
         let weight = 1.0 / self.ended.min(MEMORY);
         self.output += weight * (output - self.output);
         self.output_squared += weight * (output * output - self.output_squared);
-        self.cost += weight * (output * kv - self.cost);
+        self.cost += weight * (output * held - self.cost);
     }
 
     /// Whether enough has ended for the means to be used.
@@ -72,7 +75,7 @@ impl Traffic {
         self.output
     }
 
-    /// E[A], KV tokens · iterations of a request.
+    /// E[A], what a request takes of the cache, summed over its iterations.
     pub(super) fn cost(&self) -> f64 {
         self.cost
     }
@@ -84,13 +87,16 @@ impl Traffic {
 
     /// What the steady state depends on, once it is known. `output` and `squared` are the moments of the curve of output
     /// lengths: just started, the completions tell too little of long outputs and the curve too much.
-    pub(super) fn mix(&self, (output, squared): (f64, f64)) -> Option<Mix> {
-        (self.is_known() && self.output > 0.0 && self.prompt > 0.0).then(|| Mix {
+    pub(super) fn mix(&self, (output, squared): (f64, f64), footprint: &Footprint) -> Option<Mix> {
+        let is_known = self.is_known() && self.output > 0.0 && self.prompt > 0.0;
+        let kv = self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output);
+        is_known.then(|| Mix {
             rate: 1.0 / self.gap.max(1e-9),
             prompt: self.prompt,
             prompt_of_token: self.prompt_squared / self.prompt,
             output: output.min(self.output),
-            kv: self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output),
+            kv,
+            held: footprint.tokens(kv),
         })
     }
 

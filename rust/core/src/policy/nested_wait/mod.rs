@@ -202,7 +202,7 @@ impl NestedWait {
         if let Some(slot) = next.filter(|&slot| plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok()) {
             if !conserving {
                 self.pass_idle_services(view, plan);
-                if !plan.is_empty() {
+                if !plan.is_idle() {
                     return;
                 }
             }
@@ -261,7 +261,7 @@ impl Policy for NestedWait {
         self.serve(view, plan, served);
         if served > 0 && plan.preempted().is_empty() {
             self.admit(view, plan);
-            if plan.is_empty() {
+            if plan.is_idle() {
                 self.unblock(view, plan, conserving);
             }
         }

@@ -176,7 +176,7 @@ impl Policy for Wait {
         self.serve(view, plan);
         if plan.preempted().is_empty() {
             self.admit(view, plan);
-            if plan.is_empty() {
+            if plan.is_idle() {
                 self.unblock(view, plan);
             }
         }

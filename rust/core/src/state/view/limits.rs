@@ -1,5 +1,6 @@
 //! What the configuration allows an iteration and the engine.
 
+use super::View;
 use crate::config::Config;
 
 /// Limits of one iteration and of the engine, from the configuration.
@@ -9,8 +10,8 @@ pub struct Limits {
     pub max_num_seqs: u32,
     /// Most tokens in one iteration, decodes and prefill chunks together.
     pub token_budget: u32,
-    /// Most prompt tokens of one request in one iteration.
-    pub prefill_chunk: u32,
+    /// Most prompt tokens of one request in one iteration, while others are present.
+    pub(super) prefill_chunk: u32,
     /// Blocks that admission leaves free.
     pub watermark_blocks: u32,
     /// Most tokens of prompt and output together.
@@ -35,5 +36,13 @@ impl Limits {
             reserves_prompts,
             host_preempts: config.host_preempts,
         }
+    }
+}
+
+impl View {
+    /// Most prompt tokens of one request in one iteration. A long prompt is cut so that it starves nobody: one that is
+    /// alone need not be (vLLM's rule for `long_prefill_token_threshold`).
+    pub fn prefill_chunk(&self) -> u32 {
+        if self.len() > 1 { self.limits.prefill_chunk } else { u32::MAX }
     }
 }

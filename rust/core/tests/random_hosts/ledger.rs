@@ -1,0 +1,310 @@
+//! A book of its own: what every request has and where it stands, kept from what was asked, what plans say and what was reported.
+//!
+//! Everything is in plain lists that are walked, and nothing is read from the core's state. The rules are those of the
+//! documentation of `Plan`, `Report` and `Request`.
+
+use std::collections::BTreeMap;
+
+use wait_core::config::Preemption;
+use wait_core::model::BatchShape;
+use wait_core::{Config, Hit, Origin, Plan, Report, RequestId, Stats};
+
+use crate::kv::{Kv, Pool};
+
+/// Plans by which a host may be behind with a refusal.
+const MAX_LAG: u64 = 16;
+
+/// What the last plan did with a resident.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LastStep {
+    #[default]
+    Stood,
+    Decoded,
+    /// A chunk that began here.
+    Prefilled(u32),
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Entry {
+    pub(crate) prompt: u32,
+    /// Output tokens after which the host ends it.
+    pub(crate) output: u32,
+    pub(crate) type_id: u16,
+    /// What of the prompt is said to be in the KV cache.
+    pub(crate) hit: Hit,
+    /// Its KV comes from elsewhere.
+    pub(crate) receives: bool,
+    /// Plans made when it was admitted.
+    pub(crate) admitted: u64,
+    /// Output tokens that a prefill computes again.
+    pub(crate) kept: u32,
+    pub(crate) kv: u32,
+    pub(crate) blocks: u32,
+    pub(crate) preemptions: u32,
+    pub(crate) resident: bool,
+    pub(crate) parked: bool,
+    pub(crate) last: LastStep,
+}
+
+impl Entry {
+    pub(crate) fn target(&self) -> u32 {
+        self.prompt + self.kept
+    }
+
+    pub(crate) fn emits(&self) -> bool {
+        self.resident && self.kv >= self.target()
+    }
+
+    /// Output tokens emitted.
+    pub(crate) fn stage(&self) -> u32 {
+        if self.emits() { self.kv + 1 - self.prompt } else { self.kept }
+    }
+
+    pub(crate) fn receiving(&self) -> bool {
+        self.resident && self.receives
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    pub(crate) entries: BTreeMap<RequestId, Entry>,
+    /// In the order of their admission.
+    pub(crate) residents: Vec<RequestId>,
+    /// Waiting, never preempted, as they came; one that a host sent back stands first.
+    pub(crate) line: Vec<RequestId>,
+    /// Waiting and preempted, the last first.
+    pub(crate) resuming: Vec<RequestId>,
+    pub(crate) stats: Stats,
+    pub(crate) kv: Kv,
+    pub(crate) pool: Pool,
+    model_len: u32,
+    restarts: bool,
+}
+
+impl Ledger {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            residents: Vec::new(),
+            line: Vec::new(),
+            resuming: Vec::new(),
+            stats: Stats::default(),
+            kv: Kv::new(config),
+            pool: Pool::new(config.kv_blocks),
+            model_len: config.model_len(),
+            restarts: config.preemption == Preemption::Restart,
+        }
+    }
+
+    /// Blocks of all residents.
+    pub(crate) fn held(&self) -> i64 {
+        self.entries.values().map(|entry| i64::from(entry.blocks)).sum()
+    }
+
+    pub(crate) fn add(&mut self, id: RequestId, entry: Entry) {
+        let hit = entry.hit;
+        self.entries.insert(id, entry);
+        self.line.push(id);
+        self.hits(id, hit);
+    }
+
+    /// At least one token is left to compute; blocks are shared where the host has said lately how many are free.
+    fn hits(&mut self, id: RequestId, hit: Hit) {
+        let trusted = self.pool.trusted();
+        let entry = self.entry(id);
+        let computed = hit.computed.min(entry.target() - 1);
+        entry.hit = Hit { computed, shared: if trusted { hit.shared.min(computed) } else { 0 } };
+    }
+
+    fn entry(&mut self, id: RequestId) -> &mut Entry {
+        self.entries.get_mut(&id).unwrap_or_else(|| panic!("request {id} is unknown to the host"))
+    }
+
+    fn unlist(&mut self, id: RequestId) {
+        for list in [&mut self.residents, &mut self.line, &mut self.resuming] {
+            list.retain(|&other| other != id);
+        }
+    }
+
+    /// A resident gives its blocks back.
+    fn release(&mut self, id: RequestId) {
+        let shared = self.kv.filled(self.entries[&id].hit.shared);
+        let entry = self.entry(id);
+        (entry.kv, entry.resident, entry.parked, entry.last) = (0, false, false, LastStep::Stood);
+        let blocks = std::mem::take(&mut entry.blocks);
+        self.pool.release(blocks, shared, self.held());
+        self.unlist(id);
+    }
+
+    pub(crate) fn remove(&mut self, id: RequestId) -> bool {
+        if self.entries.get(&id).is_some_and(|entry| entry.resident) {
+            self.release(id);
+        }
+        self.unlist(id);
+        self.entries.remove(&id).is_some()
+    }
+
+    pub(crate) fn abort(&mut self, id: RequestId) -> bool {
+        let known = self.remove(id);
+        *if known { &mut self.stats.aborted } else { &mut self.stats.unknown_ids } += 1;
+        known
+    }
+
+    fn preempt(&mut self, id: RequestId, kv: u32, stage: u32) {
+        self.stats.preemptions += 1;
+        self.stats.recomputed_tokens += u64::from(kv);
+        self.release(id);
+        self.resuming.insert(0, id);
+        let restarts = self.restarts;
+        let entry = self.entry(id);
+        entry.kept = if restarts { 0 } else { stage };
+        entry.preemptions += 1;
+        let hit = entry.hit;
+        self.hits(id, hit);
+    }
+
+    fn admit(&mut self, id: RequestId) {
+        self.unlist(id);
+        self.residents.push(id);
+        self.pool.drift += i64::from(self.kv.filled(self.entries[&id].hit.shared));
+        let plans = self.stats.iterations;
+        let entry = self.entry(id);
+        assert!(!entry.resident, "request {id} is admitted twice");
+        (entry.resident, entry.admitted) = (true, plans);
+        let fresh = entry.preemptions == 0;
+        self.stats.admitted += u64::from(fresh);
+    }
+
+    /// What a plan assumes: `standing` are the residents that it says do not run, `parked` those it takes out of their lane.
+    /// Returns what is computed.
+    pub(crate) fn assume(&mut self, plan: &Plan, standing: &[RequestId], parked: &[RequestId]) -> BatchShape {
+        let mut shape = BatchShape::default();
+        self.stats.iterations += 1;
+        self.pool.silence = self.pool.silence.saturating_add(1);
+        for refusal in plan.refused() {
+            assert!(!self.entry(refusal.id).resident, "what is refused waits");
+            self.remove(refusal.id);
+            self.stats.refused += 1;
+        }
+        self.entries.values_mut().for_each(|entry| entry.last = LastStep::Stood);
+        for &(_, id) in plan.preempted() {
+            assert_eq!(self.residents.last(), Some(&id), "victims are those admitted last, last first");
+            let (kv, stage) = (self.entry(id).kv, self.entry(id).stage());
+            self.preempt(id, kv, stage);
+        }
+        let kv = self.kv.clone();
+        for &id in &self.residents.clone() {
+            let entry = self.entry(id);
+            if entry.emits() {
+                entry.parked = standing.contains(&id) && (entry.parked || parked.contains(&id));
+                if !standing.contains(&id) {
+                    entry.kv += 1;
+                    shape.add_decode(u64::from(entry.kv));
+                    entry.blocks = kv.decoding(entry.kv);
+                    entry.last = LastStep::Decoded;
+                }
+            }
+        }
+        for chunk in plan.chunks() {
+            let entry = &self.entries[&chunk.id];
+            let resumes = if entry.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
+            assert_eq!(chunk.origin, if entry.resident { Origin::Resident } else { resumes });
+            let begins = if entry.resident { entry.kv } else { entry.hit.computed.min(entry.target() - 1) };
+            assert_eq!(chunk.start, begins, "where a chunk begins");
+            let (end, target) = (chunk.start + chunk.tokens, entry.target());
+            assert!(end <= target && chunk.last == (end == target), "{chunk:?} of {target}");
+            assert_eq!(chunk.tokens == 0, entry.receives, "nothing is computed before the KV has come");
+            let needs = kv.after(chunk.start, end);
+            let whole = needs..=kv.whole(target).max(entry.blocks).max(needs);
+            assert!(whole.contains(&chunk.blocks), "{chunk:?} takes other blocks than {whole:?}");
+            if !entry.resident {
+                self.admit(chunk.id);
+            }
+            let entry = self.entry(chunk.id);
+            (entry.kv, entry.blocks, entry.last) = (end, chunk.blocks, LastStep::Prefilled(chunk.start));
+            if chunk.tokens > 0 {
+                shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
+            }
+        }
+        shape
+    }
+
+    fn resident(&mut self, id: RequestId) -> bool {
+        let resident = self.entries.get(&id).is_some_and(|entry| entry.resident);
+        self.stats.unknown_ids += u64::from(!resident);
+        resident
+    }
+
+    /// What a report tells.
+    pub(crate) fn take_in(&mut self, report: &Report) {
+        for &id in report.refused.iter().rev() {
+            if self.resident(id) {
+                let entry = &self.entries[&id];
+                if self.stats.iterations - entry.admitted > MAX_LAG {
+                    self.stats.unknown_ids += 1;
+                    continue;
+                }
+                let (resumed, hit) = (entry.preemptions > 0, entry.hit);
+                self.stats.admitted -= u64::from(!resumed);
+                self.release(id);
+                self.hits(id, hit);
+                if resumed { &mut self.resuming } else { &mut self.line }.insert(0, id);
+            }
+        }
+        for &id in report.preempted {
+            if self.resident(id) {
+                let entry = &self.entries[&id];
+                let (stage, kv) = match entry.last {
+                    LastStep::Decoded if entry.emits() => (entry.stage() - 1, entry.kv - 1),
+                    LastStep::Prefilled(start) => (entry.stage() - u32::from(entry.emits()), entry.kv.min(start)),
+                    _ => (entry.stage(), entry.kv),
+                };
+                self.preempt(id, kv, stage);
+            }
+        }
+        for &(id, kv) in report.progress {
+            let Some(entry) = self.entries.get(&id) else {
+                self.stats.unknown_ids += 1;
+                continue;
+            };
+            if !entry.resident {
+                self.admit(id);
+            }
+            let least = self.kv.after(kv.saturating_sub(1), kv);
+            let entry = self.entry(id);
+            if !(entry.receives || entry.parked && kv < entry.target()) {
+                // What was taken for more tokens stays until the next step, while it decodes.
+                let stays = entry.emits() && !entry.parked && kv >= entry.target();
+                (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });
+            }
+        }
+        for &id in report.received {
+            if self.resident(id) {
+                let receives = std::mem::replace(&mut self.entry(id).receives, false);
+                self.stats.unknown_ids += u64::from(!receives);
+            }
+        }
+        for &id in report.finished {
+            *if self.remove(id) { &mut self.stats.finished } else { &mut self.stats.unknown_ids } += 1;
+        }
+        if let Some(free) = report.free_blocks {
+            self.pool.reconcile(free, self.held());
+        }
+        for &(id, hit) in report.hits {
+            match self.entries.get(&id) {
+                Some(entry) if !entry.resident => self.hits(id, hit),
+                Some(_) => {}
+                None => self.stats.unknown_ids += 1,
+            }
+        }
+    }
+
+    /// Whether a report contradicts itself, or says what cannot be.
+    pub(crate) fn contradicts(&self, report: &Report) -> bool {
+        let not_run = || report.preempted.iter().chain(report.refused);
+        report.free_blocks.is_some_and(|free| free > self.pool.capacity)
+            || report.progress.iter().any(|&(_, kv)| kv > self.model_len)
+            || report.hits.iter().any(|(_, hit)| hit.shared > hit.computed)
+            || not_run().any(|id| report.finished.contains(id))
+    }
+}
