@@ -43,7 +43,7 @@ fn what_follows_from_the_capacity_follows_it() {
     assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 40.0, limit: 35.0 }));
     // What was let in keeps its length while it is there.
     core.set_capacity(9).unwrap();
-    core.complete(&Report { progress: &[(1, 61)], ..Report::default() });
+    core.complete(&Report { progress: &[(1, 61)], ..Report::default() }).unwrap();
     assert_eq!((kv(&core, 1), derived(&core)), (61, (4, 36)));
     // A length that was set is the model's, whatever the capacity.
     let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "max_model_len": 30}));

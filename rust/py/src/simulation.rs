@@ -28,7 +28,7 @@ pub(crate) fn sample<'py>(
 ) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>)> {
     let dataset: Dataset = convert::json(dataset, "dataset")?;
     // Up to 10^8 requests: other threads go on.
-    let rows = py.detach(|| dataset.sample(num_requests, request_rate, seed)).map_err(error::core)?;
+    let rows = py.detach(|| dataset.sample(num_requests, request_rate, seed)).map_err(error::core)?.arrivals;
     Ok((
         rows.iter().map(|row| row.at_ns).collect::<Vec<_>>().into_pyarray(py),
         rows.iter().map(|row| row.prompt).collect::<Vec<_>>().into_pyarray(py),

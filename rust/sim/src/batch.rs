@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use wait_core::Error;
 
-use crate::dataset::Dataset;
-use crate::engine::{SimError, run_until};
+use crate::dataset::{Dataset, Sampled};
+use crate::engine::run_until;
+use crate::error::SimError;
 use crate::record::Run;
-use crate::requests::Arrival;
 use crate::setup::Setup;
 
 /// What to repeat.
@@ -76,7 +76,7 @@ pub fn batch(
         return Err(Error::invalid("horizon", given, "must be above 0, at a finite rate").into());
     }
     let all: Vec<u64> = seeds.collect();
-    let one = |seed| Ok(outcome(&run_until(&batch.setup, (&batch.arrivals(seed)?).into(), batch.horizon_ns)?, batch));
+    let one = |seed| Ok(outcome(&run_until(&batch.setup, batch.sampled(seed)?.requests(), batch.horizon_ns)?, batch));
     spread(&all, batch.threads, one, callback)
 }
 
@@ -125,14 +125,14 @@ fn spread<T: Send>(
 }
 
 impl Batch {
-    /// Arrivals to beyond the horizon, so that no policy sees the end of them before.
-    fn arrivals(&self, seed: u64) -> Result<Vec<Arrival>, Error> {
+    /// Requests to beyond the horizon, so that no policy sees the end of them before.
+    fn sampled(&self, seed: u64) -> Result<Sampled, Error> {
         let mean = self.request_rate * self.horizon_ns as f64 * 1e-9;
         let mut n = (mean + 6.0 * libm::sqrt(mean)) as usize + 16;
         loop {
-            let arrivals = self.dataset.sample(n, self.request_rate, seed)?;
-            if arrivals.last().is_some_and(|last| last.at_ns > self.horizon_ns) {
-                return Ok(arrivals);
+            let sampled = self.dataset.sample(n, self.request_rate, seed)?;
+            if sampled.arrivals.last().is_some_and(|last| last.at_ns > self.horizon_ns) {
+                return Ok(sampled);
             }
             n *= 2;
         }
@@ -141,16 +141,16 @@ impl Batch {
 
 fn outcome(run: &Run, batch: &Batch) -> Outcome {
     let horizon = batch.horizon_ns;
-    let arrived = run.arrival_ns.iter().filter(|&&at| at <= horizon).count();
-    let done = |i: &usize| run.finished_ns[*i] <= horizon;
+    let arrived = || (0..run.arrival_ns.len()).filter(|&i| run.arrival_ns[i] <= horizon);
+    let done = || arrived().filter(|&i| run.finished_ns[i] <= horizon);
     let spent = |until: &[u64]| {
-        let each = run.arrival_ns.iter().zip(until).take(arrived);
-        each.map(|(&from, &until)| (until.min(horizon) - from) as f64 * 1e-9).sum::<f64>() / arrived as f64
+        let each = arrived().map(|i| (until[i].min(horizon) - run.arrival_ns[i]) as f64 * 1e-9);
+        each.sum::<f64>() / arrived().count() as f64
     };
     Outcome {
-        arrived: arrived as u64,
-        completed: (0..arrived).filter(done).count() as u64,
-        output_tokens: (0..arrived).filter(done).map(|i| u64::from(run.output[i])).sum(),
+        arrived: arrived().count() as u64,
+        completed: done().count() as u64,
+        output_tokens: done().map(|i| u64::from(run.output[i])).sum(),
         latency_s: spent(&run.finished_ns),
         ttft_s: spent(&run.first_token_ns),
         peak_blocks: run.peak_blocks,
@@ -187,6 +187,7 @@ mod tests {
             dataset: Dataset {
                 arrivals: Process::Poisson,
                 phases: vec![Phase { start: 0.0, components: vec![component] }],
+                conversations: None,
             },
             request_rate: 50.0,
             horizon_ns: 3_000_000_000,
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn an_outcome_is_what_a_whole_run_did_up_to_the_horizon() {
         let example = example(1);
-        let arrivals = example.arrivals(3).unwrap();
+        let arrivals = example.sampled(3).unwrap().arrivals;
         let outcome = batch(&example, 3..4, |_| ControlFlow::Continue(())).unwrap()[0];
         let whole = crate::run(&example.setup, &arrivals, |_| ControlFlow::Continue(())).unwrap();
         let by = |times: &[u64]| times.iter().filter(|&&ns| ns <= example.horizon_ns).count() as u64;

@@ -49,10 +49,8 @@ impl Host {
         };
         let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
         // What has become too large for the cache is passed over.
-        let fits_alone = |&slot: &Slot| {
-            let pool = before.pool();
-            before.layout().demand(before.request(slot).prefill_target()) <= before.pool().capacity()
-        };
+        let fits_alone =
+            |&slot: &Slot| before.layout().demand(before.request(slot).prefill_target()) <= before.pool().capacity();
         let waiting = |queue: usize| sequence(before, before.iter_waiting(queue).filter(fits_alone));
         let kind = |id: &RequestId| before.request(before.slot(*id).unwrap()).type_id;
         if self.config.policy == PolicyName::Wait {
