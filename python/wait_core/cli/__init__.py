@@ -22,6 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from wait_core.cli.app import run  # noqa: PLC0415
 
         return run(sys.argv[1:] if argv is None else list(argv))
-    except KeyboardInterrupt:
-        print("wait-core: interrupted, nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"wait-core: {interrupt or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130

@@ -19,9 +19,12 @@ COMMANDS = {
     "plan": "is this traffic stable, with which thresholds, on how many GPUs?",
     "simulate": "one policy on one workload",
     "compare": "several policies on the same requests",
+    "sweep": "many simulations: rates x policies x memory x seeds, resumable, on all cores",
+    "trace": "what a trace holds: what was read, assumed and dropped, lengths, rates, shared prefixes",
     "settings": "every setting: type, range, unit, default, meaning, who heeds it",
     "hardware": "which GPUs and models are known, and what of them",
     "calibrate": "fit the iteration-time law of a GPU to a step log of vLLM",
+    "doctor": "what is installed, does it fit, is the server's scheduler active?",
     "replay": "run a decision log through the core again: same decisions?",
 }
 """The sub-commands, each in the module of its name, and what each is for."""

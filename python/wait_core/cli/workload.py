@@ -122,34 +122,36 @@ def requests_of(arguments: argparse.Namespace, rate: float | None) -> Requests:
     return requests
 
 
+def simulation_of(
+    arguments: argparse.Namespace, deployment: Deployment | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the options ask for beside policy, requests and seed, as keyword arguments of `simulate`."""
+    engine: dict[str, Any] = {"iteration_time": arguments.iteration_time or A100}
+    if deployment is not None:
+        engine = deployment.settings()
+    asked = {
+        "max_concurrency": arguments.max_concurrency,
+        "overhead_s": arguments.overhead,
+        "step_jitter": arguments.step_jitter,
+        "lengths": arguments.lengths,
+        "law": arguments.law,
+        "max_tokens": arguments.max_tokens,
+        "num_types": arguments.num_types,
+    }
+    # A setting of the law's name is the simulated GPU too: there is one law.
+    return asked | engine | settings
+
+
 def run(
     arguments: argparse.Namespace,
     policy: str,
     requests: Requests,
     deployment: Deployment | None,
     settings: dict[str, Any],
-    *,
-    progress: bool = True,
 ) -> Report:
     """Simulate one policy as the options ask for, on the deployment that they name."""
-    engine: dict[str, Any] = {"iteration_time": arguments.iteration_time or A100}
-    if deployment is not None:
-        engine = deployment.settings()
-    return simulate(
-        policy,
-        requests=requests,
-        seed=arguments.seed,
-        max_concurrency=arguments.max_concurrency,
-        overhead_s=arguments.overhead,
-        step_jitter=arguments.step_jitter,
-        lengths=arguments.lengths,
-        law=arguments.law,
-        max_tokens=arguments.max_tokens,
-        num_types=arguments.num_types,
-        progress=progress,
-        # A setting of this name is the simulated GPU too: there is one law.
-        **(engine | settings),
-    )
+    asked = simulation_of(arguments, deployment, settings)
+    return simulate(policy, requests=requests, seed=arguments.seed, progress=True, **asked)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(
         "  ".join(
             text.rjust(width) if r else text.ljust(width) for text, width, r in zip(line, widths, right, strict=True)
-        )
+        ).rstrip()
         for line in lines
     )
 

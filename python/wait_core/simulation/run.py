@@ -16,7 +16,7 @@ from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
 
@@ -124,7 +124,7 @@ def simulate(
     max_tokens: int | None = None,
     num_types: int = 8,
     hints: Hints | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int], object] = False,
     **settings: Unpack[EngineSettings],
 ) -> Report:
     """Simulate one policy on one workload until every request has finished.
@@ -163,8 +163,9 @@ def simulate(
         Most types for policies that need them, see `Requests.types`.
     hints : Hints, optional
         What the host tells of its requests besides: predicted lengths, labels, priorities.
-    progress : bool
-        Show a progress bar on standard error, if that is a terminal.
+    progress : bool or callable
+        Show a progress bar on standard error, if that is a terminal. A callable is called now and then with the number
+        of requests that have finished; what it raises ends the simulation.
     **settings
         Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...): `wait-core settings`
         and docs/settings.md list them. `kv_blocks` defaults to what goes with the law.
@@ -198,7 +199,7 @@ def simulate(
     if not 0 <= overhead_s <= MOST_SECONDS:
         raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be between 0 and {MOST_SECONDS:g} s")
     with tqdm(
-        total=len(wanted), desc=policy, unit="req", leave=False, disable=not (progress and sys.stderr.isatty())
+        total=len(wanted), desc=policy, unit="req", leave=False, disable=progress is not True or not sys.stderr.isatty()
     ) as bar:
         run = _core.run(
             core,
@@ -218,7 +219,7 @@ def simulate(
             learned=learned,
             **_columns(hints),
             tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
-            callback=lambda completed: bar.update(completed - bar.n),
+            callback=progress if callable(progress) else lambda completed: bar.update(completed - bar.n),
         )
     return Report(
         policy=policy,
