@@ -39,7 +39,7 @@ def test_a_full_line_is_refused_with_its_bound() -> None:
 
 @pytest.mark.parametrize(("bad", "shown"), [(NAN, "NaN"), (INF, "inf"), (-INF, "-inf"), (-1.0, "-1")])
 def test_rates_costs_and_times_that_are_no_numbers(bad: float, shown: str) -> None:
-    kinds = [{"prompt": 8, "output": 4, "rate": bad}]
+    kinds: list[Any] = [{"prompt": 8, "output": 4, "rate": bad}]
     refused(lambda: Scheduler("wait", kv_blocks=10, types=kinds), f"types[0].rate = {shown}")
     refused(lambda: Scheduler("wait", kv_blocks=10, types=TYPES, thresholds=[1.0, bad]), "thresholds[1]")
     refused(lambda: Scheduler("vllm", kv_blocks=10, watermark=bad), "watermark")

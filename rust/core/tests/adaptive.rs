@@ -186,7 +186,8 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
     let mut damaged = learned.clone();
     *damaged.pointer_mut("/lengths/pool/rows/0/exposure").unwrap() = json!(-1.0);
     assert!(fresh.restore(&damaged).unwrap_err().to_string().contains("counts that no traffic gives"));
-    let mut other = Scheduler::new(&Config { kv_blocks: 60, ..Config::default() }).unwrap();
+    let stock = Config { policy: wait_core::config::PolicyName::Vllm, kv_blocks: 60, ..Config::default() };
+    let mut other = Scheduler::new(&stock).unwrap();
     assert!(other.learned().is_none() && other.restore(&learned).is_err());
 }
 

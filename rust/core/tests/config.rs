@@ -28,7 +28,7 @@ fn what_is_absent_has_its_default() {
     assert_eq!(config, Config { kv_blocks: 100, ..Config::default() });
     assert_eq!(
         (config.policy, config.block_size, config.max_num_seqs, config.token_budget),
-        (PolicyName::Vllm, 16, 256, 2048)
+        (PolicyName::Adaptive, 16, 256, 2048)
     );
     assert_eq!((config.preemption, config.convention), (Preemption::Recompute, StageConvention::Vllm));
     assert!(config.work_conserving && !config.host_preempts);

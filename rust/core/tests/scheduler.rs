@@ -131,7 +131,7 @@ fn types_beyond_the_policys_are_refused_and_labels_are_not() {
 
 #[test]
 fn a_watermark_never_holds_a_request_that_fits_when_nothing_runs() {
-    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "watermark": 0.5}));
+    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "watermark": 0.5, "policy": "vllm"}));
     with(&mut core, &[(1, 36), (2, 4)]);
     assert_eq!(chunks(&mut core), [(1, 36)]);
     // Nine blocks are taken and five must stay free.

@@ -16,7 +16,8 @@ use crate::scheduler::learned_law;
 type Column<'py, T> = Bound<'py, PyArray1<T>>;
 type Types = Vec<(u32, u32, f64)>;
 
-/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset.
+/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset, each of shape
+/// (num_requests,). Raises `WaitCoreError` where the dataset or a value is refused.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // four columns
 pub(crate) fn sample<'py>(
@@ -128,7 +129,9 @@ pub(crate) struct Run {
     inner: wait_sim::Run,
 }
 
-/// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
+/// Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
+/// `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
+/// would wait for ever, `WaitCoreError` where a value is refused.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
     overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None,
@@ -259,7 +262,10 @@ impl Run {
         }
     }
 
-    /// The figures of the run under the keys of `vllm bench serve`.
+    /// The figures of the run under the keys of `vllm bench serve`: times in ms, rates in 1/s, lengths in tokens; NaN where
+    /// nothing was observed.
+    ///
+    /// With an objective in ms, also request_goodput (requests/s that met it) and goodput (share of those offered).
     #[pyo3(signature = (slo_ttft_ms = None, slo_tpot_ms = None))]
     fn summary<'py>(
         &self,
