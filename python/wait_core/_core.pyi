@@ -57,15 +57,16 @@ class Hold:
     """Why a request waits: the reason, what it needs and the number that limits it."""
     @property
     def reason(self) -> str:
-        """One of no_blocks, below_threshold, forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap,
-        paused_at_boundary, engine_paused.
+        """One of no_blocks, too_large (more blocks than the cache has now: others pass it by), below_threshold,
+        forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap, head_of_line (others go before it),
+        paused_at_boundary, host_refused (admitted by the last plan, and not taken), engine_paused.
         """
     @property
     def needs(self) -> float:
         """What it would take, in the reason's unit (blocks, requests, seconds)."""
     @property
     def limit(self) -> float:
-        """What there is, in the same unit."""
+        """What there is, in the same unit; at least 0."""
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
 
@@ -150,9 +151,9 @@ class Scheduler:
 
         `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
         tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
-        the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as
-        far as it is foreseen) that stands for all tokens up to there. A request that `receives` holds its memory once
-        admitted and computes nothing until `complete(received=...)` names it.
+        the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
+        as it is foreseen) that stands for all tokens up to there. A request that
+        `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
 
         Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
         at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
@@ -174,13 +175,13 @@ class Scheduler:
         step_ns: int | None = None,
         iteration: int | None = None,
     ) -> None:
-        """Reports what turned out differently from the plan, and who finished. Ids that are unknown are counted and ignored.
+        """Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and ignored.
 
         `finished`, `preempted`, `refused`: ids of requests that ended, that the host evicted by itself, and whose admission it
-        did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose
-        KV has come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached
-        and what of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises
-        `WaitCoreError` for what cannot be, and changes nothing then.
+        did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose KV has
+        come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached and what
+        of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises `WaitCoreError` for
+        what cannot be, and changes nothing then.
 
         `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
         the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
@@ -190,13 +191,16 @@ class Scheduler:
         `progress`) is not learned from.
         """
     def first_in_queue(self, count: int) -> list[tuple[int, int, int]]:
-        """The first `count` of each queue, the preempted before the others: (request, prompt tokens known to be computed,
-        those of them whose blocks residents hold).
+        """The first `count` of each queue, the preempted before the others: (request, prompt tokens known to
+        be computed, those of them whose blocks residents hold).
         """
     def abort(self, request_id: int) -> bool:
         """Takes a request back, in whatever state it is; False if no request has this id."""
     def set_capacity(self, kv_blocks: int) -> None:
-        """Changes the number of usable KV blocks. Raises `WaitCoreError` where it is out of the range of `kv_blocks`."""
+        """Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the longest
+        request where no `max_model_len` was set. What is present keeps its `max_tokens`. Raises `WaitCoreError` where
+        it is out of the range of `kv_blocks`.
+        """
     def reset_prefix_cache(self) -> bool:
         """Forgets what is in the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
         weights. False, and nothing changes, while a request is resident.
@@ -255,7 +259,9 @@ class Scheduler:
         """
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting in force, defaults included, under the names that the constructor takes."""
+        """Every setting in force, defaults included, under the names that the constructor takes; `kv_blocks` as
+        `set_capacity` left it.
+        """
 
 @final
 class Planner:

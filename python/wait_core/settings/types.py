@@ -4,6 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 
+class KvGroup(TypedDict):
+    """See docs/settings.md."""
+
+    kind: Literal["full", "sliding-window", "window", "chunked-local", "chunk", "state", "blocks", "aligned"]
+    block_size: int | None
+    count: int
+
+
 class Protection(TypedDict):
     """See docs/settings.md."""
 
@@ -24,6 +32,9 @@ class EngineSettings(TypedDict, total=False):
 
     kv_blocks: int
     block_size: int
+    kv_groups: Sequence[KvGroup]
+    prefix_caching: bool
+    num_lookahead_tokens: int
     max_num_seqs: int
     token_budget: int
     long_prefill_token_threshold: int | None
