@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use rustc_hash::FxBuildHasher;
-
 use crate::config::Config;
 use crate::memory::{BlockPool, Lane};
 use crate::model::{Request, RequestId, Slot};
+use crate::state::id_hash::BuildIdHasher;
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};
@@ -24,7 +23,7 @@ pub struct View {
     table: Vec<Tracked>,
     /// Vacant places of the table.
     vacant: Vec<Slot>,
-    index: HashMap<RequestId, Slot, FxBuildHasher>,
+    index: HashMap<RequestId, Slot, BuildIdHasher>,
     pool: BlockPool,
     limits: Limits,
     lanes: Vec<Lane>,
