@@ -141,17 +141,19 @@ impl Forecast {
         let chances = &self.chances[row];
         let kv = f64::from(candidate.kv);
         let fixed = self.footprint.slope() * kv + self.footprint.fixed();
+        let rise = columns_from::<N>(&self.rise, span.first);
+        let alive = columns_from::<N>(&chances.alive, span.first);
+        let spread = columns_from::<N>(&chances.spread, span.first);
         for j in 0..before {
-            let column = span.first + j;
-            let mut held = fixed + self.rise[column];
+            let mut held = fixed + rise[j];
             for group in self.footprint.plateaus() {
-                held += group.at(kv + f64::from(HORIZONS[column]));
+                held += group.at(kv + f64::from(HORIZONS[span.first + j]));
             }
             if candidate.class == CERTAIN {
                 span.certain[j] += held;
             } else {
-                span.mean[j] += chances.alive[column] * held;
-                span.variance[j] += chances.spread[column] * held * held;
+                span.mean[j] += alive[j] * held;
+                span.variance[j] += spread[j] * held * held;
             }
         }
     }
