@@ -84,6 +84,7 @@ pub enum Preemption {
 /// All settings of a scheduler. Deserialised from a map; what is absent has the default shown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)] // settings that are on or off
 pub struct Config {
     /// Which policy decides.
     pub policy: PolicyName,
@@ -94,6 +95,10 @@ pub struct Config {
     /// Groups of the KV cache, each with blocks of its own from `kv_blocks`: full attention, sliding windows, chunked-local
     /// attention, constant states (one group of full attention).
     pub kv_groups: Vec<KvGroup>,
+    /// The scheduler keeps the prefix cache, of requests that come with the hashes of their blocks: it knows what is cached,
+    /// and counts a block that several hold once (false). For one group of full attention; with others, or with a prefix
+    /// cache of its own, the host reports what a request finds.
+    pub prefix_caching: bool,
     /// Slots that a decode takes ahead of its token, for the drafts of speculative decoding (0).
     pub num_lookahead_tokens: u32,
     /// Most resident requests (256).
@@ -168,6 +173,7 @@ impl Default for Config {
             kv_blocks: 0,
             block_size: 16,
             kv_groups: Vec::new(),
+            prefix_caching: false,
             num_lookahead_tokens: 0,
             max_num_seqs: 256,
             token_budget: 2048,
@@ -316,6 +322,10 @@ impl Config {
         count("kv_blocks", self.kv_blocks, MAX_COUNT)?;
         count("block_size", self.block_size, MAX_BLOCK_SIZE)?;
         KvGroup::validate(&self.kv_groups, self.block_size)?;
+        if self.prefix_caching && !self.kv_layout().groups().is_empty() {
+            let rule = "needs one group of full attention; with others the host reports hits";
+            return Err(Error::invalid("prefix_caching", true, rule));
+        }
         if self.num_lookahead_tokens > MAX_LOOKAHEAD {
             let rule = format!("must be at most {MAX_LOOKAHEAD}");
             return Err(Error::invalid("num_lookahead_tokens", self.num_lookahead_tokens, rule));

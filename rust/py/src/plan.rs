@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     preempted: Vec<u64>,
     /// Prompt tokens to compute: (id, tokens), residents before admissions.
     prefill: Vec<(u64, u32)>,
+    /// Prompt tokens of the admitted and the resumed that are in the cache already: (id, tokens), where there are any.
+    cached: Vec<(u64, u32)>,
     /// Resident requests that must not run in this iteration; they keep their KV.
     paused: Vec<u64>,
     /// Waiting requests that are refused and have left: (id, reason, expected time to first token in ns).
@@ -89,7 +91,12 @@ impl Plan {
             ..Self::default()
         };
         for chunk in plan.chunks() {
-            copy.prefill.push((chunk.id, chunk.tokens));
+            if chunk.tokens > 0 {
+                copy.prefill.push((chunk.id, chunk.tokens));
+            }
+            if chunk.origin != Origin::Resident && chunk.start > 0 {
+                copy.cached.push((chunk.id, chunk.start));
+            }
             match chunk.origin {
                 Origin::Admitted => copy.admitted.push(chunk.id),
                 Origin::Resumed => copy.resumed.push(chunk.id),

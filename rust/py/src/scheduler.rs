@@ -50,11 +50,13 @@ impl Scheduler {
     /// `ttft_target` for its first token.
     ///
     /// `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
-    /// tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. A request that
+    /// tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
+    /// the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
+    /// as it is foreseen) that stands for all tokens up to there. A request that
     /// `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
         predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, computed_tokens = 0, shared_prefix = 0,
-        receives = false, max_wait_ns = None, now_ns = 0))]
+        block_hashes = Vec::new(), receives = false, max_wait_ns = None, now_ns = 0))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add(
         &mut self,
@@ -69,6 +71,7 @@ impl Scheduler {
         #[pyo3(from_py_with = convert::ranged)] tenant: u16,
         #[pyo3(from_py_with = convert::ranged)] computed_tokens: u32,
         #[pyo3(from_py_with = convert::ranged)] shared_prefix: u32,
+        #[pyo3(from_py_with = convert::ranged)] block_hashes: Vec<u64>,
         receives: bool,
         #[pyo3(from_py_with = convert::ranged)] max_wait_ns: Option<u64>,
         #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
@@ -90,6 +93,7 @@ impl Scheduler {
             priority,
             tenant,
             hit: Hit { computed: computed_tokens.max(shared_prefix), shared: shared_prefix },
+            block_hashes,
             receives,
             arrival_ns: now_ns,
             max_wait_ns,
@@ -157,6 +161,12 @@ impl Scheduler {
     /// Changes the number of usable KV blocks.
     fn set_capacity(&mut self, #[pyo3(from_py_with = convert::ranged)] kv_blocks: u32) -> PyResult<()> {
         self.inner.set_capacity(kv_blocks).map_err(error::core)
+    }
+
+    /// Forgets what is in the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
+    /// weights. False, and nothing changes, while a request is resident.
+    fn reset_prefix_cache(&mut self) -> bool {
+        self.inner.reset_prefix_cache()
     }
 
     /// No more arrivals will come: thresholds stop waiting for company.

@@ -71,14 +71,19 @@ enum Release {
         complete: Phases,
         blocks: i64,
     },
+    /// The copy of a state, one step after it was made.
+    Copy {
+        copied: Phases,
+    },
 }
 
 impl BlockCounters {
-    /// None for a state, which neither grows nor shrinks.
+    /// None for a state that neither grows nor shrinks.
     pub(super) fn new(group: &KvGroup, layout: &KvLayout) -> Option<Self> {
         let size = group.block_size.unwrap_or(layout.block_size());
         let release = match group.kind {
-            GroupKind::State { .. } => return None,
+            GroupKind::State { aligned: false, .. } => return None,
+            GroupKind::State { aligned: true, .. } => Release::Copy { copied: Phases::new(size, size - 1) },
             GroupKind::Full => Release::Nothing,
             GroupKind::SlidingWindow { window } => {
                 // At n tokens the step frees by n − W + 1.
@@ -89,7 +94,8 @@ impl BlockCounters {
                 Release::Chunk { complete: Phases::new(chunk, 0), blocks: i64::from(chunk / size) }
             }
         };
-        Some(Self { count: i64::from(group.count), fill: Phases::new(size, layout.lookahead()), release })
+        let ahead = if matches!(release, Release::Copy { .. }) { 0 } else { layout.lookahead() };
+        Some(Self { count: i64::from(group.count), fill: Phases::new(size, ahead), release })
     }
 
     pub(super) fn insert(&mut self, base: i64, kv: u32) {
@@ -99,6 +105,7 @@ impl BlockCounters {
             Release::Window { within, .. } if (kv as usize) < within.len() => within[place(within, base)] += 1,
             Release::Window { beyond, .. } => beyond.insert(base),
             Release::Chunk { complete, .. } => complete.insert(base),
+            Release::Copy { copied } => copied.insert(base),
         }
     }
 
@@ -109,6 +116,7 @@ impl BlockCounters {
             Release::Window { within, .. } if (kv as usize) < within.len() => within[place(within, base)] -= 1,
             Release::Window { beyond, .. } => beyond.remove(base),
             Release::Chunk { complete, .. } => complete.remove(base),
+            Release::Copy { copied } => copied.remove(base),
         }
     }
 
@@ -121,6 +129,7 @@ impl BlockCounters {
                 within.fill(0);
             }
             Release::Chunk { complete, .. } => complete.clear(),
+            Release::Copy { copied } => copied.clear(),
         }
     }
 
@@ -130,6 +139,7 @@ impl BlockCounters {
             Release::Nothing => 0,
             Release::Window { beyond, .. } => i64::from(beyond.due()),
             Release::Chunk { complete, blocks } => blocks * i64::from(complete.due()),
+            Release::Copy { copied } => i64::from(copied.due()),
         };
         self.count * (i64::from(self.fill.due()) - freed)
     }
@@ -150,6 +160,7 @@ impl BlockCounters {
                 }
             }
             Release::Chunk { complete, .. } => complete.advance(),
+            Release::Copy { copied } => copied.advance(),
         }
     }
 }

@@ -10,6 +10,8 @@ pub struct BlockPool {
     block_size: u32,
     /// Σ of what the residents hold, a block that several hold counted for each.
     held: i64,
+    /// Blocks that the prefix cache knows to be counted more than once.
+    shared: i64,
     /// By how much the blocks in use are fewer (shared prefixes), or more; what the host reports is right.
     drift: i64,
     /// Plans since the host reported its free blocks.
@@ -18,7 +20,7 @@ pub struct BlockPool {
 
 impl BlockPool {
     pub(crate) fn new(capacity: u32, block_size: u32) -> Self {
-        Self { capacity, block_size, held: 0, drift: 0, silence: u32::MAX }
+        Self { capacity, block_size, held: 0, shared: 0, drift: 0, silence: u32::MAX }
     }
 
     /// Usable blocks.
@@ -38,7 +40,7 @@ impl BlockPool {
 
     /// Blocks in use; at least 0.
     pub fn used(&self) -> i64 {
-        (self.held - self.drift).max(0)
+        (self.held - self.shared - self.drift).max(0)
     }
 
     /// Blocks left; negative after the capacity shrank below use.
@@ -78,11 +80,17 @@ impl BlockPool {
     pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
         let lost = if self.trusts_shares() { i64::from(shared) } else { self.unclaimed().min(i64::from(blocks)) };
         self.take(-i64::from(blocks));
-        self.drift -= lost;
+        // No more can be shared than is held.
+        self.drift = (self.drift - lost).min(self.held - self.shared);
         // With nothing resident there is nothing to disagree about.
         if self.held == 0 {
             self.drift = 0;
         }
+    }
+
+    /// The prefix cache says how many blocks are held, each counted once.
+    pub(crate) fn count_once(&mut self, blocks: i64) {
+        self.shared = self.held - blocks;
     }
 
     pub(crate) fn set_capacity(&mut self, blocks: u32) {
@@ -92,7 +100,7 @@ impl BlockPool {
     /// Adopts the host's count of free blocks, at most the capacity.
     pub(crate) fn reconcile(&mut self, free: u32) {
         self.silence = 0;
-        self.drift = self.held - (i64::from(self.capacity) - i64::from(free));
+        self.drift = self.held - self.shared - (i64::from(self.capacity) - i64::from(free));
     }
 
     /// Blocks by our own count, without the correction.

@@ -24,13 +24,16 @@ pub enum GroupKind {
     State {
         /// Blocks of it.
         blocks: u32,
+        /// A step that enters a new block keeps the state at the end of the last one, until the next step (vLLM's Mamba cache
+        /// mode `align`).
+        aligned: bool,
     },
 }
 
 /// Layers whose KV is kept alike. Each of `count` such groups takes blocks of its own from the one pool.
 ///
 /// As a setting: `{"kind": "sliding_window", "window": 1024, "block_size": 16, "count": 5}`, or of kind `full`, `chunked_local`
-/// (with `chunk`) or `state` (with `blocks`); `block_size` is that of the scheduler unless given, and `count` 1.
+/// (with `chunk`) or `state` (with `blocks`, and `aligned` if states at block boundaries are kept); `block_size` is that of the scheduler unless given, and `count` 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawGroup", into = "RawGroup")]
 pub struct KvGroup {
@@ -54,6 +57,8 @@ struct RawGroup {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blocks: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    aligned: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     block_size: Option<u32>,
     #[serde(default = "one")]
     count: u32,
@@ -67,12 +72,14 @@ impl TryFrom<RawGroup> for KvGroup {
     type Error = Error;
 
     fn try_from(raw: RawGroup) -> Result<Self> {
-        let RawGroup { kind, window, chunk, blocks, block_size, count } = raw;
-        let parsed = match (kind.as_str(), window, chunk, blocks) {
-            ("full", None, None, None) => GroupKind::Full,
-            ("sliding_window", Some(window), None, None) => GroupKind::SlidingWindow { window },
-            ("chunked_local", None, Some(chunk), None) => GroupKind::ChunkedLocal { chunk },
-            ("state", None, None, Some(blocks)) => GroupKind::State { blocks },
+        let RawGroup { kind, window, chunk, blocks, aligned, block_size, count } = raw;
+        let parsed = match (kind.as_str(), window, chunk, blocks, aligned) {
+            ("full", None, None, None, None) => GroupKind::Full,
+            ("sliding_window", Some(window), None, None, None) => GroupKind::SlidingWindow { window },
+            ("chunked_local", None, Some(chunk), None, None) => GroupKind::ChunkedLocal { chunk },
+            ("state", None, None, Some(blocks), aligned) => {
+                GroupKind::State { blocks, aligned: aligned.unwrap_or(false) }
+            }
             _ => {
                 let rule = "is \"full\", \"sliding_window\" with window, \"chunked_local\" with chunk, or \"state\" with blocks, \
                             and nothing beside";
@@ -86,13 +93,22 @@ impl TryFrom<RawGroup> for KvGroup {
 impl From<KvGroup> for RawGroup {
     fn from(group: KvGroup) -> Self {
         let KvGroup { kind, block_size, count } = group;
-        let raw =
-            |kind: &str| Self { kind: kind.to_owned(), window: None, chunk: None, blocks: None, block_size, count };
+        let raw = |kind: &str| Self {
+            kind: kind.to_owned(),
+            window: None,
+            chunk: None,
+            blocks: None,
+            aligned: None,
+            block_size,
+            count,
+        };
         match kind {
             GroupKind::Full => raw("full"),
             GroupKind::SlidingWindow { window } => Self { window: Some(window), ..raw("sliding_window") },
             GroupKind::ChunkedLocal { chunk } => Self { chunk: Some(chunk), ..raw("chunked_local") },
-            GroupKind::State { blocks } => Self { blocks: Some(blocks), ..raw("state") },
+            GroupKind::State { blocks, aligned } => {
+                Self { blocks: Some(blocks), aligned: aligned.then_some(true), ..raw("state") }
+            }
         }
     }
 }
@@ -130,7 +146,7 @@ impl KvGroup {
                     let rule = format!("{}, and a multiple of the block size {size}", range(MAX_WINDOW));
                     return refuse(i, "chunk", chunk, rule);
                 }
-                GroupKind::State { blocks } if !(1..=MAX_GROUPS).contains(&blocks) => {
+                GroupKind::State { blocks, .. } if !(1..=MAX_GROUPS).contains(&blocks) => {
                     return refuse(i, "blocks", blocks, range(MAX_GROUPS));
                 }
                 _ => {}

@@ -7,7 +7,7 @@
 //! full             ⌈n/b⌉
 //! sliding window W ⌈n/b⌉ − ⌊max(0, p − W + 1)/b⌋
 //! chunked-local C  ⌈n/b⌉ − ⌊p/C⌋ · C/b
-//! state            a constant
+//! state            a constant; where it is aligned one more if p > 0 and ⌈n/b⌉ > ⌈p/b⌉
 //! ```
 //!
 //! A decode goes from n − 1 to n. The bound for a whole prompt, which may be computed in one step or many, has the W − 1 or C
@@ -73,24 +73,25 @@ impl KvLayout {
         if self.groups.is_empty() {
             return end.div_ceil(self.block_size);
         }
-        self.sum(|kind, size| {
-            let whole = end.div_ceil(size);
-            match kind {
-                GroupKind::Full => whole,
-                GroupKind::SlidingWindow { window } => whole - (start + 1).saturating_sub(window) / size,
-                GroupKind::ChunkedLocal { chunk } => whole - start / chunk * (chunk / size),
-                GroupKind::State { blocks } => blocks,
-            }
-        })
+        let copies = |size: u32| start > 0 && end.div_ceil(size) > start.div_ceil(size);
+        self.sum(|kind, size| held(kind, size, start, end, copies(size)))
     }
 
     /// Blocks of a request that has decoded up to `kv` tokens, with the slots ahead.
     #[inline]
     pub fn decoding(&self, kv: u32) -> u32 {
-        self.after(kv.saturating_sub(1), kv + self.lookahead)
+        let end = kv + self.lookahead;
+        if self.groups.is_empty() {
+            return end.div_ceil(self.block_size);
+        }
+        let start = kv.saturating_sub(1);
+        // A state has no slots ahead of its token. With its first token it is copied here though it is not, so that where a
+        // block begins alone decides.
+        self.sum(|kind, size| held(kind, size, start, end, start.is_multiple_of(size)))
     }
 
-    /// Most blocks that a request of `tokens` takes at any time while it is computed, in whatever steps.
+    /// Most blocks that a request of `tokens` takes at any time, in whatever steps it is computed, but for the copies of its
+    /// states, which are gone a step later.
     #[inline]
     pub fn demand(&self, tokens: u32) -> u32 {
         if self.groups.is_empty() {
@@ -101,7 +102,7 @@ impl KvLayout {
                 GroupKind::Full => u32::MAX,
                 GroupKind::SlidingWindow { window } => window - 1,
                 GroupKind::ChunkedLocal { chunk } => chunk,
-                GroupKind::State { blocks } => return blocks,
+                GroupKind::State { blocks, .. } => return blocks,
             };
             // A window may begin inside a block.
             let unaligned = u32::from(matches!(kind, GroupKind::SlidingWindow { .. }));
@@ -131,19 +132,31 @@ impl KvLayout {
         })
     }
 
-    /// Most blocks that a request takes until it has decoded up to `tokens`, with the slots ahead.
-    pub(crate) fn lifetime(&self, tokens: u32) -> u32 {
-        self.demand(tokens.saturating_add(self.lookahead))
+    /// The demand with those copies and the slots ahead: what a request needs to run alone.
+    pub(crate) fn peak(&self, tokens: u32) -> u32 {
+        let copies = self.sum(|kind, _| u32::from(matches!(kind, GroupKind::State { aligned: true, .. })));
+        self.demand(tokens.saturating_add(self.lookahead)).saturating_add(copies)
     }
 
-    /// Most tokens that a request may have that runs alone in so many blocks, at most `bound`.
+    /// Most tokens that a request may have whose peak `blocks` meet, at most `bound`.
     pub(crate) fn largest(&self, blocks: u32, bound: u32) -> u32 {
         let (mut low, mut high) = (0, bound);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
-            if self.lifetime(middle) <= blocks { low = middle } else { high = middle - 1 }
+            if self.peak(middle) <= blocks { low = middle } else { high = middle - 1 }
         }
         low
+    }
+}
+
+/// Blocks of one group after a step from `start` to `end`.
+fn held(kind: GroupKind, size: u32, start: u32, end: u32, copies: bool) -> u32 {
+    let whole = end.div_ceil(size);
+    match kind {
+        GroupKind::Full => whole,
+        GroupKind::SlidingWindow { window } => whole - (start + 1).saturating_sub(window) / size,
+        GroupKind::ChunkedLocal { chunk } => whole - start / chunk * (chunk / size),
+        GroupKind::State { blocks, aligned } => blocks + u32::from(aligned && copies),
     }
 }
 
@@ -180,11 +193,22 @@ mod tests {
 
     #[test]
     fn a_chunk_and_a_state_by_hand() {
-        let kinds = [group(GroupKind::ChunkedLocal { chunk: 8 }, 4, 1), group(GroupKind::State { blocks: 2 }, 4, 3)];
+        let kinds = [
+            group(GroupKind::ChunkedLocal { chunk: 8 }, 4, 1),
+            group(GroupKind::State { blocks: 2, aligned: false }, 4, 3),
+        ];
         let layout = KvLayout::new(4, &kinds, 1, 0);
         assert_eq!([7, 8, 9, 12, 13, 16, 17].map(|kv| layout.decoding(kv) - 6), [2, 2, 1, 1, 2, 2, 1]);
         assert_eq!((layout.demand(100), layout.largest(7, 1000)), (6 + 3, 4));
         assert_eq!(layout.largest(9, 1000), 1000, "it needs no more however long it is");
+    }
+
+    #[test]
+    fn an_aligned_state_is_kept_twice_for_the_step_that_enters_a_block() {
+        let layout = KvLayout::new(4, &[group(GroupKind::State { blocks: 3, aligned: true }, 4, 2)], 16, 0);
+        assert_eq!([4, 5, 6, 8, 9, 10].map(|kv| layout.decoding(kv)), [6, 8, 6, 6, 8, 6]);
+        assert_eq!([(0, 9), (3, 9), (5, 8), (4, 5)].map(|(start, end)| layout.after(start, end)), [6, 8, 6, 8]);
+        assert_eq!((layout.demand(100), layout.peak(100)), (6, 8));
     }
 
     fn any_group() -> impl Strategy<Value = KvGroup> {
@@ -193,7 +217,7 @@ mod tests {
                 0 => GroupKind::Full,
                 1 => GroupKind::SlidingWindow { window: n },
                 2 => GroupKind::ChunkedLocal { chunk: n.div_ceil(size) * size },
-                _ => GroupKind::State { blocks: n },
+                _ => GroupKind::State { blocks: n, aligned: size > 2 },
             };
             group(kind, size, count)
         })
@@ -210,10 +234,11 @@ mod tests {
             let mut start = 0;
             for step in steps {
                 let held = layout.after(start, start + step);
-                prop_assert!(held <= layout.demand(total), "{} blocks for {start} + {step} of {total}", held);
+                prop_assert!(held <= layout.peak(total), "{} blocks for {start} + {step} of {total}", held);
                 prop_assert!(layout.demand(start) <= layout.demand(start + step));
                 start += step;
                 prop_assert!(layout.filled(start) <= held);
+                prop_assert!(start == 1 || layout.decoding(start) == layout.after(start - 1, start));
             }
         }
     }

@@ -184,7 +184,7 @@ mod tests {
                 0 => GroupKind::Full,
                 1 => GroupKind::SlidingWindow { window: n },
                 2 => GroupKind::ChunkedLocal { chunk: n.div_ceil(size) * size },
-                _ => GroupKind::State { blocks: n },
+                _ => GroupKind::State { blocks: n, aligned: n > 20 },
             };
             KvGroup { kind, block_size: Some(size), count }
         })

@@ -5,8 +5,10 @@ mod block_pool;
 mod kv_group;
 mod kv_layout;
 mod lane;
+mod prefix_cache;
 
 pub use block_pool::BlockPool;
 pub use kv_group::{GroupKind, KvGroup};
 pub use kv_layout::KvLayout;
 pub use lane::Lane;
+pub(crate) use prefix_cache::{Block, PrefixCache};

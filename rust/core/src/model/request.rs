@@ -65,6 +65,9 @@ pub struct Request {
     pub tenant: u16,
     /// What of the prompt is in the KV cache already. While the request waits, a report may change it.
     pub hit: Hit,
+    /// One for each full block of the prompt, and of the output as far as it is foreseen, each standing for all tokens up to
+    /// there; with `prefix_caching` the core itself knows what is cached, and `hit` is not asked for.
+    pub block_hashes: Vec<u64>,
     /// Its KV is on the way from elsewhere: once admitted it holds memory for `hit.computed` tokens and computes nothing
     /// until the host reports it received.
     pub receives: bool,

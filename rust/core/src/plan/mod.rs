@@ -4,8 +4,8 @@
 //! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
 
 pub use self::hold::{Hold, HoldReason, Refusal};
-use crate::model::{BatchShape, RequestId, Slot};
-use crate::state::{Phase, View};
+use crate::model::{BatchShape, Hit, RequestId, Slot};
+use crate::state::{Phase, Prefixes, View};
 
 mod check;
 mod hold;
@@ -30,6 +30,8 @@ pub struct Chunk {
     pub slot: Slot,
     /// Its id.
     pub id: RequestId,
+    /// What of an admitted request was in the cache.
+    pub hit: Hit,
     /// Tokens computed before.
     pub start: u32,
     /// Tokens to compute now; at least 1, but none of a request whose KV is on the way from elsewhere.
@@ -61,6 +63,8 @@ pub struct Plan {
     decodes: u32,
     residents: u32,
     wake_ns: Option<u64>,
+    /// The prefix cache, from which all that is planned is taken as it is planned.
+    pub(crate) prefixes: Option<Box<Prefixes>>,
     shape: BatchShape,
     marks: check::Marks,
 }
@@ -191,7 +195,7 @@ impl Plan {
         debug_assert!(!self.run[lane], "lane {lane} planned twice");
         let members = &view.lanes()[lane];
         self.run[lane] = true;
-        self.free -= members.block_change();
+        self.take(members.block_change());
         self.tokens += members.len();
         self.decodes += members.len();
         // Members that the plan has taken out of the lane before.
@@ -213,7 +217,7 @@ impl Plan {
     /// Takes back the token that a member of a lane was to decode.
     fn retract_decode(&mut self, view: &View, slot: Slot) {
         if self.run[view.request(slot).lane as usize] {
-            self.free += view.next_blocks(slot);
+            self.take(-view.next_blocks(slot));
             self.tokens -= 1;
             self.decodes -= 1;
         }
@@ -223,7 +227,7 @@ impl Plan {
     pub fn unpark(&mut self, view: &View, slot: Slot, lane: usize) {
         debug_assert!(self.run[lane], "lane {lane} stands");
         self.unparked.push((slot, lane as u16));
-        self.free -= view.next_blocks(slot);
+        self.take(view.next_blocks(slot));
         self.tokens += 1;
         self.decodes += 1;
     }
@@ -254,14 +258,6 @@ impl Plan {
         let request = view.request(slot);
         self.preempted.push((slot, request.id));
         self.residents -= 1;
-        let blocks = i64::from(view.blocks(slot));
-        let kept = if view.pool().trusts_shares() {
-            i64::from(request.shared_blocks(view.layout()))
-        } else {
-            self.unclaimed.min(blocks)
-        };
-        self.unclaimed -= if view.pool().trusts_shares() { 0 } else { kept };
-        self.free += blocks - kept;
         if let Some(at) = self.parked.iter().position(|&other| other == slot) {
             // Its token was taken back when it was parked.
             self.parked.remove(at);
@@ -270,13 +266,43 @@ impl Plan {
         }
         if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
             self.unparked.remove(at);
-            self.free += view.next_blocks(slot);
+            self.take(-view.next_blocks(slot));
             self.tokens -= 1;
             self.decodes -= 1;
-        } else if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
+        }
+        let (mut blocks, mut kv) = (view.blocks(slot), view.kv(slot));
+        if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
             let chunk = self.chunks.remove(at);
             self.tokens -= chunk.tokens;
-            self.free += i64::from(chunk.blocks) - i64::from(view.blocks(slot));
+            (blocks, kv) = (chunk.blocks, chunk.start + chunk.tokens);
+        }
+        self.release(view, slot, blocks, kv);
+    }
+
+    /// A resident's blocks come back, but for those that others hold.
+    fn release(&mut self, view: &View, slot: Slot, blocks: u32, kv: u32) {
+        if let Some(prefixes) = &mut self.prefixes {
+            let before = prefixes.held();
+            prefixes.release(slot, blocks, kv);
+            self.free += before - prefixes.held();
+            return;
+        }
+        let blocks = i64::from(blocks);
+        let kept = if view.pool().trusts_shares() {
+            i64::from(view.request(slot).shared_blocks(view.layout()))
+        } else {
+            self.unclaimed.min(blocks)
+        };
+        self.unclaimed -= if view.pool().trusts_shares() { 0 } else { kept };
+        // No more can be free than there are, whatever was said to be shared.
+        self.free = (self.free + blocks - kept).min(i64::from(view.pool().capacity()));
+    }
+
+    /// Takes blocks, or gives some back (negative).
+    fn take(&mut self, blocks: i64) {
+        self.free -= blocks;
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.take(blocks);
         }
     }
 
@@ -291,7 +317,10 @@ impl Plan {
         let blocks = view.layout().after(start, start + tokens);
         let blocks = if view.limits().reserves_prompts { blocks.max(held) } else { blocks };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
-        self.free -= i64::from(blocks) - i64::from(held);
+        self.take(i64::from(blocks) - i64::from(held));
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.fill(slot, start + tokens);
+        }
         self.make_room(view);
     }
 
@@ -306,24 +335,36 @@ impl Plan {
     /// that the blocks of the whole prompt are free.
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32) {
         let (request, layout) = (view.request(slot), view.layout());
-        let (start, target) = (request.computed_on_admission(), request.prefill_target());
+        let target = request.prefill_target();
+        let before = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.held());
+        let found = self.prefixes.as_mut().and_then(|prefixes| prefixes.admit(slot, target));
+        let hit = found.unwrap_or(Hit { computed: request.computed_on_admission(), ..request.hit });
+        let start = hit.computed;
         let most = if request.receives { 0 } else { target - start };
         let tokens = tokens.min(most).min(view.limits().prefill_chunk);
         debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
-        let blocks = match view.limits().reserves_prompts {
-            true if !request.receives => layout.demand(target),
-            _ => layout.after(start, start + tokens),
-        };
+        let reserves = view.limits().reserves_prompts && !request.receives;
+        let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
         let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
         self.push(view, slot, start, tokens, blocks, origin);
-        self.free -= i64::from(blocks.saturating_sub(request.shared_blocks(layout)));
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.hit = hit;
+        }
+        if let Some(prefixes) = &mut self.prefixes {
+            let hit_blocks = if found.is_some() { layout.filled(hit.computed) } else { 0 };
+            prefixes.take(i64::from(blocks) - i64::from(hit_blocks));
+            prefixes.fill(slot, start + tokens);
+            self.free -= prefixes.held() - before;
+        } else {
+            self.free -= i64::from(blocks.saturating_sub(layout.filled(hit.shared)));
+        }
         self.residents += 1;
     }
 
     fn push(&mut self, view: &View, slot: Slot, start: u32, tokens: u32, blocks: u32, origin: Origin) {
         let request = view.request(slot);
         let last = start + tokens == request.prefill_target();
-        self.chunks.push(Chunk { slot, id: request.id, start, tokens, blocks, last, origin });
+        self.chunks.push(Chunk { slot, id: request.id, hit: Hit::default(), start, tokens, blocks, last, origin });
         self.tokens += tokens;
     }
 
@@ -362,13 +403,23 @@ impl Plan {
         Ok(())
     }
 
+    /// Blocks that an admission of this request would take at most, beside those that others hold.
+    pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
+        let (request, layout) = (view.request(slot), view.layout());
+        let found = self.prefixes.as_ref().and_then(|prefixes| prefixes.hit(slot, request.prefill_target()));
+        match found {
+            Some(hit) => layout.demand(request.prefill_target()) - layout.filled(hit.shared),
+            None => request.own_blocks(layout),
+        }
+    }
+
     /// The memory check that every policy makes at least: what is not shared of the whole prompt fits, and `spare` blocks
     /// stay free.
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
     pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
-        let blocks = view.request(slot).own_blocks(view.layout());
+        let blocks = self.own_blocks(view, slot);
         if i64::from(blocks + spare) > self.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
         }

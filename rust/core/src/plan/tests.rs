@@ -196,6 +196,7 @@ fn prefills_go_on_in_order_as_far_as_the_budget_reaches() {
     let chunk = |slot, id, start, tokens, blocks, last| Chunk {
         slot,
         id,
+        hit: Hit::default(),
         start,
         tokens,
         blocks,

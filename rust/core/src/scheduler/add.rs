@@ -60,7 +60,7 @@ impl Scheduler {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
         }
         let capacity = self.view.pool().capacity();
-        if self.view.layout().lifetime(needs as u32) > capacity {
+        if self.view.layout().peak(needs as u32) > capacity {
             let limit = u64::from(self.view.layout().largest(capacity, length));
             return Err(Error::TooLarge { id, needs, limit, what: "the KV cache holds" });
         }

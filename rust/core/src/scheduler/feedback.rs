@@ -155,6 +155,9 @@ impl Scheduler {
             };
             if self.view.request(slot).phase == Phase::Waiting {
                 self.stats.admitted += u64::from(self.view.request(slot).preemptions == 0);
+                if self.view.limits().caches_prefixes {
+                    self.view.set_admitted_hit(slot, Hit::default());
+                }
                 self.view.admit(slot);
                 self.policy.observe(&self.view, slot, Event::Admitted);
             }

@@ -149,7 +149,9 @@ impl Scheduler {
     pub fn plan(&mut self, now_ns: u64) -> &Plan {
         self.view.advance_clock(now_ns);
         self.view.count_plan();
+        self.view.look_up_hits();
         self.plan.begin(&self.view);
+        self.plan.prefixes = self.view.lend_prefixes();
         if self.paused {
             self.hold_all();
         } else {
@@ -228,6 +230,7 @@ impl Scheduler {
         }
         for chunk in plan.chunks() {
             if chunk.origin != Origin::Resident {
+                view.set_admitted_hit(chunk.slot, chunk.hit);
                 view.admit(chunk.slot);
                 stats.admitted += u64::from(chunk.origin == Origin::Admitted);
                 policy.observe(view, chunk.slot, Event::Admitted);
@@ -240,6 +243,7 @@ impl Scheduler {
         if !(plan.chunks().is_empty() && plan.unparked().is_empty()) {
             view.sweep();
         }
+        view.take_back_prefixes(plan.prefixes.take());
         let resuming = view.queues();
         // A half-open range: the loop over a closed one costs more than its body.
         for queue in 0..resuming + usize::from(view.resuming() > 0) {
@@ -278,8 +282,14 @@ impl Scheduler {
     /// [`Error::Invalid`] for a number that `Config` would refuse.
     pub fn set_capacity(&mut self, kv_blocks: u32) -> Result<()> {
         Config { kv_blocks, block_size: self.view.pool().block_size(), ..Config::default() }.validate_memory()?;
-        self.view.pool_mut().set_capacity(kv_blocks);
+        self.view.set_capacity(kv_blocks);
         Ok(())
+    }
+
+    /// Forgets what is in the prefix cache that the scheduler keeps, as after a change of the model's weights. False, and
+    /// nothing changes, while a request is resident.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.view.reset_prefixes()
     }
 
     /// No more arrivals will come: thresholds stop waiting for company.

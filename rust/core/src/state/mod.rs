@@ -3,9 +3,11 @@
 
 mod invariants;
 pub(crate) mod linked_list;
+mod prefixes;
 pub(crate) mod queue;
 mod tracked;
 mod view;
 
+pub(crate) use prefixes::Prefixes;
 pub use tracked::{Phase, Tracked};
 pub use view::{Limits, View};

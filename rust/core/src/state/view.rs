@@ -7,6 +7,7 @@ use rustc_hash::FxBuildHasher;
 use crate::config::Config;
 use crate::memory::{BlockPool, KvLayout, Lane};
 use crate::model::{Hit, Request, RequestId, Slot};
+use crate::state::Prefixes;
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};
@@ -27,6 +28,8 @@ pub struct View {
     index: HashMap<RequestId, Slot, FxBuildHasher>,
     pool: BlockPool,
     layout: KvLayout,
+    /// With `prefix_caching`, and while no plan has it.
+    prefixes: Option<Box<Prefixes>>,
     limits: Limits,
     lanes: Vec<Lane>,
     /// The policy's, and last the queue of the preempted, which go before all others.
@@ -49,6 +52,7 @@ impl View {
             vacant: Vec::new(),
             index: HashMap::default(),
             limits: Limits::new(config, reserves_prompts),
+            prefixes: config.prefix_caching.then(|| Box::new(Prefixes::new(config.kv_blocks, config.block_size))),
             pool: BlockPool::new(config.kv_blocks, config.block_size),
             lanes: vec![Lane::new(&layout); lanes],
             layout,
@@ -290,6 +294,9 @@ impl View {
         };
         self.index.insert(request.id, slot);
         self.set_hit(slot, request.hit);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.insert(slot, if request.receives { &[] } else { &request.block_hashes });
+        }
         let queue = self.queue_of(slot);
         self.queues[queue].insert(&mut self.table, slot);
         slot
@@ -316,7 +323,9 @@ impl View {
     /// Waiting → prefilling.
     pub(crate) fn admit(&mut self, slot: Slot) {
         self.dequeue(slot);
-        self.pool.share(self.request(slot).shared_blocks(&self.layout));
+        if !self.limits.caches_prefixes {
+            self.pool.share(self.request(slot).shared_blocks(&self.layout));
+        }
         self.residents.push_back(&mut self.table, slot);
         let request = &mut self.table[slot as usize];
         request.admitted = self.plans;
@@ -331,9 +340,11 @@ impl View {
     /// Sets what a prefilling request has computed and holds.
     pub(crate) fn set_computed(&mut self, slot: Slot, computed: u32, blocks: u32) {
         let request = &mut self.table[slot as usize];
+        // What the prefix cache has named cannot be given back one by one.
+        let blocks = if self.limits.caches_prefixes { blocks.max(request.blocks) } else { blocks };
         let held = std::mem::replace(&mut request.blocks, blocks);
         request.computed = computed;
-        self.pool.take(i64::from(blocks) - i64::from(held));
+        self.take(i64::from(blocks) - i64::from(held));
     }
 
     /// Receiving → prefilling: its KV has come. False in any other phase.
@@ -362,7 +373,7 @@ impl View {
         let (held, surplus) = (self.blocks(slot), self.surplus(slot));
         // Blocks taken for what was rejected stay until the next step needs them, or frees them.
         let blocks = held.max(self.layout.after(kv.saturating_sub(1), kv));
-        self.pool.take(i64::from(blocks) - i64::from(held));
+        self.take(i64::from(blocks) - i64::from(held));
         let request = &mut self.table[slot as usize];
         let lane = &mut self.lanes[request.lane as usize];
         lane.leave(request.base, surplus);
@@ -383,6 +394,15 @@ impl View {
         let prefills = |&slot: &Slot| table[slot as usize].phase == Phase::Prefilling;
         self.prefilling.clear();
         self.prefilling.extend(self.residents.iter(table).filter(prefills));
+    }
+
+    /// Takes blocks for a resident, or gives some back (negative); of the prefix cache only what no plan has taken.
+    fn take(&mut self, blocks: i64) {
+        self.pool.take(blocks);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.take(blocks);
+            self.pool.count_once(prefixes.held());
+        }
     }
 
     /// Every member of a lane gains a token.
@@ -419,9 +439,15 @@ impl View {
         }
         let shared = self.request(slot).shared_blocks(&self.layout);
         let request = &mut self.table[slot as usize];
-        let blocks = std::mem::take(&mut request.blocks);
-        request.computed = 0;
-        self.pool.release(blocks, shared);
+        let (blocks, kv) = (std::mem::take(&mut request.blocks), std::mem::take(&mut request.computed));
+        match &mut self.prefixes {
+            Some(prefixes) => {
+                prefixes.release(slot, blocks, kv);
+                self.pool.release(blocks, 0);
+                self.pool.count_once(prefixes.held());
+            }
+            None => self.pool.release(blocks, shared),
+        }
         self.residents.remove(&mut self.table, slot);
     }
 

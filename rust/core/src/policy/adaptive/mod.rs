@@ -319,7 +319,7 @@ impl Policy for Adaptive {
         }
         match event {
             Event::Arrived => {
-                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt - request.hit.shared));
+                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt.saturating_sub(request.hit.shared)));
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
             Event::Admitted => {
@@ -388,6 +388,13 @@ impl Policy for Adaptive {
         for &slot in &self.entering {
             if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
                 let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
+                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                break;
+            }
+            // What it found in the prefix cache may have been taken by those before it.
+            if view.limits().caches_prefixes
+                && let Err(hold) = plan.fits(view, slot, 0)
+            {
                 (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }

@@ -2,8 +2,11 @@
 //!
 //! All residents step together, so at tick t a member of base b (tick minus KV tokens, see `Lane`) holds ⌈(t − b)/B⌉
 //! blocks up to its last tick. Between two releases the total only grows: just before them is where it can be too much.
+//! In a cache of several groups each is charged the most that so many tokens ever take, which only grows as well.
 
 use std::collections::BTreeMap;
+
+use crate::memory::KvLayout;
 
 /// A request's course: its KV is tick − base up to `last`, and at least `prompt` from its admission on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub(super) struct Overflow {
 #[derive(Clone, Debug)]
 pub(super) struct Profile {
     block_size: i64,
+    /// Of a cache of several groups.
+    layout: Option<KvLayout>,
     /// Bases by last tick.
     releases: BTreeMap<i64, Vec<i64>>,
     members: u32,
@@ -36,9 +41,16 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    pub(super) fn new(block_size: u32) -> Self {
-        let phases = vec![0; block_size as usize];
-        Self { block_size: i64::from(block_size), releases: BTreeMap::new(), members: 0, phases }
+    pub(super) fn new(layout: &KvLayout) -> Self {
+        let phases = vec![0; layout.block_size() as usize];
+        let several = (!layout.groups().is_empty()).then(|| layout.clone());
+        Self {
+            block_size: i64::from(layout.block_size()),
+            layout: several,
+            releases: BTreeMap::new(),
+            members: 0,
+            phases,
+        }
     }
 
     pub(super) fn insert(&mut self, course: Course) {
@@ -74,6 +86,9 @@ impl Profile {
     /// # Errors
     /// [`Overflow`] where it does not.
     pub(super) fn check(&mut self, course: Course, capacity: i64) -> Result<(), Overflow> {
+        if let Some(layout) = &self.layout {
+            return self.check_groups(layout, course, capacity);
+        }
         self.phases.fill(0);
         let (mut count, mut quotients) = (0, 0);
         let mut worst = Overflow { blocks: 0, ticks: 0 };
@@ -115,6 +130,20 @@ impl Profile {
     }
 }
 
+impl Profile {
+    /// As `check`, one member at a time: how much a group takes is no sum of what its members have.
+    fn check_groups(&self, layout: &KvLayout, course: Course, capacity: i64) -> Result<(), Overflow> {
+        let most = |tokens: i64| i64::from(layout.demand(tokens.clamp(0, i64::from(u32::MAX)) as u32));
+        let ends = self.releases.keys().copied().filter(|&last| last < course.last).chain([course.last]);
+        let total = |tick: i64| {
+            let others = self.releases.range(tick..).flat_map(|(_, bases)| bases);
+            others.map(|base| most(tick - base)).sum::<i64>() + most(course.tokens(tick))
+        };
+        let worst = ends.map(total).max().unwrap_or(0);
+        if worst <= capacity { Ok(()) } else { Err(Overflow { blocks: worst, ticks: 1 }) }
+    }
+}
+
 impl Course {
     fn tokens(self, tick: i64) -> i64 {
         i64::from(self.prompt).max(tick - self.base)
@@ -144,6 +173,23 @@ mod tests {
         })
     }
 
+    #[test]
+    fn groups_are_charged_the_most_that_so_many_tokens_take() {
+        use crate::memory::{GroupKind, KvGroup};
+        let window = KvGroup { kind: GroupKind::SlidingWindow { window: 4 }, block_size: None, count: 3 };
+        let full = KvGroup { kind: GroupKind::Full, block_size: None, count: 1 };
+        let layout = KvLayout::new(2, &[full, window], 2, 0);
+        let mut profile = Profile::new(&layout);
+        let course = Course { last: 20, base: -4, prompt: 4 };
+        profile.insert(course);
+        // 24 tokens of the one, 20 of the other: 12 + 10 blocks, and four of each window.
+        let other = Course { last: 20, base: 0, prompt: 2 };
+        assert_eq!(profile.check(other, 12 + 10 + 2 * 3 * 4), Ok(()));
+        assert_eq!(profile.check(other, 45), Err(Overflow { blocks: 46, ticks: 1 }));
+        profile.remove(course);
+        assert_eq!(profile.check(other, 22), Ok(()));
+    }
+
     proptest! {
         #[test]
         fn check_agrees_with_every_tick_counted(
@@ -156,7 +202,7 @@ mod tests {
             let course = |now: i64, decodes: i64, prompt: u32| {
                 Course { last: now + 1 + decodes, base: now + 1 - i64::from(prompt), prompt }
             };
-            let mut profile = Profile::new(block_size);
+            let mut profile = Profile::new(&KvLayout::new(block_size, &[], 64, 0));
             let mut courses = Vec::new();
             for (decodes, prompt) in present {
                 let old = course(now - 1, decodes, prompt);

@@ -48,7 +48,7 @@ impl Clairvoyant {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             order: config.order,
-            profile: Profile::new(config.block_size),
+            profile: Profile::new(&config.kv_layout()),
             courses: Vec::new(),
             pace: Gate::uncapped(1.0),
             capacity: f64::from(config.kv_blocks) * f64::from(config.block_size),

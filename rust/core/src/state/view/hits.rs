@@ -2,6 +2,10 @@
 
 use super::View;
 use crate::model::{Hit, Slot};
+use crate::state::Prefixes;
+
+/// Requests of each queue whose hits are looked up before a plan is made.
+const LOOKED_AT: usize = 8;
 
 impl View {
     /// Sets what of a waiting request is in the KV cache; at least one token is left to compute.
@@ -10,5 +14,52 @@ impl View {
         let request = &mut self.table[slot as usize];
         let computed = hit.computed.min(request.prefill_target() - 1);
         request.hit = Hit { computed, shared: if trusted { hit.shared.min(computed) } else { 0 } };
+    }
+
+    /// A request is admitted with this hit.
+    pub(crate) fn set_admitted_hit(&mut self, slot: Slot, hit: Hit) {
+        self.table[slot as usize].hit = hit;
+    }
+
+    /// Looks up what the first of each queue find in the prefix cache.
+    pub(crate) fn look_up_hits(&mut self) {
+        let Some(prefixes) = &self.prefixes else { return };
+        for queue in 0..self.queues.len() {
+            let mut slot = self.queues[queue].list().head();
+            for _ in 0..LOOKED_AT {
+                let Some(at) = slot else { break };
+                let target = self.request(at).prefill_target();
+                if let Some(hit) = prefixes.hit(at, target) {
+                    self.table[at as usize].hit = hit;
+                }
+                slot = self.behind(at);
+            }
+        }
+    }
+
+    /// Hands the prefix cache to a plan that is made.
+    pub(crate) fn lend_prefixes(&mut self) -> Option<Box<Prefixes>> {
+        self.prefixes.take()
+    }
+
+    /// The plan is applied: the prefix cache comes back.
+    pub(crate) fn take_back_prefixes(&mut self, prefixes: Option<Box<Prefixes>>) {
+        self.prefixes = prefixes;
+        if let Some(prefixes) = &self.prefixes {
+            self.pool.count_once(prefixes.held());
+        }
+    }
+
+    /// Forgets what is cached; false while a request is resident.
+    pub(crate) fn reset_prefixes(&mut self) -> bool {
+        self.prefixes.as_mut().is_none_or(|prefixes| prefixes.reset())
+    }
+
+    /// Changes the number of usable blocks.
+    pub(crate) fn set_capacity(&mut self, blocks: u32) {
+        self.pool.set_capacity(blocks);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.set_capacity(blocks);
+        }
     }
 }

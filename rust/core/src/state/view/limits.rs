@@ -15,6 +15,8 @@ pub struct Limits {
     pub watermark_blocks: u32,
     /// Most tokens of prompt and output together.
     pub max_model_len: u32,
+    /// The scheduler keeps the prefix cache.
+    pub caches_prefixes: bool,
     /// An admission takes the blocks of the whole prompt, not only those of its first chunk.
     pub reserves_prompts: bool,
     /// The host evicts by itself and reports it: plans never preempt.
@@ -29,6 +31,7 @@ impl Limits {
             prefill_chunk: config.long_prefill_token_threshold.unwrap_or(u32::MAX),
             watermark_blocks: config.watermark_blocks(),
             max_model_len: config.model_len(),
+            caches_prefixes: config.prefix_caching,
             reserves_prompts,
             host_preempts: config.host_preempts,
         }

@@ -1,0 +1,231 @@
+//! From a hash to a block: open addressing with linear probing.
+//!
+//! A cache that has filled up names one block for each that it evicts, at the most entries that it ever has. That is the
+//! worst case of a map which marks deleted entries: it has to clear them away from time to time, all at once. Here the
+//! entries behind a deleted one move up instead, and every operation costs the same however long the cache has run.
+
+const EMPTY: Entry = Entry { tag: 0, block: 0 };
+/// A power of two, as all sizes are.
+const FEWEST: usize = 16;
+
+/// Eight to a cache line. `block` is 0 in an empty one.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// Its leading bits are where the entry would like to be; the rest tells it from its neighbours.
+    tag: u32,
+    block: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Index {
+    /// At most half of them in use.
+    entries: Box<[Entry]>,
+    len: usize,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self { entries: vec![EMPTY; FEWEST].into(), len: 0 }
+    }
+}
+
+/// 32 well mixed bits of a hash, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+///
+/// A host may hand over anything that tells prefixes apart: digests, which are random in every bit, but as well counters,
+/// addresses, or values that differ in their upper bits alone. Here each bit depends on every bit of the hash. It is no
+/// defence against hashes that are chosen to collide: that needs a secret, and digests that users cannot choose do not.
+fn tag(hash: u64) -> u32 {
+    let once = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((twice ^ (twice >> 31)) >> 32) as u32
+}
+
+impl Index {
+    /// The block that `hash` stands for. `is` says whether a block has that hash.
+    pub(super) fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
+        self.position(tag(hash), is).ok().map(|at| self.entries[at].block)
+    }
+
+    /// Have `hash` stand for `block`, which is not 0, unless it stands for another: that is then returned.
+    pub(super) fn insert(&mut self, hash: u64, block: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
+        let tag = tag(hash);
+        match self.position(tag, is) {
+            Ok(at) => Some(self.entries[at].block),
+            Err(at) => {
+                self.entries[at] = Entry { tag, block };
+                self.len += 1;
+                if 2 * self.len > self.entries.len() {
+                    self.grow();
+                }
+                None
+            }
+        }
+    }
+
+    /// Have `hash` stand for `other`, if it stands for `block`.
+    pub(super) fn replace(&mut self, hash: u64, block: u32, other: u32) {
+        if let Ok(at) = self.position(tag(hash), |found| found == block) {
+            self.entries[at].block = other;
+        }
+    }
+
+    /// Remove `hash`, if it stands for `block`.
+    pub(super) fn remove(&mut self, hash: u64, block: u32) {
+        let Ok(mut hole) = self.position(tag(hash), |found| found == block) else { return };
+        self.len -= 1;
+        let mut at = hole;
+        loop {
+            at = self.after(at);
+            let entry = self.entries[at];
+            if entry.block == EMPTY.block {
+                break;
+            }
+            // It may move up to the hole unless that is before the place where a search for it starts.
+            if self.distance(self.home(entry.tag), at) >= self.distance(hole, at) {
+                self.entries[hole] = entry;
+                hole = at;
+            }
+        }
+        self.entries[hole] = EMPTY;
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.entries.fill(EMPTY);
+        self.len = 0;
+    }
+
+    /// Where the entry is, or where it would be.
+    fn position(&self, tag: u32, is: impl Fn(u32) -> bool) -> Result<usize, usize> {
+        let mut at = self.home(tag);
+        loop {
+            let entry = self.entries[at];
+            if entry.block == EMPTY.block {
+                return Err(at);
+            }
+            if entry.tag == tag && is(entry.block) {
+                return Ok(at);
+            }
+            at = self.after(at);
+        }
+    }
+
+    fn grow(&mut self) {
+        let larger = vec![EMPTY; 2 * self.entries.len()].into();
+        for entry in std::mem::replace(&mut self.entries, larger) {
+            if entry.block != EMPTY.block
+                && let Err(at) = self.position(entry.tag, |_| false)
+            {
+                self.entries[at] = entry;
+            }
+        }
+    }
+
+    fn home(&self, tag: u32) -> usize {
+        (tag >> (32 - self.entries.len().trailing_zeros())) as usize
+    }
+
+    fn after(&self, at: usize) -> usize {
+        (at + 1) & (self.entries.len() - 1)
+    }
+
+    fn distance(&self, from: usize, to: usize) -> usize {
+        to.wrapping_sub(from) & (self.entries.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Index {
+        pub(in super::super) fn size(&self) -> usize {
+            self.entries.len()
+        }
+
+        /// Entries looked at to find those there are, on average and at most.
+        fn probes(&self) -> (f64, usize) {
+            let used = |at: &usize| self.entries[*at].block != EMPTY.block;
+            let probes = |at: usize| self.distance(self.home(self.entries[at].tag), at) + 1;
+            let all = (0..self.entries.len()).filter(used).map(probes);
+            (all.clone().sum::<usize>() as f64 / self.len as f64, all.max().unwrap_or(0))
+        }
+    }
+
+    #[test]
+    fn patterns_of_hashes_spread_as_random_ones_do() {
+        const COUNT: u64 = 1 << 13; // exactly half full: 1.5 probes on average for random places
+        let check = |name: &str, pattern: &dyn Fn(u64) -> u64| {
+            let mut index = Index::default();
+            for i in 0..COUNT {
+                index.insert(pattern(i), i as u32 + 1, |_| false);
+            }
+            assert_eq!(index.size() as u64, 2 * COUNT);
+            let (average, most) = index.probes();
+            assert!(average < 1.6 && most < 64, "{name}: {average} probes on average, {most} at most");
+        };
+        check("bit reversed", &u64::reverse_bits);
+        check("complement", &|i| !i);
+        check("both ends", &|i| i & 0xff | (i >> 8) << 56);
+        check("squares", &|i| i * i);
+        for shift in 0..=51 {
+            check(&format!("<< {shift}"), &|i| i << shift);
+        }
+        for stride in [3, 1000, 0x1_0001, u64::MAX / COUNT, 0x9e37_79b9_7f4a_7c15] {
+            check(&format!("times {stride}"), &|i| i.wrapping_mul(stride));
+        }
+    }
+
+    #[test]
+    fn hashes_with_one_tag_are_told_apart() {
+        const HASHES: [u64; 2] = [23_901, 52_826];
+        assert_eq!(tag(HASHES[0]), tag(HASHES[1]));
+        let mut index = Index::default();
+        let is = |hash: u64| move |block: u32| HASHES[block as usize - 1] == hash;
+        for (block, hash) in (1..).zip(HASHES) {
+            assert_eq!(index.insert(hash, block, is(hash)), None);
+        }
+        assert_eq!(HASHES.map(|hash| index.find(hash, is(hash))), [Some(1), Some(2)]);
+        index.remove(HASHES[0], 1);
+        assert_eq!(HASHES.map(|hash| index.find(hash, is(hash))), [None, Some(2)]);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_map(
+            // More hashes than the smallest table has room for, so that it is full most of the time, and grows.
+            ops in prop::collection::vec((0..24u64, 0..3u8), 0..200),
+        ) {
+            let (mut index, mut map) = (Index::default(), HashMap::new());
+            for (number, (hash, op)) in (1..).zip(ops) {
+                match (op, map.get(&hash).copied()) {
+                    (0, Some(block)) => {
+                        index.replace(hash, block, number);
+                        map.insert(hash, number);
+                    }
+                    (1, Some(block)) => {
+                        index.remove(hash, block);
+                        map.remove(&hash);
+                    }
+                    (_, Some(block)) => {
+                        prop_assert_eq!(index.insert(hash, number, |found| found == block), Some(block));
+                        index.replace(hash, u32::MAX, number);
+                        index.remove(hash, u32::MAX);
+                    }
+                    (_, None) => {
+                        prop_assert_eq!(index.insert(hash, number, |_| false), None);
+                        map.insert(hash, number);
+                    }
+                }
+                prop_assert_eq!(index.len, map.len());
+                for hash in 0..24 {
+                    let found = index.find(hash, |block| map.get(&hash) == Some(&block));
+                    prop_assert_eq!(found, map.get(&hash).copied());
+                }
+            }
+        }
+    }
+}

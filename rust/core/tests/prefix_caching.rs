@@ -1,0 +1,112 @@
+//! The scheduler keeps the prefix cache: what is computed once is computed once, and a block that several hold counts once.
+
+mod common;
+
+use common::scheduler;
+use serde_json::json;
+use wait_core::{Report, Request, Scheduler};
+
+/// Forty blocks of four tokens.
+fn caching(policy: &str) -> Scheduler {
+    scheduler(&json!({"kv_blocks": 40, "block_size": 4, "policy": policy, "prefix_caching": true}))
+}
+
+/// A prompt of so many tokens whose blocks begin with those of `system` and go on with its own.
+fn prompt(id: u64, tokens: u32, system: u32) -> Request {
+    let hash = |block: u32| if block < system { u64::from(block) } else { 1000 * id + u64::from(block) };
+    Request {
+        id,
+        prompt: tokens,
+        max_tokens: Some(9),
+        block_hashes: (0..tokens / 4 + 8).map(hash).collect(),
+        ..Request::default()
+    }
+}
+
+/// (request, tokens found, tokens to compute) of each chunk.
+fn chunks(core: &mut Scheduler) -> Vec<(u64, u32, u32)> {
+    core.plan(0).chunks().iter().map(|chunk| (chunk.id, chunk.start, chunk.tokens)).collect()
+}
+
+fn finish(core: &mut Scheduler, finished: &[u64]) {
+    core.complete(&Report { finished, ..Report::default() }).unwrap();
+}
+
+#[test]
+fn a_system_prompt_is_computed_once_even_by_requests_that_enter_together() {
+    for policy in ["vllm", "sarathi", "clairvoyant", "adaptive"] {
+        let mut core = caching(policy);
+        (1..=3).for_each(|id| core.add(&prompt(id, 19, 4)).unwrap());
+        assert_eq!(chunks(&mut core), [(1, 0, 19), (2, 16, 3), (3, 16, 3)], "{policy}");
+        assert_eq!(core.view().pool().used(), 4 + 3, "{policy}: four blocks are shared");
+        // It leaves first that computed them: they are in use still.
+        finish(&mut core, &[1]);
+        assert_eq!(core.view().pool().used(), 4 + 2, "{policy}");
+        finish(&mut core, &[2, 3]);
+        assert_eq!((core.view().pool().used(), core.view().pool().free()), (0, 40), "{policy}");
+        // Nobody holds them, and they are found.
+        core.add(&prompt(4, 19, 4)).unwrap();
+        assert_eq!(chunks(&mut core), [(4, 16, 3)], "{policy}");
+        assert_eq!(core.view().pool().used(), 5, "{policy}: what nobody held is charged");
+    }
+}
+
+#[test]
+fn the_next_turn_finds_the_last_one_with_its_output() {
+    let mut core = caching("vllm");
+    let mut turn = prompt(1, 10, 0);
+    core.add(&turn).unwrap();
+    // The prompt, and seven decodes: 17 tokens of KV.
+    (0..8).for_each(|_| _ = core.plan(0));
+    finish(&mut core, &[1]);
+    (turn.id, turn.prompt) = (2, 22);
+    core.add(&turn).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 16, 6)]);
+}
+
+#[test]
+fn at_least_one_token_is_computed() {
+    let mut core = caching("vllm");
+    core.add(&prompt(1, 16, 9)).unwrap();
+    core.plan(0);
+    core.add(&prompt(2, 16, 9)).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 12, 4)]);
+    assert_eq!(core.view().pool().used(), 5 + 1);
+}
+
+#[test]
+fn a_preempted_request_finds_what_it_had() {
+    let mut core = caching("vllm");
+    for id in [1, 2] {
+        core.add(&prompt(id, 20, 0)).unwrap();
+    }
+    (0..5).for_each(|_| _ = core.plan(0));
+    core.complete(&Report { preempted: &[2], ..Report::default() }).unwrap();
+    // It had 23 tokens before the last plan, of which five blocks were full; its kept output is part of the prompt.
+    assert_eq!(chunks(&mut core), [(2, 20, 4)]);
+}
+
+#[test]
+fn what_is_cached_gives_way_least_recently_used_first() {
+    let mut core = caching("vllm");
+    for id in [1, 2] {
+        core.add(&prompt(id, 40, 0)).unwrap();
+        core.plan(0);
+        finish(&mut core, &[id]);
+    }
+    // 25 of 40 blocks are taken, of which 20 were never used: the end of the first prompt goes.
+    core.add(&prompt(3, 100, 0)).unwrap();
+    core.plan(0);
+    finish(&mut core, &[3]);
+    core.add(&prompt(1, 40, 0)).unwrap();
+    assert_eq!(chunks(&mut core)[0], (1, 20, 20));
+}
+
+#[test]
+fn a_group_with_a_window_asks_for_the_hosts_word() {
+    let settings =
+        json!({"kv_blocks": 40, "prefix_caching": true, "kv_groups": [{"kind": "sliding_window", "window": 9}]});
+    let settings = settings.as_object().unwrap().clone();
+    let error = wait_core::Config::from_map(settings).unwrap_err().to_string();
+    assert!(error.contains("prefix_caching") && error.contains("reports hits"), "{error}");
+}
