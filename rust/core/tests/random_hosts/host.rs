@@ -90,7 +90,7 @@ impl Host {
     fn request(&self, id: RequestId, addition: &Addition) -> Request {
         let &Addition { prompt, output, hint, priority, tenant, type_id, hit, receives, max_wait_ns, behind_ns } =
             addition;
-        let (output, max_tokens) = match hint {
+        let told = match hint {
             0 => (LengthHint::Unknown, None),
             1 => (LengthHint::Predicted { tokens: output + 3, log_error: 0.5 }, None),
             2 => (LengthHint::Exact(output), Some(output)),
@@ -102,23 +102,19 @@ impl Host {
             _ => (LengthHint::Exact(output), None),
         };
         let arrival_ns = self.now_ns.saturating_sub(behind_ns);
-        // An honest host without a prefix cache.
+        // An honest host reports no free blocks, or no hits: the core would not believe them.
         let hit = if self.lies { hit } else { Hit { shared: 0, ..hit } };
-        let block_hashes = Vec::new();
-        Request {
-            id,
-            prompt,
-            max_tokens,
-            output,
-            type_id,
-            priority,
-            tenant,
-            hit,
-            block_hashes,
-            receives,
-            arrival_ns,
-            max_wait_ns,
-        }
+        let (hit, block_hashes) = if self.config.prefix_caching {
+            // Two families of prompts, and blocks of its own behind a common prefix.
+            let common = u64::from(tenant) + 2;
+            let hash = |block| if block < common { id % 2 * 100 + block } else { 1000 * (id + 1) + block };
+            (Hit::default(), (0..u64::from((prompt % 64 + output) / self.config.block_size)).map(hash).collect())
+        } else {
+            (hit, Vec::new())
+        };
+        let (output, max_tokens) = told;
+        let labels = Request { type_id, priority, tenant, ..Request::default() };
+        Request { id, prompt, max_tokens, output, hit, receives, block_hashes, arrival_ns, max_wait_ns, ..labels }
     }
 
     fn add(&mut self, addition: &Addition) {
@@ -140,6 +136,7 @@ impl Host {
                         type_id: self.core.view().request(self.core.view().slot(id).unwrap()).type_id,
                         hit: request.hit,
                         receives: request.receives,
+                        hashes: request.block_hashes.clone(),
                         ..Entry::default()
                     },
                 );
@@ -162,6 +159,7 @@ impl Host {
         self.core.plan(self.now_ns);
         twin.plan(self.now_ns);
         assert_eq!(format!("{:?}", self.core.last_plan()), format!("{:?}", twin.last_plan()), "determinism");
+        let drift = self.ledger.pool.drift;
         let drifted = self.ledger.pool.used(self.ledger.held()) == 0;
         let (plan, standing) = (self.core.last_plan(), self.core.paused_ids());
         let parked: Vec<_> = plan.parked().iter().map(|&slot| before.view().request(slot).id).collect();
@@ -169,8 +167,9 @@ impl Host {
         assert_eq!(*plan.shape(), shape, "what is computed");
         assert_eq!((u64::from(plan.decodes()), u64::from(plan.tokens())), (shape.decodes, shape.tokens()));
         let (pool, held) = (&self.ledger.pool, self.ledger.held());
-        // A host may have said that more is free than the residents hold; with nothing resident that is forgotten.
-        if !drifted && held > 0 && held >= pool.drift {
+        // A host may have said that more is free than the residents hold: as they leave that is forgotten, which no plan foresees.
+        let forgets = drift > 0 && !plan.preempted().is_empty();
+        if !forgets && !self.config.prefix_caching && !drifted && held > 0 && held >= pool.drift {
             assert_eq!(plan.free(), i64::from(pool.capacity) - pool.used(held), "blocks that the plan says it leaves");
         }
         self.check(before.view());
@@ -196,9 +195,19 @@ impl Host {
         let mut free_blocks = None;
         if self.lies {
             (preempted, refused) = (name(&lies.preempted), name(&lies.refused));
-            progress = lies.progress.iter().map(|&(at, kv)| (self.named(at), kv)).collect();
-            hits = lies.hits.iter().map(|&(at, hit)| (self.named(at), hit)).collect();
-            free_blocks = lies.free;
+            progress = lies
+                .progress
+                .iter()
+                .filter(|_| !self.config.prefix_caching)
+                .map(|&(at, kv)| (self.named(at), kv))
+                .collect();
+            hits = lies
+                .hits
+                .iter()
+                .filter(|_| !self.config.prefix_caching)
+                .map(|&(at, hit)| (self.named(at), hit))
+                .collect();
+            free_blocks = lies.free.filter(|_| !self.config.prefix_caching);
             finished.extend(name(&lies.finished));
             if lies.contradicts {
                 finished.extend(preempted.iter().chain(&refused).next());
@@ -207,7 +216,7 @@ impl Host {
             }
         } else {
             received.retain(|id| self.ledger.entries.get(id).is_some_and(Entry::receiving));
-            if lies.free.is_some() {
+            if lies.free.is_some() && !self.config.prefix_caching {
                 free_blocks = u32::try_from(i64::from(self.ledger.pool.capacity) - self.ledger.held()).ok();
             }
         }
@@ -238,10 +247,11 @@ impl Host {
         let view = self.core.view();
         for &(id, kv) in report.progress.iter().filter(|_| view.lanes().len() > 1) {
             let needs = self.ledger.kv.after(kv.saturating_sub(1), kv);
-            if let Some(entry) = self.ledger.entries.get_mut(&id).filter(|entry| entry.emits()) {
-                if view.slot(id).is_some_and(|slot| view.blocks(slot) == needs) {
-                    entry.blocks = needs;
-                }
+            let entry = self.ledger.entries.get_mut(&id).filter(|entry| entry.emits());
+            if let Some((entry, slot)) = entry.zip(view.slot(id))
+                && view.blocks(slot) == needs
+            {
+                entry.blocks = needs;
             }
         }
     }
@@ -261,7 +271,7 @@ impl Host {
         assert_eq!(core.explain(self.next_id + 7), None);
         let first: Vec<_> = core.first_in_queue(count).collect();
         for &(id, hit) in &first {
-            assert!(!ledger.entries[&id].resident && ledger.entries[&id].hit == hit);
+            assert!(!ledger.entries[&id].resident && (ledger.entries[&id].hit == hit || self.config.prefix_caching));
         }
         let resuming = &ledger.resuming[..count.min(ledger.resuming.len())];
         assert!(first.iter().map(|(id, _)| id).zip(resuming).all(|(id, other)| id == other), "the preempted first");
@@ -296,7 +306,8 @@ impl Host {
             self.report(&honest);
         }
         let free_blocks = u32::try_from(i64::from(self.config.kv_blocks) - self.ledger.held()).unwrap_or(0);
-        self.complete(&Report { free_blocks: Some(free_blocks), ..Report::default() });
+        let free_blocks = Some(free_blocks).filter(|_| !self.config.prefix_caching);
+        self.complete(&Report { free_blocks, ..Report::default() });
         let tokens: u64 = self.ledger.entries.values().map(|entry| u64::from(entry.output)).sum();
         let mut patience = 200 + 40 * (tokens + self.queued().1);
         while !self.ledger.entries.is_empty() {

@@ -34,9 +34,11 @@ impl Kv {
 
     /// Blocks after a step from `start` to `end` tokens: all that hold a token of whatever a later one attends to.
     pub(crate) fn after(&self, start: u32, end: u32) -> u32 {
-        let copied = |size: u32| start > 0 && (start.div_ceil(size)..end.div_ceil(size)).next().is_some();
         self.sum(|kind, size| match kind {
-            GroupKind::State { blocks, aligned } => blocks + u32::from(aligned && copied(size)),
+            GroupKind::State { blocks, aligned } => {
+                // A new block begins: the state at the end of the last one is kept.
+                blocks + u32::from(aligned && start > 0 && end.div_ceil(size) > start.div_ceil(size))
+            }
             _ => (0..end.div_ceil(size)).filter(|block| (block + 1) * size > Self::keeps(kind, start)).count() as u32,
         })
     }
@@ -107,7 +109,9 @@ impl Pool {
 
     /// One leaves: what it shared others hold. Without the host's word nobody knows who does.
     pub(crate) fn release(&mut self, blocks: u32, shared: u32, left: i64) {
-        self.drift -= if self.trusted() { i64::from(shared) } else { self.drift.clamp(0, i64::from(blocks)) };
+        let lost = if self.trusted() { i64::from(shared) } else { self.drift.clamp(0, i64::from(blocks)) };
+        // No more can be shared than is held.
+        self.drift = (self.drift - lost).min(left);
         if left == 0 {
             self.drift = 0;
         }

@@ -3,7 +3,7 @@
 //! Everything is in plain lists that are walked, and nothing is read from the core's state. The rules are those of the
 //! documentation of `Plan`, `Report` and `Request`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wait_core::config::Preemption;
 use wait_core::model::BatchShape;
@@ -32,6 +32,8 @@ pub(crate) struct Entry {
     pub(crate) type_id: u16,
     /// What of the prompt is said to be in the KV cache.
     pub(crate) hit: Hit,
+    /// Of its blocks, where the core keeps the prefix cache.
+    pub(crate) hashes: Vec<u64>,
     /// Its KV comes from elsewhere.
     pub(crate) receives: bool,
     /// Plans made when it was admitted.
@@ -77,6 +79,8 @@ pub(crate) struct Ledger {
     pub(crate) stats: Stats,
     pub(crate) kv: Kv,
     pub(crate) pool: Pool,
+    /// Hashes of the blocks that were ever computed.
+    computed: BTreeSet<u64>,
     /// The longest that a request may ever have been.
     pub(crate) model_len: u32,
     restarts: bool,
@@ -92,9 +96,33 @@ impl Ledger {
             stats: Stats::default(),
             kv: Kv::new(config),
             pool: Pool::new(config.kv_blocks),
+            computed: BTreeSet::new(),
             model_len: wait_core::Scheduler::new(config).unwrap().view().max_model_len(),
             restarts: config.preemption == Preemption::Restart,
         }
+    }
+
+    /// Whether all of these blocks have been computed by someone.
+    fn known(&self, hashes: &[u64]) -> bool {
+        hashes.iter().all(|hash| self.computed.contains(hash))
+    }
+
+    /// Notes which blocks are computed.
+    fn note(&mut self) {
+        let size = self.kv.block_size;
+        for entry in self.entries.values().filter(|entry| entry.resident) {
+            self.computed.extend(entry.hashes.iter().take((entry.kv / size) as usize));
+        }
+    }
+
+    /// Blocks that the residents hold if every computed block is there once.
+    pub(crate) fn distinct(&self) -> i64 {
+        let size = self.kv.block_size;
+        let named = |entry: &Entry| entry.hashes.len().min((entry.kv / size) as usize);
+        let residents = || self.entries.values().filter(|entry| entry.resident);
+        let names: BTreeSet<u64> = residents().flat_map(|entry| entry.hashes[..named(entry)].iter().copied()).collect();
+        let others: i64 = residents().map(|entry| i64::from(entry.blocks) - named(entry) as i64).sum();
+        names.len() as i64 + others
     }
 
     /// Blocks of all residents.
@@ -206,12 +234,22 @@ impl Ledger {
                 }
             }
         }
+        self.note();
         for chunk in plan.chunks() {
             let entry = &self.entries[&chunk.id];
             let resumes = if entry.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
             assert_eq!(chunk.origin, if entry.resident { Origin::Resident } else { resumes });
             let begins = if entry.resident { entry.kv } else { entry.hit.computed.min(entry.target() - 1) };
-            assert_eq!(chunk.start, begins, "where a chunk begins");
+            if entry.resident || entry.hashes.is_empty() {
+                assert_eq!(chunk.start, begins, "where a chunk begins");
+            } else {
+                let whole = chunk.start.is_multiple_of(kv.block_size) && chunk.start < entry.target();
+                assert!(whole, "whole blocks are found, and a token is left to compute");
+                assert!(
+                    self.known(&entry.hashes[..(chunk.start / kv.block_size) as usize]),
+                    "what is found was computed"
+                );
+            }
             let (end, target) = (chunk.start + chunk.tokens, entry.target());
             assert!(end <= target && chunk.last == (end == target), "{chunk:?} of {target}");
             assert_eq!(chunk.tokens == 0, entry.receives, "nothing is computed before the KV has come");
@@ -223,6 +261,7 @@ impl Ledger {
             }
             let entry = self.entry(chunk.id);
             (entry.kv, entry.blocks, entry.last) = (end, chunk.blocks, LastStep::Prefilled(chunk.start));
+            self.note();
             if chunk.tokens > 0 {
                 shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
             }
@@ -238,6 +277,7 @@ impl Ledger {
 
     /// What a report tells.
     pub(crate) fn take_in(&mut self, report: &Report) {
+        self.note();
         for &id in report.refused.iter().rev() {
             if self.resident(id) {
                 let entry = &self.entries[&id];
@@ -281,7 +321,12 @@ impl Ledger {
         }
         for &id in report.received {
             if self.resident(id) {
-                let receives = std::mem::replace(&mut self.entry(id).receives, false);
+                let entry = self.entry(id);
+                let receives = std::mem::replace(&mut entry.receives, false);
+                if receives {
+                    // What has come is gone with a preemption.
+                    entry.hit.computed = entry.hit.shared;
+                }
                 self.stats.unknown_ids += u64::from(!receives);
             }
         }

@@ -59,6 +59,7 @@ pub(crate) struct World {
     /// Which kinds of KV cache, and slots ahead of a decode.
     pub(crate) kinds: usize,
     pub(crate) lookahead: u32,
+    pub(crate) caching: bool,
     pub(crate) lies: bool,
 }
 
@@ -67,7 +68,7 @@ impl World {
     pub(crate) fn tight(policy: usize, seats: u32) -> Self {
         let (capacity, block_size, extra_budget) = (13, 4, 9);
         let (prefill_chunk, shorter, max_queued) = (None, None, (None, None));
-        let (kinds, lookahead, lies) = (0, 0, false);
+        let (kinds, lookahead, caching, lies) = (0, 0, false, false);
         Self {
             policy,
             capacity,
@@ -79,6 +80,7 @@ impl World {
             max_queued,
             kinds,
             lookahead,
+            caching,
             lies,
         }
     }
@@ -108,15 +110,18 @@ impl World {
     pub(crate) fn config(&self) -> Config {
         let mut settings = policies()[self.policy].as_object().unwrap().clone();
         let tokens = self.capacity * self.block_size;
+        // A cache of windows and states alone would hold contexts of any length.
+        let shorter = self.shorter.or((self.kinds == 2).then_some(0));
         let sizes = json!({
             "kv_blocks": (self.capacity + self.lookahead) * self.blocks_each(),
             "block_size": self.block_size,
             "kv_groups": self.groups(),
             "num_lookahead_tokens": self.lookahead,
+            "prefix_caching": self.caching,
             "max_num_seqs": self.seats,
             "token_budget": self.seats + self.extra_budget,
             "long_prefill_token_threshold": self.prefill_chunk,
-            "max_model_len": self.shorter.map(|tokens_less| (tokens / 3).saturating_sub(tokens_less).max(1)),
+            "max_model_len": shorter.map(|less| (tokens / 3).saturating_sub(less).max(1)),
             "max_queued_requests": self.max_queued.0,
             "max_queued_tokens": self.max_queued.1,
         });
@@ -129,10 +134,11 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
     let rarely = |most: u32| prop::option::weighted(0.2, 1..most);
     let bounds = (rarely(12), prop::option::weighted(0.1, 20..200u64));
     let sizes = (2..24u32, prop_oneof![Just(1), Just(2), Just(4), Just(16)], 1..9u32, 0..40u32);
-    let cache = (prop_oneof![3 => Just(0), 4 => 1..5usize], prop_oneof![5 => Just(0), 1 => 1..4u32]);
+    let cache = (prop_oneof![3 => Just(0), 4 => 1..6usize], prop_oneof![5 => Just(0), 1 => 1..4u32], any::<bool>());
     (0..policies().len(), sizes, rarely(16), rarely(12), bounds, cache, any::<bool>()).prop_map(
         |(policy, (capacity, block_size, seats, extra_budget), prefill_chunk, shorter, max_queued, cache, lies)| {
-            let (kinds, lookahead) = cache;
+            let (kinds, lookahead, caches) = cache;
+            let caching = caches && kinds == 0;
             World {
                 policy,
                 capacity,
@@ -144,6 +150,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
                 max_queued,
                 kinds,
                 lookahead,
+                caching,
                 lies,
             }
         },

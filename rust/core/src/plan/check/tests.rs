@@ -3,8 +3,7 @@
 use super::super::{Chunk, HoldReason};
 use super::*;
 use crate::config::Config;
-use crate::model::Hit;
-use crate::model::{Request, RequestId};
+use crate::model::{Hit, Request, RequestId};
 
 /// Two decoding requests (5 tokens each), a prefilling one (2 of 8 tokens), a parked one (4) and two that wait (6 and 30): of 14
 /// blocks of 4 tokens 7 are taken, of 6 seats 4, of 2 lanes 1.
@@ -158,7 +157,7 @@ fn chunks_are_parts_of_their_prompts() {
     let chunk = |tokens| {
         rule(move |_, plan| {
             let (slot, id, origin) = (PREFILLS, 102, Origin::Resident);
-            plan.chunks.push(Chunk { slot, id, hit: Hit::default(), start: 2, tokens, blocks: 2, last: false, origin });
+            plan.chunks.push(Chunk { slot, id, start: 2, tokens, blocks: 2, last: false, origin, hit: Hit::default() });
             plan.tokens += tokens;
         })
     };

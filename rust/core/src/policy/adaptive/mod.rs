@@ -279,7 +279,7 @@ impl Policy for Adaptive {
         let State { lengths, traffic, pace, iteration_time } = state;
         let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
         let mut forecast = Forecast::at(view.lanes()[0].tick(), self.forecast.footprint().clone());
-        traffic.check(f64::from(view.max_model_len()))?;
+        traffic.check(f64::from(view.max_model_len()), self.forecast.footprint())?;
         if !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
             return Err(UNSOUND.to_owned());
         }

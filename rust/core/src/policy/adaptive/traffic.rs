@@ -109,9 +109,11 @@ impl Traffic {
     ///
     /// # Errors
     /// Names the first that could not.
-    pub(super) fn check(&self, longest: f64) -> Result<(), String> {
+    pub(super) fn check(&self, longest: f64, footprint: &Footprint) -> Result<(), String> {
         let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
-        let triangle = 0.5 * output_squared;
+        // Where nothing but full attention is cached a request holds its output so far at least.
+        let triangle = if footprint.plateaus().is_empty() { 0.5 * output_squared * footprint.slope() } else { 0.0 };
+        let heaviest = footprint.tokens(longest) * output;
         for (name, value, least, most) in [
             ("arrived", arrived, 0.0, MOST_SEEN),
             ("prompt", prompt, 0.0, longest),
@@ -120,7 +122,7 @@ impl Traffic {
             ("ended", ended, 0.0, MOST_SEEN),
             ("output", output, 0.0, longest),
             ("output_squared", output_squared, output * output, longest * output),
-            ("cost", cost, triangle, triangle + longest * output),
+            ("cost", cost, triangle, triangle + heaviest),
         ] {
             if !(least * (1.0 - ROUNDING)..=most * (1.0 + ROUNDING)).contains(&value) {
                 return Err(format!(
