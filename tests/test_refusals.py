@@ -209,8 +209,22 @@ def test_planning_refuses_what_would_take_all_memory() -> None:
         refused(call, f"boundaries[1] = {most}: must be at most 2^26 tokens")
     longest = Planner([(512, 2**26, 1e-9)], law, capacity=2**30)
     refused(lambda: longest.stage_caps(9), "stages = 67108864", "2^20")
-    components = [{"name": "c", "weight": 1.0} | {key: {"kind": "constant", "value": 4} for key in ("prompt", "output")}]
+    components = [
+        {"name": "c", "weight": 1.0} | {key: {"kind": "constant", "value": 4} for key in ("prompt", "output")}
+    ]
     dataset = {"arrivals": {"kind": "poisson"}, "phases": [{"start": 0.0, "components": components}]}
     settings = {"policy": "vllm", "kv_blocks": 100}
-    run_one = {"request_rate": 1.0, "horizon_ns": 10**9, "first_seed": 0, "lengths_known": True, "typed": False}
-    refused(lambda: batch(settings, law, dataset, runs=most, **run_one), f"runs = {most}: must be at most 1000000")
+    refused(
+        lambda: batch(
+            settings,
+            law,
+            dataset,
+            request_rate=1.0,
+            horizon_ns=10**9,
+            runs=most,
+            first_seed=0,
+            lengths_known=True,
+            typed=False,
+        ),
+        f"runs = {most}: must be at most 1000000",
+    )

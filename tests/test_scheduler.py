@@ -33,7 +33,7 @@ def test_a_decode_that_yields_several_tokens() -> None:
 
 
 def test_the_settings_say_the_capacity_in_force() -> None:
-    core = scheduler()
+    core = Scheduler("vllm", kv_blocks=10)
     assert core.settings["kv_blocks"] == 10
     core.set_capacity(7)
     assert (core.settings["kv_blocks"], core.settings["max_model_len"]) == (7, None)

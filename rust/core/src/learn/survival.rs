@@ -28,8 +28,12 @@ const LEAN: f64 = 6.0;
 const UNSEEN: f64 = 1e-4;
 /// No row is so deadly that nobody passes it.
 const MOST_ENDS: f64 = 0.999;
-/// Most stages that are counted in a row, all that decode counted at every iteration between two updates.
+/// Most stages that are counted in a row.
 const MOST_SEEN: f64 = (1_u64 << 40) as f64;
+/// An end counts for no more passages than there were: but for the stages that a host passes at once, of which one is
+/// counted, and for those since the last update, two times 64 iterations of all that decode.
+const MOST_AT_ONCE: f64 = 64.0;
+const UNCOUNTED: f64 = (1 << 24) as f64;
 /// Shares of requests below this are none.
 const LEAST_ALIVE: f64 = 1e-200;
 
@@ -115,26 +119,13 @@ impl Survival {
 
     /// Whether it could have been learned: the right number of rows, and no number that counting does not give.
     pub(crate) fn is_sound(&self) -> bool {
-        let sound = |seen: &Seen| {
+        let sound = |(row, seen): (usize, &Seen)| {
+            let ended = seen.ends * f64::from(row_width(row)) <= MOST_AT_ONCE * seen.exposure + UNCOUNTED;
             let sums = [seen.exposure, seen.ends, seen.place, seen.place_squared];
             let placed = seen.place <= seen.ends + 1e-9 && seen.place_squared <= seen.place + 1e-9;
-            placed && sums.iter().all(|sum| (0.0..=MOST_SEEN).contains(sum))
+            ended && placed && sums.iter().all(|sum| (0.0..=MOST_SEEN).contains(sum))
         };
-        self.rows.len() == ROWS && self.rows.iter().all(sound)
-    }
-
-    /// Drops outputs that ended in a row beyond the passages of it. Passages are counted now and then, ends at once: the
-    /// last ends of what is taken over from elsewhere lack theirs, and would never fade in a row that nobody reaches again.
-    pub(crate) fn drop_uncounted(&mut self) {
-        for (row, seen) in self.rows.iter_mut().enumerate() {
-            let passages = seen.exposure / f64::from(row_width(row));
-            if seen.ends > passages {
-                let keep = passages / seen.ends;
-                seen.ends = passages;
-                seen.place *= keep;
-                seen.place_squared *= keep;
-            }
-        }
+        self.rows.len() == ROWS && self.rows.iter().enumerate().all(sound)
     }
 
     /// The estimate for a class of requests, which leans on another curve where the class has seen little.

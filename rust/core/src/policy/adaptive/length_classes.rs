@@ -199,11 +199,7 @@ impl Learned {
             return false;
         }
         *self = Self { without: std::mem::take(&mut self.without), refreshed: None, next: 0, ..other };
-        self.pool.drop_uncounted();
-        self.classes.iter_mut().for_each(|class| {
-            class.survival.drop_uncounted();
-            forecast.add_class();
-        });
+        self.classes.iter().for_each(|_| _ = forecast.add_class());
         self.refresh(forecast);
         (0..self.classes.len()).for_each(|at| self.refresh_class(at, forecast));
         true
