@@ -248,7 +248,14 @@ class Run:
 
 def sample(
     dataset: Mapping[str, Any], num_requests: int, request_rate: float, seed: int
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]: ...
+) -> tuple[
+    npt.NDArray[np.uint64],
+    npt.NDArray[np.uint32],
+    npt.NDArray[np.uint32],
+    npt.NDArray[np.uint16],
+    tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None,
+    int | None,
+]: ...
 def probe(
     settings: dict[str, Any],
     law: Mapping[str, Any],
@@ -298,5 +305,23 @@ def run(
     classes: Sequence[int] | None = None,
     priorities: Sequence[int] | None = None,
     tenants: Sequence[int] | None = None,
+    follows: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None = None,
+    system: int | None = None,
+    hash_ids: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], int] | None = None,
+    acceptance: Sequence[float] = (),
+    transfer: tuple[float, float, float] | None = None,
     callback: Callable[[int], object] | None = None,
 ) -> Run: ...
+def pools(
+    prefill: tuple[dict[str, Any], bool],
+    decode: tuple[dict[str, Any], bool],
+    law: Mapping[str, Any],
+    decode_law: Mapping[str, Any],
+    arrival_ns: npt.NDArray[np.uint64],
+    prompt: npt.NDArray[np.uint32],
+    output: npt.NDArray[np.uint32],
+    *,
+    transfer: tuple[float, float, float],
+    max_tokens: int | None,
+    overhead_ns: int,
+) -> tuple[Run, Run]: ...
