@@ -54,9 +54,10 @@ fn arrivals(
         let message = format!("arrivals: {} times and {labelled} labels for {n} requests", times.len());
         return Err(WaitCoreError::new_err(message));
     }
-    let label = |i: usize| labels.map_or(0, |labels| labels[i]);
-    let arrival = |i: usize| Arrival { at_ns: times[i], prompt: prompt[i], output: output[i], label: label(i) };
-    Ok((0..n).map(arrival).collect())
+    let unlabelled = std::iter::repeat_n(&0, if labels.is_none() { n } else { 0 });
+    let rows = times.iter().zip(prompt).zip(output).zip(labels.unwrap_or_default().iter().chain(unlabelled));
+    let arrival = |(((&at_ns, &prompt), &output), &label)| Arrival { at_ns, prompt, output, label };
+    Ok(rows.map(arrival).collect())
 }
 
 /// Whom each request follows; -1 is nobody.
