@@ -195,8 +195,9 @@ impl<'a> Engine<'a> {
     fn fits(&self, id: u64) -> bool {
         let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
         let tokens = u64::from(prompt) + u64::from(self.iterations(id));
-        // The last token gets no KV; the slots for its drafts are taken nevertheless.
-        let drafts_fit = || !self.drafts.any() || view.layout().decoding(tokens as u32 - 1) <= view.pool().capacity();
+        // At its end it still takes the slots of its drafts.
+        let slots = tokens as u32 + self.setup.config.num_lookahead_tokens;
+        let drafts_fit = || !self.drafts.any() || view.layout().demand(slots) <= view.pool().capacity();
         tokens <= u64::from(view.limits().max_model_len) && drafts_fit()
     }
 

@@ -87,9 +87,8 @@ proptest! {
         let iterations = |arrival: &Arrival| arrival.output + u32::from(paper);
         let mut gaps = 0;
         for (i, arrival) in arrivals.iter().enumerate() {
-            let tokens = arrival.prompt + iterations(arrival);
-            let slots = tokens - 1 + setup.config.num_lookahead_tokens;
-            let fits = tokens.max(slots) <= blocks * block_size;
+            let slots = arrival.prompt + iterations(arrival) + setup.config.num_lookahead_tokens;
+            let fits = slots <= blocks * block_size;
             prop_assert_eq!(run.finished_ns[i] < NEVER_NS, fits);
             if fits {
                 let times = [run.arrival_ns[i], run.admitted_ns[i], run.first_token_ns[i], run.finished_ns[i]];
