@@ -84,7 +84,9 @@ pub(crate) struct Run {
     inner: wait_sim::Run,
 }
 
-/// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
+/// Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
+/// `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
+/// would wait for ever, `WaitCoreError` where a value is refused.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
     overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None,
@@ -178,7 +180,7 @@ pub(crate) fn run(
 }
 
 /// Simulates an open loop of requests through an engine that prefills and one that decodes; each is given as its settings and
-/// whether it knows lengths. Returns the run of either.
+/// whether it knows lengths. Returns the run of either. Raises as `run` does.
 #[pyfunction]
 #[pyo3(signature = (prefill, decode, law, decode_law, arrival_ns, prompt, output, *, transfer, max_tokens, overhead_ns))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate_pools`
@@ -228,7 +230,10 @@ impl Run {
         }
     }
 
-    /// The figures of the run under the keys of `vllm bench serve`.
+    /// The figures of the run under the keys of `vllm bench serve`: times in ms, rates in 1/s, lengths in tokens; NaN where
+    /// nothing was observed.
+    ///
+    /// With an objective in ms, also request_goodput (requests/s that met it) and goodput (share of those offered).
     #[pyo3(signature = (slo_ttft_ms = None, slo_tpot_ms = None))]
     fn summary<'py>(
         &self,

@@ -15,8 +15,9 @@ type Types = Vec<(u32, u32, f64)>;
 /// For each request the one it follows, or -1, and how long its user thinks after that one, ns.
 type Follows<'py> = (Column<'py, i64>, Column<'py, u64>);
 
-/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset; of conversations also
-/// which request each follows, and the tokens of the system prompt.
+/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset, each of shape
+/// (num_requests,); of conversations also which request each follows (or -1) and how long its user thinks after that one
+/// (ns), and the tokens of the system prompt. Raises `WaitCoreError` where the dataset or a value is refused.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // six columns
 pub(crate) fn sample<'py>(
@@ -28,7 +29,8 @@ pub(crate) fn sample<'py>(
 ) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>, Option<Follows<'py>>, Option<u32>)>
 {
     let dataset: Dataset = convert::json(dataset, "dataset")?;
-    let sampled = dataset.sample(num_requests, request_rate, seed).map_err(error::core)?;
+    // Up to 10^8 requests: other threads go on.
+    let sampled = py.detach(|| dataset.sample(num_requests, request_rate, seed)).map_err(error::core)?;
     let (rows, follows) = (&sampled.arrivals, &sampled.follows);
     let after = follows.iter().map(|follow| follow.map_or(-1, |follow| follow.after.into())).collect::<Vec<i64>>();
     let think_ns = follows.iter().map(|follow| follow.map_or(0, |follow| follow.think_ns)).collect::<Vec<_>>();
@@ -74,7 +76,7 @@ pub(crate) fn same_length<'a>(
     Ok((prompt, output))
 }
 
-/// Most tokens of anything in an iteration: products of two, and sums of many, stay exact.
+/// Most tokens of anything in an iteration, all chunks together: the products of two stay exact, and their sum.
 const MOST_TOKENS: u64 = 1 << 30;
 
 /// Seconds that one iteration takes under a law: `decodes` requests that read `decode_kv` tokens, and prefill chunks
@@ -88,9 +90,10 @@ pub(crate) fn iteration_seconds(
     #[pyo3(from_py_with = convert::ranged)] chunks: Vec<(u64, u64)>,
 ) -> PyResult<f64> {
     let law: IterationTime = convert::json(law, "iteration_time")?;
-    let largest = chunks.iter().map(|&(tokens, before)| tokens.max(before)).fold(decodes.max(decode_kv), u64::max);
-    if largest > MOST_TOKENS {
-        let message = format!("tokens = {largest}: an iteration has at most {MOST_TOKENS}");
+    let sum = |of: fn(&(u64, u64)) -> u64| chunks.iter().map(of).fold(0, u64::saturating_add);
+    let most = decodes.max(decode_kv).max(sum(|chunk| chunk.0)).max(sum(|chunk| chunk.1));
+    if most > MOST_TOKENS {
+        let message = format!("tokens = {most}: an iteration has at most {MOST_TOKENS} in all");
         return Err(WaitCoreError::new_err(message));
     }
     let mut shape = BatchShape { decodes, decode_kv, ..BatchShape::default() };

@@ -99,6 +99,9 @@ fn weighted(weights: impl Iterator<Item = f64> + Clone, stream: &mut Stream) -> 
 /// Most requests of one sample: 2.4 GB of arrivals.
 const MOST_REQUESTS: usize = 100_000_000;
 
+/// Most changes of state of a sample's arrival process: three seconds of them.
+const MOST_CHANGES: f64 = 1e8;
+
 /// A kind of request in the mix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -210,6 +213,19 @@ impl Dataset {
         }
     }
 
+    /// Checks that the process does not change its state far more often than anybody arrives.
+    fn changes_are_few(&self, n: usize, rate: f64) -> Result<()> {
+        let Process::Mmpp { multipliers, sojourn_s } = self.arrivals else { return Ok(()) };
+        let per_cycle = rate * (multipliers[0] * sojourn_s[0] + multipliers[1] * sojourn_s[1]);
+        let changes = 2.0 * n as f64 / per_cycle;
+        if changes <= MOST_CHANGES {
+            return Ok(());
+        }
+        let rule =
+            format!("{n} requests at {rate}/s would see {changes:.1e} changes of state, at most {MOST_CHANGES:.0e}");
+        Err(Error::invalid("sojourn_s", format!("{sojourn_s:?}"), rule))
+    }
+
     /// `n` requests arriving at `rate` per second on average. Arrival times and lengths come from separate streams, so
     /// the same seed gives the same lengths at every rate. Conversations begin at the rate at which their mean number of
     /// turns makes `rate`; the last one is cut short at `n`.
@@ -225,6 +241,7 @@ impl Dataset {
         if rate.is_nan() || rate <= 0.0 {
             return Err(Error::invalid("request_rate", rate, "must be above 0 requests per second (or inf)"));
         }
+        self.changes_are_few(n, rate)?;
         let (mut times, mut lengths) = (Stream::new(seed, "arrivals"), Stream::new(seed, "lengths"));
         if let Some(conversations) = &self.conversations {
             return Ok(self.sample_conversations(conversations, n, rate, seed));

@@ -74,6 +74,9 @@ pub(crate) fn with_engine<T>(
     work: impl FnOnce(Engine) -> Result<T, SimError>,
 ) -> Result<T, SimError> {
     offered.check()?;
+    if setup.max_tokens == Some(0) {
+        return Err(Error::invalid("max_tokens", 0, "must be at least 1 (leave it out for the model's limit)").into());
+    }
     let arrivals = &offered.ended(setup.max_tokens);
     work(Engine::new(setup, Requests { arrivals, ..offered })?)
 }
@@ -128,7 +131,7 @@ impl<'a> Engine<'a> {
 
     /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
     pub(crate) fn iterations(&self, id: u64) -> u32 {
-        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output) + 1
+        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
     }
 
     /// Hands the scheduler what has been sent by now.
@@ -198,7 +201,7 @@ impl<'a> Engine<'a> {
         // At its end it still takes the slots of its drafts.
         let slots = tokens as u32 + self.setup.config.num_lookahead_tokens;
         let drafts_fit = || !self.drafts.any() || view.layout().demand(slots) <= view.pool().capacity();
-        tokens <= u64::from(view.limits().max_model_len) && drafts_fit()
+        tokens <= u64::from(view.max_model_len()) && drafts_fit()
     }
 
     /// One iteration, or a jump to the next event. False when all is done.

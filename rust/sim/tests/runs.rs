@@ -145,6 +145,8 @@ fn virtual_time_has_an_end_and_says_so() {
     assert!(refusal(&held, &[arrival(0, 4, 4)]).starts_with("iteration_time = "));
     let nobody = Setup { max_concurrency: Some(0), ..setup(json!({"kv_blocks": 10})) };
     assert!(refusal(&nobody, &[arrival(0, 4, 4)]).starts_with("max_concurrency = 0: must be at least 1"));
+    let nothing = Setup { max_tokens: Some(0), ..setup(json!({"kv_blocks": 10})) };
+    assert!(refusal(&nothing, &[arrival(0, 4, 4)]).starts_with("max_tokens = 0: must be at least 1"));
     let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
     let patient = json!({"policy": "wait", "kv_blocks": 10, "types": types, "thresholds": [5.0], "work_conserving": false,
         "max_hold": 1e300});
@@ -300,6 +302,32 @@ fn bad_datasets_are_refused_by_name() {
     assert!(refused.starts_with("arrivals[0].at_ns = 18446744073709551615"), "{refused}");
     let many = dataset().sample(usize::MAX, 1.0, 0).unwrap_err().to_string();
     assert!(many.starts_with("num_requests = 18446744073709551615: must be at most 100000000"), "{many}");
+}
+
+#[test]
+fn a_process_that_changes_far_more_often_than_anybody_arrives_is_refused() {
+    let of = |sojourn_s: f64| Dataset {
+        arrivals: serde_json::from_value(
+            json!({"kind": "mmpp", "multipliers": [0.5, 1.5], "sojourn_s": [sojourn_s, sojourn_s]}),
+        )
+        .unwrap(),
+        ..dataset()
+    };
+    assert_eq!(of(1.0).sample(3, 1e-3, 0).unwrap().arrivals.len(), 3);
+    // Years between two arrivals, and a change in every second or nanosecond.
+    for (sojourn_s, rate) in [(1.0, 1e-9), (1e-9, 1e-3), (1.0, 1e-300)] {
+        let message = of(sojourn_s).sample(3, rate, 0).unwrap_err().to_string();
+        assert!(message.starts_with("sojourn_s = [") && message.contains("changes of state"), "{message}");
+    }
+}
+
+#[test]
+fn an_output_too_long_to_count_its_iterations_is_refused() {
+    for lengths in [Lengths::Known, Lengths::Hidden] {
+        let setup = Setup { lengths, ..setup(json!({"kv_blocks": 300, "convention": "paper"})) };
+        let run = run(&setup, &[arrival(0, 4, u32::MAX), arrival(1, 4, 4)]).unwrap();
+        assert_eq!(run.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count(), 1);
+    }
 }
 
 #[test]

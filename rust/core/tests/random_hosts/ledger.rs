@@ -77,7 +77,8 @@ pub(crate) struct Ledger {
     pub(crate) stats: Stats,
     pub(crate) kv: Kv,
     pub(crate) pool: Pool,
-    model_len: u32,
+    /// The longest that a request may ever have been.
+    pub(crate) model_len: u32,
     restarts: bool,
 }
 
@@ -91,7 +92,7 @@ impl Ledger {
             stats: Stats::default(),
             kv: Kv::new(config),
             pool: Pool::new(config.kv_blocks),
-            model_len: config.model_len(),
+            model_len: wait_core::Scheduler::new(config).unwrap().view().max_model_len(),
             restarts: config.preemption == Preemption::Restart,
         }
     }
