@@ -116,7 +116,7 @@ def test_what_was_dropped_and_assumed_is_said_and_in_the_json(
             {"output length 0": 1},
             ["lengths are words", "each word is taken for one token", "no arrival times: they are drawn"],
         ),
-        (["--dataset-path", str(mooncake)], {}, ["not in order of arrival", "hash_ids are ignored"]),
+        (["--dataset-path", str(mooncake)], {}, ["not in order of arrival", "hash_ids name common prefixes"]),
     ]
     for arguments, dropped, notes in cases:
         assert main(["simulate", *arguments, "--json"]) == 0

@@ -60,7 +60,7 @@ def test_the_panel_is_the_fixed_one() -> None:
     assert list(panel.workloads) == [
         "p512d20", "two-type", "p512d1000", "lmsys", "azure_conv", "azure_code",
         "chat", "lognormal-870", "reasoning-2700", "shift", "bursts", "long-prefill",
-        "lognormal-short", "two-kinds", "long-prompts", "rag", "turns", "tenants",
+        "lognormal-short", "two-kinds", "long-prompts", "rag", "turns", "tenants", "multi-turn",
     ]  # fmt: skip
     first, *others = panel.engines.values()
     assert (first.kv_blocks, first.max_num_seqs, len(first.workloads)) == (7_424, 256, 16)

@@ -423,9 +423,17 @@ class Run:
 
 def sample(
     dataset: Mapping[str, Any], num_requests: int, request_rate: float, seed: int
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]:
+) -> tuple[
+    npt.NDArray[np.uint64],
+    npt.NDArray[np.uint32],
+    npt.NDArray[np.uint32],
+    npt.NDArray[np.uint16],
+    tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None,
+    int | None,
+]:
     """Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset, each of shape
-    (num_requests,). Raises `WaitCoreError` where the dataset or a value is refused.
+    (num_requests,); of conversations also which request each follows (or -1) and how long its user thinks after that one
+    (ns), and the tokens of the system prompt. Raises `WaitCoreError` where the dataset or a value is refused.
     """
 
 def probe(
@@ -495,9 +503,31 @@ def run(
     classes: Sequence[int] | None = None,
     priorities: Sequence[int] | None = None,
     tenants: Sequence[int] | None = None,
+    follows: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None = None,
+    system: int | None = None,
+    hash_ids: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], int] | None = None,
+    acceptance: Sequence[float] = (),
+    transfer: tuple[float, float, float] | None = None,
     callback: Callable[[int], object] | None = None,
 ) -> Run:
     """Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
     `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
     would wait for ever, `WaitCoreError` where a value is refused.
+    """
+
+def pools(
+    prefill: tuple[dict[str, Any], bool],
+    decode: tuple[dict[str, Any], bool],
+    law: Mapping[str, Any],
+    decode_law: Mapping[str, Any],
+    arrival_ns: npt.NDArray[np.uint64],
+    prompt: npt.NDArray[np.uint32],
+    output: npt.NDArray[np.uint32],
+    *,
+    transfer: tuple[float, float, float],
+    max_tokens: int | None,
+    overhead_ns: int,
+) -> tuple[Run, Run]:
+    """Simulates an open loop of requests through an engine that prefills and one that decodes; each is given as its
+    settings and whether it knows lengths. Returns the run of either. Raises as `run` does.
     """

@@ -16,7 +16,7 @@ from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -34,6 +34,30 @@ MOST_SECONDS = 1e9
 
 TYPED = frozenset({"wait", "nested-wait"})
 """Policies that need request types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """How KV that was computed elsewhere comes.
+
+    Attributes
+    ----------
+    bytes_per_token : float
+        Bytes of KV a token, of all layers.
+    bandwidth : float
+        Bytes/s at which the KV of a request comes; each has that for itself. Infinite: KV is there at once.
+    latency_s : float
+        Time that each transfer takes besides, s.
+
+    """
+
+    bytes_per_token: float
+    bandwidth: float
+    latency_s: float = 0.0
+
+    def columns(self) -> tuple[float, float, float]:
+        """Return the three numbers."""
+        return self.bytes_per_token, self.bandwidth, self.latency_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +148,8 @@ def simulate(
     max_tokens: int | None = None,
     num_types: int = 8,
     hints: Hints | None = None,
+    acceptance: Sequence[float] = (),
+    transfer: Transfer | None = None,
     progress: bool | Callable[[int], object] = False,
     **settings: Unpack[EngineSettings],
 ) -> Report:
@@ -158,11 +184,17 @@ def simulate(
     learned : mapping, optional
         What a scheduler of this policy has learned before (`report.run.learned`), to start with.
     max_tokens : int, optional
-        Declared for every request; absent means the model's limit.
+        Declared for every request, whose output ends there (`finished_by_length` counts them); absent means the model's
+        limit.
     num_types : int
         Most types for policies that need them, see `Requests.types`.
     hints : Hints, optional
         What the host tells of its requests besides: predicted lengths, labels, priorities.
+    acceptance : sequence of float
+        Speculative decoding: the probability that the first draft of a decode is accepted, that the first two are, and
+        so on, as vLLM's acceptance rates by position. `num_lookahead_tokens` defaults to their number.
+    transfer : Transfer, optional
+        The KV of every prompt but its last token is computed elsewhere, and comes so once its memory is taken.
     progress : bool or callable
         Show a progress bar on standard error, if that is a terminal. A callable is called now and then with the number
         of requests that have finished; what it raises ends the simulation.
@@ -188,7 +220,10 @@ def simulate(
     if law not in LAW:
         raise _core.WaitCoreError(f"law = {law!r}: one of {', '.join(LAW)}")
     told = gpu if law == "known" else None
-    core: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told, **settings}
+    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
+    if acceptance:
+        defaults["num_lookahead_tokens"] = len(acceptance)
+    core: dict[str, Any] = {**defaults, **settings}
     if "kv_blocks" not in core:
         core["kv_blocks"] = kv_blocks_of(gpu, core["block_size"])
     labels = np.zeros(len(wanted), np.uint16)
@@ -219,6 +254,9 @@ def simulate(
             learned=learned,
             **_columns(hints),
             tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
+            **_connections(wanted),
+            acceptance=list(acceptance),
+            transfer=None if transfer is None else transfer.columns(),
             callback=progress if callable(progress) else lambda completed: bar.update(completed - bar.n),
         )
     return Report(
@@ -238,6 +276,15 @@ def _columns(hints: Hints | None) -> dict[str, Any]:
     columns = {"predicted": hints.predicted_tokens, "classes": hints.label, "priorities": hints.priority}
     given: dict[str, Any] = {name: column.tolist() for name, column in columns.items() if column is not None}
     return given | {"predicted_log_error": hints.predicted_log_error}
+
+
+def _connections(requests: Requests) -> dict[str, Any]:
+    follows, blocks = requests.follows, requests.prefix_blocks
+    return {
+        "follows": None if follows is None else (follows.after, follows.think_ns),
+        "system": requests.system_tokens,
+        "hash_ids": None if blocks is None else (blocks.ids, blocks.offsets, blocks.tokens),
+    }
 
 
 def _lengths_known(policy: str, lengths: str | None) -> bool:

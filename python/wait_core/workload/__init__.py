@@ -4,13 +4,15 @@ Deliberately absent: how they are served, and what a policy is told of them beyo
 """
 
 from wait_core.workload.datasets import Dataset, dataset, dataset_names, panel
-from wait_core.workload.requests import Hints, Requests, offered, replayed, sampled
+from wait_core.workload.requests import Follows, Hints, PrefixBlocks, Requests, offered, replayed, sampled
 from wait_core.workload.traces import Trace, TraceError, load, write_mooncake
 from wait_core.workload.traffic import Traffic
 
 __all__ = [
     "Dataset",
+    "Follows",
     "Hints",
+    "PrefixBlocks",
     "Requests",
     "Trace",
     "TraceError",

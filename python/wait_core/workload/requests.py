@@ -23,6 +23,73 @@ _core.group_types(np.ones(1, np.uint32), np.ones(1, np.uint32), 1.0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Follows:
+    """Which requests are later turns: each is sent when one before it has finished and its user has thought.
+
+    The prompt of a request that follows another is that one's prompt, its output, and at least one new token; its
+    arrival is the earliest time at which it may be sent.
+
+    Attributes
+    ----------
+    after : ndarray of int64, shape (n,)
+        Index of the request that each follows, below its own; -1 for one that follows none.
+    think_ns : ndarray of uint64, shape (n,)
+        Time from the end of that request until this one is sent, ns.
+
+    """
+
+    after: npt.NDArray[np.int64]
+    think_ns: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixBlocks:
+    """The blocks of tokens of each request by name: equal leading names are equal prefixes.
+
+    Attributes
+    ----------
+    ids : ndarray of uint64, shape (k,)
+        The names, of all requests one after the other; they may run on beyond the prompt into the output.
+    offsets : ndarray of uint64, shape (n + 1,)
+        Request i has ids[offsets[i]:offsets[i + 1]].
+    tokens : int
+        Tokens that a name stands for.
+
+    """
+
+    ids: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.uint64]
+    tokens: int
+
+    @staticmethod
+    def of(trace: Trace) -> PrefixBlocks | None:
+        """Return the blocks of a trace, or None where it names none.
+
+        The answer to a turn becomes known by name with the turn that follows it, and is counted to both.
+        """
+        if trace.hash_ids is None or trace.hash_offsets is None or trace.hash_block_tokens is None:
+            return None
+        tokens = trace.hash_block_tokens
+        chains = [trace.hashes(i) for i in range(len(trace))]
+        if trace.parent is not None:
+            for i, parent in enumerate(trace.parent.tolist()):
+                if parent < 0:
+                    continue
+                full = int(trace.prompt_tokens[parent]) // tokens
+                whole = (int(trace.prompt_tokens[parent]) + int(trace.output_tokens[parent])) // tokens
+                own = trace.hashes(i)
+                if np.array_equal(own[:full], trace.hashes(parent)[:full]) and len(own) >= full:
+                    chains[parent] = own[:whole]
+        offsets = np.cumsum([0, *(len(chain) for chain in chains)], dtype=np.uint64)
+        return PrefixBlocks(ids=np.concatenate(chains), offsets=offsets, tokens=tokens)
+
+    def part(self, first: int, end: int) -> PrefixBlocks:
+        """Return those of the requests first..end."""
+        offsets = self.offsets[first : end + 1]
+        return PrefixBlocks(ids=self.ids[offsets[0] : offsets[-1]], offsets=offsets - offsets[0], tokens=self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Requests:
     """Requests to offer, in the order of their arrival.
 
@@ -42,6 +109,12 @@ class Requests:
         What was assumed of a trace, or ignored in it.
     tenant : ndarray of uint16, shape (n,), optional
         Tenants, indices of the setting `tenant_weights`.
+    follows : Follows, optional
+        Which of them are later turns of conversations; None: all come by themselves, an open loop.
+    system_tokens : int, optional
+        All prompts begin with the same so many tokens, and a later turn with all that was said before it.
+    prefix_blocks : PrefixBlocks, optional
+        Which prefixes they have in common, where neither that rule holds nor None does: that they have none.
 
     """
 
@@ -53,22 +126,35 @@ class Requests:
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     tenant: npt.NDArray[np.uint16] | None = None
+    follows: Follows | None = None
+    system_tokens: int | None = None
+    prefix_blocks: PrefixBlocks | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
 
     def window(self, start: float, count: int) -> Requests:
-        """Return `count` requests in a row, from the fraction `start` of what can be skipped; times begin at 0."""
+        """Return `count` requests in a row, from the fraction `start` of what can be skipped; times begin at 0.
+
+        A turn whose predecessor is left out comes by itself.
+        """
         first = round(start * max(0, len(self) - count))
         part = slice(first, first + count)
         arrival_ns = self.arrival_ns[part]
         tenant = None if self.tenant is None else self.tenant[part]
+        follows = None
+        if self.follows is not None:
+            after = np.maximum(self.follows.after[part] - first, -1)
+            follows = Follows(after=after, think_ns=self.follows.think_ns[part])
+        blocks = None if self.prefix_blocks is None else self.prefix_blocks.part(first, first + len(arrival_ns))
         return replace(
             self,
             arrival_ns=arrival_ns - arrival_ns[0],
             prompt=self.prompt[part],
             output=self.output[part],
             tenant=tenant,
+            follows=follows,
+            prefix_blocks=blocks,
         )
 
     def scaled(self, rate: float) -> Requests:
@@ -82,7 +168,9 @@ class Requests:
 
     @staticmethod
     def of_tenants(each: Sequence[Requests]) -> Requests:
-        """Merge the requests of several tenants by arrival; tenant i is the i-th."""
+        """Merge the requests of several tenants by arrival; tenant i is the i-th. All must be open loops."""
+        if any(requests.follows is not None for requests in each):
+            raise _core.WaitCoreError("requests: those that follow others cannot be merged with other tenants' yet")
         order = np.argsort(np.concatenate([requests.arrival_ns for requests in each]), kind="stable")
         tenant = np.repeat(np.arange(len(each), dtype=np.uint16), [len(requests) for requests in each])
         return Requests(
@@ -167,8 +255,16 @@ def sampled(
             chosen = replace(chosen, arrivals=Gamma(burstiness=burstiness))
     except (KeyError, ValueError) as error:
         raise _core.WaitCoreError(str(error)) from None
-    arrival_ns, prompt, output, _ = _core.sample(chosen.to_dict(), num_prompts, request_rate, seed)
-    return Requests(name=chosen.name, arrival_ns=arrival_ns, prompt=prompt, output=output, rate=request_rate)
+    arrival_ns, prompt, output, _, turns, system = _core.sample(chosen.to_dict(), num_prompts, request_rate, seed)
+    return Requests(
+        name=chosen.name,
+        arrival_ns=arrival_ns,
+        prompt=prompt,
+        output=output,
+        rate=request_rate,
+        follows=None if turns is None else Follows(after=turns[0], think_ns=turns[1]),
+        system_tokens=system,
+    )
 
 
 def replayed(
@@ -189,7 +285,7 @@ def replayed(
     if trace.unit == "words":
         notes.append("each word is taken for one token")
     if trace.hash_ids is not None:
-        notes.append("hash_ids are ignored: the simulator shares no prefixes")
+        notes.append("hash_ids name common prefixes, which are shared with the setting prefix_caching")
     if num_prompts is not None:
         _at_least_one(num_prompts)
         trace = trace.head(num_prompts)
@@ -217,6 +313,7 @@ def replayed(
         rate=rate,
         dropped=trace.dropped,
         notes=tuple(notes),
+        prefix_blocks=PrefixBlocks.of(trace),
     )
 
 

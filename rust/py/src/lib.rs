@@ -5,6 +5,7 @@ mod convert;
 mod error;
 mod plan;
 mod planning;
+mod run;
 mod scheduler;
 mod simulation;
 
@@ -20,9 +21,11 @@ mod _core {
     #[pymodule_export]
     use super::planning::{Planner, SafetyBuffer};
     #[pymodule_export]
+    use super::run::{Run, pools, run};
+    #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]
-    use super::simulation::{Run, group_types, iteration_seconds, probe, run, sample};
+    use super::simulation::{group_types, iteration_seconds, probe, sample};
 
     #[pymodule_init]
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {

@@ -42,6 +42,7 @@ impl<'a> Clients<'a> {
     }
 
     /// The next request to be sent that is not sent after another one, and its time.
+    #[inline]
     fn peek(&self) -> Option<(u64, usize)> {
         let own = self.requests.arrivals.get(self.next).map(|arrival| (arrival.at_ns, self.next));
         let Some(&Reverse((at_ns, id))) = self.due.peek() else { return own };
@@ -70,14 +71,18 @@ impl<'a> Clients<'a> {
     }
 
     /// Requests have finished: those that follow them will be sent.
+    #[inline]
     pub(crate) fn finished(&mut self, ids: &[u64], now_ns: u64) {
         if ids.is_empty() {
             return;
         }
         self.freed_ns = now_ns;
-        if self.pending == 0 {
-            return;
+        if self.pending > 0 {
+            self.release(ids, now_ns);
         }
+    }
+
+    fn release(&mut self, ids: &[u64], now_ns: u64) {
         for &id in ids {
             let mut next = self.first[id as usize];
             while next != NOBODY {

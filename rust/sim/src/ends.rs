@@ -37,6 +37,7 @@ impl Ends {
     }
 
     /// Adds those that have ended to `finished`.
+    #[inline]
     pub(crate) fn collect(&mut self, view: &View, finished: &mut Vec<u64>) {
         for (lane, calendar) in self.calendars.iter_mut().enumerate() {
             let tick = view.lanes()[lane].tick();

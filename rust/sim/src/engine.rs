@@ -74,6 +74,9 @@ pub(crate) fn with_engine<T>(
     work: impl FnOnce(Engine) -> Result<T, SimError>,
 ) -> Result<T, SimError> {
     offered.check()?;
+    if setup.max_tokens == Some(0) {
+        return Err(Error::invalid("max_tokens", 0, "must be at least 1 (leave it out for the model's limit)").into());
+    }
     let arrivals = &offered.ended(setup.max_tokens);
     work(Engine::new(setup, Requests { arrivals, ..offered })?)
 }
@@ -195,16 +198,17 @@ impl<'a> Engine<'a> {
     fn fits(&self, id: u64) -> bool {
         let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
         let tokens = u64::from(prompt) + u64::from(self.iterations(id));
-        tokens <= u64::from(view.max_model_len())
-            // The last token gets no KV; the slots for its drafts are taken nevertheless.
-            && view.layout().decoding(tokens as u32 - 1) <= view.pool().capacity()
+        // At its end it still takes the slots of its drafts.
+        let slots = tokens as u32 + self.setup.config.num_lookahead_tokens;
+        let drafts_fit = || !self.drafts.any() || view.layout().demand(slots) <= view.pool().capacity();
+        tokens <= u64::from(view.max_model_len()) && drafts_fit()
     }
 
     /// One iteration, or a jump to the next event. False when all is done.
     pub(crate) fn step(&mut self) -> Result<bool, SimError> {
         let start_ns = self.now_ns;
-        let received = self.transfers.received(&self.ends, start_ns);
-        if !received.is_empty() {
+        if self.transfers.next_ns().is_some_and(|ready_ns| ready_ns <= start_ns) {
+            let received = self.transfers.received(&self.ends, start_ns);
             self.scheduler.complete(&Completed { received, ..Completed::default() })?;
         }
         self.scheduler.plan(start_ns);
@@ -256,16 +260,15 @@ impl<'a> Engine<'a> {
     }
 
     /// When the last plan, made at `start_ns`, has been computed.
+    #[inline]
     fn ends_at(&mut self, start_ns: u64) -> Result<u64, SimError> {
         let plan = self.scheduler.last_plan();
         if plan.is_empty() {
             return Ok(start_ns);
         }
-        let mut duration = if self.drafts.any() {
-            self.setup.law.nanos(&self.drafts.computed(plan.shape()))
-        } else {
-            self.setup.law.nanos(plan.shape())
-        };
+        // One call, which is inlined.
+        let shape = if self.drafts.any() { self.drafts.computed(plan.shape()) } else { *plan.shape() };
+        let mut duration = self.setup.law.nanos(&shape);
         let jitter = self.setup.steps.jitter;
         if jitter > 0.0 {
             let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);

@@ -23,7 +23,7 @@ pub enum Prefixes<'a> {
         ids: &'a [u64],
         /// Request i has `ids[offsets[i]..offsets[i + 1]]`.
         offsets: &'a [u64],
-        /// Tokens that one id stands for; the last one of a request may stand for fewer.
+        /// Tokens that one id stands for; the one at the end of a prompt may stand for fewer.
         tokens: u32,
     },
 }
@@ -81,7 +81,10 @@ impl Requests<'_> {
             Prefixes::Conversations { system } => self.conversation_hashes(id, system, block_size, hashes),
             Prefixes::Named { ids, offsets, tokens } => {
                 let ids = &ids[offsets[id] as usize..offsets[id + 1] as usize];
-                let length = self.length(id).min(ids.len() as u64 * u64::from(tokens));
+                let (named, prompt) = (ids.len() as u64 * u64::from(tokens), u64::from(self.arrivals[id].prompt));
+                // An id that begins within the prompt says nothing of the output.
+                let within = named < prompt + u64::from(tokens);
+                let length = named.min(if within { prompt } else { self.length(id) });
                 let (mut taken, mut prefix) = (0, 0);
                 for end in (u64::from(block_size)..=length).step_by(block_size as usize) {
                     while taken * u64::from(tokens) < end {
@@ -212,7 +215,16 @@ mod tests {
         let requests = Requests { arrivals: &arrivals, follows: &[], prefixes };
         let mut hashes = Vec::new();
         requests.block_hashes(0, 4, &mut hashes);
-        assert_eq!(hashes.len(), 6, "24 of 25 tokens");
+        assert_eq!(hashes.len(), 5, "the prompt's 20 tokens");
+        let prefixes = Prefixes::Named { ids: &[7, 8], offsets: &[0, 2], tokens: 12 };
+        Requests { prefixes, ..requests }.block_hashes(0, 4, &mut hashes);
+        assert_eq!(hashes.len(), 5);
+        let prefixes = Prefixes::Named { ids: &[7, 8, 9], offsets: &[0, 3], tokens: 8 };
+        Requests { prefixes, ..requests }.block_hashes(0, 4, &mut hashes);
+        assert_eq!(hashes.len(), 5);
+        let prefixes = Prefixes::Named { ids: &[7, 8, 9, 1, 2, 3], offsets: &[0, 6], tokens: 4 };
+        Requests { prefixes, ..requests }.block_hashes(0, 4, &mut hashes);
+        assert_eq!(hashes.len(), 6, "a name of the output is a whole one");
     }
 
     #[test]

@@ -248,6 +248,7 @@ impl<'a> Recorder<'a> {
         self.sample(scheduler, end_ns);
     }
 
+    #[inline]
     fn count_tokens(&mut self, tokens: usize) {
         if tokens >= self.run.step_tokens.len() {
             self.run.step_tokens.resize(tokens + 1, 0);
@@ -263,6 +264,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Requests whose progress was corrected may be in another lane now.
+    #[inline]
     pub(crate) fn moved(&mut self, scheduler: &Scheduler, progress: &[(u64, u32)]) {
         for &(id, _) in progress {
             let Some(slot) = scheduler.view().slot(id) else { continue };
@@ -308,6 +310,8 @@ impl<'a> Recorder<'a> {
     }
 
     pub(crate) fn finish(mut self, scheduler: &Scheduler, offered: &[Arrival]) -> Run {
+        // They are the same slice where nothing is cut.
+        let offered = if std::ptr::eq(self.arrivals, offered) { &[] } else { offered };
         let finished = self.run.finished_ns.iter().map(|&ns| ns != NEVER_NS);
         let outputs = self.arrivals.iter().zip(offered);
         let cut = finished.zip(outputs).filter(|&(done, (real, offered))| done && real.output < offered.output);

@@ -31,6 +31,7 @@ impl<'a> Drafts<'a> {
         Ok(Self { acceptance, stream: Stream::new(setup.steps.seed, "drafts"), progress: Vec::new() })
     }
 
+    #[inline]
     pub(crate) fn any(&self) -> bool {
         !self.acceptance.is_empty()
     }

@@ -65,8 +65,15 @@ impl Transfers {
     }
 
     /// Requests admitted by the last plan, at `now_ns`: their KV sets out. Requests evicted have lost theirs.
+    #[inline]
     pub(crate) fn follow(&mut self, scheduler: &Scheduler, ends: &Ends, now_ns: u64) {
-        let Some(transfer) = self.transfer else { return };
+        if let Some(transfer) = self.transfer {
+            self.send(transfer, scheduler, ends, now_ns);
+        }
+    }
+
+    #[cold]
+    fn send(&mut self, transfer: Transfer, scheduler: &Scheduler, ends: &Ends, now_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for chunk in plan.chunks() {
             let request = view.request(chunk.slot);
@@ -99,6 +106,7 @@ impl Transfers {
     }
 
     /// When the next KV will have come.
+    #[inline]
     pub(crate) fn next_ns(&self) -> Option<u64> {
         self.ready.peek().map(|entry| entry.0.0)
     }

@@ -145,6 +145,8 @@ fn virtual_time_has_an_end_and_says_so() {
     assert!(refusal(&held, &[arrival(0, 4, 4)]).starts_with("iteration_time = "));
     let nobody = Setup { max_concurrency: Some(0), ..setup(json!({"kv_blocks": 10})) };
     assert!(refusal(&nobody, &[arrival(0, 4, 4)]).starts_with("max_concurrency = 0: must be at least 1"));
+    let nothing = Setup { max_tokens: Some(0), ..setup(json!({"kv_blocks": 10})) };
+    assert!(refusal(&nothing, &[arrival(0, 4, 4)]).starts_with("max_tokens = 0: must be at least 1"));
     let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
     let patient = json!({"policy": "wait", "kv_blocks": 10, "types": types, "thresholds": [5.0], "work_conserving": false,
         "max_hold": 1e300});

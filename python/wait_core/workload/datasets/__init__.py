@@ -10,9 +10,12 @@ How the lmsys population is made: the paper (arXiv 2504.11320) publishes, for lm
 gives E[A] = E[(l' + 1)(l + l'/2)] = 28,172. The prompt is the clipped log-normal with that median and mean. The output
 is independent of it (the measured correlation is 0.04) and is the histogram nearest to uniform within the published
 quantiles (least relative entropy) whose mean is 147.3 and whose second moment gives that E[A].
+
+multi-turn is a closed loop of conversations behind one system prompt, for prefix caching; its round numbers are chosen,
+not measured (see `Conversations` for what they mean). It is on no engine of the panel.
 """
 
-from wait_core.workload.datasets.definition import Component, Dataset, Phase
+from wait_core.workload.datasets.definition import Component, Conversations, Dataset, Phase
 from wait_core.workload.datasets.distributions import (
     Arrivals,
     Constant,
@@ -29,6 +32,7 @@ __all__ = [
     "Arrivals",
     "Component",
     "Constant",
+    "Conversations",
     "Dataset",
     "Distribution",
     "Engine",

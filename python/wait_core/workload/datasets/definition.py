@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wait_core.workload.datasets.distributions import (
     ARRIVALS,
     DISTRIBUTIONS,
+    MAX_LENGTH,
     Arrivals,
     Distribution,
+    is_length,
     is_number,
     require,
 )
@@ -73,6 +75,44 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Conversations:
+    """How requests are turns of conversations; the prompt of a component is then what the user adds in a turn.
+
+    A turn's prompt is the system prompt, all that was said before, and what the user adds. It is sent when the answer
+    before it has ended and its user has thought. Conversations begin at the rate at which their mean number of turns
+    makes the rate of requests that was asked for.
+
+    Attributes
+    ----------
+    turns : float
+        Mean number of turns, geometrically distributed from 1 on.
+    think_s, think_sigma : float
+        Median of the time to think (s) and standard deviation of its logarithm, which is normal; a day at most.
+    system : int
+        Tokens of the system prompt, the same in all conversations.
+    max_length : int
+        A conversation ends before a turn whose prompt and answer together would be longer (tokens).
+
+    """
+
+    turns: float
+    think_s: float
+    think_sigma: float
+    system: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        right = is_number(self.turns) and self.turns >= 1
+        require(right, "conversations.turns", self.turns, "a finite number of at least 1")
+        for name, value in (("think_s", self.think_s), ("think_sigma", self.think_sigma)):
+            require(is_number(value) and value >= 0, f"conversations.{name}", value, "a finite number of at least 0")
+        right = self.system == 0 or is_length(self.system)
+        require(right, "conversations.system", self.system, f"an integer from 0 to {MAX_LENGTH}")
+        right = is_length(self.max_length)
+        require(right, "conversations.max_length", self.max_length, f"an integer from 1 to {MAX_LENGTH}")
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A synthetic workload, up to its rate, its number of requests and its seed.
 
@@ -84,6 +124,8 @@ class Dataset:
         The arrival process.
     phases : tuple of Phase
         The mixtures, by rising start; the first starts at 0.
+    conversations : Conversations or None
+        Whether requests are turns of conversations; None: each stands alone.
 
     """
 
@@ -91,6 +133,7 @@ class Dataset:
     description: str
     arrivals: Arrivals
     phases: tuple[Phase, ...]
+    conversations: Conversations | None = None
 
     def __post_init__(self) -> None:
         starts = [phase.start for phase in self.phases]
@@ -98,7 +141,7 @@ class Dataset:
         require(right, "dataset.phases", starts, "a list of rising starts, the first of them 0")
 
     def mean_lengths(self) -> tuple[float, float]:
-        """Return the mean prompt and the mean output length (tokens) over all phases."""
+        """Return the mean prompt and the mean output length (tokens) over all phases; in conversations of one turn."""
         ends = [phase.start for phase in self.phases[1:]] + [1.0]
         prompt = output = 0.0
         for phase, end in zip(self.phases, ends, strict=True):
@@ -110,7 +153,10 @@ class Dataset:
         return prompt, output
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, dicts, numbers and texts; distributions and arrivals carry their `kind`."""
+        """Return plain lists, dicts, numbers and texts; distributions and arrivals carry their `kind`.
+
+        What is None is left out.
+        """
         plain = _plain(self)
         assert isinstance(plain, dict)  # noqa: S101  # tells the type checker what _plain makes of a dataclass
         return plain
@@ -142,13 +188,16 @@ class Dataset:
                 component["output"] = _tagged(DISTRIBUTIONS, component["output"], "component.output")
             phases.append(Phase(given["start"], tuple(Component(**component) for component in components)))
         arrivals = _tagged(ARRIVALS, fields["arrivals"], "dataset.arrivals")
-        return cls(fields["name"], fields["description"], arrivals, tuple(phases))
+        turns = fields.get("conversations")
+        conversations = None if turns is None else Conversations(**_fields(Conversations, turns, "conversations"))
+        return cls(fields["name"], fields["description"], arrivals, tuple(phases), conversations)
 
 
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value):
         kind: dict[str, object] = {"kind": value.kind} if isinstance(value, Distribution | Arrivals) else {}
-        return kind | {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return kind | {name: item for name, item in fields.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -159,7 +208,7 @@ def _list(value: object, where: str) -> list[Any]:
 
 
 def _fields(cls: type, data: object, where: str) -> dict[str, Any]:
-    """Return `data` as keyword arguments of `cls`: every field there, no other key, lists as tuples."""
+    """Return `data` as keyword arguments of `cls`: all fields without a default, no other key, lists as tuples."""
     if not isinstance(data, dict):
         raise ValueError(f"{where}: {data!r} is not an object")  # noqa: TRY004
     known = [field.name for field in dataclasses.fields(cls)]
@@ -168,7 +217,8 @@ def _fields(cls: type, data: object, where: str) -> dict[str, Any]:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"{where}: {key!r} is unknown; {hint}known: {', '.join(known)}")
-    if missing := [name for name in known if name not in data]:
+    needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in data]:
         raise ValueError(f"{where}: {missing[0]!r} is missing")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 

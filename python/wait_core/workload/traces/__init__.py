@@ -6,7 +6,7 @@ the first request on; they never pass through a float, so that seven decimals in
 ========== ================================== =======================================================
 format     file                               what is kept
 ========== ================================== =======================================================
-mooncake   Mooncake jsonl, Qwen-Bailian jsonl arrivals (ms; Qwen-Bailian: s), lengths, hash ids, type
+mooncake   Mooncake jsonl, Qwen-Bailian jsonl arrivals (ms; Qwen-Bailian: s), lengths, hash ids, type, chats
 burstgpt   BurstGPT csv                       arrivals (s), lengths, class "Model, Log Type"
 azure      Azure LLM inference csv, 2023/2024 arrivals (date and time), lengths
 vidur      Vidur csv                          lengths, arrivals (s) where `arrived_at` is present

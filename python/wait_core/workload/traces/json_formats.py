@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wait_core.files import Source
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_MAX_CHAT_ID = 2**63 - 1
 _MAX_HASH_ID = 2**64 - 1
 _NS_PER_MS = 1_000_000
 _PIECE = 1 << 16
@@ -88,6 +89,7 @@ def read_mooncake(path: Path, limit: int | None) -> Trace:
             arrival_ns=nanoseconds(_get(row, "timestamp", place), unit, place, "timestamp"),
             class_name=None if kind is None else str(kind),
             hash_ids=_hash_ids(row.get("hash_ids", []), place),
+            chat=_chat(row, place),
         )
         if limit is not None and len(builder) >= limit:
             break
@@ -174,6 +176,18 @@ def _hash_ids(hashes: object, place: Place) -> list[int]:
     if not hashes or (set(map(type, hashes)) == {int} and min(hashes) >= 0 and max(hashes) <= _MAX_HASH_ID):
         return hashes
     return [count(value, place, "hash_ids", _MAX_HASH_ID) for value in hashes]
+
+
+def _chat(row: dict[str, Any], place: Place) -> tuple[int, int, int] | None:
+    """Return the chat of a Qwen-Bailian row, the one it continues or -1, and its turn."""
+    if "chat_id" not in row:
+        return None
+    parent = row.get("parent_chat_id", -1)
+    return (
+        count(row["chat_id"], place, "chat_id", _MAX_CHAT_ID),
+        -1 if parent == -1 else count(parent, place, "parent_chat_id", _MAX_CHAT_ID),
+        count(row.get("turn", 1), place, "turn"),
+    )
 
 
 def _objects(place: Place) -> Iterator[dict[str, Any]]:

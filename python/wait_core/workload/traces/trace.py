@@ -43,6 +43,10 @@ class Trace:
         Request i owns hash_ids[hash_offsets[i]:hash_offsets[i + 1]].
     hash_block_tokens : int or None
         Tokens that one hash id stands for.
+    parent : int64, shape (n,), or None
+        Index of the request whose conversation each continues, -1 for one that begins a conversation.
+    turn : uint32, shape (n,), or None
+        Number of the turn in its conversation, from 1.
     unit : {"tokens", "words"}
         What the lengths count. Words where the file holds text and no tokenizer was given.
     source, format : str
@@ -62,6 +66,8 @@ class Trace:
     hash_ids: npt.NDArray[np.uint64] | None = None
     hash_offsets: npt.NDArray[np.int64] | None = None
     hash_block_tokens: int | None = None
+    parent: npt.NDArray[np.int64] | None = None
+    turn: npt.NDArray[np.uint32] | None = None
     unit: Unit = "tokens"
     source: str = ""
     format: str = ""
@@ -79,6 +85,8 @@ class Trace:
             "class_index": (self.class_index, np.uint32, n),
             "hash_ids": (self.hash_ids, np.uint64, None),
             "hash_offsets": (self.hash_offsets, np.int64, n + 1),
+            "parent": (self.parent, np.int64, n),
+            "turn": (self.turn, np.uint32, n),
         }
         for name, (values, dtype, length) in columns.items():
             if values is None:
@@ -98,6 +106,8 @@ class Trace:
             raise WaitCoreError("arrival_ns: must start at 0 and never decrease")
         if self.class_index is not None and int(self.class_index.max()) >= len(self.class_names):
             raise WaitCoreError(f"class_index: {int(self.class_index.max())} has no name in {self.class_names}")
+        if self.parent is not None and not np.all((self.parent >= -1) & (self.parent < np.arange(n))):
+            raise WaitCoreError("parent: must be the index of an earlier request, or -1 for none")
         if (self.hash_ids is None) != (self.hash_offsets is None):
             raise WaitCoreError("hash_ids and hash_offsets: one needs the other")
         if self.hash_ids is not None and self.hash_offsets is not None:
@@ -130,6 +140,8 @@ class Trace:
             class_index=None if self.class_index is None else self.class_index[:n],
             hash_ids=None if self.hash_ids is None or offsets is None else self.hash_ids[: offsets[-1]],
             hash_offsets=offsets,
+            parent=None if self.parent is None else self.parent[:n],
+            turn=None if self.turn is None else self.turn[:n],
         )
 
     @property
@@ -225,6 +237,9 @@ class TraceBuilder:
         self._classes: dict[str, int] = {}
         self._hash_ids = array("Q")
         self._hash_offsets = array("q", [0])
+        self._chat = array("q")
+        self._parent_chat = array("q")
+        self._turn = array("I")
         self.dropped: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -242,9 +257,13 @@ class TraceBuilder:
         arrival_ns: int | None = None,
         class_name: str | None = None,
         hash_ids: Sequence[int] | None = None,
+        chat: tuple[int, int, int] | None = None,
         zero_output: str = "output length 0",
     ) -> None:
-        """Add one request; a length of zero drops the row, an output of zero under the reason `zero_output`."""
+        """Add one request, of a chat with its id, that of the chat it continues (or -1), and its turn.
+
+        A length of zero drops the row, an output of zero under the reason `zero_output`.
+        """
         if output == 0:
             self.drop(zero_output)
             return
@@ -260,6 +279,10 @@ class TraceBuilder:
         if hash_ids is not None:
             self._hash_ids.extend(hash_ids)
             self._hash_offsets.append(len(self._hash_ids))
+        if chat is not None:
+            self._chat.append(chat[0])
+            self._parent_chat.append(chat[1])
+            self._turn.append(chat[2])
 
     def extend(
         self,
@@ -293,12 +316,14 @@ class TraceBuilder:
         has_hashes = bool(self._hash_ids) and len(self._hash_offsets) == n + 1
         ids = np.array(self._hash_ids, np.uint64) if has_hashes else None
         offsets = np.array(self._hash_offsets, np.int64) if has_hashes else None
+        chats = np.array([self._chat, self._parent_chat, self._turn], np.int64) if n and len(self._chat) == n else None
         if arrival is not None:
             if np.any(np.diff(arrival) < 0):
                 notes += ("rows were not in order of arrival; they were sorted, equal times in file order",)
                 order = np.argsort(arrival, kind="stable")
                 prompt, output, arrival = prompt[order], output[order], arrival[order]
                 classes = None if classes is None else classes[order]
+                chats = None if chats is None else chats[:, order]
                 if ids is not None and offsets is not None:
                     ids = np.concatenate([ids[offsets[i] : offsets[i + 1]] for i in order])
                     offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[order])]).astype(np.int64)
@@ -312,6 +337,8 @@ class TraceBuilder:
             hash_ids=ids,
             hash_offsets=offsets,
             hash_block_tokens=_hash_block_tokens(prompt, offsets),
+            parent=None if chats is None else _parents(chats[0], chats[1]),
+            turn=None if chats is None else chats[2].astype(np.uint32),
             unit=unit,
             source=source,
             format=format_name,
@@ -326,3 +353,13 @@ def _hash_block_tokens(prompt: npt.NDArray[np.uint32], offsets: npt.NDArray[np.i
         return None
     blocks = np.diff(offsets)
     return max((512, 16), key=lambda size: int(np.count_nonzero(-(-prompt.astype(np.int64) // size) == blocks)))
+
+
+def _parents(chat: npt.NDArray[np.int64], parent_chat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for each row the index of the row before it that has the id of its parent, or -1."""
+    rows: dict[int, int] = {}
+    parents = np.full(len(chat), -1, np.int64)
+    for i, (own, parent) in enumerate(zip(chat.tolist(), parent_chat.tolist(), strict=True)):
+        parents[i] = rows.get(parent, -1)
+        rows[own] = i
+    return parents
