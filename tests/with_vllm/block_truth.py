@@ -57,6 +57,7 @@ class Case:
     long_prefill_token_threshold: int = 0
     prefix_caching: bool = False
     draft_tokens: int = 0
+    drafts_vary: bool = False  # as n-grams are found or not; otherwise a decode always has so many
     ahead: int = 0  # steps planned before the output of the first is known
     requests: int = 120
     prompt: tuple[int, int] = (1, 300)
@@ -103,6 +104,7 @@ class Engine(Driver):
     """vLLM's side."""
 
     def __init__(self, case: Case, demands: dict[str, Demand]) -> None:
+        self.case = case
         self.demands = demands
         self.ended: list[str] = []
         super().__init__(
@@ -158,13 +160,12 @@ class Engine(Driver):
         )
 
     def proposed(self, name: str) -> int:
-        request = self.scheduler.requests[name]
-        return proposed(self.demands[name], request.num_output_tokens, self.setup.draft_tokens)
+        return proposed(self.case, self.demands[name], self.scheduler.requests[name].num_output_tokens)
 
 
-def proposed(demand: Demand, emitted: int, most: int) -> int:
+def proposed(case: Case, demand: Demand, emitted: int) -> int:
     """Return how many tokens are drafted behind `emitted`."""
-    return demand.draw(-emitted) % (most + 1)
+    return demand.draw(-emitted) % (case.draft_tokens + 1) if case.drafts_vary else case.draft_tokens
 
 
 def accepted(demand: Demand, index: int, drafts: int) -> int:
@@ -198,7 +199,9 @@ class Core:
         if case.long_prefill_token_threshold:
             settings["long_prefill_token_threshold"] = case.long_prefill_token_threshold
         if case.kv_groups:
-            settings["kv_groups"] = list(case.kv_groups)
+            settings["kv_groups"] = [dict(group) for group in case.kv_groups]
+        if case.draft_tokens:
+            settings["num_lookahead_tokens"] = case.draft_tokens
         if case.prefix_caching:
             settings["prefix_caching"] = True
         self.case = case
@@ -227,10 +230,11 @@ class Core:
         seen = Seen(preempted={str(number) for number in plan.preempted})
         for name in seen.preempted:
             self.requests[name].resident = False
+        cached = dict(plan.cached)
         for number in (*plan.admitted, *plan.resumed):
             it = self.requests[str(number)]
             it.resident = it.prefilling = True
-            it.computed = 0
+            it.computed = cached.get(number, 0)
         paused = {str(number) for number in plan.paused}
         ended: list[str] = []
         progress: list[tuple[int, int]] = []
@@ -243,7 +247,7 @@ class Core:
                 continue
             drafts = 0
             if not it.prefilling and self.case.draft_tokens:
-                drafts = proposed(it.demand, it.emitted, self.case.draft_tokens)
+                drafts = proposed(self.case, it.demand, it.emitted)
             it.prefilling = False
             right = accepted(it.demand, it.emitted + 1, drafts)
             if right:
@@ -332,7 +336,6 @@ def _due(due: list[tuple[int, Demand]], step: int) -> Iterator[Demand]:
 
 
 FULL = {"kind": "full", "block_size": 16}
-WINDOW = {"kind": "sliding_window", "window": 100, "block_size": 16}
 
 ONE_FULL_GROUP = (
     Case("memory short", kv_blocks=90, preempts=50),
@@ -347,4 +350,44 @@ ONE_FULL_GROUP = (
     Case("threshold, requests alone", long_prefill_token_threshold=40, prompt=(1, 500), gap=150, requests=40),
     Case("one step ahead", kv_blocks=90, ahead=1, preempts=50),
     Case("one step ahead, threshold", kv_blocks=120, ahead=1, long_prefill_token_threshold=40, prompt=(1, 500)),
+)
+
+
+def window(tokens: int, block_size: int = 16, count: int = 1) -> dict[str, Any]:
+    """Describe layers with sliding windows."""
+    return {"kind": "sliding_window", "window": tokens, "block_size": block_size, "count": count}
+
+
+LONG = {"prompt": (1, 500), "output": (1, 300)}
+SEVERAL_GROUPS = (
+    Case("window", (FULL, window(100)), kv_blocks=250, **LONG),
+    Case("window, memory ample", (FULL, window(100)), kv_blocks=4000, **LONG),
+    Case("windows only", (window(100),), kv_blocks=100, **LONG),
+    Case("five windows to one", (FULL, window(64, count=5)), kv_blocks=500, **LONG),
+    Case("two kinds of windows", (FULL, window(64, count=2), window(200)), kv_blocks=500, **LONG),
+    Case("windows of small blocks", ({"kind": "full", "block_size": 32}, window(100, count=2)), kv_blocks=250, block_size=32, **LONG),
+    Case("chunks", (FULL, {"kind": "chunked_local", "chunk": 64, "block_size": 16, "count": 3}), kv_blocks=400, **LONG),
+    Case("windows, threshold", (FULL, window(64, count=2)), kv_blocks=250, long_prefill_token_threshold=40, **LONG),
+    Case("windows, watermark", (FULL, window(64, count=2)), kv_blocks=250, watermark=0.1, **LONG),
+    Case("windows, one step ahead", (FULL, window(64, count=2)), kv_blocks=250, ahead=1, **LONG),
+    Case("state", (FULL, {"kind": "state", "blocks": 1, "count": 3}), kv_blocks=200, **LONG),
+    Case("aligned state", (FULL, {"kind": "state", "blocks": 1, "aligned": True, "count": 3}), kv_blocks=250, **LONG),
+    Case("drafts", draft_tokens=3, kv_blocks=90),
+    Case("drafts, memory ample", draft_tokens=3, kv_blocks=2000),
+    Case("drafts as found", draft_tokens=3, drafts_vary=True, kv_blocks=90),
+    Case("drafts, window", (FULL, window(100)), draft_tokens=3, kv_blocks=250),
+)
+
+TURNS = {"requests": 200, "prompt": (1, 120), "output": (1, 120), "turns": 5}
+PREFIX_CACHING = (
+    Case("shared prompts", prefix_caching=True, prefixes=4, kv_blocks=90),
+    Case("shared prompts, memory ample", prefix_caching=True, prefixes=4, kv_blocks=4000),
+    Case("prompts of their own, cached", prefix_caching=True, kv_blocks=90),
+    Case("conversations", prefix_caching=True, kv_blocks=150, **TURNS),
+    Case("conversations, memory ample", prefix_caching=True, kv_blocks=4000, **TURNS),
+    Case("conversations, shared prompts", prefix_caching=True, prefixes=3, kv_blocks=120, **TURNS),
+    Case("conversations, threshold", prefix_caching=True, kv_blocks=150, long_prefill_token_threshold=40, **TURNS),
+    Case("conversations, watermark", prefix_caching=True, kv_blocks=150, watermark=0.1, **TURNS),
+    Case("conversations, few tokens", prefix_caching=True, kv_blocks=150, token_budget=32, **TURNS),
+    Case("conversations, one step ahead", prefix_caching=True, kv_blocks=150, ahead=1, **TURNS),
 )

@@ -117,7 +117,7 @@ def held(group: dict[str, Any], block_size: int) -> Held:
             return SlidingWindow(size, group["window"])
         case "chunked_local":
             return ChunkedLocal(size, group["chunk"])
-        case "state" if "block_size" in group:
+        case "state" if group.get("aligned", False):
             return AlignedState(size, group.get("blocks", 1))
         case "state":
             return State(group.get("blocks", 1))

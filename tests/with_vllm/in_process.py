@@ -60,7 +60,7 @@ def _model_folder(max_model_len: int) -> str:
 
 
 def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
-    """Translate one of `Setup.kv_groups`. A state with a block size is one of vLLM's Mamba cache mode "align"."""
+    """Translate one of `Setup.kv_groups`. An aligned state is one of vLLM's Mamba cache mode "align"."""
     import torch
     from vllm.v1.kv_cache_interface import (
         ChunkedLocalAttentionSpec,
@@ -70,9 +70,9 @@ def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
     )
 
     if group["kind"] == "state":
-        aligned = "block_size" in group
+        aligned = group.get("aligned", False)
         return MambaSpec(
-            block_size=group["block_size"] if aligned else setup.max_model_len,
+            block_size=group.get("block_size", setup.block_size) if aligned else setup.max_model_len,
             shapes=((1,),),
             dtypes=(torch.float32,),
             mamba_cache_mode="align" if aligned else "none",
