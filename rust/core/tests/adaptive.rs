@@ -101,7 +101,7 @@ fn a_request_that_would_slow_all_others_beyond_the_target_waits() {
             core.add(&request(id, 180, 300, 0)).unwrap();
         }
         (0..40).for_each(|_| _ = core.plan(0));
-        (core.view().residents(), core.explain(199))
+        (core.view().residents(), queue(&core).first().and_then(|&first| core.explain(first)))
     };
     let (held, hold) = residents(json!(0.03));
     let hold = hold.unwrap();
@@ -186,7 +186,8 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
     let mut damaged = learned.clone();
     *damaged.pointer_mut("/lengths/pool/rows/0/exposure").unwrap() = json!(-1.0);
     assert!(fresh.restore(&damaged).unwrap_err().to_string().contains("counts that no traffic gives"));
-    let mut other = Scheduler::new(&Config { kv_blocks: 60, ..Config::default() }).unwrap();
+    let stock = Config { policy: wait_core::config::PolicyName::Vllm, kv_blocks: 60, ..Config::default() };
+    let mut other = Scheduler::new(&stock).unwrap();
     assert!(other.learned().is_none() && other.restore(&learned).is_err());
 }
 
@@ -261,12 +262,13 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     // The first leaves, and the prefix stays: room for another in its place.
     report(&mut core, &[0]);
     assert_eq!(admitted(&mut core).len(), 1);
-    assert!((core.explain(30).unwrap().limit - 204.0).abs() < 1e-9);
+    let limit = |core: &Scheduler| core.explain(queue(core)[0]).unwrap().limit;
+    assert!((limit(&core) - 204.0).abs() < 1e-9);
     // Once all have left, nothing is shared.
     report(&mut core, &[1, 2, 3]);
     core.complete(&Report { free_blocks: Some(100), hits: &[(4, hit(0)), (5, hit(0))], ..Report::default() }).unwrap();
     assert_eq!(admitted(&mut core), [4]);
-    assert!((core.explain(30).unwrap().limit - 400.0).abs() < 1e-9);
+    assert!((limit(&core) - 400.0).abs() < 1e-9);
 }
 
 /// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in the queue; with `refuses`

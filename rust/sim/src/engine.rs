@@ -10,38 +10,13 @@ use wait_core::{Error, LengthHint, Report as Completed, Request, Scheduler, Step
 
 use crate::clients::Clients;
 use crate::ends::Ends;
+use crate::error::SimError;
 use crate::record::{Recorder, Run};
 use crate::requests::{Arrival, LATEST_NS, Requests};
 use crate::rng::Stream;
 use crate::setup::{Lengths, Setup};
 use crate::speculation::Drafts;
 use crate::transfer::Transfers;
-
-/// Why a run ended early.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum SimError {
-    /// A setting was refused.
-    #[error(transparent)]
-    Refused(#[from] Error),
-    /// The caller's callback asked to stop.
-    #[error("interrupted after {completed} of {offered} requests")]
-    Interrupted {
-        /// Requests completed.
-        completed: usize,
-        /// Requests offered.
-        offered: usize,
-    },
-    /// Requests wait, nothing runs, and nothing will ever change: a policy's fault, never silent.
-    #[error("policy stalled at {now_s:.3} s with {waiting} requests waiting and {resident} resident")]
-    Stalled {
-        /// Virtual time, s.
-        now_s: f64,
-        /// Requests outside the KV cache.
-        waiting: u32,
-        /// Requests in it.
-        resident: u32,
-    },
-}
 
 /// How often the callback is called, in iterations: about every ten milliseconds. Each call takes Python's lock, for
 /// which a busy thread beside this one may make it wait for five.
@@ -153,7 +128,7 @@ impl<'a> Engine<'a> {
 
     /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
     pub(crate) fn iterations(&self, id: u64) -> u32 {
-        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output) + 1
+        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
     }
 
     /// Hands the scheduler what has been sent by now.
@@ -220,7 +195,7 @@ impl<'a> Engine<'a> {
     fn fits(&self, id: u64) -> bool {
         let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
         let tokens = u64::from(prompt) + u64::from(self.iterations(id));
-        tokens <= u64::from(view.limits().max_model_len)
+        tokens <= u64::from(view.max_model_len())
             // The last token gets no KV; the slots for its drafts are taken nevertheless.
             && view.layout().decoding(tokens as u32 - 1) <= view.pool().capacity()
     }

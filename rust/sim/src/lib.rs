@@ -5,9 +5,11 @@
 
 mod batch;
 mod clients;
+mod conversations;
 pub mod dataset;
 mod ends;
 mod engine;
+mod error;
 mod pools;
 mod prefixes;
 mod probe;
@@ -20,8 +22,10 @@ mod speculation;
 mod transfer;
 
 pub use batch::{Batch, Outcome, batch};
-pub use dataset::Dataset;
-pub use engine::{SimError, run};
+pub use conversations::Conversations;
+pub use dataset::{Dataset, Sampled};
+pub use engine::run;
+pub use error::SimError;
 pub use pools::{Pools, pools};
 pub use prefixes::Prefixes;
 pub use probe::{Probes, probe};

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use wait_core::Error;
 
-use crate::engine::{SimError, run};
+use crate::engine::run;
+use crate::error::SimError;
 use crate::record::{NEVER_NS, Run};
 use crate::requests::{Arrival, Requests};
 use crate::setup::Setup;

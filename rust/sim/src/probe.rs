@@ -5,7 +5,8 @@
 
 use wait_core::{HoldReason, Phase, Slot};
 
-use crate::engine::{Engine, SimError, with_engine};
+use crate::engine::{Engine, with_engine};
+use crate::error::SimError;
 use crate::requests::Requests;
 use crate::setup::Setup;
 

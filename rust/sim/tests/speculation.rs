@@ -101,7 +101,9 @@ proptest! {
         let without = Setup { acceptance: Vec::new(), ..with.clone() };
         let (with, without) = (run(&with, &arrivals), run(&without, &arrivals));
         let mut gaps = [with.gaps.clone(), without.gaps.clone()];
-        gaps.iter_mut().for_each(|gaps| gaps.sort_unstable());
+        for gaps in &mut gaps {
+            gaps.sort_unstable();
+        }
         prop_assert_eq!(&gaps[0], &gaps[1]);
         prop_assert_eq!(with.draft_tokens, 2 * with.decode_tokens);
         let same = Run { gaps: without.gaps.clone(), draft_tokens: 0, ..with };

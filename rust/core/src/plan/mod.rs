@@ -431,12 +431,22 @@ impl Plan {
         Ok(())
     }
 
+    /// Whether the cache would hold its whole prompt if nothing else were there. `Scheduler::add` has asked, but the
+    /// capacity may have shrunk since, or the output of a preempted request have grown.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks it takes, and how many there are.
+    pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
+        let (blocks, capacity) = (view.layout().demand(view.request(slot).prefill_target()), view.pool().capacity());
+        if blocks > capacity { Err(Hold::new(HoldReason::TooLarge, blocks, capacity)) } else { Ok(()) }
+    }
+
     /// As `fits`, leaving the configured watermark free; an idle engine ignores it, or a long request would wait forever.
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
     pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        self.fits(view, slot, if self.residents == 0 { 0 } else { view.limits().watermark_blocks })
+        self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
     }
 
     // ---- what the scheduler does with it -----------------------------------------------------------------------

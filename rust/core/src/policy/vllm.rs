@@ -5,9 +5,9 @@
 //! preempted nothing, admit first come first served while a seat, tokens and the blocks of the WHOLE prompt are free above
 //! the watermark (which an idle engine ignores); only the blocks of the first chunk are taken.
 
-use super::Policy;
+use super::{Policy, admission};
 use crate::model::Slot;
-use crate::plan::{Hold, Plan};
+use crate::plan::Plan;
 use crate::state::{Phase, View};
 
 /// vLLM V1's scheduler.
@@ -27,7 +27,7 @@ impl Policy for Vllm {
             plan.prefill(view, slot);
         }
         if plan.preempted().is_empty() {
-            admit_in_order(view, plan, |plan, slot| plan.fits_above_watermark(view, slot));
+            admit_in_order(view, plan);
         }
     }
 }
@@ -101,17 +101,12 @@ fn share_budget(view: &View, plan: &mut Plan) {
     }
 }
 
-/// First come, first served, the preempted before all others: admits until a request does not pass `gate`, a seat or
-/// the budget is missing; that hold is stated for all behind it.
-pub(super) fn admit_in_order(view: &View, plan: &mut Plan, mut gate: impl FnMut(&Plan, Slot) -> Result<(), Hold>) {
-    for queue in [view.queues(), 0] {
-        for slot in view.iter_waiting(queue) {
-            if let Err(hold) = plan.seat(view).and_then(|()| gate(plan, slot)) {
-                plan.hold_queue(queue, hold);
-                plan.hold_queue(0, hold);
-                return;
-            }
-            plan.admit(view, slot, plan.tokens_left());
-        }
-    }
+/// Admits while a seat, tokens and the blocks of the whole prompt are free above the watermark.
+pub(super) fn admit_in_order(view: &View, plan: &mut Plan) {
+    admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
+        plan.seat(view)?;
+        plan.fits_above_watermark(view, slot)?;
+        plan.admit(view, slot, plan.tokens_left());
+        Ok(())
+    });
 }

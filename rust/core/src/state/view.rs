@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rustc_hash::FxBuildHasher;
 
-use crate::config::Config;
+use crate::config::{Config, MAX_COUNT};
 use crate::memory::{BlockPool, KvLayout, Lane};
 use crate::model::{Hit, Request, RequestId, Slot};
 use crate::state::Prefixes;
@@ -28,6 +28,8 @@ pub struct View {
     index: HashMap<RequestId, Slot, FxBuildHasher>,
     pool: BlockPool,
     layout: KvLayout,
+    /// Most tokens of a request that runs alone in the cache.
+    largest: u32,
     /// With `prefix_caching`, and while no plan has it.
     prefixes: Option<Box<Prefixes>>,
     limits: Limits,
@@ -55,6 +57,7 @@ impl View {
             prefixes: config.prefix_caching.then(|| Box::new(Prefixes::new(config.kv_blocks, config.block_size))),
             pool: BlockPool::new(config.kv_blocks, config.block_size),
             lanes: vec![Lane::new(&layout); lanes],
+            largest: layout.largest(config.kv_blocks, MAX_COUNT),
             layout,
             queues: vec![Queue::default(); queues + 1],
             residents: List::default(),

@@ -91,7 +91,7 @@ impl Ledger {
             stats: Stats::default(),
             kv: Kv::new(config),
             pool: Pool::new(config.kv_blocks),
-            model_len: config.model_len(),
+            model_len: wait_core::Scheduler::new(config).unwrap().view().max_model_len(),
             restarts: config.preemption == Preemption::Restart,
         }
     }

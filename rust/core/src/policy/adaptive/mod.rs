@@ -7,7 +7,7 @@
 //! would form (`pace.rs`). How many prompt tokens an iteration computes follows from the iteration-time law
 //! (`token_budget.rs`), given by the host or learned (`law.rs`).
 
-mod admission;
+mod entry;
 mod law;
 mod length_classes;
 mod overflow_margin;
@@ -19,7 +19,7 @@ mod traffic;
 mod ttft_deadline;
 mod turns;
 
-use self::admission::{Entry, Looked};
+use self::entry::{Entry, Looked};
 use self::law::Law;
 use self::length_classes::Learned;
 use self::overflow_margin::{BALANCE, OverflowMargin};
@@ -151,6 +151,9 @@ impl Adaptive {
         while let Some((queue, slot)) =
             turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
         {
+            if plan.fits_alone(view, slot).is_err() {
+                continue;
+            }
             if let Some((latest, looks)) = &mut overtake {
                 if *looks == 0 || view.request(slot).rank > *latest {
                     return false;
@@ -166,15 +169,11 @@ impl Adaptive {
                 }
                 Err(_) if overtake.is_some() => {}
                 Err(hold) => {
-                    let preempted = queue == view.queues();
                     plan.hold_queue(queue, hold);
-                    // A preempted request that has become too large for the cache holds no other up.
-                    if idle && preempted && hold.reason == HoldReason::NoBlocks {
-                        turns.leave_resuming();
-                        continue;
-                    }
                     self.hold_queues(view, plan, queue, hold);
-                    if preempted || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
+                    if queue == view.queues()
+                        || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow)
+                    {
                         return hold.reason == HoldReason::BatchCap && entry.seats > 0;
                     }
                     let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
@@ -239,7 +238,7 @@ impl Policy for Adaptive {
             };
             let most = f64::from(max_tokens);
             let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
-            let length = f64::from(view.limits().max_model_len);
+            let length = f64::from(view.max_model_len());
             libm::log1p(work) / libm::log1p(0.5 * length * length)
         };
         let share = if self.order == Order::Srpt { work() } else { 0.0 };
@@ -386,7 +385,7 @@ impl Policy for Adaptive {
         for &slot in &self.entering {
             if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
                 let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
-                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                (0..=view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
             // What it found in the prefix cache may have been taken by those before it.
