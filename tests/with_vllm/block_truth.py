@@ -67,6 +67,7 @@ class Case:
     prefixes: int = 0  # prompts begin with one of so many
     seed: int = 0
     preempts: int = 0  # at least so often, or the case shows less than it is there for
+    differs: str = ""  # why both do not agree yet
 
     def demands(self) -> list[Demand]:
         """Draw the requests."""
@@ -211,8 +212,8 @@ class Core:
 
     def arrive(self, demand: Demand) -> None:
         self.requests[demand.name] = Resident(demand)
-        hashes = {"block_hashes": self._hashes(demand)} if self.case.prefix_caching else {}
-        self.core.add(int(demand.name), len(demand.prompt), **hashes)
+        hashes = self._hashes(demand) if self.case.prefix_caching else ()
+        self.core.add(int(demand.name), len(demand.prompt), block_hashes=hashes)
 
     def _hashes(self, demand: Demand) -> list[int]:
         """Return the hash of each full block of prompt and output: of its tokens and all before them."""
@@ -273,7 +274,6 @@ class Core:
 class Comparison:
     """How far both went together."""
 
-    case: str
     steps: int = 0
     requests: int = 0
     preemptions: int = 0
@@ -300,8 +300,8 @@ class Comparison:
                 if vllm.tokens.get(name) != core.tokens.get(name)
             }
             self.first = (
-                f"step {step}: tokens (vLLM, core) {differ}, preempted {sorted(vllm.preempted)} {sorted(core.preempted)}, "
-                f"free {vllm.free} {core.free}"
+                f"step {step}: tokens (vLLM, core) {differ}, "
+                f"preempted {sorted(vllm.preempted)} {sorted(core.preempted)}, free {vllm.free} {core.free}"
             )
 
     @property
@@ -314,7 +314,7 @@ def compare(case: Case, most_steps: int = 20_000) -> Comparison:
     """Run both side by side until all requests have left."""
     demands = {demand.name: demand for demand in case.demands()}
     engine, core = Engine(case, demands), Core(case)
-    found = Comparison(case.name, requests=len(demands))
+    found = Comparison(requests=len(demands))
     due = [(demand.step, demand) for demand in demands.values() if demand.after is None]
     for step in range(most_steps):
         for demand in _due(due, step):
@@ -333,61 +333,3 @@ def _due(due: list[tuple[int, Demand]], step: int) -> Iterator[Demand]:
     now = [pair for pair in due if pair[0] <= step]
     due[:] = [pair for pair in due if pair[0] > step]
     return (demand for _, demand in now)
-
-
-FULL = {"kind": "full", "block_size": 16}
-
-ONE_FULL_GROUP = (
-    Case("memory short", kv_blocks=90, preempts=50),
-    Case("memory ample", kv_blocks=2000),
-    Case("long prompts in chunks", kv_blocks=200, prompt=(1, 800), token_budget=64, output=(1, 100)),
-    Case("one block a token", kv_blocks=1600, block_size=1, preempts=50),
-    Case("watermark", kv_blocks=120, watermark=0.1),
-    Case("few seats", max_num_seqs=3, gap=40),
-    Case("all at once", kv_blocks=100, gap=0, preempts=50),
-    Case("threshold", kv_blocks=120, long_prefill_token_threshold=40, prompt=(1, 500), preempts=200),
-    Case("threshold, budget short", kv_blocks=200, long_prefill_token_threshold=40, prompt=(1, 500), token_budget=96),
-    Case("threshold, requests alone", long_prefill_token_threshold=40, prompt=(1, 500), gap=150, requests=40),
-    Case("one step ahead", kv_blocks=90, ahead=1, preempts=50),
-    Case("one step ahead, threshold", kv_blocks=120, ahead=1, long_prefill_token_threshold=40, prompt=(1, 500)),
-)
-
-
-def window(tokens: int, block_size: int = 16, count: int = 1) -> dict[str, Any]:
-    """Describe layers with sliding windows."""
-    return {"kind": "sliding_window", "window": tokens, "block_size": block_size, "count": count}
-
-
-LONG = {"prompt": (1, 500), "output": (1, 300)}
-SEVERAL_GROUPS = (
-    Case("window", (FULL, window(100)), kv_blocks=250, **LONG),
-    Case("window, memory ample", (FULL, window(100)), kv_blocks=4000, **LONG),
-    Case("windows only", (window(100),), kv_blocks=100, **LONG),
-    Case("five windows to one", (FULL, window(64, count=5)), kv_blocks=500, **LONG),
-    Case("two kinds of windows", (FULL, window(64, count=2), window(200)), kv_blocks=500, **LONG),
-    Case("windows of small blocks", ({"kind": "full", "block_size": 32}, window(100, count=2)), kv_blocks=250, block_size=32, **LONG),
-    Case("chunks", (FULL, {"kind": "chunked_local", "chunk": 64, "block_size": 16, "count": 3}), kv_blocks=400, **LONG),
-    Case("windows, threshold", (FULL, window(64, count=2)), kv_blocks=250, long_prefill_token_threshold=40, **LONG),
-    Case("windows, watermark", (FULL, window(64, count=2)), kv_blocks=250, watermark=0.1, **LONG),
-    Case("windows, one step ahead", (FULL, window(64, count=2)), kv_blocks=250, ahead=1, **LONG),
-    Case("state", (FULL, {"kind": "state", "blocks": 1, "count": 3}), kv_blocks=200, **LONG),
-    Case("aligned state", (FULL, {"kind": "state", "blocks": 1, "aligned": True, "count": 3}), kv_blocks=250, **LONG),
-    Case("drafts", draft_tokens=3, kv_blocks=90),
-    Case("drafts, memory ample", draft_tokens=3, kv_blocks=2000),
-    Case("drafts as found", draft_tokens=3, drafts_vary=True, kv_blocks=90),
-    Case("drafts, window", (FULL, window(100)), draft_tokens=3, kv_blocks=250),
-)
-
-TURNS = {"requests": 200, "prompt": (1, 120), "output": (1, 120), "turns": 5}
-PREFIX_CACHING = (
-    Case("shared prompts", prefix_caching=True, prefixes=4, kv_blocks=90),
-    Case("shared prompts, memory ample", prefix_caching=True, prefixes=4, kv_blocks=4000),
-    Case("prompts of their own, cached", prefix_caching=True, kv_blocks=90),
-    Case("conversations", prefix_caching=True, kv_blocks=150, **TURNS),
-    Case("conversations, memory ample", prefix_caching=True, kv_blocks=4000, **TURNS),
-    Case("conversations, shared prompts", prefix_caching=True, prefixes=3, kv_blocks=120, **TURNS),
-    Case("conversations, threshold", prefix_caching=True, kv_blocks=150, long_prefill_token_threshold=40, **TURNS),
-    Case("conversations, watermark", prefix_caching=True, kv_blocks=150, watermark=0.1, **TURNS),
-    Case("conversations, few tokens", prefix_caching=True, kv_blocks=150, token_budget=32, **TURNS),
-    Case("conversations, one step ahead", prefix_caching=True, kv_blocks=150, ahead=1, **TURNS),
-)

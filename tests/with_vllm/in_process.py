@@ -208,8 +208,8 @@ class Driver:
     def step(self, ended: Container[str] | None = None, compare: Callable[[Any], None] | None = None) -> Step:
         """Schedule one step and, when more than `ahead` are in flight, bring in the output of the oldest.
 
-        With `ended`, its outputs end those requests and no others, but for their `max_tokens`. `compare` is shown what was
-        scheduled before any output comes in.
+        With `ended`, its outputs end those requests and no others, but for their `max_tokens`. `compare` is shown what
+        was scheduled before any output comes in.
         """
         clock = time.thread_time_ns
         begin = clock()
@@ -251,7 +251,7 @@ class Driver:
         )
 
     def _draft(self, scheduled: Any) -> None:
-        """Propose tokens for the next step of those that decode, as n-gram speculation does: now and then, up to so many."""
+        """Propose tokens for the next step of those that decode, now and then, as n-gram speculation does."""
         from vllm.v1.outputs import DraftTokenIds
 
         names = [name for name in scheduled.num_scheduled_tokens if name in self.scheduler.requests]
