@@ -32,7 +32,7 @@ fn what_could_not_run_even_alone_is_refused_at_the_door() {
 
 #[test]
 fn what_follows_from_the_capacity_follows_it() {
-    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "watermark": 0.5}));
+    let mut core = scheduler(&json!({"policy": "vllm", "kv_blocks": 10, "block_size": 4, "watermark": 0.5}));
     let derived = |core: &Scheduler| (core.view().watermark_blocks(), core.view().max_model_len());
     assert_eq!(derived(&core), (5, 40));
     core.set_capacity(50).unwrap();

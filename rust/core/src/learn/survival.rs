@@ -28,6 +28,8 @@ const LEAN: f64 = 6.0;
 const UNSEEN: f64 = 1e-4;
 /// No row is so deadly that nobody passes it.
 const MOST_ENDS: f64 = 0.999;
+/// Most stages that are counted in a row, all that decode counted at every iteration between two updates.
+const MOST_SEEN: f64 = (1_u64 << 40) as f64;
 /// Shares of requests below this are none.
 const LEAST_ALIVE: f64 = 1e-200;
 
@@ -115,9 +117,24 @@ impl Survival {
     pub(crate) fn is_sound(&self) -> bool {
         let sound = |seen: &Seen| {
             let sums = [seen.exposure, seen.ends, seen.place, seen.place_squared];
-            sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0) && seen.place <= seen.ends + 1e-9
+            let placed = seen.place <= seen.ends + 1e-9 && seen.place_squared <= seen.place + 1e-9;
+            placed && sums.iter().all(|sum| (0.0..=MOST_SEEN).contains(sum))
         };
         self.rows.len() == ROWS && self.rows.iter().all(sound)
+    }
+
+    /// Drops outputs that ended in a row beyond the passages of it. Passages are counted now and then, ends at once: the
+    /// last ends of what is taken over from elsewhere lack theirs, and would never fade in a row that nobody reaches again.
+    pub(crate) fn drop_uncounted(&mut self) {
+        for (row, seen) in self.rows.iter_mut().enumerate() {
+            let passages = seen.exposure / f64::from(row_width(row));
+            if seen.ends > passages {
+                let keep = passages / seen.ends;
+                seen.ends = passages;
+                seen.place *= keep;
+                seen.place_squared *= keep;
+            }
+        }
     }
 
     /// The estimate for a class of requests, which leans on another curve where the class has seen little.

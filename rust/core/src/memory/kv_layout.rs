@@ -135,7 +135,8 @@ impl KvLayout {
 
     /// Most blocks that a request takes until it has decoded up to `tokens`, with the slots ahead and with those copies.
     pub(crate) fn lifetime(&self, tokens: u32) -> u32 {
-        let demand = self.demand(tokens.saturating_add(self.lookahead));
+        // The last token gets no KV; the slots for its drafts are taken nevertheless.
+        let demand = self.demand(tokens.max(tokens.saturating_sub(1).saturating_add(self.lookahead)));
         if self.groups.is_empty() {
             return demand;
         }

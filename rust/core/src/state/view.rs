@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use rustc_hash::FxBuildHasher;
-
 use crate::config::{Config, MAX_COUNT};
 use crate::memory::{BlockPool, KvLayout, Lane};
 use crate::model::{Hit, Request, RequestId, Slot};
 use crate::state::Prefixes;
+use crate::state::id_hash::BuildIdHasher;
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};
@@ -25,7 +24,7 @@ pub struct View {
     table: Vec<Tracked>,
     /// Vacant places of the table.
     vacant: Vec<Slot>,
-    index: HashMap<RequestId, Slot, FxBuildHasher>,
+    index: HashMap<RequestId, Slot, BuildIdHasher>,
     pool: BlockPool,
     layout: KvLayout,
     /// Most tokens of a request that runs alone in the cache.

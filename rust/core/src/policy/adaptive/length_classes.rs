@@ -21,6 +21,8 @@ const MOST_CLASSES: usize = 128;
 /// Arrivals without one of a class after which it makes room for another: so many that classes that are all in use do not
 /// push each other out.
 const FORGOTTEN: u64 = 8 * MOST_CLASSES as u64;
+/// Most arrivals that are counted.
+const MOST_ARRIVALS: u64 = 1 << 53;
 /// Classes of predicted lengths to the octave.
 const PER_OCTAVE: f64 = 4.0;
 
@@ -185,7 +187,9 @@ impl Learned {
     fn is_sound(&self) -> bool {
         let survivals = self.classes.iter().map(|class| &class.survival);
         let seen = self.classes.iter().all(|class| class.seen <= self.arrivals);
-        seen && self.classes.len() <= MOST_CLASSES && survivals.chain([&self.pool]).all(Survival::is_sound)
+        seen && self.arrivals <= MOST_ARRIVALS
+            && self.classes.len() <= MOST_CLASSES
+            && survivals.chain([&self.pool]).all(Survival::is_sound)
     }
 
     /// Takes over what another scheduler has learned, and gives a new forecast its curves; false if no traffic can have
@@ -195,7 +199,11 @@ impl Learned {
             return false;
         }
         *self = Self { without: std::mem::take(&mut self.without), refreshed: None, next: 0, ..other };
-        self.classes.iter().for_each(|_| _ = forecast.add_class());
+        self.pool.drop_uncounted();
+        self.classes.iter_mut().for_each(|class| {
+            class.survival.drop_uncounted();
+            forecast.add_class();
+        });
         self.refresh(forecast);
         (0..self.classes.len()).for_each(|at| self.refresh_class(at, forecast));
         true

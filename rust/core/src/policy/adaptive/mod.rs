@@ -279,7 +279,8 @@ impl Policy for Adaptive {
         let State { lengths, traffic, pace, iteration_time } = state;
         let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
         let mut forecast = Forecast::at(view.lanes()[0].tick(), self.forecast.footprint().clone());
-        if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
+        traffic.check(f64::from(view.max_model_len()))?;
+        if !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
             return Err(UNSOUND.to_owned());
         }
         (self.forecast, self.traffic, self.pace) = (forecast, traffic, pace);

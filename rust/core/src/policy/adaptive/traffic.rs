@@ -9,6 +9,9 @@ const FIRST: f64 = 50.0;
 const MEMORY: f64 = 500.0;
 /// Squared coefficient of variation below which outputs are alike.
 const ALIKE: f64 = 0.05;
+/// Most requests that are counted one by one, and rounding errors of their means.
+const MOST_SEEN: f64 = (1_u64 << 53) as f64;
+const ROUNDING: f64 = 1e-6;
 
 /// Means over the last requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -100,11 +103,31 @@ impl Traffic {
         })
     }
 
-    /// Whether it could have been learned.
-    pub(super) fn is_sound(&self) -> bool {
+    /// Checks that requests of at most `longest` tokens could have been seen to give these means: no square is below that
+    /// of its mean or above what the longest gives, and what a request costs lies between its output alone and its output
+    /// behind the longest prompt.
+    ///
+    /// # Errors
+    /// Names the first that could not.
+    pub(super) fn check(&self, longest: f64) -> Result<(), String> {
         let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
-        [arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost]
-            .iter()
-            .all(|mean| mean.is_finite() && *mean >= 0.0)
+        let triangle = 0.5 * output_squared;
+        for (name, value, least, most) in [
+            ("arrived", arrived, 0.0, MOST_SEEN),
+            ("prompt", prompt, 0.0, longest),
+            ("prompt_squared", prompt_squared, prompt * prompt, longest * prompt),
+            ("gap", gap, 0.0, 1e-9 * u64::MAX as f64),
+            ("ended", ended, 0.0, MOST_SEEN),
+            ("output", output, 0.0, longest),
+            ("output_squared", output_squared, output * output, longest * output),
+            ("cost", cost, triangle, triangle + longest * output),
+        ] {
+            if !(least * (1.0 - ROUNDING)..=most * (1.0 + ROUNDING)).contains(&value) {
+                return Err(format!(
+                    "traffic.{name} = {value}: no traffic of requests up to {longest} tokens gives that"
+                ));
+            }
+        }
+        Ok(())
     }
 }
