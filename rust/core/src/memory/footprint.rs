@@ -20,6 +20,8 @@ pub(crate) struct Plateau {
     pub(crate) window: u32,
     /// What it takes from there on, tokens of the first group.
     pub(crate) level: f64,
+    /// The most that it takes at any time.
+    pub(crate) peak: f64,
 }
 
 /// What a request takes of the KV cache, in tokens of the first KV group.
@@ -50,14 +52,14 @@ impl Footprint {
     /// Adds sliding windows. A block is freed once all of it has left the window, so that half a block more is held.
     pub(crate) fn with_window(mut self, weight: f64, window: u32, block_size: u32) -> Self {
         let window = window + block_size / 2;
-        self.push(Plateau { slope: weight, window, level: weight * f64::from(window) });
+        self.push(weight, window, 1.0);
         self.unfilled += weight * half_block(block_size);
         self
     }
 
     /// Adds chunked-local attention: it grows up to the end of the first chunk, and on average holds half of one after.
     pub(crate) fn with_chunk(mut self, weight: f64, chunk: u32, block_size: u32) -> Self {
-        self.push(Plateau { slope: weight, window: chunk, level: 0.5 * weight * f64::from(chunk) });
+        self.push(weight, chunk, 0.5);
         self.unfilled += weight * half_block(block_size);
         self
     }
@@ -68,9 +70,11 @@ impl Footprint {
         self
     }
 
-    fn push(&mut self, plateau: Plateau) {
-        let at = self.plateaus.partition_point(|other| other.window <= plateau.window);
-        self.plateaus.insert(at, plateau);
+    /// Adds a group that grows up to its window, and then holds a part of it.
+    fn push(&mut self, slope: f64, window: u32, part: f64) {
+        let peak = slope * f64::from(window);
+        let at = self.plateaus.partition_point(|other| other.window <= window);
+        self.plateaus.insert(at, Plateau { slope, window, level: part * peak, peak });
     }
 
     /// Tokens of the first group for each token that nothing frees.
@@ -118,7 +122,7 @@ impl Plateau {
 
     /// The most that it is until there are `n` tokens.
     pub(crate) fn most(&self, n: f64) -> f64 {
-        (self.slope * n.min(f64::from(self.window))).max(self.at(n))
+        if n < f64::from(self.window) { self.slope * n } else { self.peak }
     }
 }
 

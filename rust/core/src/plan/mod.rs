@@ -321,7 +321,8 @@ impl Plan {
         }
         let held = view.blocks(slot);
         let blocks = view.layout().after(start, start + tokens);
-        let blocks = if view.limits().reserves_prompts { blocks.max(held) } else { blocks };
+        let keeps = view.limits().reserves_prompts || view.limits().caches_prefixes;
+        let blocks = if keeps { blocks.max(held) } else { blocks };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
         self.take(i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {

@@ -109,7 +109,7 @@ impl Scheduler {
             let rule = format!("must be at most the {capacity} blocks of the cache");
             return Err(Error::invalid("free_blocks", free, rule));
         }
-        let most = self.view.max_model_len();
+        let most = self.view.longest();
         for &(id, kv) in report.progress {
             if kv > most {
                 let rule = format!("must be at most the {most} tokens that max_model_len allows");

@@ -289,6 +289,10 @@ impl Scheduler {
     /// [`Error::Invalid`] for a number that `Config` would refuse.
     pub fn set_capacity(&mut self, kv_blocks: u32) -> Result<()> {
         Config { kv_blocks, block_size: self.view.pool().block_size(), ..Config::default() }.validate_memory()?;
+        if self.view.layout().largest(kv_blocks, 1) == 0 {
+            let rule = "must hold the blocks that one token needs in all groups";
+            return Err(Error::invalid("kv_blocks", kv_blocks, rule));
+        }
         self.view.set_capacity(kv_blocks);
         Ok(())
     }

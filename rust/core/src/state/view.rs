@@ -27,8 +27,9 @@ pub struct View {
     index: HashMap<RequestId, Slot, BuildIdHasher>,
     pool: BlockPool,
     layout: KvLayout,
-    /// Most tokens of a request that runs alone in the cache.
+    /// Most tokens of a request that runs alone in the cache, now and at its largest.
     largest: u32,
+    ever_largest: u32,
     /// With `prefix_caching`, and while no plan has it.
     prefixes: Option<Box<Prefixes>>,
     limits: Limits,
@@ -57,6 +58,7 @@ impl View {
             pool: BlockPool::new(config.kv_blocks, config.block_size),
             lanes: vec![Lane::new(&layout); lanes],
             largest: layout.largest(config.kv_blocks, MAX_COUNT),
+            ever_largest: layout.largest(config.kv_blocks, MAX_COUNT),
             layout,
             queues: vec![Queue::default(); queues + 1],
             residents: List::default(),
@@ -355,6 +357,8 @@ impl View {
         let receives = request.phase == Phase::Receiving;
         if receives {
             (request.phase, request.receives) = (Phase::Prefilling, false);
+            // Once it is preempted that KV is gone.
+            request.hit.computed = request.hit.shared;
             self.relist_prefilling();
         }
         receives

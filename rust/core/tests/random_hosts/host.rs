@@ -79,8 +79,11 @@ impl Host {
 
     fn set_capacity(&mut self, blocks: u32) {
         match self.core.set_capacity(blocks) {
-            Ok(()) => self.ledger.pool.capacity = blocks,
-            Err(error) => assert!(blocks == 0 || blocks > 1 << 20, "{error}"),
+            Ok(()) => {
+                self.ledger.pool.capacity = blocks;
+                self.ledger.model_len = self.ledger.model_len.max(self.core.view().max_model_len());
+            }
+            Err(error) => assert!(!self.ledger.kv.holds_one(blocks) || blocks > 1 << 20, "{error}"),
         }
     }
 

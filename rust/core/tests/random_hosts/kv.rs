@@ -57,6 +57,11 @@ impl Kv {
             })
     }
 
+    /// Whether so many blocks hold a token in all groups.
+    pub(crate) fn holds_one(&self, blocks: u32) -> bool {
+        blocks > 0 && self.whole(1) <= blocks
+    }
+
     /// Blocks if nothing were given back.
     pub(crate) fn whole(&self, tokens: u32) -> u32 {
         self.sum(|kind, size| match kind {

@@ -77,7 +77,8 @@ pub(crate) struct Ledger {
     pub(crate) stats: Stats,
     pub(crate) kv: Kv,
     pub(crate) pool: Pool,
-    model_len: u32,
+    /// The longest that a request may ever have been.
+    pub(crate) model_len: u32,
     restarts: bool,
 }
 

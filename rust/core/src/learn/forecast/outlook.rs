@@ -13,6 +13,16 @@ use crate::memory::Footprint;
 pub(crate) const PART: usize = 8;
 pub(crate) const PARTS: usize = COLUMNS / PART;
 const _: () = assert!(PARTS * PART == COLUMNS);
+/// The horizons as they enter the sums.
+const AHEAD: [f64; COLUMNS] = {
+    let mut ahead = [0.0; COLUMNS];
+    let mut column = 0;
+    while column < COLUMNS {
+        ahead[column] = HORIZONS[column] as f64;
+        column += 1;
+    }
+    ahead
+};
 
 /// What is expected at N horizons in turn, in tokens of the first KV group.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +136,7 @@ impl Forecast {
             if candidate.class == CERTAIN {
                 return None;
             }
-            let most: f64 = self.footprint.plateaus().iter().map(|group| group.most(f64::INFINITY)).sum();
+            let most: f64 = self.footprint.plateaus().iter().map(|group| group.peak).sum();
             let each = self.footprint.slope() * f64::from(candidate.kv) + self.footprint.fixed() + most;
             let row = self.refreshed(candidate);
             add(&self.chances[row].bounds[part], 1.0, each);
@@ -141,17 +151,19 @@ impl Forecast {
         let chances = &self.chances[row];
         let kv = f64::from(candidate.kv);
         let fixed = self.footprint.slope() * kv + self.footprint.fixed();
+        let (rise, ahead) = (columns_from::<N>(&self.rise, span.first), columns_from::<N>(&AHEAD, span.first));
+        let alive = columns_from::<N>(&chances.alive, span.first);
+        let spread = columns_from::<N>(&chances.spread, span.first);
         for j in 0..before {
-            let column = span.first + j;
-            let mut held = fixed + self.rise[column];
+            let mut held = fixed + rise[j];
             for group in self.footprint.plateaus() {
-                held += group.at(kv + f64::from(HORIZONS[column]));
+                held += group.at(kv + ahead[j]);
             }
             if candidate.class == CERTAIN {
                 span.certain[j] += held;
             } else {
-                span.mean[j] += chances.alive[column] * held;
-                span.variance[j] += chances.spread[column] * held * held;
+                span.mean[j] += alive[j] * held;
+                span.variance[j] += spread[j] * held * held;
             }
         }
     }
@@ -197,10 +209,14 @@ impl Forecast {
             return Occupied { place, row, ending: all.ending, grows, count, each, growth };
         }
         for (group, growing) in self.footprint.plateaus().iter().zip(self.growing_of(place)) {
+            if growing.count == 0 {
+                each += group.level;
+                continue;
+            }
             let share = growing.count as f64 / count;
             each += group.level * (1.0 - share);
-            growth += group.most(f64::INFINITY) * share;
-            grows |= growing.count > 0;
+            growth += group.peak * share;
+            grows = true;
         }
         Occupied { place, row, ending: all.ending, grows, count, each, growth }
     }
@@ -243,25 +259,33 @@ impl Forecast {
     /// By column, what the members that then run hold if all of those do, and what a member holds on average.
     fn held<const N: usize>(&self, row: &Occupied, first: usize) -> ([f64; N], [f64; N]) {
         let place = row.place;
-        let mut each = columns_from::<N>(&self.rise, first).map(|rise| row.each + rise);
+        let (rise, ahead) = (columns_from::<N>(&self.rise, first), columns_from::<N>(&AHEAD, first));
+        let mut each = [row.each; N];
+        for j in 0..N {
+            each[j] += rise[j];
+        }
         if row.grows {
             for (group, growing) in self.footprint.plateaus().iter().zip(self.growing_of(place)) {
                 let (count, kv) = growing.all(self.tick);
                 if count > 0.0 {
                     let (now, share) = (kv / count, count / row.count);
-                    let window = f64::from(group.window);
+                    let (slope, full, window) = (share * group.slope, share * group.level, f64::from(group.window));
                     for j in 0..N {
-                        let n = now + f64::from(HORIZONS[first + j]);
-                        each[j] += share * if n < window { group.slope * n } else { group.level };
+                        let n = now + ahead[j];
+                        let grown = slope * n;
+                        each[j] += if n < window { grown } else { full };
                     }
                 }
             }
         }
         let through = u32::MAX >> (32 - first - N);
         if row.ending & through == 0 {
-            return (each.map(|each| row.count * each), each);
+            let mut running = each;
+            for j in 0..N {
+                running[j] *= row.count;
+            }
+            return (running, each);
         }
-        let rise = columns_from::<N>(&self.rise, first);
         let (count, kv) = self.places[place as usize].all.running::<N>(first, self.tick);
         let mut running = [0.0; N];
         for j in 0..N {
@@ -271,7 +295,7 @@ impl Forecast {
             let (growing, growing_kv) = growing.running::<N>(first, self.tick);
             let window = f64::from(group.window);
             for j in 0..N {
-                let n = growing_kv[j] + f64::from(HORIZONS[first + j]) * growing[j];
+                let n = growing_kv[j] + ahead[j] * growing[j];
                 let below = n < window * growing[j];
                 running[j] += if below { group.slope * n } else { group.level * growing[j] };
                 running[j] += group.level * (count[j] - growing[j]);

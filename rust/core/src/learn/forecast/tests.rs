@@ -321,6 +321,21 @@ fn a_request_of_known_length_is_counted_to_its_end() {
     assert_eq!(HORIZONS.map(|h| certain(&mut forecast, h)), [0; COLUMNS]);
 }
 
+/// In single precision what is left of a burst after its certain end was the rounding of two large sums.
+#[test]
+fn nothing_is_left_of_a_burst_after_its_certain_end() {
+    let mut forecast = Forecast::new(Footprint::full(16));
+    forecast.set_curve(POOLED, learned(&[100, 200, 300]).curve());
+    for slot in 0..1_024 {
+        forecast
+            .join(slot, &Candidate { class: POOLED, kv: 33 + 7 * (slot % 301), stage: 200, last: 300 + slot % 211 });
+        for (h, mean, deviation) in forecast.outlook(&[]).iter().flat_map(Span::moments) {
+            assert!(mean >= 0.0 && deviation >= 0.0, "{slot}: {mean} +- {deviation} at {h}");
+            assert!(h < 512 || mean + deviation <= 0.0, "{slot}: {mean} +- {deviation} at {h}");
+        }
+    }
+}
+
 #[test]
 fn requests_that_join_and_end_together_move_as_one() {
     let mut forecast = Forecast::new(Footprint::full(16));

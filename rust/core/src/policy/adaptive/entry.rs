@@ -28,11 +28,14 @@ pub(super) struct Entry {
     kv: u64,
 }
 
+/// Iterations after which a bound is tried earlier than where it held.
+const EAGER: i64 = 16;
+
 /// What of the forecast decided last. It tells where to begin, and changes no decision.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Looked {
-    /// Column of the horizon that held a request.
-    held_by: Option<usize>,
+    /// Column of the horizon that held a request, and the seats that were left.
+    held: Option<(usize, u32)>,
     /// Parts that had to be summed up; a bound told the others.
     summed: usize,
 }
@@ -139,8 +142,7 @@ impl Adaptive {
             None => BALANCE / f64::from(entry.decodes.max(1)),
         };
         let margin = self.margin.of(candidate.kv, worth, entry.capacity);
-        if let Some((needs, column)) = self.overflow(entry, candidate, &margin) {
-            self.looked.held_by = Some(column);
+        if let Some(needs) = self.overflow(entry, candidate, &margin) {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }
         if self.has(Part::Pacing) && !self.pace.admits(&self.traffic, self.entering.len()) {
@@ -150,40 +152,41 @@ impl Adaptive {
         Ok(())
     }
 
-    /// What the forecast says is needed, and the horizon's column, if it is more than there is. As little is looked at as
-    /// tells: first the horizon that held a request last, for what was held mostly still is.
-    fn overflow(&mut self, entry: &mut Entry, candidate: &Candidate, margin: &RequestMargin) -> Option<(f64, usize)> {
-        let exceeds = |needs: &(f64, usize)| needs.0 > entry.capacity;
-        if !std::mem::replace(&mut entry.asked, true)
-            && let Some(column) = self.looked.held_by
+    /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. As little is
+    /// looked at as tells: the horizon that held a request last, if none has left since; then the nearest part, and on
+    /// until what is further away is bounded.
+    fn overflow(&mut self, entry: &mut Entry, candidate: &Candidate, margin: &RequestMargin) -> Option<f64> {
+        let looked = &mut self.looked;
+        if let Some((column, seats)) = looked.held.filter(|_| !std::mem::replace(&mut entry.asked, true))
+            && entry.seats <= seats
         {
             let mut span = self.forecast.glance(column, &self.beside);
             self.forecast.add(&mut span, candidate);
-            if let Some(needs) = Some(margin.needs(&span)).filter(exceeds) {
+            let (needs, _) = margin.needs(&span);
+            if needs > entry.capacity {
                 return Some(needs);
             }
         }
-        let mut most = None;
-        for part in 0..PARTS {
-            if !margin.asks(part * PART) {
-                break;
-            }
-            // A bound is worth its cost where it held last, or one part before that.
-            let bounded = most.is_none() && part + 1 >= self.looked.summed && !entry.outlook.has_seen(part);
-            if bounded
+        for part in (0..PARTS).take_while(|&part| margin.asks(part * PART)) {
+            // A bound is tried where it held last, and now and then one part before that.
+            if part + usize::from(self.forecast.tick() % EAGER == 0) >= looked.summed
+                && !entry.outlook.has_seen(part)
                 && let Some((mean, deviation)) = self.forecast.bound(part, &self.beside, candidate)
                 && margin.is_clear(mean, deviation)
             {
-                self.looked.summed = part;
+                looked.summed = part;
                 return None;
             }
             let mut span = self.forecast.look(&mut entry.outlook, part, &self.beside);
             self.forecast.add(&mut span, candidate);
-            let needs = Some(margin.needs(&span)).filter(exceeds);
-            most = most.into_iter().chain(needs).max_by(|a, b| a.0.total_cmp(&b.0));
+            let (needs, column) = margin.needs(&span);
+            if needs > entry.capacity {
+                looked.held = Some((column, entry.seats));
+                return Some(needs);
+            }
         }
-        self.looked.summed = PARTS;
-        most
+        looked.summed = PARTS;
+        None
     }
 
     /// Speed: the iteration in which all decode takes no longer than the target.

@@ -60,6 +60,7 @@ impl View {
     pub(crate) fn set_capacity(&mut self, blocks: u32) {
         self.pool.set_capacity(blocks);
         self.largest = self.layout.largest(blocks, MAX_COUNT);
+        self.ever_largest = self.ever_largest.max(self.largest);
         if let Some(prefixes) = &mut self.prefixes {
             prefixes.set_capacity(blocks);
         }

@@ -57,6 +57,11 @@ impl View {
         self.limits.max_model_len.unwrap_or(self.largest)
     }
 
+    /// Most tokens that any request present may have: what was let in keeps its length when the capacity shrinks.
+    pub(crate) fn longest(&self) -> u32 {
+        self.limits.max_model_len.unwrap_or(self.ever_largest)
+    }
+
     /// Most tokens that a request may have that runs alone.
     pub fn largest(&self) -> u32 {
         self.largest
