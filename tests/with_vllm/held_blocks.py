@@ -1,10 +1,10 @@
 """How many KV blocks one request holds in one group of layers, by formulas, after each step that scheduled it.
 
-Facts of vLLM 0.32 (``v1/core/single_type_kv_cache_manager.py``), restated as a model small enough to be read beside the
-core's; ``test_held_blocks.py`` holds it against vLLM's own manager. A step comes with two counts of tokens. `processed`:
-those whose computation is over, which is what has been computed less what is in flight. `reached`: those computed after
-the step, drafts included. A draft model that writes KV of its own looks `ahead` of that. Of a request that hit the prefix
-cache, all begin at the hit. Lengths end at the model's.
+Facts of vLLM 0.32 (``v1/core/single_type_kv_cache_manager.py``), restated as a model small enough to be read beside
+the core's; ``test_held_blocks.py`` holds it against vLLM's own manager. A step comes with two counts of tokens.
+`processed`: those whose computation is over, which is what has been computed less what is in flight. `reached`: those
+computed after the step, drafts included. A draft model that writes KV of its own looks `ahead` of that. Of a request
+that hit the prefix cache, all begin at the hit. Lengths end at the model's.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def held(group: dict[str, Any], block_size: int) -> Held:
             return SlidingWindow(size, group["window"])
         case "chunked_local":
             return ChunkedLocal(size, group["chunk"])
-        case "state" if "block_size" in group:
+        case "state" if group.get("aligned", False):
             return AlignedState(size, group.get("blocks", 1))
         case "state":
             return State(group.get("blocks", 1))

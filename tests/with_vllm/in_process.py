@@ -60,7 +60,7 @@ def _model_folder(max_model_len: int) -> str:
 
 
 def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
-    """Translate one of `Setup.kv_groups`. A state with a block size is one of vLLM's Mamba cache mode "align"."""
+    """Translate one of `Setup.kv_groups`. An aligned state is one of vLLM's Mamba cache mode "align"."""
     import torch
     from vllm.v1.kv_cache_interface import (
         ChunkedLocalAttentionSpec,
@@ -70,9 +70,9 @@ def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
     )
 
     if group["kind"] == "state":
-        aligned = "block_size" in group
+        aligned = group.get("aligned", False)
         return MambaSpec(
-            block_size=group["block_size"] if aligned else setup.max_model_len,
+            block_size=group.get("block_size", setup.block_size) if aligned else setup.max_model_len,
             shapes=((1,),),
             dtypes=(torch.float32,),
             mamba_cache_mode="align" if aligned else "none",
@@ -208,8 +208,8 @@ class Driver:
     def step(self, ended: Container[str] | None = None, compare: Callable[[Any], None] | None = None) -> Step:
         """Schedule one step and, when more than `ahead` are in flight, bring in the output of the oldest.
 
-        With `ended`, its outputs end those requests and no others, but for their `max_tokens`. `compare` is shown what was
-        scheduled before any output comes in.
+        With `ended`, its outputs end those requests and no others, but for their `max_tokens`. `compare` is shown what
+        was scheduled before any output comes in.
         """
         clock = time.thread_time_ns
         begin = clock()
@@ -251,7 +251,7 @@ class Driver:
         )
 
     def _draft(self, scheduled: Any) -> None:
-        """Propose tokens for the next step of those that decode, as n-gram speculation does: now and then, up to so many."""
+        """Propose tokens for the next step of those that decode, now and then, as n-gram speculation does."""
         from vllm.v1.outputs import DraftTokenIds
 
         names = [name for name in scheduled.num_scheduled_tokens if name in self.scheduler.requests]

@@ -26,8 +26,8 @@ GROUPS: dict[str, tuple[dict[str, Any], ...]] = {
     "chunk across blocks": (FULL, {"kind": "chunked_local", "chunk": 40, "block_size": 16}),
     "state": (FULL, {"kind": "state", "blocks": 1, "count": 3}),
     "states of drafts": (FULL, {"kind": "state", "blocks": 3}),
-    "aligned state": (FULL, {"kind": "state", "blocks": 1, "block_size": 16, "count": 2}),
-    "aligned states of drafts": (FULL, {"kind": "state", "blocks": 3, "block_size": 16}),
+    "aligned state": (FULL, {"kind": "state", "blocks": 1, "aligned": True, "count": 2}),
+    "aligned states of drafts": (FULL, {"kind": "state", "blocks": 3, "aligned": True}),
 }
 
 

@@ -131,12 +131,20 @@ proptest! {
         sizes in sizes(),
         watermark in 0..4u32,
         threshold in prop::option::of(1..12u32),
+        window in prop::option::of(1..30u32),
         arrivals in arrivals(50),
     ) {
         let watermark = f64::from(watermark) * 0.1;
-        let policy = json!({"policy": "vllm", "watermark": watermark, "long_prefill_token_threshold": threshold});
+        let full_and = |window: u32| vec![json!({"kind": "full"}), json!({"kind": "sliding_window", "window": window})];
+        let policy = json!({
+            "policy": "vllm",
+            "watermark": watermark,
+            "long_prefill_token_threshold": threshold,
+            "kv_groups": window.map(full_and).unwrap_or_default(),
+        });
         let mut core = scheduler(&sizes, &policy);
-        let mut oracle = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32, threshold);
+        let oracle = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
+        let mut oracle = V1 { threshold, window, ..oracle };
         compare(&mut core, &mut oracle, &arrivals);
     }
 

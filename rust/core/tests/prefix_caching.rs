@@ -110,3 +110,16 @@ fn a_group_with_a_window_asks_for_the_hosts_word() {
     let error = wait_core::Config::from_map(settings).unwrap_err().to_string();
     assert!(error.contains("prefix_caching") && error.contains("reports hits"), "{error}");
 }
+
+#[test]
+fn a_request_that_is_evicted_takes_no_block_that_the_cache_then_lacks() {
+    let settings = json!({"kv_blocks": 4, "block_size": 4, "policy": "vllm", "prefix_caching": true});
+    let mut core = scheduler(&settings);
+    (1..=2).for_each(|id| core.add(&prompt(id, 6, 0)).unwrap());
+    // Three plans fill two blocks of each; in the fourth both want a third, and the second is evicted.
+    (0..4).for_each(|_| _ = core.plan(0));
+    assert_eq!(core.last_plan().preempted().len(), 1);
+    finish(&mut core, &[1]);
+    // The first took the last of the two blocks that became free, and the other one is found.
+    assert_eq!(chunks(&mut core), [(2, 4, 5)]);
+}

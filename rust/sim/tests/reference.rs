@@ -254,7 +254,7 @@ proptest! {
             "convention": if paper { "paper" } else { "vllm" },
         });
         let setup = setup(&sizes, &policy, if hidden { Lengths::Hidden } else { Lengths::Known });
-        let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32, None);
+        let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
         compare(&simulate(&setup, &offer), &walk(&mut engine, &sizes, &offer, u32::from(paper), false));
     }
 

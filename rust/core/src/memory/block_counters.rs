@@ -133,6 +133,11 @@ impl BlockCounters {
         }
     }
 
+    /// Blocks that the next step takes.
+    pub(super) fn taken(&self) -> i64 {
+        self.count * i64::from(self.fill.due())
+    }
+
     /// Blocks that the next step takes, less those it frees.
     pub(super) fn change(&self) -> i64 {
         let freed = match &self.release {

@@ -78,6 +78,15 @@ impl Lane {
         taken - self.surplus
     }
 
+    /// Blocks that the next step takes at most, those it frees not counted.
+    #[inline]
+    pub fn blocks_taken(&self) -> i64 {
+        match &self.blocks {
+            Blocks::One(_) => self.block_change(),
+            Blocks::Several(groups) => groups.iter().map(BlockCounters::taken).sum::<i64>() + (-self.surplus).max(0),
+        }
+    }
+
     /// Takes in a member that holds `kv` tokens, and `surplus` blocks more than a decode of so many needs; returns its base.
     pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);

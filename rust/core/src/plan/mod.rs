@@ -193,19 +193,19 @@ impl Plan {
     /// All members of `lane` decode.
     pub fn decode(&mut self, view: &View, lane: usize) {
         debug_assert!(!self.run[lane], "lane {lane} planned twice");
+        // Members that the plan has taken out of the lane before take nothing, not even for a moment: it would cost the prefix
+        // cache a block.
+        let decodes = |&slot: &Slot| {
+            let request = view.request(slot);
+            request.phase == Phase::Decoding && usize::from(request.lane) == lane
+        };
+        let out = self.parked.iter().copied().chain(self.preempted.iter().map(|&(slot, _)| slot)).filter(decodes);
+        let (out, blocks) = out.fold((0, 0), |(out, blocks), slot| (out + 1, blocks + view.next_blocks(slot)));
         let members = &view.lanes()[lane];
         self.run[lane] = true;
-        self.take(members.block_change());
-        self.tokens += members.len();
-        self.decodes += members.len();
-        // Members that the plan has taken out of the lane before.
-        for i in 0..self.parked.len() + self.preempted.len() {
-            let slot = self.parked.get(i).copied().unwrap_or_else(|| self.preempted[i - self.parked.len()].0);
-            let request = view.request(slot);
-            if request.phase == Phase::Decoding && usize::from(request.lane) == lane {
-                self.retract_decode(view, slot);
-            }
-        }
+        self.take(members.block_change() - blocks);
+        self.tokens += members.len() - out;
+        self.decodes += members.len() - out;
     }
 
     /// Takes a request out of its lane; it keeps its KV, and may join another lane in the same plan.
@@ -308,6 +308,12 @@ impl Plan {
 
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
+        self.prefill(view, slot);
+        self.make_room(view);
+    }
+
+    /// Continues one prefill as far as the token budget reaches; the caller makes room for it.
+    pub fn prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
         let tokens = (target - start).min(self.tokens_left()).min(view.prefill_chunk());
         if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
@@ -322,7 +328,6 @@ impl Plan {
         if let Some(prefixes) = &mut self.prefixes {
             prefixes.fill(slot, start + tokens);
         }
-        self.make_room(view);
     }
 
     /// Continues all prefills in the order of their admission.

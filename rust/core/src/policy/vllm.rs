@@ -20,12 +20,58 @@ impl Policy for Vllm {
     }
 
     fn plan(&mut self, view: &View, plan: &mut Plan) {
+        make_room_in_order(view, plan);
         plan.decode(view, 0);
-        plan.make_room(view);
         share_budget(view, plan);
-        plan.continue_prefills(view);
+        for &slot in view.prefilling() {
+            plan.prefill(view, slot);
+        }
         if plan.preempted().is_empty() {
             admit_in_order(view, plan);
+        }
+    }
+}
+
+/// Prompt tokens that a prefill computes if there are as many in the budget.
+fn chunk(view: &View, slot: Slot) -> u32 {
+    (view.request(slot).prefill_target() - view.kv(slot)).min(view.prefill_chunk())
+}
+
+/// Evicts until each resident finds its blocks when it is its turn: those that one admitted later is to free, outside its
+/// window, come too late for it. Where there is room for all that is taken nobody has to go.
+fn make_room_in_order(view: &View, plan: &mut Plan) {
+    let layout = view.layout();
+    let chunks = |&slot: &Slot| {
+        let start = view.kv(slot);
+        i64::from(layout.after(start, start + chunk(view, slot))) - i64::from(layout.after(start, start))
+    };
+    if view.lanes()[0].blocks_taken() + view.prefilling().iter().map(chunks).sum::<i64>() <= plan.free() {
+        return;
+    }
+    let (mut free, mut left) = (plan.free(), plan.token_budget());
+    for slot in view.iter_residents() {
+        let (tokens, ahead) = match view.request(slot).phase {
+            Phase::Prefilling => (chunk(view, slot).min(left), 0),
+            Phase::Decoding | Phase::Parked => (1.min(left), layout.lookahead()),
+            Phase::Receiving | Phase::Waiting => (0, 0),
+        };
+        if tokens == 0 {
+            continue;
+        }
+        left -= tokens;
+        let start = view.kv(slot);
+        let kept = i64::from(layout.after(start, start + ahead));
+        let taken = i64::from(layout.after(start, start + tokens + ahead)) - kept;
+        free += i64::from(view.blocks(slot)) - kept - taken;
+        while free < 0 {
+            let (before, last) = (plan.free(), plan.last_resident(view));
+            if !plan.evict_last(view) || last == Some(slot) {
+                return;
+            }
+            free += plan.free() - before;
+        }
+        if plan.last_resident(view) == Some(slot) {
+            return;
         }
     }
 }
@@ -35,8 +81,7 @@ impl Policy for Vllm {
 /// A prefill that does not fill the budget is the last of the residents, unless its chunks are cut short: so almost never
 /// are there fewer tokens than the decodes and all chunks ask for, and nothing is to be done.
 fn share_budget(view: &View, plan: &mut Plan) {
-    let chunk = |slot: Slot| (view.request(slot).prefill_target() - view.kv(slot)).min(view.prefill_chunk());
-    let asked = view.prefilling().iter().map(|&slot| chunk(slot)).fold(0, u32::saturating_add);
+    let asked = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(0, u32::saturating_add);
     let last = matches!(*view.prefilling(), [slot] if view.last_resident() == Some(slot));
     if view.parked().is_empty() && (last || asked <= plan.tokens_left()) {
         return;
@@ -44,7 +89,7 @@ fn share_budget(view: &View, plan: &mut Plan) {
     let mut left = plan.token_budget();
     for slot in view.iter_residents().take(plan.residents() as usize) {
         match view.request(slot).phase {
-            Phase::Prefilling => left -= chunk(slot).min(left),
+            Phase::Prefilling => left -= chunk(view, slot).min(left),
             Phase::Decoding if left == 0 => plan.park(view, slot),
             Phase::Parked if left > 0 => {
                 plan.unpark(view, slot, 0);
@@ -54,7 +99,6 @@ fn share_budget(view: &View, plan: &mut Plan) {
             Phase::Parked | Phase::Receiving | Phase::Waiting => {}
         }
     }
-    plan.make_room(view);
 }
 
 /// Admits while a seat, tokens and the blocks of the whole prompt are free above the watermark.

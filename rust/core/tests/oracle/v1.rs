@@ -1,7 +1,8 @@
 //! vLLM V1's rule as published: running requests first in the order of their admission, out of blocks the last running
 //! one is preempted, admission first come first served only where nothing was preempted, with the whole prompt checked
 //! against the free blocks less the watermark, chunks mixed under one budget, none longer than the threshold unless the
-//! request is the only one.
+//! request is the only one. With a sliding window there are two groups of layers, one with full attention: what a request
+//! will not look at again it gives back when it is its turn.
 
 use std::collections::VecDeque;
 
@@ -12,13 +13,28 @@ pub struct V1 {
     pub sizes: Sizes,
     pub watermark_blocks: u32,
     pub threshold: Option<u32>,
+    pub window: Option<u32>,
     pub running: Vec<Request>,
     pub waiting: VecDeque<Request>,
 }
 
 impl V1 {
-    pub fn new(sizes: Sizes, watermark_blocks: u32, threshold: Option<u32>) -> Self {
-        Self { sizes, watermark_blocks, threshold, running: Vec::new(), waiting: VecDeque::new() }
+    pub fn new(sizes: Sizes, watermark_blocks: u32) -> Self {
+        let (running, waiting) = (Vec::new(), VecDeque::new());
+        Self { sizes, watermark_blocks, threshold: None, window: None, running, waiting }
+    }
+
+    /// Blocks for `end` tokens in all groups, without those that nothing computed from `start` on looks at.
+    fn held(&self, start: u32, end: u32) -> u32 {
+        let all = self.sizes.blocks_for(end);
+        let unseen = |window: u32| (start + 1).saturating_sub(window) / self.sizes.block_size;
+        all + self.window.map_or(0, |window| all - unseen(window))
+    }
+
+    /// Blocks that a prompt needs at most at any time.
+    fn demand(&self, prompt: u32) -> u32 {
+        let all = self.sizes.blocks_for(prompt);
+        all + self.window.map_or(0, |window| all.min(self.sizes.blocks_for(window - 1 + self.sizes.budget) + 1))
     }
 }
 
@@ -36,7 +52,11 @@ impl Engine for V1 {
         while at < self.running.len() {
             let request = &self.running[at];
             let tokens = budget.min(chunk).min(request.target() - request.computed);
-            let needed = sizes.blocks_for(request.computed + tokens).saturating_sub(request.held);
+            let (start, kept) = (request.computed, self.held(request.computed, request.computed));
+            let needed = self.held(start, start + tokens) - kept;
+            if tokens > 0 {
+                self.running[at].held = kept;
+            }
             if i64::from(needed) > sizes.free(&self.running) {
                 // Try again without the last one; it may be this request itself.
                 let last = self.running.pop().expect("somebody runs");
@@ -54,13 +74,13 @@ impl Engine for V1 {
         while step.preempted.is_empty() && budget > 0 && self.running.len() < sizes.seats {
             let Some(request) = self.waiting.front() else { break };
             let spare = if self.running.is_empty() { 0 } else { self.watermark_blocks };
-            if i64::from(sizes.blocks_for(request.target()) + spare) > sizes.free(&self.running) {
+            if i64::from(self.demand(request.target()) + spare) > sizes.free(&self.running) {
                 break;
             }
             let mut request = self.waiting.pop_front().expect("it was looked at");
             let tokens = budget.min(chunk).min(request.target());
             budget -= tokens;
-            request.held = sizes.blocks_for(tokens);
+            request.held = self.held(0, tokens);
             if request.preempted { &mut step.resumed } else { &mut step.admitted }.push(request.id);
             step.compute(&mut request, tokens);
             self.running.push(request);

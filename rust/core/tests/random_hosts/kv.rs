@@ -109,12 +109,9 @@ impl Pool {
 
     /// One leaves: what it shared others hold. Without the host's word nobody knows who does.
     pub(crate) fn release(&mut self, blocks: u32, shared: u32, left: i64) {
-        let lost = if self.trusted() { i64::from(shared) } else { self.drift.clamp(0, i64::from(blocks)) };
-        // No more can be shared than is held.
-        self.drift = (self.drift - lost).min(left);
-        if left == 0 {
-            self.drift = 0;
-        }
+        self.drift -= if self.trusted() { i64::from(shared) } else { self.drift.clamp(0, i64::from(blocks)) };
+        // No more can be shared than is held; with nothing held there is nothing to disagree about.
+        self.drift = if left == 0 { 0 } else { self.drift.min(left) };
     }
 
     pub(crate) fn reconcile(&mut self, free: u32, held: i64) {
