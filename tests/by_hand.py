@@ -11,7 +11,7 @@ from wait_core._core import Scheduler, WaitCoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TYPES = [{"prompt": 8, "output": 4, "rate": 1.0}, {"prompt": 8, "output": 12, "rate": 1.0}]
+TYPES: list[Any] = [{"prompt": 8, "output": 4, "rate": 1.0}, {"prompt": 8, "output": 12, "rate": 1.0}]
 POLICIES: dict[str, dict[str, Any]] = {
     "vllm": {},
     "wait": {"types": TYPES},

@@ -20,7 +20,9 @@ from wait_core.workload import TraceError, load, replayed
 if TYPE_CHECKING:
     from pathlib import Path
 
-TYPES = [{"prompt": 40, "output": 12, "rate": 1.0}]
+    from wait_core.settings.types import RequestType
+
+TYPES: list[RequestType] = [{"prompt": 40, "output": 12, "rate": 1.0}]
 SETTINGS: dict[str, Any] = {"kv_blocks": 60, "block_size": 16, "max_num_seqs": 8, "token_budget": 128}
 
 

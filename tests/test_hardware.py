@@ -199,10 +199,10 @@ def test_without_the_package_one_line_says_how_to_install_it(
         (["--gpu", "h100"], "go together"),
         (["--model", "Qwen/Qwen3-8B"], "go together"),
         (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "--iteration-time", "a100"], "one law only"),
-        (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "-tp", "0"], "tensor_parallel_size = 0"),
+        (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "-tp", "0"], "--tensor-parallel-size/-tp: '0'"),
         (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "--gpu-memory-utilization", "0.1"], "no room"),
         (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "--gpu-memory-utilization", "2"], "at most 1"),
-        (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "--host-time", "-1"], "host_s"),
+        (["--gpu", "h100", "--model", "Meta-Llama-3.1-8B", "--host-time", "-1"], "--host-time: '-1'"),
         (["--iteration-time", "llama-9b"], NAME),
     ],
 )

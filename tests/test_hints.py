@@ -85,3 +85,14 @@ def test_learned_state_is_plain_data_and_a_deadline_is_an_exception_of_its_own()
     second.restore(learned)
     assert second.learned() == learned
     assert Scheduler("vllm", kv_blocks=100).learned() is None
+
+
+@pytest.mark.parametrize("field", ["arrived", "prompt", "ended", "output", "output_squared", "cost"])
+def test_a_number_that_no_traffic_gives_is_not_taken_over(field: str) -> None:
+    core = Scheduler("adaptive", kv_blocks=100)
+    learned = core.learned()
+    assert learned is not None
+    learned["traffic"][field] = 2**63 - 1
+    with pytest.raises(WaitCoreError, match=f"traffic.{field} = 92233720368547"):
+        core.restore(learned)
+    assert core.learned() == Scheduler("adaptive", kv_blocks=100).learned()

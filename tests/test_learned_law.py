@@ -175,7 +175,7 @@ def test_there_is_one_law_and_it_is_the_simulated_gpu() -> None:
     assert report.summary()["mean_tpot_ms"] == pytest.approx(1000.0)
     assert report.settings["iteration_time"] == slow
     with pytest.raises(WaitCoreError, match=r"unknown setting.*iteration_time"):
-        simulate("vllm", requests=requests, iteration_time_law=slow)
+        simulate("vllm", requests=requests, iteration_time_law=slow)  # type: ignore[call-arg]
     for law in ("learned", "hidden"):
         told = simulate("vllm", requests=requests, iteration_time=slow, kv_blocks=100, law=law)
         assert told.settings["iteration_time"] is None

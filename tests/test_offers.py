@@ -40,7 +40,7 @@ def test_the_number_of_gpus_and_what_they_cost() -> None:
 
 
 def test_the_limit_is_that_of_the_plan() -> None:
-    (offer,) = planning.offers([H100], request_rate=10.0, policy="clairvoyant", **SMALL)
+    (offer,) = planning.offers([H100], request_rate=10.0, **SMALL)
     report = plan(request_rate=10.0, **SMALL, **H100.settings())
     assert offer.limit == pytest.approx(report.engine_limit["requests"])
     assert (offer.dollars_per_hour, offer.goodput) == (None, None)

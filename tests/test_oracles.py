@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +58,7 @@ def same_trajectory(core: Scheduler, oracle: Paper, arrivals: Iterable[tuple[int
     raise AssertionError("no end in sight")
 
 
-def scheduler(policy: str, capacity: int, **settings: object) -> Scheduler:
+def scheduler(policy: str, capacity: int, **settings: Any) -> Scheduler:
     return Scheduler(
         policy,
         kv_blocks=capacity,
@@ -186,7 +186,7 @@ def engines(draw: st.DrawFn, longest: int) -> dict[str, int]:
     st.sampled_from([0.0, 0.1, 0.3]),
 )
 @settings(max_examples=400, deadline=None)
-def test_vllm_v1(arrivals: list[tuple[int, int, int]], engine: dict[str, int], watermark: float) -> None:
+def test_vllm_v1(arrivals: list[tuple[int, int, int]], engine: dict[str, Any], watermark: float) -> None:
     core = Scheduler("vllm", watermark=watermark, **engine)
     oracle = VllmV1(spare=int(watermark * engine["kv_blocks"]), **engine)
     pending, at = [], 0

@@ -96,8 +96,8 @@ def test_the_demo_does_its_job_without_extras(tmp_path: Path) -> None:
     done = bare("demo", "--num-prompts", "300", cwd=tmp_path, PYTHONIOENCODING="utf-8")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    rows = {line.split()[0]: line for line in lines if line.startswith(("vllm ", "wait "))}
-    assert set(rows) == {"vllm", "wait"}
+    rows = {line.split()[0]: line for line in lines if line.startswith(("vllm ", "wait ", "adaptive "))}
+    assert set(rows) == {"vllm", "wait", "adaptive"}
     for row in rows.values():
         bars = re.fullmatch(r"\w+ +\|([ ▁▂▃▄▅▆▇█]+)\|", row)
         assert bars is not None, row
@@ -111,7 +111,7 @@ def test_the_demo_prints_on_terminals_without_blocks(tmp_path: Path) -> None:
     done = bare("demo", "--num-prompts", "100", cwd=tmp_path, PYTHONIOENCODING="cp1252", COLUMNS="40")
     assert done.returncode == 0, done.stderr
     bars = [line for line in done.stdout.splitlines() if line.endswith("|")]
-    assert len(bars) == 2
+    assert len(bars) == 3
     assert all(len(line) <= 40 and line.isascii() for line in bars)
 
 

@@ -13,7 +13,6 @@ import pytest
 import wait_core
 from wait_core._core import Planner
 from wait_core.cli import main
-from wait_core.planning import stability_region
 from wait_core.simulation.trial import Engine, figures, saturated
 from wait_core.workload import sampled
 
@@ -152,7 +151,7 @@ def test_rates_that_change_over_time_take_the_worst_window() -> None:
     ("name", "rate", "within"), [("p512d1000", 1.4, 0.03), ("two-type", 14.5, 0.06), ("lmsys", 24.0, 0.06)]
 )
 def test_what_is_expected_is_what_other_seeds_give(name: str, rate: float, within: float) -> None:
-    expected = wait_core.plan(dataset_name=name, request_rate=rate).expected
+    expected = wait_core.plan(dataset_name=name, request_rate=rate, policy="clairvoyant").expected
     other = sampled(name, request_rate=rate, num_prompts=12_000, seed=77)
     found = figures(wait_core.simulate("clairvoyant", requests=other))
     for figure in ("ttft", "tpot", "latency", "throughput"):
@@ -162,7 +161,9 @@ def test_what_is_expected_is_what_other_seeds_give(name: str, rate: float, withi
 
 
 def test_the_saturated_rate_is_that_of_a_long_overload() -> None:
-    report = wait_core.plan(dataset_name="p512d1000", request_rate=4.0, num_prompts=2_000, kv_blocks=8448)
+    report = wait_core.plan(
+        dataset_name="p512d1000", request_rate=4.0, num_prompts=2_000, kv_blocks=8448, policy="clairvoyant"
+    )
     assert not report.stable
     assert report.reasons[0].startswith("rate < saturated rate fails: 4/s against 2.")
     requests = sampled("p512d1000", request_rate=4.0, num_prompts=6_000, seed=77)
@@ -229,8 +230,20 @@ def test_bursts_are_warned_of() -> None:
 
 
 def test_the_stability_region_ends_where_the_plan_says() -> None:
-    report = wait_core.plan(types=[(512, 1000, 1.0)], kv_blocks=7424)
-    region = stability_region(report, points=5)
+    """Also where the picture's own play of the mix would say otherwise: a heavy tail, of which types are a summary."""
+    plans = [
+        wait_core.plan(types=[(512, 1000, 1.0)], kv_blocks=7424, region=5, policy="clairvoyant"),
+        wait_core.plan(dataset_name="lognormal-870", request_rate=2.2, num_prompts=1000, runs=2, region=3),
+    ]
+    for report in plans:
+        assert report.region is not None
+        own = report.region["capacity"].index(report.engine["capacity"])
+        for column, limit in (("fluid", report.fluid_limit), ("engine", report.engine_limit), ("bound", report.bound)):
+            assert report.region[column][own] == limit["requests"]
+        assert report.stable == (report.rate < report.region["engine"][own])
+        assert report.region["capacity"] == sorted(report.region["capacity"])
+    region = plans[0].region
+    assert region is not None
     assert len({len(column) for column in region.values()}) == 1
     for column in ("fluid", "engine", "bound"):
         assert min(region[column]) > 0
@@ -265,19 +278,19 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: 
     ("arguments", "message"),
     [
         (["--dataset-name", "chat"], "--request-rate"),
-        (["--type", "512:20:7", "--utilisation", "2"], "utilisation = 2"),
-        (["--type", "512:20:7", "--kv-blocks", "0"], "kv_blocks = 0"),
+        (["--type", "512:20:7", "--utilisation", "2"], "--utilisation: '2'"),
+        (["--type", "512:20:7", "--kv-blocks", "0"], "--kv-blocks: '0'"),
         (["--type", "512:20:7", "--iteration-time", "linear:0.01,1e-7"], "kv_blocks is missing"),
         (["--type", "512:20:0"], "Σ rate = 0"),
-        (["--type", "0:20:1"], "types[0].prompt = 0"),
-        (["--type", "512:20:nan"], "types[0].rate = NaN"),
-        (["--type", "512:20:7", "--failure-probability", "0"], "failure_probability = 0"),
-        (["--type", "512:20:7", "--target-rate", "-1"], "target_rate = -1"),
-        (["--type", "512:20:7", "--num-types", "0"], "num_types = 0"),
-        (["--type", "512:20:7", "--runs", "0"], "runs = 0"),
-        (["--type", "512:20:7", "--num-prompts", "0"], "num_prompts = 0"),
-        (["--type", "512:20:7", "--policy", "other"], 'policy = "other"'),
-        (["--type", "512:20:7", "--kv-blocks", "10"], "capacity = 160"),
+        (["--type", "0:20:1"], "--type: '0:20:1'"),
+        (["--type", "512:20:nan"], "--type: '512:20:nan'"),
+        (["--type", "512:20:7", "--failure-probability", "0"], "--failure-probability: '0'"),
+        (["--type", "512:20:7", "--target-rate", "-1"], "--target-rate: '-1'"),
+        (["--type", "512:20:7", "--num-types", "0"], "--num-types: '0'"),
+        (["--type", "512:20:7", "--runs", "0"], "--runs: '0'"),
+        (["--type", "512:20:7", "--num-prompts", "0"], "--num-prompts: '0'"),
+        (["--type", "512:20:7", "--policy", "other"], "--policy: invalid choice: 'other'"),
+        (["--type", "512:20:7", "--kv-blocks", "10"], "kv_blocks = 10: 160 KV tokens"),
         (["--type", "512:20:7", "--kv-blocks", "33"], "kv_blocks = 33: too few"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from by_hand import TYPES, refused, run_to_the_end, scheduler
 
-from wait_core._core import SETTINGS, QueueFullError, Scheduler, iteration_seconds, run, sample
+from wait_core._core import SETTINGS, Planner, QueueFullError, Scheduler, batch, iteration_seconds, run, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ def test_a_full_line_is_refused_with_its_bound() -> None:
 
 @pytest.mark.parametrize(("bad", "shown"), [(NAN, "NaN"), (INF, "inf"), (-INF, "-inf"), (-1.0, "-1")])
 def test_rates_costs_and_times_that_are_no_numbers(bad: float, shown: str) -> None:
-    kinds = [{"prompt": 8, "output": 4, "rate": bad}]
+    kinds: list[Any] = [{"prompt": 8, "output": 4, "rate": bad}]
     refused(lambda: Scheduler("wait", kv_blocks=10, types=kinds), f"types[0].rate = {shown}")
     refused(lambda: Scheduler("wait", kv_blocks=10, types=TYPES, thresholds=[1.0, bad]), "thresholds[1]")
     refused(lambda: Scheduler("vllm", kv_blocks=10, watermark=bad), "watermark")
@@ -180,3 +180,51 @@ def test_arrivals_that_no_run_can_take() -> None:
     refused(simulate([0], [4], [4], overhead_ns=2**63), "iteration_time")
     refused(simulate([0], [4], [4], max_concurrency=0), "max_concurrency = 0")
     refused(simulate([0], [4], [4], max_tokens=0), "max_tokens = 0")
+
+
+def test_tokens_of_many_chunks_are_counted_together() -> None:
+    law = {"law": "linear", "d0": 0.01, "d1": 1e-6}
+    refused(lambda: iteration_seconds(law, chunks=[(2**30, 0)] * 6), f"tokens = {6 * 2**30}", "1073741824 in all")
+    refused(lambda: iteration_seconds(law, chunks=[(1, 2**30)] * 6), f"tokens = {6 * 2**30}")
+    assert iteration_seconds(law, chunks=[(2**29, 2**29)] * 2) > 0.01
+
+
+def test_planning_refuses_what_would_take_all_memory() -> None:
+    law = {"law": "linear", "d0": 0.01, "d1": 1e-7}
+    planner = Planner([(512, 20, 7.0), (512, 50, 3.0)], law, capacity=100_000)
+    most = 2**32 - 1
+    for call in (
+        lambda: planner.segments(count=most),
+        lambda: planner.nested(count=most),
+        lambda: planner.stage_caps(9, count=most),
+        lambda: planner.safety_buffer([1.0], count=most),
+    ):
+        refused(call, f"count = {most}: must be between 1 and 65,535")
+    for call in (
+        lambda: planner.segments([20, most]),
+        lambda: planner.nested([20, most]),
+        lambda: planner.stage_caps(9, [20, most]),
+        lambda: planner.safety_buffer([1.0, 1.0], [20, most]),
+    ):
+        refused(call, f"boundaries[1] = {most}: must be at most 2^26 tokens")
+    longest = Planner([(512, 2**26, 1e-9)], law, capacity=2**30)
+    refused(lambda: longest.stage_caps(9), "stages = 67108864", "2^20")
+    components = [
+        {"name": "c", "weight": 1.0} | {key: {"kind": "constant", "value": 4} for key in ("prompt", "output")}
+    ]
+    dataset = {"arrivals": {"kind": "poisson"}, "phases": [{"start": 0.0, "components": components}]}
+    settings = {"policy": "vllm", "kv_blocks": 100}
+    refused(
+        lambda: batch(
+            settings,
+            law,
+            dataset,
+            request_rate=1.0,
+            horizon_ns=10**9,
+            runs=most,
+            first_seed=0,
+            lengths_known=True,
+            typed=False,
+        ),
+        f"runs = {most}: must be at most 1000000",
+    )

@@ -30,3 +30,10 @@ def test_a_decode_that_yields_several_tokens() -> None:
     scheduler.complete(progress=[(1, 20)])
     assert scheduler.stage(1) == 5
     assert scheduler.used_blocks == 2
+
+
+def test_the_settings_say_the_capacity_in_force() -> None:
+    core = Scheduler("vllm", kv_blocks=10)
+    assert core.settings["kv_blocks"] == 10
+    core.set_capacity(7)
+    assert (core.settings["kv_blocks"], core.settings["max_model_len"]) == (7, None)

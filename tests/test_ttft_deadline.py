@@ -141,7 +141,7 @@ def test_a_plan_names_what_it_refuses_and_add_raises(tmp_path: Path) -> None:
     with pytest.raises(WaitCoreError, match="late"):
         Scheduler("adaptive", kv_blocks=60, late="refuse")
     with pytest.raises(WaitCoreError, match="late"):
-        Scheduler("adaptive", kv_blocks=60, ttft_target=1.0, late="drop")
+        Scheduler("adaptive", kv_blocks=60, ttft_target=1.0, late="drop")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", [None, 1e9])

@@ -4,7 +4,9 @@
 `wait_core.vllm` puts it into vLLM. The model and the vocabulary are those of arXiv 2504.11320.
 """
 
+import importlib
 import warnings
+from typing import TYPE_CHECKING, Any
 
 from wait_core._core import (
     DEBUG_BUILD,
@@ -19,8 +21,11 @@ from wait_core._core import (
     WaitCoreError,
     __version__,
 )
-from wait_core.planning import PlanReport, plan
-from wait_core.simulation import Report, simulate
+
+if TYPE_CHECKING:
+    from wait_core.planning.plan import plan
+    from wait_core.planning.plan_report import PlanReport
+    from wait_core.simulation import Report, simulate
 
 if DEBUG_BUILD:
     warnings.warn("wait_core is a debug build: tens of times slower (maturin develop --release)", stacklevel=2)
@@ -41,3 +46,23 @@ __all__ = [
     "plan",
     "simulate",
 ]
+
+_FOUND_IN = {
+    "PlanReport": "wait_core.planning.plan_report",
+    "plan": "wait_core.planning.plan",
+    "Report": "wait_core.simulation",
+    "simulate": "wait_core.simulation",
+}
+"""What is imported when it is first asked for: a serving loop needs the scheduler only, and no numpy."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FOUND_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_FOUND_IN[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,10 @@
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Unpack, final
 
 import numpy as np
 import numpy.typing as npt
+
+from wait_core.settings.types import Settings
 
 __all__ = [
     "DEBUG_BUILD",
@@ -32,56 +34,95 @@ __version__: Final[str]
 DEBUG_BUILD: Final[bool]
 SETTINGS: Final[list[str]]
 
-class WaitCoreError(ValueError): ...
-class CapacityError(WaitCoreError): ...
-class DuplicateIdError(WaitCoreError): ...
-class QueueFullError(WaitCoreError): ...
-class DeadlineError(WaitCoreError): ...
-class StalledError(WaitCoreError): ...
+class WaitCoreError(ValueError):
+    """An input that wait-core refuses; nothing has changed."""
+
+class CapacityError(WaitCoreError):
+    """A request that could not run even alone."""
+
+class DuplicateIdError(WaitCoreError):
+    """A request id that is in use."""
+
+class QueueFullError(WaitCoreError):
+    """The bound on waiting requests or tokens is reached."""
+
+class DeadlineError(WaitCoreError):
+    """A request that would wait longer than it may."""
+
+class StalledError(WaitCoreError):
+    """A policy under which nothing will ever run again."""
 
 @final
 class Hold:
+    """Why a request waits: the reason, what it needs and the number that limits it."""
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """One of no_blocks, too_large (more blocks than the cache has now: others pass it by), below_threshold,
+        forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap, head_of_line (others go before it),
+        paused_at_boundary, host_refused (admitted by the last plan, and not taken), engine_paused.
+        """
     @property
-    def needs(self) -> float: ...
+    def needs(self) -> float:
+        """What it would take, in the reason's unit (blocks, requests, seconds)."""
     @property
-    def limit(self) -> float: ...
+    def limit(self) -> float:
+        """What there is, in the same unit; at least 0."""
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
 
 @final
 class Plan:
+    """One planned iteration. Ids are those given to `Scheduler.add`."""
     @property
-    def iteration(self) -> int: ...
+    def iteration(self) -> int:
+        """Number of the plan, from 1; see `Scheduler.complete(iteration=...)`."""
     @property
-    def admitted(self) -> list[int]: ...
+    def admitted(self) -> list[int]:
+        """Requests to admit, in order."""
     @property
-    def resumed(self) -> list[int]: ...
+    def resumed(self) -> list[int]:
+        """Preempted requests to admit again, in order; they come before the admitted."""
     @property
-    def preempted(self) -> list[int]: ...
+    def preempted(self) -> list[int]:
+        """Requests to evict first, last admitted first."""
     @property
-    def prefill(self) -> list[tuple[int, int]]: ...
+    def prefill(self) -> list[tuple[int, int]]:
+        """Prompt tokens to compute: (id, tokens), residents before admissions."""
     @property
-    def cached(self) -> list[tuple[int, int]]: ...
+    def cached(self) -> list[tuple[int, int]]:
+        """Prompt tokens of the admitted and the resumed that are in the cache already: (id, tokens), where there are any."""
     @property
-    def paused(self) -> list[int]: ...
+    def paused(self) -> list[int]:
+        """Resident requests that must not run in this iteration; they keep their KV."""
     @property
-    def refused(self) -> list[tuple[int, str, int]]: ...
+    def refused(self) -> list[tuple[int, str, int]]:
+        """Waiting requests that are refused and have left: (id, reason, expected time to first token in ns)."""
     @property
-    def num_decodes(self) -> int: ...
+    def num_decodes(self) -> int:
+        """Requests that decode one token each: all residents not listed elsewhere."""
     @property
-    def token_budget(self) -> int: ...
+    def token_budget(self) -> int:
+        """Most tokens to compute in this iteration."""
     @property
-    def held(self) -> int: ...
+    def held(self) -> int:
+        """Requests outside the KV cache after this plan."""
     @property
-    def wake_ns(self) -> int | None: ...
+    def wake_ns(self) -> int | None:
+        """When to ask again though nothing has happened, ns; None if only events matter."""
     @property
-    def is_empty(self) -> bool: ...
+    def is_empty(self) -> bool:
+        """True if there is nothing to compute."""
 
 @final
 class Scheduler:
-    def __new__(cls, policy: str = "vllm", **settings: Any) -> Scheduler: ...
+    """The scheduling core of one engine: add, plan, complete, abort.
+
+    Settings are keyword arguments, listed below; `wait-core settings` and docs/settings.md have them as a table. All ids are
+    integers chosen by the caller. Not thread-safe by design: one engine loop owns it, and a second thread gets an exception.
+
+    Raises `WaitCoreError` where a setting is unknown or out of its range; the message names it.
+    """
+    def __new__(cls, policy: str = "adaptive", **settings: Unpack[Settings]) -> Scheduler: ...
     def add(
         self,
         request_id: int,
@@ -100,8 +141,27 @@ class Scheduler:
         receives: bool = False,
         max_wait_ns: int | None = None,
         now_ns: int = 0,
-    ) -> None: ...
-    def plan(self, now_ns: int = 0) -> Plan: ...
+    ) -> None:
+        """Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock, ns.
+
+        `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is known;
+        `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true / predicted);
+        `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
+        `tenant_weights`.
+
+        `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
+        tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
+        the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
+        as it is foreseen) that stands for all tokens up to there. A request that
+        `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
+
+        Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
+        at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
+        than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than `ttft_target` for its first token, and
+        `WaitCoreError` for any other value that is refused. Nothing has changed then.
+        """
+    def plan(self, now_ns: int = 0) -> Plan:
+        """Plans the next iteration and assumes that it happens; `now_ns` is the time on the caller's clock, ns."""
     def complete(
         self,
         *,
@@ -114,39 +174,108 @@ class Scheduler:
         free_blocks: int | None = None,
         step_ns: int | None = None,
         iteration: int | None = None,
-    ) -> None: ...
-    def first_in_queue(self, count: int) -> list[tuple[int, int, int]]: ...
-    def abort(self, request_id: int) -> bool: ...
-    def set_capacity(self, kv_blocks: int) -> None: ...
-    def reset_prefix_cache(self) -> bool: ...
-    def drain(self) -> None: ...
-    def set_paused(self, paused: bool) -> None: ...
-    def learned(self) -> dict[str, Any] | None: ...
-    def restore(self, learned: Mapping[str, Any]) -> None: ...
-    def kv_forecast(self) -> list[tuple[int, float, float, float]]: ...
+    ) -> None:
+        """Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and ignored.
+
+        `finished`, `preempted`, `refused`: ids of requests that ended, that the host evicted by itself, and whose admission it
+        did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose KV has
+        come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached and what
+        of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises `WaitCoreError` for
+        what cannot be, and changes nothing then.
+
+        `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
+        the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
+        it (`iteration_time`); None, 0 and other policies: nothing. It belongs to the oldest plan with something to compute
+        whose time was not reported, so the next plan may be made before; a host that does not report every iteration says
+        which it was, `iteration=plan.iteration`. An iteration that differed from its plan (`preempted`, `refused`,
+        `progress`) is not learned from.
+        """
+    def first_in_queue(self, count: int) -> list[tuple[int, int, int]]:
+        """The first `count` of each queue, the preempted before the others: (request, prompt tokens known to
+        be computed, those of them whose blocks residents hold).
+        """
+    def abort(self, request_id: int) -> bool:
+        """Takes a request back, in whatever state it is; False if no request has this id."""
+    def set_capacity(self, kv_blocks: int) -> None:
+        """Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the longest
+        request where no `max_model_len` was set. What is present keeps its `max_tokens`. Raises `WaitCoreError` where
+        it is out of the range of `kv_blocks`.
+        """
+    def reset_prefix_cache(self) -> bool:
+        """Forgets what is in the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
+        weights. False, and nothing changes, while a request is resident.
+        """
+    def drain(self) -> None:
+        """No more arrivals will come: thresholds stop waiting for company."""
+    def set_paused(self, paused: bool) -> None:
+        """A paused engine plans empty iterations and keeps everything."""
+    def learned(self) -> dict[str, Any] | None:
+        """What the policy has learned from the traffic, as plain data that JSON holds; None where it learns nothing."""
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Takes over what another scheduler of this policy had learned, while no request is present.
+
+        Raises `WaitCoreError` where a request is present, the policy is another, or the state is damaged.
+        """
+    def kv_forecast(self) -> list[tuple[int, float, float, float]]:
+        """The KV tokens that the residents are expected to hold if nobody is admitted after them: (iterations ahead, mean,
+        standard deviation, probability of an overflow up to then); empty where the policy forecasts nothing.
+        """
     @property
-    def iteration_time(self) -> dict[str, Any] | None: ...
+    def iteration_time(self) -> dict[str, Any] | None:
+        """The iteration-time law learned from `complete(step_ns=...)`; None for policies that learn none.
+
+        `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the last
+        512 iterations, each foretold before it was learned from, None before the first; `observations`: iterations learned
+        from; `used`: whether it decides, which it does once 256 iterations were foretold with an error of at most 0.2 and
+        no law was given as a setting.
+        """
     @property
-    def predicted_wait_ns(self) -> int: ...
-    def explain(self, request_id: int) -> Hold | None: ...
-    def stage(self, request_id: int) -> int | None: ...
+    def predicted_wait_ns(self) -> int:
+        """How long a request that joined the queue now would wait for its admission, ns; 0 while nobody waits."""
+    def explain(self, request_id: int) -> Hold | None:
+        """Why a request waits, by the plan made last; None if it does not wait."""
+    def stage(self, request_id: int) -> int | None:
+        """Output tokens of a resident or preempted request, as far as the core knows; None for unknown ids."""
     def __len__(self) -> int: ...
     def __contains__(self, key: int, /) -> bool: ...
     @property
-    def num_waiting(self) -> int: ...
+    def num_waiting(self) -> int:
+        """Requests outside the KV cache."""
     @property
-    def num_resident(self) -> int: ...
+    def num_resident(self) -> int:
+        """Requests in the KV cache."""
     @property
-    def used_blocks(self) -> int: ...
+    def used_blocks(self) -> int:
+        """KV blocks in use; the host's last correction included."""
     @property
-    def thresholds(self) -> list[float]: ...
+    def thresholds(self) -> list[float]:
+        """The thresholds in force, requests per service: one a type (wait) or segment (nested-wait), else none. One that is
+        not an integer accrues as credit.
+        """
     @property
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: iterations, admitted, finished, aborted, refused, preemptions, recomputed_tokens,
+        unknown_ids, and holds, a dictionary by reason.
+        """
     @property
-    def settings(self) -> dict[str, Any]: ...
+    def settings(self) -> dict[str, Any]:
+        """Every setting in force, defaults included, under the names that the constructor takes; `kv_blocks` as
+        `set_capacity` left it.
+        """
 
 @final
 class Planner:
+    """One workload on one GPU, and what follows from them: arXiv 2504.11320 §3 to §5 and the capacity bound.
+
+    `types` are (prompt, output, rate) in tokens and 1/s. `capacity` is C in KV tokens, `max_running` the most residents,
+    `token_budget` the most tokens in an iteration. The convention says whether the prefill emits the first token
+    ("vllm") or none ("paper"). Times are seconds, memory KV tokens.
+
+    `windows` are more types, one list for each further window of a workload that changes over time: segments, Nested
+    WAIT's thresholds and the safety buffer then hold in every window; all else is about `types`.
+
+    Here and in its methods, `WaitCoreError` names the argument that is refused.
+    """
     def __new__(
         cls,
         types: Sequence[tuple[int, int, float]],
@@ -159,23 +288,35 @@ class Planner:
         windows: Sequence[Sequence[tuple[int, int, float]]] = ...,
     ) -> Planner: ...
     @property
-    def load(self) -> float: ...
+    def load(self) -> float:
+        """x: the share of the GPU's time that the workload needs; stable with enough memory if and only if below 1."""
     @property
-    def mean_token_iterations(self) -> float: ...
-    def equilibrium(self) -> dict[str, Any] | None: ...
-    def largest_stable_rate(self) -> dict[str, Any]: ...
-    def capacity_bound(self) -> dict[str, Any]: ...
-    def goodput_bound(self, *, slo_ttft: float | None = None, slo_tpot: float | None = None) -> dict[str, Any]: ...
+    def mean_token_iterations(self) -> float:
+        """E[A]: KV tokens · iterations of a request."""
+    def equilibrium(self) -> dict[str, Any] | None:
+        """The fluid equilibrium, or None where x ≥ 1: iteration_time (s), memory (KV tokens), resident (requests)."""
+    def largest_stable_rate(self) -> dict[str, Any]:
+        """The largest rate of this mix inside the stability region (requests, throughput in output tokens: both 1/s), and
+        what binds there.
+        """
+    def capacity_bound(self) -> dict[str, Any]:
+        """The most that any schedule can carry, in the same terms: the linear program over compositions."""
+    def goodput_bound(self, *, slo_ttft: float | None = None, slo_tpot: float | None = None) -> dict[str, Any]:
+        """The most requests of this workload that any schedule can serve within an objective, s (goodput: their share,
+        requests: 1/s): the same program with an accept variable for each type.
+        """
     def thresholds(
         self,
         per_type: Sequence[float] | None = None,
         *,
         spacing: float | None = None,
         block_size: int | None = None,
-    ) -> dict[str, Any]: ...
-    def segments(
-        self, boundaries: Sequence[int] | None = None, *, count: int | None = None
-    ) -> list[dict[str, Any]]: ...
+    ) -> dict[str, Any]:
+        """WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps, in
+        KV blocks of so many tokens; or, with no argument, the feasible ones with the least latency.
+        """
+    def segments(self, boundaries: Sequence[int] | None = None, *, count: int | None = None) -> list[dict[str, Any]]:
+        """Segments of the workload: at these boundaries, or `count` of equal range, or one per output length."""
     def nested(
         self,
         boundaries: Sequence[int] | None = None,
@@ -186,7 +327,12 @@ class Planner:
         failure_probability: float | None = None,
         horizon: float = 0.0,
         block_size: int = 1,
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """Nested WAIT's thresholds: those given by segment, or the chain with this margin that has the least latency.
+
+        With a failure probability they are those whose safety buffer, in KV blocks of block_size tokens, fits as well.
+        Where no chain is feasible, per_segment is None and the violations say why.
+        """
     def stage_caps(
         self,
         total: int,
@@ -194,7 +340,10 @@ class Planner:
         *,
         count: int | None = None,
         margin: float = 0.05,
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """The paper's experimental construction: `total` requests in service, spread over segments and stages; caps in
+        requests a stage.
+        """
     def safety_buffer(
         self,
         per_segment: Sequence[float],
@@ -202,53 +351,83 @@ class Planner:
         *,
         count: int | None = None,
         block_size: int = 1,
-    ) -> SafetyBuffer: ...
+    ) -> SafetyBuffer:
+        """The safety buffer of thresholds by segment, in KV blocks of so many tokens."""
 
 @final
 class SafetyBuffer:
+    """Memory for the queues at the segment boundaries, as a function of how rarely it may overflow (§5)."""
     @property
-    def theta(self) -> list[float]: ...
-    def tokens(self, failure_probability: float, horizon: float) -> float: ...
-    def residents(self, failure_probability: float, horizon: float) -> float: ...
-    def queue_bounds(self, failure_probability: float, horizon: float) -> list[float]: ...
-    def failure_probability(self, tokens: float, horizon: float) -> float: ...
-    def horizon(self, tokens: float, failure_probability: float) -> float: ...
+    def theta(self) -> list[float]:
+        """θ_k of the queue before each segment 2, 3, …"""
+    def tokens(self, failure_probability: float, horizon: float) -> float:
+        """KV tokens to keep free for this probability of an overflow within a horizon of so many seconds."""
+    def residents(self, failure_probability: float, horizon: float) -> float:
+        """Most requests resident at once under that protection, boundary queues included."""
+    def queue_bounds(self, failure_probability: float, horizon: float) -> list[float]:
+        """Requests that the queue before each segment 2, 3, … may hold under that protection."""
+    def failure_probability(self, tokens: float, horizon: float) -> float:
+        """The bound on the probability of an overflow that so many tokens give over a horizon in seconds."""
+    def horizon(self, tokens: float, failure_probability: float) -> float:
+        """The longest horizon in seconds over which so many tokens keep that probability."""
 
 @final
 class Run:
+    """One finished simulation; the constructor takes one up again from what pickling made of it."""
     def __new__(cls, state: bytes) -> Run: ...
     def __reduce__(self) -> tuple[type[Run], tuple[bytes]]: ...
     @property
-    def learned(self) -> dict[str, Any] | None: ...
-    def summary(self, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]: ...
+    def learned(self) -> dict[str, Any] | None:
+        """What the policy has learned, as `Scheduler.learned` has it."""
+    def summary(self, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
+        """The figures of the run under the keys of `vllm bench serve`: times in ms, rates in 1/s, lengths in tokens; NaN where
+        nothing was observed.
+
+        With an objective in ms, also request_goodput (requests/s that met it) and goodput (share of those offered).
+        """
     @property
-    def counts(self) -> dict[str, Any]: ...
+    def counts(self) -> dict[str, Any]:
+        """The part of the summary that was counted during the run, and costs nothing to read."""
     @property
-    def iteration_time(self) -> dict[str, Any] | None: ...
+    def iteration_time(self) -> dict[str, Any] | None:
+        """The iteration-time law that the policy has learned, as `Scheduler.iteration_time` has it."""
     @property
-    def arrival_ns(self) -> npt.NDArray[np.uint64]: ...
+    def arrival_ns(self) -> npt.NDArray[np.uint64]:
+        """Arrival times, ns."""
     @property
-    def predicted_wait_ns(self) -> npt.NDArray[np.uint64]: ...
+    def predicted_wait_ns(self) -> npt.NDArray[np.uint64]:
+        """How long each was expected to wait for its admission when it arrived, ns."""
     @property
-    def admitted_ns(self) -> npt.NDArray[np.uint64]: ...
+    def admitted_ns(self) -> npt.NDArray[np.uint64]:
+        """First admissions, ns; 2^64 − 1 where a request was refused."""
     @property
-    def first_token_ns(self) -> npt.NDArray[np.uint64]: ...
+    def first_token_ns(self) -> npt.NDArray[np.uint64]:
+        """Ends of the prefills that gave the first tokens, ns."""
     @property
-    def finished_ns(self) -> npt.NDArray[np.uint64]: ...
+    def finished_ns(self) -> npt.NDArray[np.uint64]:
+        """Completions, ns; 2^64 − 1 where a request was refused."""
     @property
-    def prompt(self) -> npt.NDArray[np.uint32]: ...
+    def prompt(self) -> npt.NDArray[np.uint32]:
+        """Prompt lengths, tokens."""
     @property
-    def output(self) -> npt.NDArray[np.uint32]: ...
+    def output(self) -> npt.NDArray[np.uint32]:
+        """Output lengths, tokens."""
     @property
-    def preemptions(self) -> npt.NDArray[np.uint32]: ...
+    def preemptions(self) -> npt.NDArray[np.uint32]:
+        """Times each request was preempted."""
     @property
     def series(
         self,
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]: ...
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """The state over time: (end of iteration in ns, KV blocks in use, residents, waiting)."""
 
 def sample(
     dataset: Mapping[str, Any], num_requests: int, request_rate: float, seed: int
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]: ...
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint16]]:
+    """Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset, each of shape
+    (num_requests,). Raises `WaitCoreError` where the dataset or a value is refused.
+    """
+
 def probe(
     settings: dict[str, Any],
     law: Mapping[str, Any],
@@ -256,7 +435,9 @@ def probe(
     prompt: npt.NDArray[np.uint32],
     output: npt.NDArray[np.uint32],
     every: int,
-) -> dict[str, npt.NDArray[Any]]: ...
+) -> dict[str, npt.NDArray[Any]]:
+    """Forecasts of the residents' KV, one row a probe, and the truth beside them: see `wait_core.simulation.Forecasts`."""
+
 def batch(
     settings: dict[str, Any],
     law: Mapping[str, Any],
@@ -269,13 +450,29 @@ def batch(
     lengths_known: bool,
     typed: bool,
     threads: int = 1,
-) -> dict[str, npt.NDArray[Any]]: ...
+) -> dict[str, npt.NDArray[Any]]:
+    """Simulates a synthetic dataset once for each seed in `first_seed .. first_seed + runs`, up to `horizon_ns`; arrivals
+    go on beyond it. Returns columns with one entry a run: arrived, completed, output_tokens (of the completed),
+    latency_s and ttft_s (means over the arrived, cut at the horizon), peak_kv_blocks, peak_parked, preemptions,
+    iterations.
+    """
+
 def group_types(
     prompt: npt.NDArray[np.uint32], output: npt.NDArray[np.uint32], rate: float, classes: int
-) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]: ...
+) -> tuple[list[tuple[int, int, float]], npt.NDArray[np.uint16]]:
+    """Groups lengths that arrive at `rate` per second into at most `classes` types by quantiles of the output length.
+
+    Returns the types as (prompt, output, rate) and the type of each request. Where there are no more distinct pairs
+    than classes, the types are exactly these pairs.
+    """
+
 def iteration_seconds(
     law: Mapping[str, Any], *, decodes: int = 0, decode_kv: int = 0, chunks: Sequence[tuple[int, int]] = ...
-) -> float: ...
+) -> float:
+    """Seconds that one iteration takes under a law: `decodes` requests that read `decode_kv` tokens, and prefill chunks
+    of (tokens, tokens computed before).
+    """
+
 def run(
     settings: dict[str, Any],
     law: Mapping[str, Any],
@@ -299,4 +496,8 @@ def run(
     priorities: Sequence[int] | None = None,
     tenants: Sequence[int] | None = None,
     callback: Callable[[int], object] | None = None,
-) -> Run: ...
+) -> Run:
+    """Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
+    `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
+    would wait for ever, `WaitCoreError` where a value is refused.
+    """

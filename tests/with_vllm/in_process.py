@@ -44,6 +44,10 @@ class Setup:
     prefix_caching: bool = True
     policy: str = "fcfs"
     ahead: int = 1  # steps scheduled before the first one's output is in: 1 is what vLLM's GPU engines do
+    kv_groups: tuple[dict[str, Any], ...] = ()  # as the core's setting of that name; none: one full group
+    watermark: float = 0.0
+    long_prefill_token_threshold: int = 0
+    draft_tokens: int = 0  # most tokens that n-gram speculation proposes
 
 
 @cache
@@ -55,13 +59,53 @@ def _model_folder(max_model_len: int) -> str:
     return folder.name
 
 
+def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
+    """Translate one of `Setup.kv_groups`. A state with a block size is one of vLLM's Mamba cache mode "align"."""
+    import torch
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MambaSpec,
+        SlidingWindowSpec,
+    )
+
+    if group["kind"] == "state":
+        aligned = "block_size" in group
+        return MambaSpec(
+            block_size=group["block_size"] if aligned else setup.max_model_len,
+            shapes=((1,),),
+            dtypes=(torch.float32,),
+            mamba_cache_mode="align" if aligned else "none",
+            num_speculative_blocks=group.get("blocks", 1) - 1,
+        )
+    page: dict[str, Any] = {"num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    page["block_size"] = group.get("block_size", setup.block_size)
+    if group["kind"] == "sliding_window":
+        return SlidingWindowSpec(sliding_window=group["window"], **page)
+    if group["kind"] == "chunked_local":
+        return ChunkedLocalAttentionSpec(attention_chunk_size=group["chunk"], **page)
+    return FullAttentionSpec(**page)
+
+
+def _speculation(setup: Setup, model: Any) -> Any:
+    from vllm.config import ParallelConfig, SpeculativeConfig
+
+    return SpeculativeConfig(
+        method="ngram",
+        num_speculative_tokens=setup.draft_tokens,
+        prompt_lookup_max=2,
+        target_model_config=model,
+        target_parallel_config=ParallelConfig(),
+    )
+
+
 def make_scheduler(setup: Setup) -> Any:
     """Build the scheduler as EngineCore does."""
-    import torch
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
     from wait_core.vllm import WaitScheduler
@@ -79,21 +123,33 @@ def make_scheduler(setup: Setup) -> Any:
             is_encoder_decoder=False,
             enable_chunked_prefill=True,
             policy=setup.policy,
+            watermark=setup.watermark,
+            long_prefill_token_threshold=setup.long_prefill_token_threshold,
         ),
         device_config=DeviceConfig("cpu"),
+        speculative_config=_speculation(setup, model) if setup.draft_tokens else None,
         additional_config={"wait_core": setup.wait_core} if setup.wait_core else {},
     )
     config.scheduler_config.async_scheduling = setup.scheduler != "Scheduler"
-    spec = FullAttentionSpec(block_size=setup.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    groups = [KVCacheGroupSpec(["layer"], spec)]
+    specs = [
+        kv_cache_spec(group, setup)
+        for group in setup.kv_groups or ({"kind": "full"},)
+        for _ in range(group.get("count", 1))
+    ]
+    if any(getattr(spec, "mamba_cache_mode", "none") == "align" for spec in specs):
+        cache_config.mamba_cache_mode = "align"
+    groups = [KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)]
+    kv_cache = KVCacheConfig(num_blocks=setup.num_blocks, kv_cache_tensors=[], kv_cache_groups=groups)
+    block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache, config)
     kinds: dict[str, Callable[..., Any]] = {
         "Scheduler": Scheduler, "AsyncScheduler": AsyncScheduler, "WaitScheduler": WaitScheduler
     }  # fmt: skip
     return kinds[setup.scheduler](
         vllm_config=config,
-        kv_cache_config=KVCacheConfig(num_blocks=setup.num_blocks, kv_cache_tensors=[], kv_cache_groups=groups),
+        kv_cache_config=kv_cache,
         structured_output_manager=StructuredOutputManager(config),
-        block_size=setup.block_size,
+        block_size=block_size,
+        hash_block_size=hash_block_size,
         log_stats=True,
     )
 
@@ -119,7 +175,8 @@ class Driver:
         self.scheduler = make_scheduler(setup)
         hash_function = get_hash_fn_by_name("sha256")
         init_none_hash(hash_function)
-        self._hasher = get_request_block_hasher(setup.block_size, hash_function) if setup.prefix_caching else None
+        hashed = self.scheduler.hash_block_size
+        self._hasher = get_request_block_hasher(hashed, hash_function) if setup.prefix_caching else None
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._arrivals = 0.0
 
@@ -148,15 +205,18 @@ class Driver:
 
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
 
-    def step(self, ended: Container[str] | None = None) -> Step:
+    def step(self, ended: Container[str] | None = None, compare: Callable[[Any], None] | None = None) -> Step:
         """Schedule one step and, when more than `ahead` are in flight, bring in the output of the oldest.
 
-        With `ended`, its outputs end those requests and no others, but for their `max_tokens`.
+        With `ended`, its outputs end those requests and no others, but for their `max_tokens`. `compare` is shown what was
+        scheduled before any output comes in.
         """
         clock = time.thread_time_ns
         begin = clock()
         scheduled = self.scheduler.schedule()
         schedule_ns = clock() - begin
+        if compare is not None:
+            compare(scheduled)
         if scheduled.total_num_scheduled_tokens:
             self._in_flight.append((scheduled, self._answer(scheduled, ended)))
         update_ns, outputs = 0, None
@@ -166,6 +226,8 @@ class Driver:
             begin = clock()
             outputs = self.scheduler.update_from_output(*item)
             update_ns = clock() - begin
+            if self.setup.draft_tokens and self.setup.ahead == 0:
+                self._draft(item[0])
         return Step(schedule_ns, update_ns, scheduled, outputs)
 
     def _answer(self, scheduled: Any, ended: Container[str] | None) -> Any:
@@ -180,10 +242,26 @@ class Driver:
             draw = zlib.crc32(f"{name} {request.num_computed_tokens}".encode())
             ends = draw % 97 == 0 if ended is None else name in ended
             token = EOS if ends else 3 + draw % (LLAMA["vocab_size"] - 3)
-            tokens.append([] if request.is_prefill_chunk else [token])
+            # Of the drafts as many are right as the draw says.
+            drafts = len(scheduled.scheduled_spec_decode_tokens.get(name, ()))
+            right = [3 + (draw + i) % (LLAMA["vocab_size"] - 3) for i in range(draw % (drafts + 1))]
+            tokens.append([] if request.is_prefill_chunk else [*right, token])
         return ModelRunnerOutput(
             req_ids=names, req_id_to_index={name: i for i, name in enumerate(names)}, sampled_token_ids=tokens
         )
+
+    def _draft(self, scheduled: Any) -> None:
+        """Propose tokens for the next step of those that decode, as n-gram speculation does: now and then, up to so many."""
+        from vllm.v1.outputs import DraftTokenIds
+
+        names = [name for name in scheduled.num_scheduled_tokens if name in self.scheduler.requests]
+        drafts = [[3] * self.proposed(name) for name in names]
+        self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+
+    def proposed(self, name: str) -> int:
+        """Return how many tokens are proposed behind those that the request has."""
+        draw = zlib.crc32(f"{name} {self.scheduler.requests[name].num_tokens}".encode())
+        return draw % (self.setup.draft_tokens + 1)
 
 
 def random_prompt(draw: random.Random, length: int) -> list[int]:

@@ -1,38 +1,27 @@
 """The `wait-core` command: one file a sub-command, its options and the wording of its results.
 
-Deliberately absent: whatever a program would call too; that stands in the package that it is about.
+app.py runs them, arguments.py has the kinds of values that options take, output.py is about terminals. Deliberately
+absent: whatever a program would call too; that stands in the package that it is about.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
-
-from wait_core import __version__
-from wait_core._core import WaitCoreError
-from wait_core.cli import calibrate, compare, demo, hardware, plan, replay, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["main"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status (2 for refused input, 130 when interrupted)."""
-    parser = argparse.ArgumentParser(
-        prog="wait-core", description="Scheduling for LLM inference: predict, compare, plan, without a GPU."
-    )
-    parser.add_argument("--version", action="version", version=f"wait-core {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, plan, simulate, compare, hardware, calibrate, replay):
-        command.add(commands)
-    arguments = parser.parse_args(argv)
+    """Run the command and return its exit status; `wait-core --help` lists them."""
     try:
-        return int(arguments.run(arguments))
-    except (WaitCoreError, OSError) as error:
-        # PyO3 says in a note which argument it was.
-        print("wait-core:", "; ".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("wait-core: interrupted, nothing was written", file=sys.stderr)
+        # Imported here, so that Ctrl-C is answered the same way while modules load.
+        from wait_core.cli.app import run  # noqa: PLC0415
+
+        return run(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt as interrupt:
+        print(f"wait-core: {interrupt or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130

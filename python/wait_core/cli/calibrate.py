@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wait_core._core import WaitCoreError
+from wait_core.cli.output import tabulated
 from wait_core.files import replacing
 from wait_core.hardware import calibration
 from wait_core.logs import step_log
-from wait_core.report import table
 
 if TYPE_CHECKING:
     import argparse
 
 
-def add(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("calibrate", help="fit the iteration-time law of a GPU to a step log of vLLM")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("logs", nargs="+", type=Path, metavar="FILE", help="step logs (setting step_log_file)")
     parser.add_argument("--law", choices=calibration.LAWS, default="measured", help="what --output gets (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the law, for --iteration-time")
@@ -68,4 +67,4 @@ def report(steps: step_log.Steps, fits: dict[str, calibration.Fit]) -> str:
         for kind, fit in fits.items()
     ]
     header = ["law", "R2", "median error", "90 % below", "sum of times", "left out as outliers"]
-    return f"{seen}\n{table(header, rows)}"
+    return f"{seen}\n{tabulated(header, rows)}"

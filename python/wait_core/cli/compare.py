@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wait_core.cli.workload import add_simulation, basis, comparison, deployment_of, requests_of, run
+from wait_core.cli.deployment import basis, deployment_of
+from wait_core.cli.results import comparison, status
+from wait_core.cli.workload import POLICY, add_simulation, objective_of, requests_of, run, settings_of
+from wait_core.files import replacing
+from wait_core.settings import POLICIES
 
 if TYPE_CHECKING:
     import argparse
 
 
-def add(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("compare", help="several policies on the same requests")
-    parser.add_argument("--policies", nargs="+", default=["vllm", "wait"], metavar="POLICY", help="(%(default)s)")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "--policies", nargs="+", choices=POLICIES, default=["vllm", POLICY], metavar="POLICY",
+        help=f"some of {', '.join(POLICIES)} (vllm {POLICY})",
+    )  # fmt: skip
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line, one line a policy")
+    parser.add_argument("--save-result", type=Path, metavar="FILE", help="write these lines to a file")
     parser.set_defaults(run=_compare)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    requests = requests_of(arguments)
-    deployment = deployment_of(arguments)
-    reports = [run(arguments, policy, requests, deployment) for policy in arguments.policies]
+    settings, deployment, objective = settings_of(arguments), deployment_of(arguments), objective_of(arguments)
+    saved = arguments.save_result
+    with contextlib.nullcontext() if saved is None else replacing(saved) as file:
+        requests = requests_of(arguments, arguments.request_rate)
+        reports = [run(arguments, policy, requests, deployment, settings) for policy in arguments.policies]
+        lines = "\n".join(report.to_json(**objective) for report in reports)
+        if file is not None:
+            file.write(lines + "\n")
     if arguments.json:
-        for report in reports:
-            print(report.to_json(slo_ttft_ms=arguments.slo_ttft, slo_tpot_ms=arguments.slo_tpot))
-        return 0
-    if deployment is not None:
-        print(basis(deployment))
-    print(f"{requests.name}: {len(requests)} requests, {requests.rate:.4g}/s")
-    print(comparison(reports))
-    return 0
+        print(lines)
+    else:
+        if deployment is not None:
+            print(basis(deployment))
+        print(f"{requests.name}: {len(requests):,} requests, {requests.rate:.4g}/s")
+        print(comparison(reports, objective))
+    return status(reports)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from wait_core.cli import arguments as kinds
 from wait_core.cli.picture import picture
-from wait_core.cli.workload import comparison
+from wait_core.cli.results import comparison
 from wait_core.report import bars, overview
 from wait_core.report.plot_style import drawable
 from wait_core.simulation import simulate
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
     import argparse
 
 PICTURE = "wait-core-demo.png"
+POLICIES = ("vllm", "wait", "adaptive")
+"""Stock, the paper's, and the default."""
 
 
-def add(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("demo", help="long outputs in overload on a simulated A100: where FCFS breaks")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"picture to write, PNG ({PICTURE}, where matplotlib is installed)"
     )
-    parser.add_argument("--num-prompts", type=int, default=4000, help="requests (%(default)s)")
+    parser.add_argument("--num-prompts", type=kinds.requests, default=4000, help="requests (%(default)s)")
     parser.set_defaults(run=_demo)
 
 
@@ -39,9 +41,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     with picture(output) as drawn:
         print("Llama-2-7B on a simulated A100-80GB, in overload:")
         print(f"{len(requests)} requests, prompt 512, output 1,000, {rate:g}/s")
-        reports = [
-            simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in ("vllm", "wait")
-        ]
+        reports = [simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in POLICIES]
         print(comparison(reports))
         kv = {report.policy: report.kv_over_time for report in reports}
         seconds = max(times[-1] for times, _ in kv.values())

@@ -6,10 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.cli.deployment import basis
+from wait_core.cli.output import tabulated
 from wait_core.cli.picture import picture
-from wait_core.cli.workload import basis
 from wait_core.planning import offers
-from wait_core.report import offers_picture, table
+from wait_core.report import offers_picture
 
 if TYPE_CHECKING:
     import argparse
@@ -64,4 +65,4 @@ def text(found: list[Offer]) -> str:
         money = (offer.dollars_per_hour, offer.dollars_per_million_output_tokens, offer.dollars_per_million_tokens)
         row += ["-" if value is None else f"{value:,.2f}" for value in money] if priced else []
         rows.append(row)
-    return table(header, rows)
+    return tabulated(header, rows)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wait_core._core import WaitCoreError
-from wait_core.cli.workload import add_deployment, basis, deployment_of
+from wait_core.cli.deployment import add_deployment, basis, deployment_of
+from wait_core.cli.output import tabulated
 from wait_core.hardware import catalogue, shipped
-from wait_core.report import table
 
 if TYPE_CHECKING:
     import argparse
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 
-def add(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("hardware", help="which GPUs and models are known, and what of them")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_deployment(parser.add_argument_group("one deployment, or the models of one GPU"))
     parser.add_argument("--json", action="store_true", help="a deployment as JSON, which --iteration-time reads")
     parser.set_defaults(run=_run, iteration_time=None)
@@ -45,7 +44,7 @@ def _shipped() -> str:
         for each in shipped().values()
     ]  # fmt: skip
     header = ["shipped, for --iteration-time too", "--gpu", "--model", "-tp", "KV tokens", "seats", "budget"]
-    return table(header, rows)
+    return tabulated(header, rows)
 
 
 def _measured(engine: str) -> str:
@@ -54,7 +53,7 @@ def _measured(engine: str) -> str:
     except WaitCoreError as error:
         return f"\nmore GPUs and models: {error}"
     others = ", ".join(name for name in catalogue.engines() if name != engine)
-    lines = [table(["GPU", "engine", "models"], rows), f"the models of one: --gpu GPU; other engines: {others}"]
+    lines = [tabulated(["GPU", "engine", "models"], rows), f"the models of one: --gpu GPU; other engines: {others}"]
     return "\n" + "\n".join(lines)
 
 
@@ -80,8 +79,8 @@ def details(deployment: Deployment) -> str:
     return "\n".join(
         [
             capacity,
-            table(["memory of a GPU", "GiB"], [[name, f"{size / GIB:.2f}"] for name, size in parts.items()]),
-            table(["KV cache", "layers", "window", "bytes a token"], groups),
-            table(["error of the law, held out", "queries", "median", "95 %", "largest"], errors),
+            tabulated(["memory of a GPU", "GiB"], [[name, f"{size / GIB:.2f}"] for name, size in parts.items()]),
+            tabulated(["KV cache", "layers", "window", "bytes a token"], groups),
+            tabulated(["error of the law, held out", "queries", "median", "95 %", "largest"], errors),
         ]
     )

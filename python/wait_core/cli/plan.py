@@ -2,51 +2,80 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wait_core import planning
 from wait_core._core import WaitCoreError
+from wait_core.cli import arguments as kinds
 from wait_core.cli import gpus
+from wait_core.cli.deployment import add_law, basis, deployments_of
+from wait_core.cli.output import print_notes, tabulated
 from wait_core.cli.picture import picture
-from wait_core.cli.workload import add_law, add_source, basis, deployments_of, print_notes
+from wait_core.cli.workload import POLICY, add_source, source_of
 from wait_core.hardware import A100
 from wait_core.planning import explain, plan
-from wait_core.report import stability_region, table
+from wait_core.report import stability_region
+from wait_core.settings import POLICIES
 
 if TYPE_CHECKING:
+    import argparse
+
     from wait_core.planning import PlanReport
 
+POINTS = 32
+"""Capacities of the stability region that are looked at for a picture."""
 
-def add(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("plan", help="is this traffic stable, with which thresholds, on how many GPUs?")
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     wanted = parser.add_argument_group("requests")
-    add_source(wanted).add_argument(
-        "--type", action="append", type=_type, metavar="PROMPT:OUTPUT:RATE", help="a request type; repeat for more"
+    add_source(wanted)
+    wanted.add_argument(
+        "--type", action="append", type=kinds.request_type, metavar="PROMPT:OUTPUT:RATE",
+        help="a request type; repeat for more",
+    )  # fmt: skip
+    wanted.add_argument("--request-rate", type=kinds.finite_rate, help="requests/s; scales a trace's times")
+    wanted.add_argument(
+        "--num-prompts", type=kinds.requests, help="requests that are played (dataset, types: 4000; trace: all)"
     )
-    wanted.add_argument("--num-prompts", type=int, help="requests that are played (dataset, types: 4000; trace: all)")
-    wanted.add_argument("--runs", type=int, help="seeds of a dataset that are played (20; 3 for several GPUs)")
-    wanted.add_argument("--num-types", type=int, default=8, help="most types and segments (%(default)s)")
+    wanted.add_argument(
+        "--runs", type=kinds.whole(1, 10_000), help="seeds of a dataset that are played (20; 3 for several GPUs)"
+    )
+    wanted.add_argument(
+        "--num-types", type=kinds.whole(1, 4096), default=8, help="most types and segments (%(default)s)"
+    )
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--policy", default="clairvoyant", help="what admits; FCFS that never evicts: %(default)s")
+    engine.add_argument(
+        "--policy", choices=POLICIES, default=POLICY, metavar="POLICY",
+        help=f"what admits: {', '.join(POLICIES)} (%(default)s)",
+    )  # fmt: skip
     add_law(engine, several=True)
-    engine.add_argument("--kv-blocks", type=int, help="KV blocks (default: what goes with the law)")
-    engine.add_argument("--block-size", type=int, help="tokens per block (16)")
-    engine.add_argument("--max-num-seqs", type=int, help="most residents (256, or the default on --gpu)")
-    engine.add_argument("--token-budget", type=int, help="most tokens per iteration (2048, or the default on --gpu)")
+    engine.add_argument("--kv-blocks", type=kinds.blocks, help="KV blocks (default: what goes with the law)")
+    engine.add_argument("--block-size", type=kinds.whole(1, 65_536), help="tokens per block (16)")
+    engine.add_argument("--max-num-seqs", type=kinds.blocks, help="most residents (256, or the default on --gpu)")
+    engine.add_argument(
+        "--token-budget", type=kinds.blocks, help="most tokens per iteration (2048, or the default on --gpu)"
+    )
     asked = parser.add_argument_group("questions")
-    asked.add_argument("--failure-probability", type=float, default=0.05, help="delta of the buffer (%(default)s)")
-    asked.add_argument("--horizon", type=float, default=3600.0, metavar="S", help="over so many seconds (%(default)s)")
-    asked.add_argument("--margin", type=float, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)")
-    asked.add_argument("--target-rate", type=float, help="requests/s for all GPUs together: how many?")
-    asked.add_argument("--utilisation", type=float, default=0.8, help="share of the saturated rate (%(default)s)")
-    asked.add_argument("--slo-ttft", type=float, metavar="MS", help="objective, ms: goodput possible, GPUs needed")
-    asked.add_argument("--slo-tpot", type=float, metavar="MS", help="the same for the time per output token, ms")
+    asked.add_argument(
+        "--failure-probability", type=kinds.probability, default=0.05, help="delta of the buffer (%(default)s)"
+    )
+    asked.add_argument(
+        "--horizon", type=kinds.seconds, default=3600.0, metavar="S", help="over so many seconds (%(default)s)"
+    )
+    asked.add_argument(
+        "--margin", type=kinds.non_negative, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)"
+    )
+    asked.add_argument("--target-rate", type=kinds.finite_rate, help="requests/s for all GPUs together: how many?")
+    asked.add_argument(
+        "--utilisation", type=kinds.probability, default=0.8, help="share of the saturated rate (%(default)s)"
+    )
+    kinds.add_objective(asked, "goodput possible, GPUs needed")
     cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
-    cost.add_argument("--price", nargs="+", type=float, metavar="DOLLARS", help="per GPU and hour, one for each --gpu")
-    cost.add_argument("--attainment", type=float, default=0.95, help="share that must meet it (%(default)s)")
+    cost.add_argument(
+        "--price", nargs="+", type=kinds.non_negative, metavar="DOLLARS", help="per GPU and hour, one for each --gpu"
+    )
+    cost.add_argument("--attainment", type=kinds.share, default=0.95, help="share that must meet it (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"
@@ -54,23 +83,17 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=_plan)
 
 
-def _type(text: str) -> tuple[int, int, float]:
-    try:
-        prompt, output, rate = text.split(":")
-        return int(prompt), int(output), float(rate)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected PROMPT:OUTPUT:RATE, as 512:20:10.5") from None
-
-
 def _plan(arguments: argparse.Namespace) -> int:
-    if arguments.dataset_name is not None and arguments.request_rate is None:
+    traffic = [arguments.dataset_path or arguments.dataset_name, arguments.type]
+    if sum(each is not None for each in traffic) != 1:
+        raise WaitCoreError("give one of --dataset-name, --dataset-path and --type: the requests to plan for")
+    if arguments.dataset_path is None and arguments.dataset_name is not None and arguments.request_rate is None:
         raise WaitCoreError("--request-rate is missing: a dataset needs a rate in requests per second")
     deployments = deployments_of(arguments)
     # One GPU and several are asked the same; how many seeds are played is, unless it is said, each one's own default.
     asked: dict[str, Any] = {
         "types": arguments.type,
-        "dataset_name": arguments.dataset_name,
-        "dataset_path": arguments.dataset_path,
+        **source_of(arguments),
         "num_prompts": arguments.num_prompts,
         "seed": arguments.seed,
         "policy": arguments.policy,
@@ -96,6 +119,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             failure_probability=arguments.failure_probability,
             horizon_s=arguments.horizon,
             target_rate=arguments.target_rate,
+            region=0 if arguments.picture is None else POINTS,
             **asked,
             **engine,
         )
@@ -111,11 +135,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _draw(path: str, report: PlanReport) -> None:
-    region = planning.stability_region(report)
+    assert report.region is not None  # noqa: S101  it was asked for
+    rates = dict(report.region)
     stability_region(
         path,
-        region.pop("capacity"),
-        region,
+        rates.pop("capacity"),
+        rates,
         rate=report.rate,
         capacity_tokens=report.engine["capacity"],
         title=f"Stability region of {report.workload}",
@@ -159,7 +184,7 @@ def _rates(report: PlanReport) -> str:
         ("any schedule (bound)", report.bound),
     ):
         rows.append([name, limit["requests"], limit["throughput"], limit.get("binding", "")])
-    lines = [table(["largest rate of this mix", "requests/s", "output tok/s", "binds"], rows)]
+    lines = [tabulated(["largest rate of this mix", "requests/s", "output tok/s", "binds"], rows)]
     if report.fluid is None:
         lines.append(f"fluid equilibrium: none, x = {report.load:.4f} (below 1 is stable)")
     else:
@@ -219,7 +244,7 @@ def _wait(report: PlanReport) -> str:
     ]
     lines = [
         "wait: thresholds n, gated as in the paper, and as caps of a work-conserving engine",
-        table(["prompt", "output", "rate/s", "n gated", "n caps", "TTFT", "TPOT", "latency"], rows),
+        tabulated(["prompt", "output", "rate/s", "n gated", "n caps", "TTFT", "TPOT", "latency"], rows),
         (
             f"gated: iteration {wait['iteration_time'] * 1e3:.4g} ms, M^pi = {wait['memory']:,.0f} tokens, slack"
             f" {wait['slack']:.1%}{', paced' if wait['paced'] else ''}; caps: at most {caps['residents']} residents"
@@ -237,7 +262,7 @@ def _nested(report: PlanReport) -> str:
         [f"{segment['first_stage']}..{segment['last_stage']}", segment["rate"], segment["survival"], n]
         for segment, n in zip(report.segments, per_segment, strict=True)
     ]
-    lines = ["nested-wait", table(["stages", "rate/s", "p", "n"], rows)]
+    lines = ["nested-wait", tabulated(["stages", "rate/s", "p", "n"], rows)]
     if nested.get("unstable"):
         lines.append(f"  - {nested['unstable']}")
     lines += [f"  - {explain(violation)}" for violation in nested["violations"]]

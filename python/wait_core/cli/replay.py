@@ -17,9 +17,8 @@ LONGEST = 10_000
 """Characters of a decision that are printed."""
 
 
-def add(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser("replay", help="run a decision log through the core again: same decisions?")
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("log", type=Path, metavar="FILE", help="decision log (JSONL)")
     parser.set_defaults(run=_run)
 

@@ -1,15 +1,14 @@
 """What traffic needs: whether a GPU keeps up with it, with which thresholds and delays, and how many of which kind.
 
-`plan` answers for one GPU, `offers` compares several, `goodput_bound` and `stability_region` say where every schedule
-ends. They ask the linear program and the fluid model of the core, and play trials in `wait_core.simulation`.
-Deliberately absent: the scheduler itself, laws of hardware, and anything printed or drawn.
+`plan` answers for one GPU, `offers` compares several, `goodput_bound` says where every schedule ends. They ask the
+linear program and the fluid model of the core, and play trials in `wait_core.simulation`. Deliberately absent: the
+scheduler itself, laws of hardware, and anything printed or drawn.
 """
 
 from wait_core.planning.goodput import goodput_bound
 from wait_core.planning.offers import Offer, offers
 from wait_core.planning.plan import plan
 from wait_core.planning.plan_report import PlanReport
-from wait_core.planning.stability import stability_region
 from wait_core.planning.verdict import explain
 
-__all__ = ["Offer", "PlanReport", "explain", "goodput_bound", "offers", "plan", "stability_region"]
+__all__ = ["Offer", "PlanReport", "explain", "goodput_bound", "offers", "plan"]

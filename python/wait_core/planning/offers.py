@@ -85,7 +85,7 @@ def offers(
     num_prompts: int | None = None,
     seed: int = 0,
     runs: int = 3,
-    policy: str = "vllm",
+    policy: str = "adaptive",
     utilisation: float = 0.8,
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,

@@ -10,6 +10,7 @@ from wait_core import _core, hardware
 from wait_core.hardware import A100, kv_blocks_of
 from wait_core.planning.goodput import goodput
 from wait_core.planning.plan_report import PlanReport
+from wait_core.planning.stability import stability_region
 from wait_core.planning.verdict import reasons, warnings
 from wait_core.simulation.trial import Engine, expected, saturated
 from wait_core.workload.traffic import Traffic, Types
@@ -31,7 +32,7 @@ def plan(
     num_prompts: int | None = None,
     seed: int = 0,
     runs: int = 20,
-    policy: str = "clairvoyant",
+    policy: str = "adaptive",
     iteration_time: str | Mapping[str, Any] = A100,
     kv_blocks: int | None = None,
     block_size: int = 16,
@@ -45,6 +46,7 @@ def plan(
     utilisation: float = 0.8,
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,
+    region: int = 0,
 ) -> PlanReport:
     """Plan one workload on one GPU: stability, thresholds, buffer, expected delays, number of GPUs.
 
@@ -59,7 +61,7 @@ def plan(
     seed, runs : int
         First seed of a dataset or of types, and how many of them are played. A trace is played as it is.
     policy : str
-        The engine's policy; the default admits first come first served and never evicts, because it knows the lengths.
+        The engine's policy. "clairvoyant" admits first come first served and never evicts: it knows the lengths.
     iteration_time : str or mapping
         How long an iteration takes, see `wait_core.hardware.iteration_time.iteration_time`.
     kv_blocks, block_size, max_num_seqs, token_budget
@@ -76,6 +78,8 @@ def plan(
         Share of the saturated rate that a GPU is planned for, in (0, 1).
     slo_ttft_ms, slo_tpot_ms : float, optional
         An objective, ms: how much goodput can any schedule reach at this rate?
+    region : int
+        Other capacities at which the largest rates are looked for: the stability region, of which a picture is drawn.
 
     Returns
     -------
@@ -93,7 +97,8 @@ def plan(
     if target_rate is not None and not (math.isfinite(target_rate) and target_rate > 0):
         raise _core.WaitCoreError(f"target_rate = {target_rate}: must be finite and above 0")
     least = {"block_size": block_size, "kv_blocks": kv_blocks, "num_types": num_types, "num_prompts": num_prompts}
-    for name, number in (least | {"runs": runs}).items():
+    least |= {"runs": runs, "max_num_seqs": max_num_seqs, "token_budget": token_budget}
+    for name, number in least.items():
         if number is not None and number < 1:
             raise _core.WaitCoreError(f"{name} = {number}: must be at least 1")
     blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
@@ -101,6 +106,10 @@ def plan(
         types=types, dataset_name=dataset_name, dataset_path=dataset_path, requests=requests, rate=request_rate,
         count=num_prompts, seed=seed, runs=runs, num_types=num_types,
     )  # fmt: skip
+    shortest = min(prompt for prompt, _, _ in workload.exact)
+    if blocks * block_size < shortest:
+        rule = f"{blocks * block_size:,} KV tokens do not hold the shortest prompt ({shortest:,})"
+        raise _core.WaitCoreError(f"kv_blocks = {blocks}: {rule}")
 
     def planner(of: Types) -> _core.Planner:
         return _core.Planner(of, law, capacity=blocks * block_size, max_running=max_num_seqs, token_budget=token_budget)
@@ -117,6 +126,8 @@ def plan(
         exact, workload.boundaries, engine, margin=margin, delta=failure_probability, horizon_s=horizon_s
     )
     stable = workload.rate < limit["requests"]
+    fluid_limit = exact.largest_stable_rate()
+    rates = {"fluid": fluid_limit["requests"], "engine": limit["requests"], "bound": bound["requests"]}
     return PlanReport(
         workload=workload.name,
         rate=workload.rate,
@@ -135,7 +146,7 @@ def plan(
         warnings=warnings(workload, limit, experience),
         load=exact.load,
         fluid=exact.equilibrium(),
-        fluid_limit=exact.largest_stable_rate(),
+        fluid_limit=fluid_limit,
         engine_limit=limit,
         bound=bound,
         goodput=None if slo_ttft_ms is None and slo_tpot_ms is None else goodput(exact, slo_ttft_ms, slo_tpot_ms),
@@ -145,6 +156,7 @@ def plan(
         nested_wait=nested,
         buffer=buffer,
         gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
+        region=stability_region(workload.exact, played, engine, rates, region) if region > 0 else None,
         dropped=dict(workload.dropped),
         notes=workload.notes,
     )

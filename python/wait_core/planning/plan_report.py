@@ -59,6 +59,9 @@ class PlanReport:
         The safety buffer: what (failure_probability, horizon) needs, and what the memory that is left gives.
     gpus : dict or None
         For a target rate: their number, and what to expect on each, as in `expected`.
+    region : dict or None
+        The stability region: capacity (KV tokens, rising) against the largest rates fluid, engine and bound
+        (requests/s), those above among them; None unless it was asked for.
     dropped : dict of str to int
         Rows of a trace that were left out, by reason.
     notes : tuple of str
@@ -85,6 +88,7 @@ class PlanReport:
     nested_wait: dict[str, Any]
     buffer: dict[str, Any] | None
     gpus: dict[str, Any] | None
+    region: dict[str, list[float]] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

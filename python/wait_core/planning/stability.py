@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wait_core import _core
-from wait_core.simulation.trial import Engine, saturated
-from wait_core.workload import sampled
-from wait_core.workload.traffic import poisson
+from wait_core.simulation.trial import saturated
 
 if TYPE_CHECKING:
-    from wait_core.planning.plan_report import PlanReport
+    from wait_core.simulation.trial import Engine
+    from wait_core.workload import Requests
+    from wait_core.workload.traffic import Types
 
 
-def stability_region(report: PlanReport, points: int = 48) -> dict[str, list[float]]:
-    """Largest rates of the report's mix against the memory: how the stability region ends.
+def stability_region(
+    types: Types, played: list[Requests], engine: Engine, own: dict[str, float], points: int
+) -> dict[str, list[float]]:
+    """Return the largest rates of a mix against the memory, from a twentieth of the engine's to twice it.
 
-    Returns columns: capacity (KV tokens), fluid, engine, bound (requests/s), as in `PlanReport`.
+    Parameters
+    ----------
+    types : list of (prompt, output, rate)
+        The mix.
+    played : list of Requests
+        Runs of it; the saturated engine plays the first of them at each capacity but its own.
+    engine : Engine
+        What serves them.
+    own : dict
+        fluid, engine, bound (requests/s) at the engine's own capacity: as the plan says, so that both say the same.
+    points : int
+        Other capacities that are looked at.
+
+    Returns
+    -------
+    dict of str to list of float
+        capacity (KV tokens, rising), fluid, engine, bound (requests/s), as in `PlanReport`.
+
     """
-    engine = report.engine
-    own, block = engine["capacity"], engine["block_size"]
-    longest = max(prompt + output for prompt, output, _ in report.types)
-    grid = np.unique(np.linspace(max(2 * longest, own / 20), 2.0 * own, points).astype(int))
-    played = [sampled(poisson(report.workload, report.types), request_rate=report.rate, num_prompts=4000)]
-    columns: dict[str, list[float]] = {"capacity": [], "fluid": [], "engine": [], "bound": []}
-    for capacity in grid:
+    block = engine.block_size
+    capacity = engine.kv_blocks * block
+    longest = max(prompt + output for prompt, output, _ in types)
+    blocks = np.unique(np.linspace(max(2 * longest, capacity / 20), 2.0 * capacity, points).astype(int) // block)
+    rows = [(float(capacity), own["fluid"], own["engine"], own["bound"])]
+    for number in map(int, blocks[(blocks != engine.kv_blocks) & (blocks > 0)]):
         planner = _core.Planner(
-            report.types, engine["iteration_time"], capacity=int(capacity), max_running=engine["max_num_seqs"],
-            token_budget=engine["token_budget"],
+            types, engine.law, capacity=number * block, max_running=engine.max_num_seqs,
+            token_budget=engine.token_budget,
         )  # fmt: skip
-        smaller = Engine(
-            policy=engine["policy"], law=engine["iteration_time"], kv_blocks=int(capacity) // block, block_size=block,
-            max_num_seqs=engine["max_num_seqs"], token_budget=engine["token_budget"], num_types=len(report.types),
-            settings={},
-        )  # fmt: skip
-        columns["capacity"].append(float(capacity))
-        columns["fluid"].append(planner.largest_stable_rate()["requests"])
-        columns["bound"].append(planner.capacity_bound()["requests"])
-        columns["engine"].append(saturated(smaller, played, columns["bound"][-1])["requests"])
-    return columns
+        bound = planner.capacity_bound()["requests"]
+        carried = saturated(replace(engine, kv_blocks=number), played[:1], bound)["requests"]
+        rows.append((float(number * block), planner.largest_stable_rate()["requests"], carried, bound))
+    columns: list[Any] = [list(column) for column in zip(*sorted(rows), strict=True)]
+    return dict(zip(("capacity", "fluid", "engine", "bound"), columns, strict=True))

@@ -100,7 +100,7 @@ def stability_region(
     capacity_tokens_grid : array, shape (c,)
         KV capacities (tokens), rising.
     rates : dict of str to array, shape (c,)
-        Largest rates (requests/s): fluid (constant composition), engine (FCFS), bound (of any schedule).
+        Largest rates (requests/s): fluid (constant composition), engine, bound (of any schedule).
     rate, capacity_tokens : float
         The point.
     title : str
@@ -117,7 +117,7 @@ def stability_region(
     lines = {name: vector(name, data) for name, data in some(rates, "rates").items()}
     looks = {
         "fluid": ("#0072B2", "-", "constant composition (fluid)"),
-        "engine": ("#009E73", (0, (4, 2)), "saturated engine, FCFS"),
+        "engine": ("#009E73", (0, (4, 2)), "saturated engine"),
         "bound": ("#D55E00", "-", "no schedule beyond"),
     }
     right = max(1.12 * max(float(line.max()) for line in lines.values()), 1.1 * rate)

@@ -22,16 +22,21 @@ _WIDEST = 100
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Align columns: text to the left, numbers to the right, floats with sensible digits."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    written = [cells(row) for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *written]) for i in range(len(header))]
     right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
-    lines = [list(header), ["-" * width for width in widths], *cells]
+    lines = [list(header), ["-" * width for width in widths], *written]
     return "\n".join(
         "  ".join(
             text.rjust(width) if r else text.ljust(width) for text, width, r in zip(line, widths, right, strict=True)
-        )
+        ).rstrip()
         for line in lines
     )
+
+
+def cells(row: Sequence[object]) -> list[str]:
+    """Return the values of a row as a table shows them."""
+    return [_cell(value) for value in row]
 
 
 def bars(series: Mapping[str, Series], most: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from wait_core.settings.types import EngineSettings
     from wait_core.workload import Requests
 
 
@@ -69,7 +70,7 @@ def probe(
     policy: str = "adaptive",
     every: int = 64,
     iteration_time: str | Mapping[str, Any] = A100,
-    **settings: Any,
+    **settings: Unpack[EngineSettings],
 ) -> Forecasts:
     """Simulate `requests` to their end, output lengths hidden, and look at the forecast every so many iterations.
 
@@ -93,11 +94,11 @@ def probe(
     if every < 1:
         raise _core.WaitCoreError(f"every = {every}: must be at least 1 iteration")
     law = hardware.iteration_time(iteration_time)
-    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law}
-    settings = defaults | settings
-    settings.setdefault("kv_blocks", kv_blocks_of(law, settings["block_size"]))
-    columns = _core.probe(settings, law, requests.arrival_ns, requests.prompt, requests.output, every)
+    core: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law, **settings}
+    if "kv_blocks" not in core:
+        core["kv_blocks"] = kv_blocks_of(law, core["block_size"])
+    columns = _core.probe(core, law, requests.arrival_ns, requests.prompt, requests.output, every)
     shape = len(columns["completed"]), len(columns["horizon"])
     for name in ("mean", "deviation", "overflow", "truth", "peak"):
         columns[name] = columns[name].reshape(shape)
-    return Forecasts(capacity=settings["kv_blocks"] * settings["block_size"], **columns)
+    return Forecasts(capacity=core["kv_blocks"] * core["block_size"], **columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from tqdm import tqdm
@@ -16,10 +16,11 @@ from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
 
+    from wait_core.settings.types import EngineSettings
     from wait_core.workload import Dataset, Trace
 
 LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
@@ -27,6 +28,9 @@ LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
 
 LAW = ("known", "learned", "hidden")
 """What a policy may be told of the iteration-time law."""
+
+MOST_SECONDS = 1e9
+"""Longest overhead of an iteration: what nanoseconds in 64 bits leave room for."""
 
 TYPED = frozenset({"wait", "nested-wait"})
 """Policies that need request types."""
@@ -101,7 +105,7 @@ class Report:
 
 
 def simulate(
-    policy: str = "vllm",
+    policy: str = "adaptive",
     *,
     dataset_name: str | Dataset | None = None,
     dataset_path: Trace | str | os.PathLike[str] | None = None,
@@ -120,15 +124,15 @@ def simulate(
     max_tokens: int | None = None,
     num_types: int = 8,
     hints: Hints | None = None,
-    progress: bool = False,
-    **settings: Any,
+    progress: bool | Callable[[int], object] = False,
+    **settings: Unpack[EngineSettings],
 ) -> Report:
     """Simulate one policy on one workload until every request has finished.
 
     Parameters
     ----------
     policy : str
-        "vllm", "wait", ...: see docs/policies.md.
+        "adaptive", "vllm", ...: see docs/policies.md.
     dataset_name, dataset_path, requests
         What to offer, exactly one of them: a named dataset, a trace, or `Requests` made before.
     request_rate : float, optional
@@ -159,11 +163,12 @@ def simulate(
         Most types for policies that need them, see `Requests.types`.
     hints : Hints, optional
         What the host tells of its requests besides: predicted lengths, labels, priorities.
-    progress : bool
-        Show a progress bar on standard error, if that is a terminal.
+    progress : bool or callable
+        Show a progress bar on standard error, if that is a terminal. A callable is called now and then with the number
+        of requests that have finished; what it raises ends the simulation.
     **settings
-        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...). `kv_blocks` defaults
-        to what goes with the law.
+        Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...): `wait-core settings`
+        and docs/settings.md list them. `kv_blocks` defaults to what goes with the law.
 
     Returns
     -------
@@ -183,22 +188,21 @@ def simulate(
     if law not in LAW:
         raise _core.WaitCoreError(f"law = {law!r}: one of {', '.join(LAW)}")
     told = gpu if law == "known" else None
-    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
-    settings = defaults | settings
-    if "kv_blocks" not in settings:
-        settings["kv_blocks"] = kv_blocks_of(gpu, settings["block_size"])
+    core: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told, **settings}
+    if "kv_blocks" not in core:
+        core["kv_blocks"] = kv_blocks_of(gpu, core["block_size"])
     labels = np.zeros(len(wanted), np.uint16)
-    typed = policy in TYPED and "types" not in settings
+    typed = policy in TYPED and "types" not in core
     if typed:
         types, labels = wanted.types(num_types)
-        settings["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
-    if not (np.isfinite(overhead_s) and overhead_s >= 0):
-        raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be finite and at least 0")
+        core["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
+    if not 0 <= overhead_s <= MOST_SECONDS:
+        raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be between 0 and {MOST_SECONDS:g} s")
     with tqdm(
-        total=len(wanted), desc=policy, unit="req", leave=False, disable=not (progress and sys.stderr.isatty())
+        total=len(wanted), desc=policy, unit="req", leave=False, disable=progress is not True or not sys.stderr.isatty()
     ) as bar:
         run = _core.run(
-            settings,
+            core,
             gpu,
             wanted.arrival_ns,
             wanted.prompt,
@@ -215,13 +219,13 @@ def simulate(
             learned=learned,
             **_columns(hints),
             tenants=None if wanted.tenant is None else wanted.tenant.tolist(),
-            callback=lambda completed: bar.update(completed - bar.n),
+            callback=progress if callable(progress) else lambda completed: bar.update(completed - bar.n),
         )
     return Report(
         policy=policy,
         workload=wanted.name,
         seed=seed,
-        settings=settings,
+        settings=core,
         run=run,
         dropped=wanted.dropped,
         notes=wanted.notes,

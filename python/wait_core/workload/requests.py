@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+# The core looks numpy up when it meets the first array. An interrupt that came while it drew requests would break that
+# look-up, which is a panic and not a KeyboardInterrupt: it is made here, while nothing takes long.
+_core.group_types(np.ones(1, np.uint32), np.ones(1, np.uint32), 1.0, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:

@@ -1,4 +1,4 @@
-//! Every setting, and the one validator that Python keywords, command-queue files and vLLM's JSON pass through.
+//! Every setting, and the one validator that Python keywords, settings files and vLLM's JSON pass through.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,6 @@ use crate::model::{IterationTime, MAX_LENGTH, RequestType, StageConvention, Work
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
     /// vLLM V1: FCFS under a token budget, preempts the last.
-    #[default]
     Vllm,
     /// WAIT (arXiv 2504.11320, Algorithm 1).
     Wait,
@@ -25,6 +24,7 @@ pub enum PolicyName {
     /// Output lengths known, never evicts.
     Clairvoyant,
     /// Output lengths learned online, KV use forecast.
+    #[default]
     Adaptive,
 }
 
@@ -82,87 +82,98 @@ pub enum Preemption {
 }
 
 /// All settings of a scheduler. Deserialised from a map; what is absent has the default shown.
+///
+/// Each is described in one form, from which `scripts/settings.py` makes the table that users see: what it means (what holds
+/// where it is absent). [range and unit; the policies that heed it, where not all do]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools)] // settings that are on or off
 pub struct Config {
-    /// Which policy decides.
+    /// Which policy decides (`adaptive`).
     pub policy: PolicyName,
-    /// Usable KV blocks. Required.
+    /// Usable KV blocks (required). [1 to 2^30 blocks]
     pub kv_blocks: u32,
-    /// Tokens per KV block (16).
+    /// Tokens per KV block (16). [1 to 65,536 tokens]
     pub block_size: u32,
     /// Groups of the KV cache, each with blocks of its own from `kv_blocks`: full attention, sliding windows, chunked-local
-    /// attention, constant states (one group of full attention).
+    /// attention, constant states (one group of full attention). [at most 1,024 groups]
     pub kv_groups: Vec<KvGroup>,
-    /// The scheduler keeps the prefix cache, of requests that come with the hashes of their blocks: it knows what is cached,
-    /// and counts a block that several hold once (false). For one group of full attention; with others, or with a prefix
-    /// cache of its own, the host reports what a request finds.
+    /// Whether the scheduler keeps the prefix cache, of requests that come with the hashes of their blocks: it knows what is
+    /// cached, and counts a block that several hold once. For one group of full attention; with others, or with a prefix
+    /// cache of its own, the host reports what a request finds (false).
     pub prefix_caching: bool,
-    /// Slots that a decode takes ahead of its token, for the drafts of speculative decoding (0).
+    /// Slots that a decode takes ahead of its token, for the drafts of speculative decoding (0). [0 to 1,024 tokens]
     pub num_lookahead_tokens: u32,
-    /// Most resident requests (256).
+    /// Most resident requests (256). [1 to 2^30 requests]
     pub max_num_seqs: u32,
-    /// Most tokens in one iteration, at least `max_num_seqs` (2,048).
+    /// Most tokens in one iteration, at least `max_num_seqs` (2,048). [1 to 2^30 tokens]
     pub token_budget: u32,
-    /// Most prompt tokens of one request in one iteration, as vLLM's flag of that name (no bound).
+    /// Most prompt tokens of one request in one iteration, as vLLM's flag of that name (no bound). [1 to 2^30 tokens]
     pub long_prefill_token_threshold: Option<u32>,
-    /// Most tokens of prompt and output together (what the KV cache holds).
+    /// Most tokens of prompt and output together (what the KV cache holds). [1 to 2^30 tokens]
     pub max_model_len: Option<u32>,
-    /// Share of the blocks that admission leaves free, in [0, 1) (0).
+    /// Share of the blocks that admission leaves free (0). [0 to below 1; vllm, sarathi, prefill-first]
     pub watermark: f64,
     /// What becomes of a preempted request's output (`recompute`).
     pub preemption: Preemption,
     /// The host evicts by itself and reports it (false).
     pub host_preempts: bool,
-    /// Most requests that may wait; `add` refuses more (no bound).
+    /// Most requests that may wait; `add` refuses more (no bound). [at least 1 requests]
     pub max_queued_requests: Option<u32>,
-    /// Most prompt tokens that may wait; `add` refuses more (no bound).
+    /// Most prompt tokens that may wait; `add` refuses more (no bound). [at least 1 tokens]
     pub max_queued_tokens: Option<u64>,
-    /// Whether the prefill emits the first token (`vllm`) or none (`paper`).
+    /// Whether the prefill emits the first token, as in vLLM, or none, as in the paper (`vllm`).
     pub convention: StageConvention,
-    /// Request types, in the order of their ids: `wait`'s, and what `nested-wait` is planned from.
+    /// Request types, in the order of their ids: `wait`'s, and what `nested-wait` is planned from (none). [at most 4,096
+    /// types; wait, nested-wait]
     pub types: Vec<RequestType>,
-    /// Thresholds, one a type (`wait`) or segment (`nested-wait`); planned from the types' rates if absent.
+    /// Thresholds, one a type (`wait`) or segment (`nested-wait`) (planned from the types' rates). [each above 0 to 2^30
+    /// requests; wait, nested-wait]
     pub thresholds: Option<Vec<f64>>,
-    /// Output lengths l'_1 < l'_2 < … at which `nested-wait`'s segments end (each distinct output of the types).
+    /// Output lengths l'_1 < l'_2 < … at which `nested-wait`'s segments end (each distinct output of the types). [each at
+    /// least 1 tokens; nested-wait]
     pub boundaries: Option<Vec<u32>>,
-    /// η: by how much planned thresholds of `nested-wait` exceed the share of requests that go on (0.05).
+    /// η: by how much planned thresholds of `nested-wait` exceed the share of requests that go on (0.05). [at least 0;
+    /// nested-wait]
     pub margin: f64,
-    /// The iteration-time law of the GPU, with which thresholds are planned; without it they are the largest that memory
-    /// allows.
+    /// The iteration-time law of the GPU. Thresholds are planned with it (without it they are the largest that memory
+    /// allows); `adaptive` chooses the tokens of an iteration by it (learned from `complete(step_ns=…)`). [wait,
+    /// nested-wait, adaptive]
     pub iteration_time: Option<IterationTime>,
-    /// How rarely memory may overflow: the safety buffer of planned, faithful `nested-wait` (none).
+    /// How rarely memory may overflow: the safety buffer of planned, faithful `nested-wait` (none). [nested-wait]
     pub protection: Option<Protection>,
-    /// In what order `clairvoyant` and `adaptive` admit (`fcfs`).
+    /// In what order `clairvoyant` and `adaptive` admit (`fcfs`). [clairvoyant, adaptive]
     pub order: Order,
-    /// Seconds of waiting that outweigh one level of priority, the longest expected work against the shortest
-    /// (`order` = `srpt`), or a place behind the head (`skip_ahead`): how long `adaptive` lets a request be overtaken (30).
-    /// Null: no waiting outweighs a level, so the least important may wait for ever.
+    /// Seconds of waiting that outweigh one level of priority, the longest expected work against the shortest (`order` =
+    /// `srpt`), or a place behind the head (`skip_ahead`): how long `adaptive` lets a request be overtaken. Null: no
+    /// waiting outweighs a level, so the least important may wait for ever (30). [0 to 1e9 s; adaptive]
     pub ageing: Option<f64>,
-    /// How many behind a head that lacks memory `adaptive` looks at for one that fits (0).
+    /// How many behind a head that lacks memory `adaptive` looks at for one that fits (0). [at least 0 requests; adaptive]
     pub skip_ahead: u32,
-    /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make. It holds once the law of
-    /// iteration times is known: `iteration_time`, or what is learned from the times that the host reports (none).
+    /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make. It holds once the law of iteration
+    /// times is known: `iteration_time`, or what is learned from the times that the host reports (none). [above 0 s;
+    /// adaptive]
     pub tpot_target: Option<f64>,
-    /// Longest time to first token in seconds: under `adaptive` a request that can no longer meet it is late (none).
+    /// Longest time to first token in seconds: under `adaptive` a request that can no longer meet it is late (none). [above
+    /// 0 s; adaptive]
     pub ttft_target: Option<f64>,
-    /// What becomes of a late request (`park`).
+    /// What becomes of a late request; to refuse it takes a `ttft_target` (`park`). [adaptive]
     pub late: Late,
-    /// Weights of the tenants, numbered from 0, among which `adaptive` shares the tokens it serves while they wait (none:
-    /// tenants are not told apart).
+    /// Weights of the tenants, numbered from 0, among which `adaptive` shares the tokens it serves while they wait (tenants
+    /// are not told apart). [each 1e-6 to 1e6; adaptive]
     pub tenant_weights: Vec<f64>,
-    /// δ, in (0, 1): how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for
-    /// every decision and horizon, so that idle memory and recomputation together cost least time).
+    /// δ: how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for every
+    /// decision and horizon, so that idle memory and recomputation together cost least time). [above 0 to below 1;
+    /// adaptive]
     pub overflow_probability: Option<f64>,
-    /// Parts of `adaptive` that are left out, to measure what each buys (none).
+    /// Parts of `adaptive` that are left out, to measure what each buys (none). [adaptive]
     pub without: Vec<Part>,
-    /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true).
+    /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true). [wait, nested-wait]
     pub work_conserving: bool,
-    /// `nested-wait` passes a boundary as Algorithm 2 is printed, one service later than it needs to (false). Up to n_k more
-    /// requests then stand before segment k, for which the safety buffer of `protection` has no room.
+    /// `nested-wait` passes a boundary as Algorithm 2 is printed, one service later than it needs to; up to n_k more
+    /// requests then stand before segment k, for which the safety buffer of `protection` has no room (false). [nested-wait]
     pub literal_boundaries: bool,
-    /// Longest time in seconds that a threshold may hold a request that fits (no bound).
+    /// Longest time in seconds that a threshold may hold a request that fits (no bound). [at least 0 s; wait, nested-wait]
     pub max_hold: Option<f64>,
 }
 
@@ -208,7 +219,7 @@ impl Default for Config {
 }
 
 /// Largest count of blocks, tokens or requests: sums of them stay exact in every type used.
-const MAX_COUNT: u32 = 1 << 30;
+pub(crate) const MAX_COUNT: u32 = 1 << 30;
 /// Largest block, tokens: a lane keeps a counter for each token of a block.
 const MAX_BLOCK_SIZE: u32 = 1 << 16;
 /// Most slots ahead of a token.
@@ -393,16 +404,6 @@ impl Config {
     /// Longest hold, ns.
     pub(crate) fn max_hold_ns(&self) -> Option<u64> {
         self.max_hold.map(|seconds| (seconds * 1e9) as u64)
-    }
-
-    /// Blocks that admission leaves free.
-    pub fn watermark_blocks(&self) -> u32 {
-        (self.watermark * f64::from(self.kv_blocks)) as u32
-    }
-
-    /// Most tokens of prompt and output together.
-    pub fn model_len(&self) -> u32 {
-        self.max_model_len.unwrap_or_else(|| self.kv_layout().largest(self.kv_blocks, MAX_COUNT))
     }
 }
 

@@ -101,7 +101,7 @@ fn a_request_that_would_slow_all_others_beyond_the_target_waits() {
             core.add(&request(id, 180, 300, 0)).unwrap();
         }
         (0..40).for_each(|_| _ = core.plan(0));
-        (core.view().residents(), core.explain(199))
+        (core.view().residents(), queue(&core).first().and_then(|&first| core.explain(first)))
     };
     let (held, hold) = residents(json!(0.03));
     let hold = hold.unwrap();
@@ -186,8 +186,67 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
     let mut damaged = learned.clone();
     *damaged.pointer_mut("/lengths/pool/rows/0/exposure").unwrap() = json!(-1.0);
     assert!(fresh.restore(&damaged).unwrap_err().to_string().contains("counts that no traffic gives"));
-    let mut other = Scheduler::new(&Config { kv_blocks: 60, ..Config::default() }).unwrap();
+    assert_eq!(fresh.restore(&learned), Ok(()), "nothing of those was taken over");
+    let stock = Config { policy: wait_core::config::PolicyName::Vllm, kv_blocks: 60, ..Config::default() };
+    let mut other = Scheduler::new(&stock).unwrap();
     assert!(other.learned().is_none() && other.restore(&learned).is_err());
+}
+
+#[test]
+fn no_number_of_a_learned_state_can_starve_those_that_wait() {
+    // Outputs all alike: admission is paced by what a request costs.
+    let settings = json!({"kv_blocks": 200, "max_num_seqs": 256});
+    let serve = |core: &mut Scheduler, ids: std::ops::Range<u64>| {
+        ids.for_each(|id| core.add(&Request { output: LengthHint::Unknown, ..request(id, 20, 1, 0) }).unwrap());
+        let begun = core.stats().iterations;
+        while !core.view().is_empty() {
+            core.plan(0);
+            let view = core.view();
+            let ended = view.iter_residents().filter(|&slot| view.stage(slot) >= 40);
+            let finished: Vec<_> = ended.map(|slot| view.request(slot).id).collect();
+            core.complete(&Report { finished: &finished, ..Report::default() }).unwrap();
+        }
+        core.stats().iterations - begun
+    };
+    let mut first = scheduler(settings.clone());
+    serve(&mut first, 0..200);
+    let learned = first.learned().unwrap();
+    let usual = serve(&mut first, 200..300);
+    let mut numbers = Vec::new();
+    leaves(&learned, "", &mut numbers);
+    let mut refused = 0;
+    for pointer in &numbers {
+        for wrong in [json!(1e15), json!((1_u64 << 63) - 1), json!(1e300)] {
+            let (mut state, mut core) = (learned.clone(), scheduler(settings.clone()));
+            *state.pointer_mut(pointer).unwrap() = wrong.clone();
+            if core.restore(&state).is_err() {
+                refused += 1;
+                continue;
+            }
+            let took = serve(&mut core, 0..100);
+            assert!(2 * took <= 3 * usual, "{pointer} = {wrong}: {took} iterations instead of {usual}");
+        }
+    }
+    assert!(refused > numbers.len(), "{refused} of three times {}", numbers.len());
+    for name in ["arrived", "prompt", "prompt_squared", "gap", "ended", "output", "output_squared", "cost"] {
+        let mut state = learned.clone();
+        *state.pointer_mut(&format!("/traffic/{name}")).unwrap() = json!(1e300);
+        let message = scheduler(settings.clone()).restore(&state).unwrap_err().to_string();
+        assert!(message.contains(&format!("traffic.{name} = 1")), "{message}");
+    }
+}
+
+/// Where the numbers of a value are; of a list its first ten and its last.
+fn leaves(value: &Value, at: &str, numbers: &mut Vec<String>) {
+    match value {
+        Value::Number(_) => numbers.push(at.to_owned()),
+        Value::Object(map) => map.iter().for_each(|(key, value)| leaves(value, &format!("{at}/{key}"), numbers)),
+        Value::Array(list) => {
+            let some = list.iter().enumerate().filter(|(i, _)| *i < 10 || i + 1 == list.len());
+            some.for_each(|(i, value)| leaves(value, &format!("{at}/{i}"), numbers));
+        }
+        _ => {}
+    }
 }
 
 #[test]
@@ -261,12 +320,13 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     // The first leaves, and the prefix stays: room for another in its place.
     report(&mut core, &[0]);
     assert_eq!(admitted(&mut core).len(), 1);
-    assert!((core.explain(30).unwrap().limit - 204.0).abs() < 1e-9);
+    let limit = |core: &Scheduler| core.explain(queue(core)[0]).unwrap().limit;
+    assert!((limit(&core) - 204.0).abs() < 1e-9);
     // Once all have left, nothing is shared.
     report(&mut core, &[1, 2, 3]);
     core.complete(&Report { free_blocks: Some(100), hits: &[(4, hit(0)), (5, hit(0))], ..Report::default() }).unwrap();
     assert_eq!(admitted(&mut core), [4]);
-    assert!((core.explain(30).unwrap().limit - 400.0).abs() < 1e-9);
+    assert!((limit(&core) - 400.0).abs() < 1e-9);
 }
 
 /// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in the queue; with `refuses`

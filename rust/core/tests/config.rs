@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use wait_core::config::{PolicyName, Preemption};
 use wait_core::error::nearest;
 use wait_core::model::{RequestType, StageConvention};
+use wait_core::policy::Policy;
 use wait_core::{Config, Error, Scheduler};
 
 fn map(value: &Value) -> Map<String, Value> {
@@ -27,11 +28,12 @@ fn what_is_absent_has_its_default() {
     assert_eq!(config, Config { kv_blocks: 100, ..Config::default() });
     assert_eq!(
         (config.policy, config.block_size, config.max_num_seqs, config.token_budget),
-        (PolicyName::Vllm, 16, 256, 2048)
+        (PolicyName::Adaptive, 16, 256, 2048)
     );
     assert_eq!((config.preemption, config.convention), (Preemption::Recompute, StageConvention::Vllm));
     assert!(config.work_conserving && !config.host_preempts);
-    assert_eq!((config.watermark_blocks(), config.model_len()), (0, 1600));
+    let core = Scheduler::new(&config).unwrap();
+    assert_eq!((core.view().watermark_blocks(), core.view().max_model_len()), (0, 1600));
     assert_eq!(message(&json!({"kv_blocks": 0})), "kv_blocks = 0: must be between 1 and 1073741824");
     assert_eq!(
         Config::from_map(Map::new()).unwrap_err().to_string(),
@@ -74,7 +76,8 @@ fn every_key_is_read() {
         assert_eq!(read[&key], value, "{key}");
         assert_ne!(default[&key], value, "{key} must differ from its default for this test to see it");
     }
-    assert_eq!((config.watermark_blocks(), config.model_len()), (1, 50));
+    let core = Scheduler::new(&config).unwrap();
+    assert_eq!((core.view().watermark_blocks(), core.view().max_model_len()), (1, 50));
     assert_eq!(config.types, [RequestType { prompt: 4, output: 3, rate: 2.0 }]);
     assert_eq!(Config::from_map(map(&read)).unwrap(), config, "what is written can be read");
 }
@@ -169,6 +172,31 @@ fn a_struct_filled_by_hand_is_validated_too() {
     let types = vec![RequestType { prompt: 4, output: 3, rate: 2.0 }; 4097];
     let many = Config { kv_blocks: 9, types, ..Config::default() }.validate().unwrap_err().to_string();
     assert!(many.starts_with("types = 4097: at most 4096"), "{many}");
+}
+
+#[test]
+fn lanes_of_large_blocks_are_bounded() {
+    let boundaries: Vec<u32> = (1..=2_000).collect();
+    let config = |block_size| Config {
+        policy: PolicyName::NestedWait,
+        kv_blocks: 9,
+        block_size,
+        thresholds: Some(vec![1.0; boundaries.len()]),
+        boundaries: Some(boundaries.clone()),
+        ..Config::default()
+    };
+    assert!(Scheduler::new(&config(8_192)).is_ok());
+    let error = Scheduler::new(&config(65_536)).unwrap_err().to_string();
+    assert!(error.starts_with("block_size = 65536: times 2000 types or segments must be at most"), "{error}");
+}
+
+#[test]
+fn planning_the_longest_types_takes_no_time_of_their_length() {
+    let longest = json!({"prompt": 1 << 26, "output": 1 << 26, "rate": 1.0});
+    let settings = json!({"policy": "wait", "types": vec![longest; 4096]});
+    // Stage by stage these would be 2.7e11 terms.
+    let core = Scheduler::new(&read(&settings).unwrap()).unwrap();
+    assert_eq!(core.policy().thresholds().len(), 4096);
 }
 
 #[test]

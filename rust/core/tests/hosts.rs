@@ -212,14 +212,14 @@ fn a_shrunken_cache_evicts_and_fills_again_when_it_grows() {
 #[test]
 fn what_no_longer_fits_waits_until_the_cache_grows_again() {
     let mut core = small();
-    with(&mut core, &[(1, 30), (2, 4)]);
+    with(&mut core, &[(1, 30)]);
     core.set_capacity(4).unwrap();
     for _ in 0..3 {
         assert!(core.plan(0).is_empty());
-        assert_eq!(core.explain(1), Some(Hold { reason: HoldReason::NoBlocks, needs: 8.0, limit: 4.0 }));
+        assert_eq!(core.explain(1), Some(Hold { reason: HoldReason::TooLarge, needs: 8.0, limit: 4.0 }));
     }
     core.set_capacity(10).unwrap();
-    assert_eq!(chunks(&mut core), [(1, 30), (2, 4)]);
+    assert_eq!(chunks(&mut core), [(1, 30)]);
 }
 
 #[test]

@@ -100,10 +100,11 @@ fn plan(core: &mut Scheduler, now_ns: u64) -> Step {
     };
     for slot in before.iter_residents() {
         let request = before.request(slot);
-        if request.phase == Phase::Decoding
-            && plan.runs(usize::from(request.lane))
-            && !step.preempted.contains(&request.id)
-        {
+        let decodes = match request.phase {
+            Phase::Decoding => plan.runs(usize::from(request.lane)) && !plan.parked().contains(&slot),
+            _ => plan.unparked().iter().any(|&(other, _)| other == slot),
+        };
+        if decodes && !step.preempted.contains(&request.id) {
             step.decodes.push((request.id, before.kv(slot) + 1));
         }
     }
@@ -126,10 +127,16 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn vllm_is_the_published_rule(sizes in sizes(), watermark in 0..4u32, arrivals in arrivals(50)) {
+    fn vllm_is_the_published_rule(
+        sizes in sizes(),
+        watermark in 0..4u32,
+        threshold in prop::option::of(1..12u32),
+        arrivals in arrivals(50),
+    ) {
         let watermark = f64::from(watermark) * 0.1;
-        let mut core = scheduler(&sizes, &json!({"policy": "vllm", "watermark": watermark}));
-        let mut oracle = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
+        let policy = json!({"policy": "vllm", "watermark": watermark, "long_prefill_token_threshold": threshold});
+        let mut core = scheduler(&sizes, &policy);
+        let mut oracle = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32, threshold);
         compare(&mut core, &mut oracle, &arrivals);
     }
 

@@ -10,26 +10,47 @@ use wait_core::*;
 fn what_could_not_run_even_alone_is_refused_at_the_door() {
     let mut core = small();
     assert_eq!(core.add(&request(1, 39)), Ok(()));
+    let cut = Request { output: LengthHint::Exact(2_000), max_tokens: Some(10), ..request(7, 30) };
+    assert_eq!(core.add(&cut), Ok(()), "it ends at max_tokens");
+    assert!(core.abort(7));
     let refused = |core: &mut Scheduler, request: &Request| core.add(request).unwrap_err().to_string();
     assert_eq!(
         refused(&mut core, &request(2, 40)),
-        "request 2 needs 41 KV tokens, more than the 40 that max_model_len allows"
+        "request 2 needs 41 KV tokens, more than the 40 that the KV cache holds"
     );
     let exact = Request { output: LengthHint::Exact(21), ..request(2, 20) };
-    assert_eq!(refused(&mut core, &exact), "request 2 needs 41 KV tokens, more than the 40 that max_model_len allows");
+    assert_eq!(refused(&mut core, &exact), "request 2 needs 41 KV tokens, more than the 40 that the KV cache holds");
     core.set_capacity(5).unwrap();
     assert_eq!(
         refused(&mut core, &request(2, 20)),
         "request 2 needs 21 KV tokens, more than the 20 that the KV cache holds"
     );
-    core.set_capacity(50).unwrap();
-    assert!(
-        refused(&mut core, &request(2, 40)).contains("max_model_len allows"),
-        "growing does not lengthen the model"
-    );
     let longest = u32::MAX;
     assert!(refused(&mut core, &request(2, longest)).contains("needs 4294967296 KV tokens"));
     assert_eq!(core.view().len(), 1);
+}
+
+#[test]
+fn what_follows_from_the_capacity_follows_it() {
+    let mut core = scheduler(&json!({"policy": "vllm", "kv_blocks": 10, "block_size": 4, "watermark": 0.5}));
+    let derived = |core: &Scheduler| (core.view().watermark_blocks(), core.view().max_model_len());
+    assert_eq!(derived(&core), (5, 40));
+    core.set_capacity(50).unwrap();
+    assert_eq!(derived(&core), (25, 200));
+    // Five blocks, beside 25 that stay free: with the five of before both would enter.
+    with(&mut core, &[(1, 60), (2, 60), (3, 139)]);
+    assert_eq!(chunks(&mut core), [(1, 60)]);
+    assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 40.0, limit: 35.0 }));
+    // What was let in keeps its length while it is there.
+    core.set_capacity(9).unwrap();
+    core.complete(&Report { progress: &[(1, 61)], ..Report::default() }).unwrap();
+    assert_eq!((kv(&core, 1), derived(&core)), (61, (4, 36)));
+    // A length that was set is the model's, whatever the capacity.
+    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "max_model_len": 30}));
+    core.set_capacity(50).unwrap();
+    assert_eq!(derived(&core), (0, 30));
+    let refused = core.add(&request(1, 30)).unwrap_err().to_string();
+    assert_eq!(refused, "request 1 needs 31 KV tokens, more than the 30 that max_model_len allows");
 }
 
 #[test]
@@ -110,7 +131,7 @@ fn types_beyond_the_policys_are_refused_and_labels_are_not() {
 
 #[test]
 fn a_watermark_never_holds_a_request_that_fits_when_nothing_runs() {
-    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "watermark": 0.5}));
+    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "watermark": 0.5, "policy": "vllm"}));
     with(&mut core, &[(1, 36), (2, 4)]);
     assert_eq!(chunks(&mut core), [(1, 36)]);
     // Nine blocks are taken and five must stay free.
@@ -215,6 +236,30 @@ fn a_clock_that_goes_back_is_the_latest_reading() {
     assert_eq!(core.plan(6_000_000_000).chunks().len(), 1);
     core.add(&Request { arrival_ns: u64::MAX, ..request(2, 4) }).unwrap();
     assert!(core.plan(0).wake_ns().is_none_or(|ns| ns == u64::MAX));
+}
+
+#[test]
+fn an_arrival_in_the_future_makes_nobody_older() {
+    let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
+    let company = json!({"policy": "wait", "types": types, "thresholds": [3.0]});
+    let faithful = json!({"policy": "nested-wait", "boundaries": [9], "thresholds": [3.0]});
+    for policy in [company, faithful] {
+        let mut settings = json!({"kv_blocks": 10, "work_conserving": false, "max_hold": 1.0});
+        settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+        let mut core = scheduler(&settings);
+        core.add(&Request { arrival_ns: 10, ..request(1, 4) }).unwrap();
+        core.add(&Request { arrival_ns: u64::MAX, ..request(2, 4) }).unwrap();
+        assert!(core.plan(20).is_empty(), "{policy}: neither has waited for a second");
+        assert_eq!((core.view().now_ns(), core.last_plan().wake_ns()), (20, Some(1_000_000_010)), "{policy}");
+        assert!(!core.plan(1_000_000_010).is_empty(), "{policy}");
+    }
+    let mut core = scheduler(&json!({"policy": "adaptive", "kv_blocks": 10, "max_num_seqs": 1, "token_budget": 64,
+        "ttft_target": 1.0}));
+    with(&mut core, &[(1, 4), (2, 4)]);
+    core.add(&Request { arrival_ns: u64::MAX, ..request(3, 4) }).unwrap();
+    core.plan(0);
+    core.plan(1_000);
+    assert_eq!(core.explain(2).unwrap().reason, HoldReason::BatchCap, "in time, and held for a seat");
 }
 
 #[test]

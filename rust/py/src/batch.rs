@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use wait_sim::{Batch, Lengths, Outcome, Setup, StepTimes};
+use wait_sim::{Batch, Lengths, Outcome, Setup};
 
 use crate::{convert, error};
 
@@ -31,16 +31,9 @@ pub(crate) fn batch<'py>(
     #[pyo3(from_py_with = convert::ranged)] threads: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
         lengths: if lengths_known { Lengths::Known } else { Lengths::Hidden },
         typed,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
+        ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
     };
     let dataset = convert::json(dataset, "dataset")?;
     let task = Batch { setup, dataset, request_rate, horizon_ns, threads };

@@ -7,12 +7,13 @@ use wait_core::Origin;
 #[pyclass(frozen, get_all, eq, skip_from_py_object, module = "wait_core")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct Hold {
-    /// One of no_blocks, below_threshold, forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap,
-    /// paused_at_boundary, engine_paused.
+    /// One of no_blocks, too_large (more blocks than the cache has now: others pass it by), below_threshold,
+    /// forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap, head_of_line (others go before it),
+    /// paused_at_boundary, host_refused (admitted by the last plan, and not taken), engine_paused.
     reason: &'static str,
     /// What it would take, in the reason's unit (blocks, requests, seconds).
     needs: f64,
-    /// What there is, in the same unit.
+    /// What there is, in the same unit; at least 0.
     limit: f64,
 }
 

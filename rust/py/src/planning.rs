@@ -53,6 +53,8 @@ fn explained<'py>(py: Python<'py>, violations: &[Violation]) -> PyResult<Vec<Bou
 ///
 /// `windows` are more types, one list for each further window of a workload that changes over time: segments, Nested
 /// WAIT's thresholds and the safety buffer then hold in every window; all else is about `types`.
+///
+/// Here and in its methods, `WaitCoreError` names the argument that is refused.
 #[pyclass(frozen, module = "wait_core")]
 pub(crate) struct Planner {
     workload: Workload,
@@ -142,7 +144,7 @@ impl Planner {
         self.workload.mean_token_iterations(self.convention)
     }
 
-    /// The fluid equilibrium, or None where x ≥ 1.
+    /// The fluid equilibrium, or None where x ≥ 1: iteration_time (s), memory (KV tokens), resident (requests).
     fn equilibrium<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         let Ok(equilibrium) = FluidEquilibrium::new(&self.workload, &self.law, self.convention) else {
             return Ok(None);
@@ -152,18 +154,19 @@ impl Planner {
         Ok(Some(dict))
     }
 
-    /// The largest rate of this mix inside the stability region, and what binds there.
+    /// The largest rate of this mix inside the stability region (requests, throughput in output tokens: both 1/s), and
+    /// what binds there.
     fn largest_stable_rate<'py>(&self, py: Python<'py>) -> Answer<'py> {
         value(py, &refused(largest_stable_rate(&self.setting()))?)
     }
 
-    /// The most that any schedule can carry: the linear program over compositions.
+    /// The most that any schedule can carry, in the same terms: the linear program over compositions.
     fn capacity_bound<'py>(&self, py: Python<'py>) -> Answer<'py> {
         value(py, &refused(capacity_bound(&self.setting()))?)
     }
 
-    /// The most requests of this workload that any schedule can serve within an objective, s: the same program with an
-    /// accept variable for each type.
+    /// The most requests of this workload that any schedule can serve within an objective, s (goodput: their share,
+    /// requests: 1/s): the same program with an accept variable for each type.
     #[pyo3(signature = (*, slo_ttft = None, slo_tpot = None))]
     fn goodput_bound<'py>(&self, py: Python<'py>, slo_ttft: Option<f64>, slo_tpot: Option<f64>) -> Answer<'py> {
         let or_any = |limit: Option<f64>| limit.unwrap_or(f64::INFINITY);
@@ -251,7 +254,8 @@ impl Planner {
         Ok(dict)
     }
 
-    /// The paper's experimental construction: `total` requests in service, spread over segments and stages.
+    /// The paper's experimental construction: `total` requests in service, spread over segments and stages; caps in
+    /// requests a stage.
     #[pyo3(signature = (total, boundaries = None, *, count = None, margin = 0.05))]
     fn stage_caps<'py>(
         &self,

@@ -11,8 +11,11 @@ use crate::plan::{Hold, Plan};
 
 /// The scheduling core of one engine: add, plan, complete, abort.
 ///
-/// Settings are keyword arguments; see the stub file for their names, units and defaults. All ids are integers chosen
-/// by the caller. Not thread-safe by design: one engine loop owns it, and a second thread gets an exception.
+/// Settings are keyword arguments, listed below; `wait-core settings` and docs/settings.md have them as a table. All ids are
+/// integers chosen by the caller. Not thread-safe by design: one engine loop owns it, and a second thread gets an exception.
+///
+/// Raises `WaitCoreError` where a setting is unknown or out of its range; the message names it.
+#[doc = include_str!("settings.txt")]
 #[pyclass(module = "wait_core")]
 pub(crate) struct Scheduler {
     inner: wait_core::Scheduler,
@@ -22,7 +25,7 @@ pub(crate) struct Scheduler {
 #[pymethods]
 impl Scheduler {
     #[new]
-    #[pyo3(signature = (policy = "vllm".to_owned(), **settings), text_signature = "(policy='vllm', **settings)")]
+    #[pyo3(signature = (policy = "adaptive".to_owned(), **settings), text_signature = "(policy='adaptive', **settings)")]
     #[allow(clippy::needless_pass_by_value)] // extracted from a Python text
     fn new(
         #[pyo3(from_py_with = convert::ranged)] policy: String,
@@ -39,21 +42,31 @@ impl Scheduler {
         Ok(Self { inner, config })
     }
 
-    /// Every setting in force, defaults included, under the names that the constructor takes.
+    /// Every setting in force, defaults included, under the names that the constructor takes; `kv_blocks` as
+    /// `set_capacity` left it.
     #[getter]
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        pythonize::pythonize(py, &self.config).map_err(|error| WaitCoreError::new_err(error.to_string()))
+        let config = Config { kv_blocks: self.inner.view().pool().capacity(), ..self.config.clone() };
+        pythonize::pythonize(py, &config).map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
-    /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock; it is refused where it
-    /// would be expected to wait longer than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than
-    /// `ttft_target` for its first token.
+    /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock, ns.
+    ///
+    /// `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is known;
+    /// `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true / predicted);
+    /// `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
+    /// `tenant_weights`.
     ///
     /// `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
     /// tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
     /// the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
     /// as it is foreseen) that stands for all tokens up to there. A request that
     /// `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
+    ///
+    /// Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
+    /// at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
+    /// than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than `ttft_target` for its first token, and
+    /// `WaitCoreError` for any other value that is refused. Nothing has changed then.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
         predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, computed_tokens = 0, shared_prefix = 0,
         block_hashes = Vec::new(), receives = false, max_wait_ns = None, now_ns = 0))]
@@ -101,16 +114,20 @@ impl Scheduler {
         self.inner.add(&request).map_err(error::core)
     }
 
-    /// Plans the next iteration and assumes that it happens.
+    /// Plans the next iteration and assumes that it happens; `now_ns` is the time on the caller's clock, ns.
     #[pyo3(signature = (now_ns = 0))]
     fn plan(&mut self, #[pyo3(from_py_with = convert::ranged)] now_ns: u64) -> Plan {
         self.inner.plan(now_ns);
         Plan::of(&self.inner)
     }
 
-    /// Reports what turned out differently from the plan, and what finished: `progress` pairs a request with the KV tokens
-    /// it holds, `received` names those whose KV has come from elsewhere, `hits` has (request, computed tokens, shared tokens)
-    /// of those that wait. Raises `WaitCoreError` for what cannot be, and changes nothing then.
+    /// Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and ignored.
+    ///
+    /// `finished`, `preempted`, `refused`: ids of requests that ended, that the host evicted by itself, and whose admission it
+    /// did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose KV has
+    /// come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached and what
+    /// of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises `WaitCoreError` for
+    /// what cannot be, and changes nothing then.
     ///
     /// `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
     /// the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
@@ -158,7 +175,9 @@ impl Scheduler {
         self.inner.abort(request_id)
     }
 
-    /// Changes the number of usable KV blocks.
+    /// Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the longest
+    /// request where no `max_model_len` was set. What is present keeps its `max_tokens`. Raises `WaitCoreError` where
+    /// it is out of the range of `kv_blocks`.
     fn set_capacity(&mut self, #[pyo3(from_py_with = convert::ranged)] kv_blocks: u32) -> PyResult<()> {
         self.inner.set_capacity(kv_blocks).map_err(error::core)
     }
@@ -179,13 +198,15 @@ impl Scheduler {
         self.inner.set_paused(paused);
     }
 
-    /// What the policy has learned from the traffic, as plain data; None where it learns nothing.
+    /// What the policy has learned from the traffic, as plain data that JSON holds; None where it learns nothing.
     fn learned<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let state = self.inner.learned().map(|state| pythonize::pythonize(py, &state));
         state.transpose().map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
     /// Takes over what another scheduler of this policy had learned, while no request is present.
+    ///
+    /// Raises `WaitCoreError` where a request is present, the policy is another, or the state is damaged.
     fn restore(&mut self, learned: &Bound<'_, PyAny>) -> PyResult<()> {
         let state: serde_json::Value = convert::json(learned, "learned")?;
         self.inner.restore(&state).map_err(error::core)
@@ -260,7 +281,8 @@ impl Scheduler {
         self.inner.policy().thresholds()
     }
 
-    /// Counters since the start, by name; holds by reason.
+    /// Counters since the start: iterations, admitted, finished, aborted, refused, preemptions, recomputed_tokens,
+    /// unknown_ids, and holds, a dictionary by reason.
     #[getter]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (stats, dict) = (self.inner.stats(), PyDict::new(py));

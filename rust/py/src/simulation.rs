@@ -16,7 +16,8 @@ use crate::scheduler::learned_law;
 type Column<'py, T> = Bound<'py, PyArray1<T>>;
 type Types = Vec<(u32, u32, f64)>;
 
-/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset.
+/// Arrival times (ns), prompt and output lengths (tokens) and component labels of a synthetic dataset, each of shape
+/// (num_requests,). Raises `WaitCoreError` where the dataset or a value is refused.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // four columns
 pub(crate) fn sample<'py>(
@@ -27,7 +28,8 @@ pub(crate) fn sample<'py>(
     #[pyo3(from_py_with = convert::ranged)] seed: u64,
 ) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>)> {
     let dataset: Dataset = convert::json(dataset, "dataset")?;
-    let rows = dataset.sample(num_requests, request_rate, seed).map_err(error::core)?;
+    // Up to 10^8 requests: other threads go on.
+    let rows = py.detach(|| dataset.sample(num_requests, request_rate, seed)).map_err(error::core)?.arrivals;
     Ok((
         rows.iter().map(|row| row.at_ns).collect::<Vec<_>>().into_pyarray(py),
         rows.iter().map(|row| row.prompt).collect::<Vec<_>>().into_pyarray(py),
@@ -68,7 +70,7 @@ fn same_length<'a>(
     Ok((prompt, output))
 }
 
-/// Most tokens of anything in an iteration: products of two, and sums of many, stay exact.
+/// Most tokens of anything in an iteration, all chunks together: the products of two stay exact, and their sum.
 const MOST_TOKENS: u64 = 1 << 30;
 
 /// Seconds that one iteration takes under a law: `decodes` requests that read `decode_kv` tokens, and prefill chunks
@@ -82,9 +84,10 @@ pub(crate) fn iteration_seconds(
     #[pyo3(from_py_with = convert::ranged)] chunks: Vec<(u64, u64)>,
 ) -> PyResult<f64> {
     let law: IterationTime = convert::json(law, "iteration_time")?;
-    let largest = chunks.iter().map(|&(tokens, before)| tokens.max(before)).fold(decodes.max(decode_kv), u64::max);
-    if largest > MOST_TOKENS {
-        let message = format!("tokens = {largest}: an iteration has at most {MOST_TOKENS}");
+    let sum = |of: fn(&(u64, u64)) -> u64| chunks.iter().map(of).fold(0, u64::saturating_add);
+    let most = decodes.max(decode_kv).max(sum(|chunk| chunk.0)).max(sum(|chunk| chunk.1));
+    if most > MOST_TOKENS {
+        let message = format!("tokens = {most}: an iteration has at most {MOST_TOKENS} in all");
         return Err(WaitCoreError::new_err(message));
     }
     let mut shape = BatchShape { decodes, decode_kv, ..BatchShape::default() };
@@ -126,7 +129,9 @@ pub(crate) struct Run {
     inner: wait_sim::Run,
 }
 
-/// Simulates all arrivals to their end. `callback(completed)` is called now and then; what it raises ends the run.
+/// Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
+/// `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
+/// would wait for ever, `WaitCoreError` where a value is refused.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
     overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None,
@@ -164,8 +169,6 @@ pub(crate) fn run(
         return Err(WaitCoreError::new_err(message));
     }
     let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
         lengths: if lengths_known { Lengths::Known } else { Lengths::Hidden },
         typed,
         max_tokens,
@@ -181,6 +184,7 @@ pub(crate) fn run(
         overhead_ns,
         learned: learned.map(|state| convert::json(state, "learned")).transpose()?,
         steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
+        ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
     };
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
@@ -225,18 +229,7 @@ pub(crate) fn probe<'py>(
     let rows = arrival_ns.as_slice()?.iter().zip(prompt).zip(output);
     let arrivals: Vec<Arrival> =
         rows.map(|((&at_ns, &prompt), &output)| Arrival { at_ns, prompt, output, label: 0 }).collect();
-    let setup = Setup {
-        config: convert::config(Some(settings))?,
-        law: convert::json(law, "iteration_time")?,
-        lengths: Lengths::Hidden,
-        typed: false,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
-    };
+    let setup = Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?);
     let probes = py.detach(|| wait_sim::probe(&setup, &arrivals, every)).map_err(error::simulation)?;
     let dict = PyDict::new(py);
     dict.set_item("completed", probes.completed.into_pyarray(py))?;
@@ -269,7 +262,10 @@ impl Run {
         }
     }
 
-    /// The figures of the run under the keys of `vllm bench serve`.
+    /// The figures of the run under the keys of `vllm bench serve`: times in ms, rates in 1/s, lengths in tokens; NaN where
+    /// nothing was observed.
+    ///
+    /// With an objective in ms, also request_goodput (requests/s that met it) and goodput (share of those offered).
     #[pyo3(signature = (slo_ttft_ms = None, slo_tpot_ms = None))]
     fn summary<'py>(
         &self,
@@ -288,7 +284,7 @@ impl Run {
         // It sorts every gap between tokens: other threads go on.
         let summary = py.detach(|| Summary::new(&self.inner, slo));
         for (key, value) in summary.items() {
-            let whole = matches!(key.as_str(), "completed" | "failed")
+            let whole = matches!(key.as_str(), "completed" | "finished_by_length" | "failed")
                 || key.starts_with("total_") && !key.ends_with("throughput");
             if whole { dict.set_item(key, value as u64)? } else { dict.set_item(key, value)? }
         }
@@ -302,7 +298,11 @@ impl Run {
         let dict = PyDict::new(py);
         let (run, stats) = (&self.inner, &self.inner.stats);
         dict.set_item("preemptions", stats.preemptions)?;
-        dict.set_item("recomputed_tokens", stats.recomputed_tokens)?;
+        dict.set_item("recomputed_tokens", run.recomputed_tokens())?;
+        dict.set_item("prompt_tokens", run.prompt_tokens)?;
+        dict.set_item("cached_tokens", run.cached_tokens)?;
+        dict.set_item("draft_tokens", run.draft_tokens)?;
+        dict.set_item("accepted_tokens", run.accepted_tokens)?;
         dict.set_item("peak_kv_blocks", run.peak_blocks)?;
         dict.set_item("kv_blocks", run.kv_blocks)?;
         dict.set_item("iterations", run.iterations)?;

@@ -1,12 +1,13 @@
 //! Many runs of one setting, one a seed, each cut at a horizon T: what statements about [0, T] are measured with.
 
-use std::ops::ControlFlow;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wait_core::Error;
 
-use crate::dataset::{Arrival, Dataset};
-use crate::engine::{SimError, run_until};
+use crate::dataset::{Dataset, Sampled};
+use crate::engine::run_until;
+use crate::error::SimError;
 use crate::record::Run;
 use crate::setup::Setup;
 
@@ -48,55 +49,90 @@ pub struct Outcome {
     pub iterations: u64,
 }
 
+/// Most runs of one batch: 72 MB of outcomes.
+const MOST_RUNS: u64 = 1_000_000;
+/// Most threads.
+const MOST_THREADS: usize = 1024;
+
 /// One outcome a seed. `callback` is called after each run of the first thread, with the number it has done, and may
-/// stop the batch.
+/// stop the batch: each thread then ends with the run it is at.
 ///
 /// # Errors
 /// [`SimError`] for refused settings, an interruption, or a policy that stalls.
 pub fn batch(
     batch: &Batch,
     seeds: Range<u64>,
-    mut callback: impl FnMut(usize) -> ControlFlow<()>,
+    callback: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Vec<Outcome>, SimError> {
-    if batch.threads == 0 {
-        return Err(Error::invalid("threads", 0, "must be at least 1").into());
+    if !(1..=MOST_THREADS).contains(&batch.threads) {
+        return Err(Error::invalid("threads", batch.threads, format!("must be between 1 and {MOST_THREADS}")).into());
+    }
+    let runs = seeds.end.saturating_sub(seeds.start);
+    if runs > MOST_RUNS {
+        return Err(Error::invalid("runs", runs, format!("must be at most {MOST_RUNS}")).into());
     }
     if batch.horizon_ns == 0 || !batch.request_rate.is_finite() {
         let given = format!("{} ns at {} requests/s", batch.horizon_ns, batch.request_rate);
         return Err(Error::invalid("horizon", given, "must be above 0, at a finite rate").into());
     }
     let all: Vec<u64> = seeds.collect();
-    let share = all.len().div_ceil(batch.threads).max(1);
-    let one = |&seed: &u64| Ok(outcome(&run_until(&batch.setup, &batch.arrivals(seed)?, batch.horizon_ns)?, batch));
-    std::thread::scope(|scope| {
-        let mut shares = all.chunks(share);
-        let first = shares.next().unwrap_or_default();
-        let others: Vec<_> = shares.map(|seeds| scope.spawn(move || seeds.iter().map(one).collect())).collect();
-        let mut outcomes = Vec::with_capacity(all.len());
-        for seed in first {
-            outcomes.push(one(seed)?);
-            if callback(outcomes.len()).is_break() {
-                return Err(SimError::Interrupted { completed: outcomes.len(), offered: all.len() });
+    let one = |seed| Ok(outcome(&run_until(&batch.setup, batch.sampled(seed)?.requests(), batch.horizon_ns)?, batch));
+    spread(&all, batch.threads, one, callback)
+}
+
+/// One result a seed, in their order, on so many threads. An error or a break of the callback ends all of them, each with
+/// the run it is at.
+fn spread<T: Send>(
+    seeds: &[u64],
+    threads: usize,
+    one: impl Fn(u64) -> Result<T, SimError> + Sync,
+    mut callback: impl FnMut(usize) -> ControlFlow<()>,
+) -> Result<Vec<T>, SimError> {
+    let stopped = AtomicBool::new(false);
+    let stop = || stopped.store(true, Ordering::Relaxed);
+    // What was done of a share before the stop.
+    let work = |seeds: &[u64], after: &mut dyn FnMut(usize)| {
+        let mut results = Vec::with_capacity(seeds.len());
+        for &seed in seeds {
+            if stopped.load(Ordering::Relaxed) {
+                break;
             }
+            results.push(one(seed).inspect_err(|_| stop())?);
+            after(results.len());
         }
-        for thread in others {
-            let rest: Result<Vec<Outcome>, SimError> =
-                thread.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause));
-            outcomes.extend(rest?);
+        Ok::<_, SimError>(results)
+    };
+    let (mut shares, work) = (seeds.chunks(seeds.len().div_ceil(threads).max(1)), &work);
+    std::thread::scope(|scope| {
+        let first = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|seeds| scope.spawn(move || work(seeds, &mut |_| ()))).collect();
+        let mut interrupted = None;
+        let mut all = vec![work(first, &mut |done| {
+            if callback(done).is_break() {
+                interrupted = Some(SimError::Interrupted { completed: done, offered: seeds.len() });
+                stop();
+            }
+        })];
+        all.extend(
+            others.into_iter().map(|other| other.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))),
+        );
+        let mut results = Vec::with_capacity(seeds.len());
+        for share in all {
+            results.extend(share?);
         }
-        Ok(outcomes)
+        interrupted.map_or(Ok(results), Err)
     })
 }
 
 impl Batch {
-    /// Arrivals to beyond the horizon, so that no policy sees the end of them before.
-    fn arrivals(&self, seed: u64) -> Result<Vec<Arrival>, Error> {
+    /// Requests to beyond the horizon, so that no policy sees the end of them before.
+    fn sampled(&self, seed: u64) -> Result<Sampled, Error> {
         let mean = self.request_rate * self.horizon_ns as f64 * 1e-9;
         let mut n = (mean + 6.0 * libm::sqrt(mean)) as usize + 16;
         loop {
-            let arrivals = self.dataset.sample(n, self.request_rate, seed)?;
-            if arrivals.last().is_some_and(|last| last.at_ns > self.horizon_ns) {
-                return Ok(arrivals);
+            let sampled = self.dataset.sample(n, self.request_rate, seed)?;
+            if sampled.arrivals.last().is_some_and(|last| last.at_ns > self.horizon_ns) {
+                return Ok(sampled);
             }
             n *= 2;
         }
@@ -105,16 +141,16 @@ impl Batch {
 
 fn outcome(run: &Run, batch: &Batch) -> Outcome {
     let horizon = batch.horizon_ns;
-    let arrived = run.arrival_ns.iter().filter(|&&at| at <= horizon).count();
-    let done = |i: &usize| run.finished_ns[*i] <= horizon;
+    let arrived = || (0..run.arrival_ns.len()).filter(|&i| run.arrival_ns[i] <= horizon);
+    let done = || arrived().filter(|&i| run.finished_ns[i] <= horizon);
     let spent = |until: &[u64]| {
-        let each = run.arrival_ns.iter().zip(until).take(arrived);
-        each.map(|(&from, &until)| (until.min(horizon) - from) as f64 * 1e-9).sum::<f64>() / arrived as f64
+        let each = arrived().map(|i| (until[i].min(horizon) - run.arrival_ns[i]) as f64 * 1e-9);
+        each.sum::<f64>() / arrived().count() as f64
     };
     Outcome {
-        arrived: arrived as u64,
-        completed: (0..arrived).filter(done).count() as u64,
-        output_tokens: (0..arrived).filter(done).map(|i| u64::from(run.output[i])).sum(),
+        arrived: arrived().count() as u64,
+        completed: done().count() as u64,
+        output_tokens: done().map(|i| u64::from(run.output[i])).sum(),
         latency_s: spent(&run.finished_ns),
         ttft_s: spent(&run.first_token_ns),
         peak_blocks: run.peak_blocks,
@@ -147,21 +183,11 @@ mod tests {
             ..Config::default()
         };
         Batch {
-            setup: Setup {
-                config,
-                law: IterationTime::linear(0.01, 1e-5).unwrap(),
-                lengths: crate::Lengths::Hidden,
-                typed: false,
-                max_tokens: None,
-                max_concurrency: None,
-                hints: Vec::new(),
-                overhead_ns: 0,
-                learned: None,
-                steps: crate::StepTimes::default(),
-            },
+            setup: Setup::new(config, IterationTime::linear(0.01, 1e-5).unwrap()),
             dataset: Dataset {
                 arrivals: Process::Poisson,
                 phases: vec![Phase { start: 0.0, components: vec![component] }],
+                conversations: None,
             },
             request_rate: 50.0,
             horizon_ns: 3_000_000_000,
@@ -183,7 +209,7 @@ mod tests {
     #[test]
     fn an_outcome_is_what_a_whole_run_did_up_to_the_horizon() {
         let example = example(1);
-        let arrivals = example.arrivals(3).unwrap();
+        let arrivals = example.sampled(3).unwrap().arrivals;
         let outcome = batch(&example, 3..4, |_| ControlFlow::Continue(())).unwrap()[0];
         let whole = crate::run(&example.setup, &arrivals, |_| ControlFlow::Continue(())).unwrap();
         let by = |times: &[u64]| times.iter().filter(|&&ns| ns <= example.horizon_ns).count() as u64;
@@ -202,6 +228,30 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_waits_for_no_share() {
+        // A seed is a millisecond; the second of two threads would be at it for half a second.
+        let done = std::sync::atomic::AtomicUsize::new(0);
+        let one = |seed| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            done.fetch_add(1, Ordering::Relaxed);
+            if seed == 501 {
+                Err(Error::invalid("seed", seed, "the second of the second thread").into())
+            } else {
+                Ok(seed)
+            }
+        };
+        let few = |most| assert!(done.swap(0, Ordering::Relaxed) < most, "the others went on");
+        let seeds: Vec<u64> = (0..1_000).collect();
+        let stopped = spread(&seeds, 2, |seed| one(seed.min(500)), |_| ControlFlow::Break(()));
+        assert_eq!(stopped, Err(SimError::Interrupted { completed: 1, offered: 1_000 }));
+        few(250);
+        let failed = spread(&seeds, 2, one, |_| ControlFlow::Continue(()));
+        assert!(failed.unwrap_err().to_string().starts_with("seed = 501"));
+        few(250);
+        assert_eq!(spread(&seeds[..9], 4, one, |_| ControlFlow::Continue(())), Ok((0..9).collect()));
+    }
+
+    #[test]
     fn interruptions_and_bad_values_are_reported() {
         let stopped = batch(&example(1), 0..5, |_| ControlFlow::Break(()));
         assert_eq!(stopped, Err(SimError::Interrupted { completed: 1, offered: 5 }));
@@ -211,6 +261,9 @@ mod tests {
             batch(&bad, 0..1, |_| ControlFlow::Continue(())).unwrap_err().to_string()
         };
         assert!(refused(|batch| batch.threads = 0).starts_with("threads = 0"));
+        assert!(refused(|batch| batch.threads = usize::MAX).starts_with("threads = 18446744073709551615"));
+        let many = batch(&example(1), 0..u64::from(u32::MAX), |_| ControlFlow::Continue(())).unwrap_err().to_string();
+        assert!(many.starts_with("runs = 4294967295: must be at most 1000000"), "{many}");
         assert!(refused(|batch| batch.horizon_ns = 0).starts_with("horizon = 0 ns"));
         assert!(refused(|batch| batch.request_rate = f64::INFINITY).starts_with("horizon = "));
         assert!(refused(|batch| batch.setup.config.kv_blocks = 0).starts_with("kv_blocks = 0"));

@@ -3,20 +3,10 @@
 use serde::{Deserialize, Serialize};
 use wait_core::{Error, Result};
 
+use crate::conversations::Conversations;
+use crate::prefixes::Prefixes;
+use crate::requests::{Arrival, Follow, Requests};
 use crate::rng::Stream;
-
-/// One request of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    /// When it arrives, ns.
-    pub at_ns: u64,
-    /// Prompt length, tokens.
-    pub prompt: u32,
-    /// True output length, tokens; whether a policy may know it is the run's choice.
-    pub output: u32,
-    /// Index of the component it was drawn from, or the label of a trace.
-    pub label: u16,
-}
 
 /// Distribution of a length in tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,6 +99,9 @@ fn weighted(weights: impl Iterator<Item = f64> + Clone, stream: &mut Stream) -> 
 /// Most requests of one sample: 2.4 GB of arrivals.
 const MOST_REQUESTS: usize = 100_000_000;
 
+/// Most changes of state of a sample's arrival process: three seconds of them.
+const MOST_CHANGES: f64 = 1e8;
+
 /// A kind of request in the mix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,10 +149,32 @@ pub enum Process {
 /// A synthetic workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dataset {
-    /// How requests arrive.
+    /// How requests arrive, or conversations begin.
     pub arrivals: Process,
     /// Mixes of lengths, in the order of their start.
     pub phases: Vec<Phase>,
+    /// Whether they are turns of conversations; absent: each stands alone.
+    #[serde(default)]
+    pub conversations: Option<Conversations>,
+}
+
+/// Requests drawn from a dataset.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// The requests; all turns of a conversation stand together, at the time at which it begins.
+    pub arrivals: Vec<Arrival>,
+    /// Whom each follows; empty without conversations.
+    pub follows: Vec<Option<Follow>>,
+    /// Tokens of the system prompt; none without conversations.
+    pub system: Option<u32>,
+}
+
+impl Sampled {
+    /// What is offered to the engine.
+    pub fn requests(&self) -> Requests<'_> {
+        let prefixes = self.system.map_or(Prefixes::Distinct, |system| Prefixes::Conversations { system });
+        Requests { arrivals: &self.arrivals, follows: &self.follows, prefixes }
+    }
 }
 
 impl Dataset {
@@ -185,12 +200,9 @@ impl Dataset {
                 component.output.validate(&format!("{}.output", component.name))?;
             }
         }
-        let positive = |name: &str, value: f64| {
-            if value.is_finite() && value > 0.0 {
-                return Ok(());
-            }
-            Err(Error::invalid(name, value, "must be finite and above 0"))
-        };
+        if let Some(conversations) = &self.conversations {
+            conversations.validate()?;
+        }
         match &self.arrivals {
             Process::Poisson => Ok(()),
             Process::Gamma { burstiness } => positive("burstiness", *burstiness),
@@ -201,12 +213,26 @@ impl Dataset {
         }
     }
 
+    /// Checks that the process does not change its state far more often than anybody arrives.
+    fn changes_are_few(&self, n: usize, rate: f64) -> Result<()> {
+        let Process::Mmpp { multipliers, sojourn_s } = self.arrivals else { return Ok(()) };
+        let per_cycle = rate * (multipliers[0] * sojourn_s[0] + multipliers[1] * sojourn_s[1]);
+        let changes = 2.0 * n as f64 / per_cycle;
+        if changes <= MOST_CHANGES {
+            return Ok(());
+        }
+        let rule =
+            format!("{n} requests at {rate}/s would see {changes:.1e} changes of state, at most {MOST_CHANGES:.0e}");
+        Err(Error::invalid("sojourn_s", format!("{sojourn_s:?}"), rule))
+    }
+
     /// `n` requests arriving at `rate` per second on average. Arrival times and lengths come from separate streams, so
-    /// the same seed gives the same lengths at every rate.
+    /// the same seed gives the same lengths at every rate. Conversations begin at the rate at which their mean number of
+    /// turns makes `rate`; the last one is cut short at `n`.
     ///
     /// # Errors
     /// [`Error::Invalid`] names the parameter that is out of range.
-    pub fn sample(&self, n: usize, rate: f64, seed: u64) -> Result<Vec<Arrival>> {
+    pub fn sample(&self, n: usize, rate: f64, seed: u64) -> Result<Sampled> {
         self.validate()?;
         if n > MOST_REQUESTS {
             return Err(Error::invalid("num_requests", n, format!("must be at most {MOST_REQUESTS}")));
@@ -215,23 +241,61 @@ impl Dataset {
         if rate.is_nan() || rate <= 0.0 {
             return Err(Error::invalid("request_rate", rate, "must be above 0 requests per second (or inf)"));
         }
+        self.changes_are_few(n, rate)?;
         let (mut times, mut lengths) = (Stream::new(seed, "arrivals"), Stream::new(seed, "lengths"));
+        if let Some(conversations) = &self.conversations {
+            return Ok(self.sample_conversations(conversations, n, rate, seed));
+        }
         let mut clock = Clock::new(&self.arrivals, rate, &mut times);
-        Ok((0..n)
-            .map(|i| {
-                let done = i as f64 / n as f64;
-                let phase = self.phases.iter().rev().find(|phase| phase.start <= done).unwrap_or(&self.phases[0]);
-                let label = weighted(phase.components.iter().map(|c| c.weight), &mut lengths);
-                let component = &phase.components[label];
-                Arrival {
-                    at_ns: clock.next_ns(&mut times),
-                    prompt: component.prompt.sample(&mut lengths),
-                    output: component.output.sample(&mut lengths),
-                    label: label as u16,
-                }
-            })
-            .collect())
+        let arrivals = (0..n).map(|i| {
+            let (label, component) = self.component(i as f64 / n as f64, &mut lengths);
+            let at_ns = clock.next_ns(&mut times);
+            let (prompt, output) = (component.prompt.sample(&mut lengths), component.output.sample(&mut lengths));
+            Arrival { at_ns, prompt, output, label }
+        });
+        Ok(Sampled { arrivals: arrivals.collect(), ..Sampled::default() })
     }
+
+    /// Draws the component of a request before which the share `done` of all came, and its index.
+    fn component(&self, done: f64, lengths: &mut Stream) -> (u16, &Component) {
+        let phase = self.phases.iter().rev().find(|phase| phase.start <= done).unwrap_or(&self.phases[0]);
+        let label = weighted(phase.components.iter().map(|c| c.weight), lengths);
+        (label as u16, &phase.components[label])
+    }
+
+    fn sample_conversations(&self, shape: &Conversations, n: usize, rate: f64, seed: u64) -> Sampled {
+        let (mut times, mut lengths) = (Stream::new(seed, "arrivals"), Stream::new(seed, "lengths"));
+        let mut turns = Stream::new(seed, "turns");
+        let mut clock = Clock::new(&self.arrivals, rate / shape.turns, &mut times);
+        let mut sampled = Sampled { system: Some(shape.system), ..Sampled::default() };
+        while sampled.arrivals.len() < n {
+            let (label, component) = self.component(sampled.arrivals.len() as f64 / n as f64, &mut lengths);
+            let (at_ns, most) = (clock.next_ns(&mut times), shape.turns(&mut turns));
+            let (mut held, mut after) = (shape.system, None);
+            for _ in 0..most {
+                let new = component.prompt.sample(&mut lengths);
+                let output = component.output.sample(&mut lengths);
+                let prompt = held.saturating_add(new);
+                let whole = prompt.saturating_add(output);
+                if sampled.arrivals.len() == n || (after.is_some() && whole > shape.max_length) {
+                    break;
+                }
+                let follow = after.map(|after| Follow { after, think_ns: shape.think_ns(&mut turns) });
+                after = Some(sampled.arrivals.len() as u32);
+                held = whole;
+                sampled.arrivals.push(Arrival { at_ns, prompt, output, label });
+                sampled.follows.push(follow);
+            }
+        }
+        sampled
+    }
+}
+
+fn positive(name: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(Error::invalid(name, value, "must be finite and above 0"))
 }
 
 /// Walks through the arrival process.

@@ -3,126 +3,91 @@
 //! The loop is that of a real engine: take in arrivals, ask the core for a plan, let the iteration-time law say how
 //! long it takes, report what finished. The core never learns that the engine is simulated.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::ops::ControlFlow;
 
 use wait_core::policy::Policy;
 use wait_core::{Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
-use crate::dataset::Arrival;
+use crate::clients::Clients;
+use crate::ends::Ends;
+use crate::error::SimError;
 use crate::record::{Recorder, Run};
+use crate::requests::{Arrival, LATEST_NS, Requests};
 use crate::rng::Stream;
 use crate::setup::{Lengths, Setup};
-
-/// Why a run ended early.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum SimError {
-    /// A setting was refused.
-    #[error(transparent)]
-    Refused(#[from] Error),
-    /// The caller's callback asked to stop.
-    #[error("interrupted after {completed} of {offered} requests")]
-    Interrupted {
-        /// Requests completed.
-        completed: usize,
-        /// Requests offered.
-        offered: usize,
-    },
-    /// Requests wait, nothing runs, and nothing will ever change: a policy's fault, never silent.
-    #[error("policy stalled at {now_s:.3} s with {waiting} requests waiting and {resident} resident")]
-    Stalled {
-        /// Virtual time, s.
-        now_s: f64,
-        /// Requests outside the KV cache.
-        waiting: u32,
-        /// Requests in it.
-        resident: u32,
-    },
-}
+use crate::speculation::Drafts;
+use crate::transfer::Transfers;
 
 /// How often the callback is called, in iterations: about every ten milliseconds. Each call takes Python's lock, for
 /// which a busy thread beside this one may make it wait for five.
 const CALLBACK_EVERY: u64 = 1 << 15;
 
-/// The end of virtual time, 146 years: sums of times stay exact below it.
-const LATEST_NS: u64 = 1 << 62;
-
-/// Runs all arrivals (ascending in time) to their end. `callback(completed)` is called now and then and may stop the run.
+/// Runs all requests to their end. `callback(completed)` is called now and then and may stop the run.
 ///
 /// # Errors
-/// [`SimError`] for refused settings or arrivals, an interruption, or a policy that stalls.
-pub fn run(
+/// [`SimError`] for refused settings or requests, an interruption, or a policy that stalls.
+pub fn run<'a>(
     setup: &Setup,
-    arrivals: &[Arrival],
+    requests: impl Into<Requests<'a>>,
     mut callback: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Run, SimError> {
-    check(arrivals)?;
-    if !setup.hints.is_empty() && setup.hints.len() != arrivals.len() {
-        return Err(Error::invalid("hints", setup.hints.len(), format!("{} arrivals", arrivals.len())).into());
+    let offered = requests.into();
+    if !setup.hints.is_empty() && setup.hints.len() != offered.arrivals.len() {
+        let rule = format!("{} arrivals", offered.arrivals.len());
+        return Err(Error::invalid("hints", setup.hints.len(), rule).into());
     }
     if setup.max_concurrency == Some(0) {
         return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent").into());
     }
-    let mut engine = Engine::new(setup, arrivals)?;
-    loop {
-        engine.admit_arrivals()?;
-        if engine.scheduler.stats().iterations % CALLBACK_EVERY == 0 && callback(engine.recorder.completed()).is_break()
-        {
-            let completed = engine.recorder.completed();
-            return Err(SimError::Interrupted { completed, offered: arrivals.len() });
-        }
-        if !engine.step()? {
-            let _ = callback(engine.recorder.completed());
-            return Ok(engine.recorder.finish(&engine.scheduler));
-        }
-    }
-}
-
-/// As `run`, up to the end of the first iteration that ends at `horizon_ns` or later. Arrivals reach beyond that.
-pub(crate) fn run_until(setup: &Setup, arrivals: &[Arrival], horizon_ns: u64) -> Result<Run, SimError> {
-    check(arrivals)?;
-    let mut engine = Engine::new(setup, arrivals)?;
-    while engine.now_ns < horizon_ns {
-        engine.admit_arrivals()?;
-        engine.step()?;
-    }
-    Ok(engine.recorder.finish(&engine.scheduler))
-}
-
-pub(crate) fn check(arrivals: &[Arrival]) -> Result<(), Error> {
-    if u32::try_from(arrivals.len()).is_err() {
-        return Err(Error::invalid("arrivals", arrivals.len(), "at most 2^32 - 1 requests"));
-    }
-    let mut previous = 0;
-    for (i, arrival) in arrivals.iter().enumerate() {
-        for (name, length) in [("prompt", arrival.prompt), ("output", arrival.output)] {
-            if length == 0 {
-                return Err(Error::invalid(format!("arrivals[{i}].{name}"), length, "must be at least 1 token"));
+    with_engine(setup, offered, |mut engine| {
+        loop {
+            engine.send_requests()?;
+            if engine.scheduler.stats().iterations % CALLBACK_EVERY == 0
+                && callback(engine.recorder.completed()).is_break()
+            {
+                let completed = engine.recorder.completed();
+                return Err(SimError::Interrupted { completed, offered: offered.arrivals.len() });
+            }
+            if !engine.step()? {
+                let _ = callback(engine.recorder.completed());
+                return Ok(engine.finish(offered.arrivals));
             }
         }
-        if arrival.at_ns < previous || arrival.at_ns > LATEST_NS {
-            let rule = format!("must be in ascending order of time, at most {LATEST_NS} ns");
-            return Err(Error::invalid(format!("arrivals[{i}].at_ns"), arrival.at_ns, rule));
+    })
+}
+
+/// As `run`, up to the end of the first iteration that ends at `horizon_ns` or later. Requests reach beyond that.
+pub(crate) fn run_until(setup: &Setup, requests: Requests, horizon_ns: u64) -> Result<Run, SimError> {
+    with_engine(setup, requests, |mut engine| {
+        while engine.now_ns < horizon_ns {
+            engine.send_requests()?;
+            engine.step()?;
         }
-        previous = arrival.at_ns;
-    }
-    Ok(())
+        Ok(engine.finish(requests.arrivals))
+    })
+}
+
+/// Calls `work` with an engine to which the requests are offered, outputs cut at `max_tokens`.
+pub(crate) fn with_engine<T>(
+    setup: &Setup,
+    offered: Requests,
+    work: impl FnOnce(Engine) -> Result<T, SimError>,
+) -> Result<T, SimError> {
+    offered.check()?;
+    let arrivals = &offered.ended(setup.max_tokens);
+    work(Engine::new(setup, Requests { arrivals, ..offered })?)
 }
 
 pub(crate) struct Engine<'a> {
     setup: &'a Setup,
-    arrivals: &'a [Arrival],
-    next: usize,
+    requests: Requests<'a>,
+    clients: Clients<'a>,
     now_ns: u64,
     pub(crate) scheduler: Scheduler,
-    /// One for each lane: (lane tick, request, stamp) at which members finish. An entry is void once the request's
-    /// stamp has moved on, which it does whenever the request leaves a lane.
-    calendars: Vec<BinaryHeap<Reverse<(i64, u32, u32)>>>,
-    stamps: Vec<u32>,
+    ends: Ends,
+    transfers: Transfers,
+    drafts: Drafts<'a>,
     finished: Vec<u64>,
-    /// When the last request ended.
-    freed_ns: u64,
     noise: Stream,
     /// The policy has thresholds, which hold requests for want of company.
     gated: bool,
@@ -130,7 +95,7 @@ pub(crate) struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    pub(crate) fn new(setup: &'a Setup, arrivals: &'a [Arrival]) -> Result<Self, SimError> {
+    fn new(setup: &'a Setup, requests: Requests<'a>) -> Result<Self, SimError> {
         if !(0.0..=1.0).contains(&setup.steps.jitter) {
             return Err(Error::invalid("step_jitter", setup.steps.jitter, "must be between 0 and 1").into());
         }
@@ -139,15 +104,16 @@ impl<'a> Engine<'a> {
             scheduler.restore(learned)?;
         }
         let lanes = scheduler.view().lanes().len();
+        let arrivals = requests.arrivals;
         Ok(Self {
             setup,
-            arrivals,
-            next: 0,
+            requests,
+            clients: Clients::new(requests, setup.max_concurrency),
             now_ns: arrivals.first().map_or(0, |arrival| arrival.at_ns),
-            calendars: vec![BinaryHeap::new(); lanes],
-            stamps: vec![0; arrivals.len()],
+            ends: Ends::new(arrivals.len(), lanes),
+            transfers: Transfers::new(setup.transfer)?,
+            drafts: Drafts::new(setup)?,
             finished: Vec::new(),
-            freed_ns: 0,
             noise: Stream::new(setup.steps.seed, "step jitter"),
             gated: !scheduler.policy().thresholds().is_empty(),
             recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
@@ -155,148 +121,198 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
-    pub(crate) fn iterations(&self, id: u64) -> u32 {
-        self.setup.config.convention.last_stage(self.arrivals[id as usize].output) + 1
+    /// What was recorded of the requests that were `offered`.
+    fn finish(self, offered: &[Arrival]) -> Run {
+        self.recorder.finish(&self.scheduler, offered)
     }
 
-    pub(crate) fn admit_arrivals(&mut self) -> Result<(), SimError> {
-        while let Some(arrival) = self.arrivals.get(self.next).filter(|arrival| arrival.at_ns <= self.now_ns) {
-            let id = self.next as u64;
-            let mut sent_ns = arrival.at_ns;
-            if let Some(most) = self.setup.max_concurrency {
-                if self.scheduler.view().len() >= most {
-                    break;
-                }
-                // What the client held back is sent now.
-                sent_ns = sent_ns.max(self.freed_ns);
-            }
-            let hint = self.setup.hints.get(self.next).copied().unwrap_or_default();
-            let output = match self.setup.lengths {
-                Lengths::Known => LengthHint::Exact(self.iterations(id)),
-                Lengths::Hidden => hint.output,
-            };
-            let request = Request {
-                id,
-                prompt: arrival.prompt,
-                max_tokens: self.setup.max_tokens,
-                output,
-                type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
-                priority: hint.priority.into(),
-                tenant: hint.tenant,
-                arrival_ns: sent_ns,
-                ..Request::default()
-            };
-            self.recorder.send(sent_ns, self.scheduler.predicted_wait_ns());
+    /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
+    pub(crate) fn iterations(&self, id: u64) -> u32 {
+        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
+    }
+
+    /// Hands the scheduler what has been sent by now.
+    pub(crate) fn send_requests(&mut self) -> Result<(), SimError> {
+        while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.scheduler.view().len()) {
+            let id = at as u64;
+            self.recorder.send(id, sent_ns, self.scheduler.predicted_wait_ns());
             // What can never fit, or finds the queue full, is refused at the door and counted as failed.
             if !self.fits(id) {
-                self.recorder.reject();
-            } else if let Err(error) = self.scheduler.add(&request) {
+                self.reject(id);
+            } else if let Err(error) = self.scheduler.add(&self.request(at, sent_ns)) {
                 match error {
                     Error::TooLarge { .. } | Error::QueueFull { .. } | Error::DeadlineUnreachable { .. } => {
-                        self.recorder.reject();
+                        self.reject(id);
                     }
                     error => return Err(error.into()),
                 }
             }
-            self.next += 1;
         }
         Ok(())
     }
 
+    /// What the host declares of a request.
+    fn request(&self, at: usize, arrival_ns: u64) -> Request {
+        let arrival = self.requests.arrivals[at];
+        let hint = self.setup.hints.get(at).copied().unwrap_or_default();
+        let (hit, receives) = self.transfers.of(arrival.prompt);
+        let output = match self.setup.lengths {
+            Lengths::Known => LengthHint::Exact(self.iterations(at as u64)),
+            Lengths::Hidden => hint.output,
+        };
+        Request {
+            id: at as u64,
+            prompt: arrival.prompt,
+            max_tokens: self.setup.max_tokens,
+            output,
+            type_id: if self.setup.typed { Some(arrival.label) } else { hint.label },
+            priority: hint.priority.into(),
+            tenant: hint.tenant,
+            hit,
+            block_hashes: self.block_hashes(at),
+            receives,
+            arrival_ns,
+            ..Request::default()
+        }
+    }
+
+    /// Hashes of the blocks of a request, where the core keeps a prefix cache.
+    fn block_hashes(&self, at: usize) -> Vec<u64> {
+        let mut hashes = Vec::new();
+        if self.setup.config.prefix_caching {
+            self.requests.block_hashes(at, self.setup.config.block_size, &mut hashes);
+        }
+        hashes
+    }
+
+    /// A refused request fails, and with it all that would have followed.
+    fn reject(&mut self, id: u64) {
+        let lost = self.clients.refused(id);
+        self.recorder.reject(1 + lost);
+    }
+
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
     fn fits(&self, id: u64) -> bool {
-        let tokens = u64::from(self.arrivals[id as usize].prompt) + u64::from(self.iterations(id));
-        tokens <= u64::from(self.scheduler.view().limits().max_model_len)
+        let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
+        let tokens = u64::from(prompt) + u64::from(self.iterations(id));
+        tokens <= u64::from(view.max_model_len())
+            // The last token gets no KV; the slots for its drafts are taken nevertheless.
+            && view.layout().decoding(tokens as u32 - 1) <= view.pool().capacity()
     }
 
     /// One iteration, or a jump to the next event. False when all is done.
     pub(crate) fn step(&mut self) -> Result<bool, SimError> {
         let start_ns = self.now_ns;
-        let plan = self.scheduler.plan(start_ns);
-        if !plan.is_empty() {
-            let mut duration = self.setup.law.nanos(plan.shape());
-            let jitter = self.setup.steps.jitter;
-            if jitter > 0.0 {
-                let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
-                duration = ((duration as f64 * factor) as u64).max(1);
-            }
-            let duration = duration.saturating_add(self.setup.overhead_ns);
-            self.now_ns = start_ns.saturating_add(duration);
-            if self.now_ns > LATEST_NS {
-                let rule = format!("ends after {LATEST_NS} ns of virtual time");
-                return Err(Error::invalid("iteration_time", format!("{duration} ns"), rule).into());
-            }
+        let received = self.transfers.received(&self.ends, start_ns);
+        if !received.is_empty() {
+            self.scheduler.complete(&Completed { received, ..Completed::default() })?;
         }
+        self.scheduler.plan(start_ns);
+        self.now_ns = self.ends_at(start_ns)?;
+        let plan = self.scheduler.last_plan();
         for &(_, id) in plan.preempted() {
-            self.stamps[id as usize] += 1;
+            self.ends.leaves(id);
         }
-        // An eviction frees memory, so the plan after one may well not be empty.
-        let evicts = !plan.preempted().is_empty();
-        let idle = plan.is_empty() && !evicts;
         // Requests are parked even by a plan that computes nothing.
-        for &slot in self.scheduler.last_plan().parked() {
-            self.stamps[self.scheduler.view().request(slot).id as usize] += 1;
+        for &slot in plan.parked() {
+            self.ends.leaves(self.scheduler.view().request(slot).id);
         }
+        // An eviction frees memory, so the plan after one may well not be empty; nor may that after an admission of a
+        // request whose KV is on the way.
+        let evicts = !plan.preempted().is_empty();
+        let idle = plan.is_empty() && plan.chunks().is_empty() && !evicts;
         self.recorder.parked(&self.scheduler);
-        self.scheduler.last_plan().refused().iter().for_each(|_| self.recorder.reject());
+        for at in 0..self.scheduler.last_plan().refused().len() {
+            self.reject(self.scheduler.last_plan().refused()[at].id);
+        }
         if idle {
             return self.idle();
         }
-        if evicts && self.gated && self.next_arrival_ns(start_ns).is_none() {
+        if evicts && self.gated && self.clients.next_ns(start_ns).is_none() {
             // Paused requests that hold the memory others need could wait for company for ever.
             self.drain();
         }
+        self.transfers.follow(&self.scheduler, &self.ends, start_ns);
         self.recorder.iteration(&self.scheduler, start_ns, self.now_ns);
         self.finished.clear();
         self.follow_joins();
-        self.collect_finished();
-        if !self.finished.is_empty() {
-            self.freed_ns = self.now_ns;
+        if self.drafts.any() {
+            self.verify_drafts();
+        } else {
+            self.ends.collect(self.scheduler.view(), &mut self.finished);
         }
+        self.clients.finished(&self.finished, self.now_ns);
         self.recorder.finish_requests(&self.finished, self.now_ns);
         let ns = self.now_ns - start_ns;
-        let step = (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None });
-        self.scheduler.complete(&Completed { finished: &self.finished, step, ..Completed::default() }).unwrap();
+        self.scheduler.complete(&Completed {
+            finished: &self.finished,
+            progress: self.drafts.progress(),
+            hits: self.transfers.lost(),
+            step: (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None }),
+            ..Completed::default()
+        })?;
+        self.recorder.moved(&self.scheduler, self.drafts.progress());
         Ok(true)
+    }
+
+    /// When the last plan, made at `start_ns`, has been computed.
+    fn ends_at(&mut self, start_ns: u64) -> Result<u64, SimError> {
+        let plan = self.scheduler.last_plan();
+        if plan.is_empty() {
+            return Ok(start_ns);
+        }
+        let mut duration = if self.drafts.any() {
+            self.setup.law.nanos(&self.drafts.computed(plan.shape()))
+        } else {
+            self.setup.law.nanos(plan.shape())
+        };
+        let jitter = self.setup.steps.jitter;
+        if jitter > 0.0 {
+            let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
+            duration = ((duration as f64 * factor) as u64).max(1);
+        }
+        let duration = duration.saturating_add(self.setup.overhead_ns);
+        let end_ns = start_ns.saturating_add(duration);
+        if end_ns > LATEST_NS {
+            let rule = format!("ends after {LATEST_NS} ns of virtual time");
+            return Err(Error::invalid("iteration_time", format!("{duration} ns"), rule).into());
+        }
+        Ok(end_ns)
     }
 
     /// Notes when the requests that joined a lane in this iteration will finish.
     fn follow_joins(&mut self) {
         let plan = self.scheduler.last_plan();
         let prefilled = plan.chunks().iter().filter(|chunk| chunk.last).map(|chunk| chunk.slot);
-        let unparked = plan.unparked().iter().map(|&(slot, _)| slot);
+        // Those that decode in this iteration verify drafts in it.
+        let unparked = plan.unparked().iter().map(|&(slot, _)| slot).filter(|_| !self.drafts.any());
         for slot in prefilled.chain(unparked) {
             let view = self.scheduler.view();
-            let (request, stage) = (view.request(slot), view.stage(slot));
-            let left = self.iterations(request.id) - stage;
+            let (id, stage) = (view.request(slot).id, view.stage(slot));
+            let left = self.iterations(id) - stage;
             if left == 0 {
-                self.finished.push(request.id);
-            } else {
-                let (lane, id) = (usize::from(request.lane), request.id);
-                let due = view.lanes()[lane].tick() + i64::from(left);
-                self.calendars[lane].push(Reverse((due, id as u32, self.stamps[id as usize])));
+                self.finished.push(id);
+            } else if !self.drafts.any() {
+                self.ends.joins(view, slot, left);
             }
         }
     }
 
-    fn collect_finished(&mut self) {
-        for (lane, calendar) in self.calendars.iter_mut().enumerate() {
-            let tick = self.scheduler.view().lanes()[lane].tick();
-            while let Some(&Reverse((_, id, stamp))) = calendar.peek().filter(|entry| entry.0.0 <= tick) {
-                calendar.pop();
-                if self.stamps[id as usize] == stamp {
-                    self.finished.push(u64::from(id));
-                }
-            }
-        }
+    /// With drafts no request ends at a step that is known before.
+    fn verify_drafts(&mut self) {
+        let (convention, arrivals) = (self.setup.config.convention, self.requests.arrivals);
+        let iterations = |id: u64| convention.last_stage(arrivals[id as usize].output) + 1;
+        let accepted = self.drafts.verify(&self.scheduler, iterations, &mut self.finished);
+        let drafted = self.drafts.verified(self.scheduler.last_plan().decodes());
+        self.recorder.drafts(drafted, accepted);
     }
 
     /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
     fn idle(&mut self) -> Result<bool, SimError> {
         let plan = self.scheduler.last_plan();
         let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
-        if let Some(next) = self.next_arrival_ns(self.now_ns).into_iter().chain(wake).min() {
+        let events = [self.clients.next_ns(self.now_ns), self.transfers.next_ns(), wake];
+        if let Some(next) = events.into_iter().flatten().min() {
             self.now_ns = next;
             return Ok(true);
         }
@@ -315,12 +331,7 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    /// The next arrival to come by itself after a plan at `after_ns`: one that the client holds back is no event of its own.
-    fn next_arrival_ns(&self, after_ns: u64) -> Option<u64> {
-        self.arrivals.get(self.next).map(|arrival| arrival.at_ns).filter(|&ns| ns > after_ns)
-    }
-
-    /// No more arrivals will come: the gates open.
+    /// No request is known to come: the gates open.
     fn drain(&mut self) {
         if !self.scheduler.view().draining() {
             self.recorder.drain(self.now_ns);
@@ -335,30 +346,18 @@ mod tests {
     use wait_core::model::IterationTime;
 
     use super::*;
-    use crate::setup::StepTimes;
 
     #[test]
     fn a_policy_that_never_runs_anything_again_is_reported() {
         let config = Config { kv_blocks: 10, ..Config::default() };
         let law = IterationTime::linear(0.5, 0.0).expect("a law");
         let lengths = Lengths::Known;
-        let setup = Setup {
-            config,
-            law,
-            lengths,
-            typed: false,
-            max_tokens: None,
-            max_concurrency: None,
-            hints: Vec::new(),
-            overhead_ns: 0,
-            learned: None,
-            steps: StepTimes::default(),
-        };
+        let setup = Setup { lengths, ..Setup::new(config, law) };
         let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
-        let mut engine = Engine::new(&setup, &arrivals).unwrap();
-        engine.admit_arrivals().unwrap();
+        let mut engine = Engine::new(&setup, (&arrivals).into()).unwrap();
+        engine.send_requests().unwrap();
         assert_eq!(engine.step(), Ok(true));
-        engine.admit_arrivals().unwrap();
+        engine.send_requests().unwrap();
         // A paused engine stands for a policy that holds everything for ever.
         engine.scheduler.set_paused(true);
         assert_eq!(engine.step(), Ok(true), "the gates open first");

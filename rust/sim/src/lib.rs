@@ -4,19 +4,34 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod clients;
+mod conversations;
 pub mod dataset;
+mod ends;
 mod engine;
+mod error;
+mod pools;
+mod prefixes;
 mod probe;
 mod record;
 mod report;
+mod requests;
 mod rng;
 mod setup;
+mod speculation;
+mod transfer;
 
 pub use batch::{Batch, Outcome, batch};
-pub use dataset::{Arrival, Dataset};
-pub use engine::{SimError, run};
+pub use conversations::Conversations;
+pub use dataset::{Dataset, Sampled};
+pub use engine::run;
+pub use error::SimError;
+pub use pools::{Pools, pools};
+pub use prefixes::Prefixes;
 pub use probe::{Probes, probe};
 pub use record::{NEVER_NS, Run, Sample};
 pub use report::{Slo, Spread, Summary};
+pub use requests::{Arrival, Follow, Requests};
 pub use rng::Stream;
 pub use setup::{Hint, Lengths, Setup, StepTimes};
+pub use transfer::Transfer;

@@ -5,8 +5,9 @@
 
 use wait_core::{HoldReason, Phase, Slot};
 
-use crate::dataset::Arrival;
-use crate::engine::{Engine, SimError, check};
+use crate::engine::{Engine, with_engine};
+use crate::error::SimError;
+use crate::requests::Requests;
 use crate::setup::Setup;
 
 /// Forecasts and the truth beside them, by column. The last five have one entry for each probe and horizon, all horizons
@@ -33,24 +34,24 @@ pub struct Probes {
     pub peak: Vec<u64>,
 }
 
-/// Runs all arrivals (ascending in time) to their end, with a probe every so many iterations in which anybody is
-/// resident. There are none where the policy forecasts nothing.
+/// Runs all requests to their end, with a probe every so many iterations in which anybody is resident. There are none where
+/// the policy forecasts nothing.
 ///
 /// # Errors
 /// [`SimError`], as for `run`.
-pub fn probe(setup: &Setup, arrivals: &[Arrival], every: u64) -> Result<Probes, SimError> {
-    check(arrivals)?;
-    let mut engine = Engine::new(setup, arrivals)?;
-    let mut probes = Probes::default();
-    loop {
-        engine.admit_arrivals()?;
-        if !engine.step()? {
-            return Ok(probes);
+pub fn probe<'a>(setup: &Setup, requests: impl Into<Requests<'a>>, every: u64) -> Result<Probes, SimError> {
+    with_engine(setup, requests.into(), |mut engine| {
+        let mut probes = Probes::default();
+        loop {
+            engine.send_requests()?;
+            if !engine.step()? {
+                return Ok(probes);
+            }
+            if engine.scheduler.stats().iterations % every.max(1) == 0 && engine.scheduler.view().residents() > 0 {
+                probes.take(&mut engine);
+            }
         }
-        if engine.scheduler.stats().iterations % every.max(1) == 0 && engine.scheduler.view().residents() > 0 {
-            probes.take(&mut engine);
-        }
-    }
+    })
 }
 
 impl Probes {

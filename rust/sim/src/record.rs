@@ -2,23 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 use wait_core::policy::LearnedLaw;
-use wait_core::{HoldReason, Scheduler, Stats};
+use wait_core::{HoldReason, Origin, Scheduler, Stats};
 
-use crate::dataset::Arrival;
+use crate::requests::Arrival;
 
 /// Time of an event that has not happened.
 pub const NEVER_NS: u64 = u64::MAX;
 
-/// Everything recorded of one run; one entry a request in the columns, in the order of arrival.
+/// Everything recorded of one run; one entry a request in the columns, in the order in which they were offered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// When the client sent each request, ns.
+    /// When the client sent each request, ns; `NEVER_NS` where it followed one that was refused, or a run ended before.
     pub arrival_ns: Vec<u64>,
     /// How long the core expected each to wait for its admission, ns.
     pub predicted_wait_ns: Vec<u64>,
-    /// Prompt lengths, tokens.
+    /// Prompt lengths, tokens; shorter than offered where they hold outputs that `max_tokens` has cut.
     pub prompt: Vec<u32>,
-    /// Output lengths, tokens.
+    /// Output lengths, tokens; at most `max_tokens`.
     pub output: Vec<u32>,
     /// Start of the iteration that admitted it first, ns; `NEVER_NS` where the request was refused.
     pub admitted_ns: Vec<u64>,
@@ -34,7 +34,9 @@ pub struct Run {
     pub series: Vec<Sample>,
     /// Requests completed.
     pub completed: usize,
-    /// Requests refused: they could never fit, or not in time.
+    /// Those of them whose output `max_tokens` has cut: they finished by length.
+    pub finished_by_length: usize,
+    /// Requests refused, since they could never fit, or not in time; and those that were to follow them.
     pub failed: usize,
     /// Most KV blocks in use after an iteration.
     pub peak_blocks: u32,
@@ -46,10 +48,22 @@ pub struct Run {
     pub drained_ns: u64,
     /// Iterations that computed something.
     pub iterations: u64,
-    /// Tokens computed by decodes: one for each running request and iteration.
+    /// Tokens that decodes yielded: one for each running request and iteration, and the accepted drafts.
     pub decode_tokens: u64,
     /// Tokens computed by prefills, recomputation included.
     pub prefill_tokens: u64,
+    /// Prompt tokens of the admitted, each counted at its first admission.
+    pub prompt_tokens: u64,
+    /// Those of them that were not computed, since the cache held them or they came from elsewhere.
+    pub cached_tokens: u64,
+    /// KV tokens lost to evictions that the cache still held when the request was admitted again.
+    pub restored_tokens: u64,
+    /// Drafts verified.
+    pub draft_tokens: u64,
+    /// Drafts accepted.
+    pub accepted_tokens: u64,
+    /// Iterations that computed so many tokens, drafts left out; by the number of tokens, 0 to the most.
+    pub step_tokens: Vec<u64>,
     /// The core's counters.
     pub stats: Stats,
     /// What the policy has learned of the traffic and the GPU.
@@ -75,6 +89,28 @@ impl Run {
     /// Plans that held a queue, by reason.
     pub fn holds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         HoldReason::ALL.iter().map(|reason| (reason.name(), self.stats.holds[*reason as usize]))
+    }
+
+    /// KV tokens that were lost to evictions, but for those that the cache still held.
+    pub fn recomputed_tokens(&self) -> u64 {
+        self.stats.recomputed_tokens.saturating_sub(self.restored_tokens)
+    }
+
+    /// Tokens that an iteration computed: mean, median and 99th percentile, the latter the least that the share does not
+    /// exceed; NaN without iterations.
+    pub fn tokens_per_step(&self) -> [f64; 3] {
+        let counted = || self.step_tokens.iter().enumerate().map(|(tokens, &steps)| (tokens as f64, steps as f64));
+        let steps: f64 = counted().map(|(_, steps)| steps).sum();
+        let mean = counted().map(|(tokens, steps)| tokens * steps).sum::<f64>() / steps;
+        let percentile = |share: f64| {
+            let mut below = 0.0;
+            let found = counted().find(|&(_, steps_here)| {
+                below += steps_here;
+                below > 0.0 && below >= share * steps
+            });
+            found.map_or(f64::NAN, |(tokens, _)| tokens)
+        };
+        [mean, percentile(0.5), percentile(0.99)]
     }
 }
 
@@ -108,6 +144,8 @@ impl<'a> Recorder<'a> {
     pub(crate) fn new(arrivals: &'a [Arrival], lanes: usize, kv_blocks: u32) -> Self {
         let n = arrivals.len();
         let run = Run {
+            arrival_ns: vec![NEVER_NS; n],
+            predicted_wait_ns: vec![0; n],
             admitted_ns: vec![NEVER_NS; n],
             first_token_ns: vec![NEVER_NS; n],
             finished_ns: vec![NEVER_NS; n],
@@ -124,13 +162,13 @@ impl<'a> Recorder<'a> {
         self.run.completed
     }
 
-    pub(crate) fn send(&mut self, at_ns: u64, predicted_wait_ns: u64) {
-        self.run.arrival_ns.push(at_ns);
-        self.run.predicted_wait_ns.push(predicted_wait_ns);
+    pub(crate) fn send(&mut self, id: u64, at_ns: u64, predicted_wait_ns: u64) {
+        self.run.arrival_ns[id as usize] = at_ns;
+        self.run.predicted_wait_ns[id as usize] = predicted_wait_ns;
     }
 
-    pub(crate) fn reject(&mut self) {
-        self.run.failed += 1;
+    pub(crate) fn reject(&mut self, requests: usize) {
+        self.run.failed += requests;
     }
 
     pub(crate) fn drain(&mut self, now_ns: u64) {
@@ -167,8 +205,14 @@ impl<'a> Recorder<'a> {
         for chunk in plan.chunks() {
             let id = chunk.id as usize;
             self.run.prefill_tokens += u64::from(chunk.tokens);
-            if chunk.start == 0 {
-                self.run.admitted_ns[id] = self.run.admitted_ns[id].min(start_ns);
+            match chunk.origin {
+                Origin::Resident => {}
+                Origin::Admitted => {
+                    self.run.admitted_ns[id] = start_ns;
+                    self.run.prompt_tokens += u64::from(self.arrivals[id].prompt);
+                    self.run.cached_tokens += u64::from(chunk.start);
+                }
+                Origin::Resumed => self.run.restored_tokens += u64::from(chunk.start),
             }
             if chunk.last {
                 let request = view.request(chunk.slot);
@@ -200,7 +244,35 @@ impl<'a> Recorder<'a> {
         }
         self.run.decode_tokens += u64::from(plan.decodes());
         self.run.iterations += u64::from(!plan.is_empty());
+        self.count_tokens(plan.tokens() as usize);
         self.sample(scheduler, end_ns);
+    }
+
+    fn count_tokens(&mut self, tokens: usize) {
+        if tokens >= self.run.step_tokens.len() {
+            self.run.step_tokens.resize(tokens + 1, 0);
+        }
+        self.run.step_tokens[tokens] += u64::from(tokens > 0);
+    }
+
+    /// Writes down how many drafts the decodes of an iteration verified, and how many were accepted.
+    pub(crate) fn drafts(&mut self, verified: u64, accepted: u64) {
+        self.run.draft_tokens += verified;
+        self.run.accepted_tokens += accepted;
+        self.run.decode_tokens += accepted;
+    }
+
+    /// Requests whose progress was corrected may be in another lane now.
+    pub(crate) fn moved(&mut self, scheduler: &Scheduler, progress: &[(u64, u32)]) {
+        for &(id, _) in progress {
+            let Some(slot) = scheduler.view().slot(id) else { continue };
+            let (id, lane) = (id as u32, scheduler.view().request(slot).lane);
+            if self.lane_of[id as usize] != lane {
+                self.out_of_lane(id);
+                self.lane_of[id as usize] = lane;
+                self.lanes[usize::from(lane)].newcomers.push((self.last_token_ns[id as usize], id));
+            }
+        }
     }
 
     fn sample(&mut self, scheduler: &Scheduler, at_ns: u64) {
@@ -235,7 +307,11 @@ impl<'a> Recorder<'a> {
         self.run.completed += finished.len();
     }
 
-    pub(crate) fn finish(mut self, scheduler: &Scheduler) -> Run {
+    pub(crate) fn finish(mut self, scheduler: &Scheduler, offered: &[Arrival]) -> Run {
+        let finished = self.run.finished_ns.iter().map(|&ns| ns != NEVER_NS);
+        let outputs = self.arrivals.iter().zip(offered);
+        let cut = finished.zip(outputs).filter(|&(done, (real, offered))| done && real.output < offered.output);
+        self.run.finished_by_length = cut.count();
         self.run.stats = *scheduler.stats();
         self.run.learned = scheduler.learned();
         self.run.learned_law = scheduler.learned_law();

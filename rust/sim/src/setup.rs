@@ -3,6 +3,8 @@
 use wait_core::model::IterationTime;
 use wait_core::{Config, LengthHint};
 
+use crate::transfer::Transfer;
+
 /// Whether policies may see output lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lengths {
@@ -31,7 +33,7 @@ pub struct StepTimes {
     /// Each iteration takes e^(s·Z − s²/2) times what the law says: lognormal noise of mean 1, Z standard normal,
     /// independent of everything else. This is s, about the relative standard deviation, in [0, 1].
     pub jitter: f64,
-    /// Seed of the noise.
+    /// Seed of the noise, and of which drafts are accepted.
     pub seed: u64,
     /// The host reports how long each took, from which policies may learn the law.
     pub reported: bool,
@@ -60,4 +62,29 @@ pub struct Setup {
     pub learned: Option<serde_json::Value>,
     /// Noise and reports of the iterations' durations.
     pub steps: StepTimes,
+    /// Speculative decoding: the probability that the first draft of a decode is accepted, that the first two are, and so
+    /// on; none rises (vLLM's acceptance rate by position). Empty without drafts.
+    pub acceptance: Vec<f64>,
+    /// The KV of all prompts but their last token is computed elsewhere, and comes so.
+    pub transfer: Option<Transfer>,
+}
+
+impl Setup {
+    /// Lengths are hidden, nothing else is told, and nothing disturbs the law.
+    pub fn new(config: Config, law: IterationTime) -> Self {
+        Self {
+            config,
+            law,
+            lengths: Lengths::Hidden,
+            typed: false,
+            max_tokens: None,
+            max_concurrency: None,
+            hints: Vec::new(),
+            overhead_ns: 0,
+            learned: None,
+            steps: StepTimes::default(),
+            acceptance: Vec::new(),
+            transfer: None,
+        }
+    }
 }

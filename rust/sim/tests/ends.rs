@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::config::Preemption;
 use wait_core::model::IterationTime;
-use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
+use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, Transfer};
 
 fn policies() -> Vec<Value> {
     let types = json!([{"prompt": 6, "output": 4, "rate": 2.0}, {"prompt": 20, "output": 12, "rate": 1.0}]);
@@ -49,10 +49,16 @@ proptest! {
         policy in 0..policies().len(),
         (blocks, block_size, seats, more) in (3..24u32, prop_oneof![Just(1), Just(4), Just(16)], 1..9u32, 0..40u32),
         (restart, hidden, paper) in (any::<bool>(), any::<bool>(), any::<bool>()),
+        drafts in prop::option::weighted(0.3, prop::collection::vec(0.0..1.0, 1..4)),
+        transfer_ms in prop::option::weighted(0.3, 0..4u32),
         max_concurrency in prop::option::weighted(0.2, 1..6usize),
         rows in prop::collection::vec((prop_oneof![0..3_000_000u64, Just(0)], 1..30u32, 1..20u32, 0..2u16), 1..50),
     ) {
+        let foreseen = drafts.is_none() && transfer_ms.is_none();
+        let mut acceptance = drafts.unwrap_or_default();
+        acceptance.sort_unstable_by(|a: &f64, b| b.total_cmp(a));
         let mut settings = json!({
+            "num_lookahead_tokens": acceptance.len(),
             "kv_blocks": blocks,
             "block_size": block_size,
             "max_num_seqs": seats,
@@ -61,17 +67,14 @@ proptest! {
             "convention": if paper { "paper" } else { "vllm" },
         });
         settings.as_object_mut().unwrap().extend(policies()[policy].as_object().unwrap().clone());
+        let config = Config::from_map(settings.as_object().unwrap().clone()).unwrap();
         let setup = Setup {
-            config: Config::from_map(settings.as_object().unwrap().clone()).unwrap(),
-            law: IterationTime::linear(1e-3, 1e-6).unwrap(),
             lengths: if hidden { Lengths::Hidden } else { Lengths::Known },
-            typed: false,
-            max_tokens: None,
             max_concurrency,
-            hints: Vec::new(),
-            overhead_ns: 0,
-            learned: None,
-            steps: StepTimes::default(),
+            acceptance: acceptance.clone(),
+            // WAIT and Nested WAIT take an iteration that computes nothing for one in which nothing was admitted.
+            transfer: transfer_ms.filter(|_| !policies()[policy]["policy"].as_str().unwrap().ends_with("wait")).map(|ms| Transfer { latency_s: f64::from(ms) * 1e-3, ..Transfer::INSTANT }),
+            ..Setup::new(config, IterationTime::linear(1e-3, 1e-6).unwrap())
         };
         let mut at_ns = 0;
         let arrival = |&(gap, prompt, output, label): &(u64, u32, u32, u16)| {
@@ -84,7 +87,9 @@ proptest! {
         let iterations = |arrival: &Arrival| arrival.output + u32::from(paper);
         let mut gaps = 0;
         for (i, arrival) in arrivals.iter().enumerate() {
-            let fits = arrival.prompt + iterations(arrival) <= blocks * block_size;
+            let tokens = arrival.prompt + iterations(arrival);
+            let slots = tokens - 1 + setup.config.num_lookahead_tokens;
+            let fits = tokens.max(slots) <= blocks * block_size;
             prop_assert_eq!(run.finished_ns[i] < NEVER_NS, fits);
             if fits {
                 let times = [run.arrival_ns[i], run.admitted_ns[i], run.first_token_ns[i], run.finished_ns[i]];
@@ -94,14 +99,14 @@ proptest! {
         }
         if setup.config.preemption == Preemption::Recompute {
             let counted: u64 = run.gaps.iter().map(|&(_, times)| u64::from(times)).sum();
-            prop_assert_eq!(counted, gaps, "a gap for every token but the first");
+            prop_assert_eq!(counted + run.accepted_tokens, gaps, "a gap for every token that comes after another");
             let total: u64 = run.gaps.iter().map(|&(gap, times)| gap * u64::from(times)).sum();
             let done = (0..arrivals.len()).filter(|&i| run.finished_ns[i] < NEVER_NS);
             let spans: u64 = done.map(|i| run.finished_ns[i] - run.first_token_ns[i]).sum();
             prop_assert_eq!(total, spans, "gaps fill the time from first to last token");
         }
         prop_assert!(run.peak_blocks <= blocks);
-        if setup.config.policy == wait_core::config::PolicyName::Clairvoyant && !hidden {
+        if setup.config.policy == wait_core::config::PolicyName::Clairvoyant && !hidden && foreseen {
             prop_assert_eq!(run.stats.preemptions, 0, "who knows the lengths never evicts");
         }
         prop_assert_eq!(&run, &simulate(&setup, &arrivals));

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use wait_core::Config;
 use wait_core::config::{Order, PolicyName, Preemption};
 use wait_core::model::{IterationTime, RequestType, StageConvention};
-use wait_sim::{Arrival, Lengths, Run, Setup, StepTimes};
+use wait_sim::{Arrival, Lengths, Run, Setup};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -77,16 +77,10 @@ fn run(case: &Case, policy: PolicyName, lengths: Lengths, change: impl FnOnce(&m
     let mut config = Config { policy, ..case.config.clone() };
     change(&mut config);
     let setup = Setup {
-        config,
-        law: IterationTime::linear(0.01, 1e-4).unwrap(),
         lengths,
         typed: true,
         max_tokens: Some(case.max_tokens),
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
+        ..Setup::new(config, IterationTime::linear(0.01, 1e-4).unwrap())
     };
     // Sixty small requests take far fewer iterations, unless some evict each other for ever.
     let mut calls = 0;

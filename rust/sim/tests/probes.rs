@@ -5,25 +5,14 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use wait_core::Config;
 use wait_core::model::IterationTime;
-use wait_sim::{Arrival, Lengths, Setup, StepTimes};
+use wait_sim::{Arrival, Setup};
 
 fn setup(policy: &str, kv_blocks: u32) -> Setup {
     let serde_json::Value::Object(settings) = json!({"policy": policy, "kv_blocks": kv_blocks, "block_size": 16})
     else {
         unreachable!()
     };
-    Setup {
-        config: Config::from_map(settings).unwrap(),
-        law: IterationTime::linear(0.01, 1e-6).unwrap(),
-        lengths: Lengths::Hidden,
-        typed: false,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
-    }
+    Setup::new(Config::from_map(settings).unwrap(), IterationTime::linear(0.01, 1e-6).unwrap())
 }
 
 fn arrivals() -> Vec<Arrival> {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::model::IterationTime;
-use wait_sim::{Arrival, Lengths, NEVER_NS, Run, Setup, StepTimes};
+use wait_sim::{Arrival, Follow, Lengths, NEVER_NS, Requests, Run, Setup};
 
 #[path = "../../core/tests/oracle/mod.rs"]
 mod oracle;
@@ -26,6 +26,7 @@ struct Book {
     finished_ns: Vec<u64>,
     preemptions: Vec<u32>,
     failed: usize,
+    by_length: usize,
     iterations: u64,
     decode_tokens: u64,
     prefill_tokens: u64,
@@ -33,10 +34,48 @@ struct Book {
     drained_ns: u64,
 }
 
+/// Requests, whom each follows, and where outputs end.
+#[derive(Clone, Debug)]
+struct Offer {
+    arrivals: Vec<Arrival>,
+    follows: Vec<Option<Follow>>,
+    max_tokens: Option<u32>,
+}
+
+impl Offer {
+    fn requests(&self) -> Requests<'_> {
+        Requests { arrivals: &self.arrivals, follows: &self.follows, ..Requests::default() }
+    }
+
+    fn output(&self, id: usize) -> u32 {
+        self.arrivals[id].output.min(self.max_tokens.unwrap_or(u32::MAX))
+    }
+
+    /// All that was said before, and what is new.
+    fn prompt(&self, id: usize) -> u32 {
+        self.follows[id].map_or(self.arrivals[id].prompt, |Follow { after, .. }| {
+            let before = after as usize;
+            let new = self.arrivals[id].prompt - self.arrivals[before].prompt - self.arrivals[before].output;
+            self.prompt(before) + self.output(before) + new
+        })
+    }
+
+    /// Those that follow `id`, and those that follow these.
+    fn after(&self, id: usize) -> usize {
+        let mut all = vec![id];
+        for (next, follow) in self.follows.iter().enumerate() {
+            if follow.is_some_and(|follow| all.contains(&(follow.after as usize))) {
+                all.push(next);
+            }
+        }
+        all.len() - 1
+    }
+}
+
 /// `extra` is 1 where a request takes an iteration more than it has output tokens (the paper's convention); `gated`
 /// engines drain when they evict after the last arrival.
-fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u32, gated: bool) -> Book {
-    let n = arrivals.len();
+fn walk(engine: &mut impl Engine, sizes: &Sizes, offer: &Offer, extra: u32, gated: bool) -> Book {
+    let n = offer.arrivals.len();
     let mut book = Book {
         admitted_ns: vec![NEVER_NS; n],
         tokens_ns: vec![Vec::new(); n],
@@ -45,22 +84,25 @@ fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u3
         drained_ns: NEVER_NS,
         ..Book::default()
     };
-    let (mut now_ns, mut next) = (arrivals[0].at_ns, 0);
+    // Times at which requests are sent, as far as they are known.
+    let mut sends: Vec<(u64, usize)> =
+        (0..n).filter(|&id| offer.follows[id].is_none()).map(|id| (offer.arrivals[id].at_ns, id)).collect();
+    let mut now_ns = offer.arrivals[0].at_ns;
     loop {
-        while next < n && arrivals[next].at_ns <= now_ns {
-            let Arrival { at_ns: arrival_ns, prompt, output, label } = arrivals[next];
-            let output = output + extra;
+        sends.sort_unstable();
+        while sends.first().is_some_and(|&(at_ns, _)| at_ns <= now_ns) {
+            let (arrival_ns, id) = sends.remove(0);
+            let (prompt, output) = (offer.prompt(id), offer.output(id) + extra);
             if prompt + output > sizes.blocks * sizes.block_size {
-                book.failed += 1;
+                book.failed += 1 + offer.after(id);
             } else {
-                let kind = usize::from(label);
-                engine.add(Request { id: next as u64, kind, arrival_ns, prompt, output, ..Request::default() });
+                let kind = usize::from(offer.arrivals[id].label);
+                engine.add(Request { id: id as u64, kind, arrival_ns, prompt, output, ..Request::default() });
             }
-            next += 1;
         }
         let step = engine.step(now_ns);
         if step.tokens() == 0 && step.preempted.is_empty() {
-            let arrival = arrivals.get(next).map(|arrival| arrival.at_ns);
+            let arrival = sends.first().map(|&(at_ns, _)| at_ns);
             let events = arrival.into_iter().chain(engine.wake_ns().filter(|&wake| wake > now_ns));
             if let Some(event) = events.min() {
                 now_ns = event;
@@ -77,7 +119,7 @@ fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u3
             let at = &mut book.admitted_ns[id as usize];
             *at = now_ns.min(*at);
         }
-        let last = arrivals.get(next).is_none_or(|arrival| arrival.at_ns <= now_ns);
+        let last = sends.is_empty();
         if step.tokens() > 0 {
             now_ns += D0_NS + D1_NS * step.kv() + OVERHEAD_NS;
             book.iterations += 1;
@@ -97,6 +139,12 @@ fn walk(engine: &mut impl Engine, sizes: &Sizes, arrivals: &[Arrival], extra: u3
         }
         for &id in &step.finished {
             book.finished_ns[id as usize] = now_ns;
+            book.by_length += usize::from(offer.arrivals[id as usize].output > offer.output(id as usize));
+            for (next, follow) in offer.follows.iter().enumerate() {
+                if let Some(Follow { think_ns, .. }) = follow.filter(|follow| u64::from(follow.after) == id) {
+                    sends.push((offer.arrivals[next].at_ns.max(now_ns + think_ns), next));
+                }
+            }
         }
     }
 }
@@ -115,6 +163,7 @@ fn compare(run: &Run, book: &Book) {
     expected.sort_unstable();
     assert_eq!(gaps, expected, "gaps between tokens");
     assert_eq!((run.failed, run.completed), (book.failed, run.prompt.len() - book.failed));
+    assert_eq!(run.finished_by_length, book.by_length);
     assert_eq!(
         (run.iterations, run.decode_tokens, run.prefill_tokens, run.peak_blocks, run.drained_ns),
         (book.iterations, book.decode_tokens, book.prefill_tokens, book.peak_blocks, book.drained_ns)
@@ -134,21 +183,23 @@ fn setup(sizes: &Sizes, policy: &Value, lengths: Lengths) -> Setup {
     });
     settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
     Setup {
-        config: Config::from_map(settings.as_object().unwrap().clone()).unwrap(),
-        law: IterationTime::linear(D0_NS as f64 * 1e-9, D1_NS as f64 * 1e-9).unwrap(),
         lengths,
         typed: true,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
         overhead_ns: OVERHEAD_NS,
-        learned: None,
-        steps: StepTimes::default(),
+        ..Setup::new(
+            Config::from_map(settings.as_object().unwrap().clone()).unwrap(),
+            IterationTime::linear(D0_NS as f64 * 1e-9, D1_NS as f64 * 1e-9).unwrap(),
+        )
     }
 }
 
-fn simulate(setup: &Setup, arrivals: &[Arrival]) -> Run {
-    wait_sim::run(setup, arrivals, |_| ControlFlow::Continue(())).unwrap()
+fn simulate(setup: &Setup, offer: &Offer) -> Run {
+    let setup = Setup { max_tokens: offer.max_tokens, ..setup.clone() };
+    let run = wait_sim::run(&setup, offer.requests(), |_| ControlFlow::Continue(())).unwrap();
+    for id in 0..offer.arrivals.len() {
+        assert_eq!((run.prompt[id], run.output[id]), (offer.prompt(id), offer.output(id)));
+    }
+    run
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {
@@ -163,16 +214,25 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     )
 }
 
-/// Bursts, gaps within an iteration, and long silences.
-fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+/// Bursts, gaps within an iteration, and long silences; alone, and in conversations that may branch.
+fn offers() -> impl Strategy<Value = Offer> {
     let gap = prop_oneof![3 => Just(0), 3 => 0..3_000_000u64, 1 => 0..100_000_000u64];
-    prop::collection::vec((gap, 1..30u32, 1..20u32, 0..2u16), 1..60).prop_map(|rows| {
+    let after = prop_oneof![2 => Just(None), 1 => (0..4usize, gap.clone()).prop_map(Some)];
+    let rows = prop::collection::vec((gap, 1..30u32, 1..20u32, 0..2u16, after), 1..60);
+    (rows, any::<bool>(), prop::option::of(1..20u32)).prop_map(|(rows, closed, max_tokens)| {
+        let mut offer = Offer { arrivals: Vec::new(), follows: Vec::new(), max_tokens };
         let mut at_ns = 12_345;
-        let arrival = |(gap, prompt, output, label)| {
+        for (id, (gap, new, output, label, after)) in rows.into_iter().enumerate() {
             at_ns += gap;
-            Arrival { at_ns, prompt, output, label }
-        };
-        rows.into_iter().map(arrival).collect()
+            let after = after.filter(|&(back, _)| closed && back < id);
+            let follow = after.map(|(back, think_ns)| Follow { after: (id - 1 - back) as u32, think_ns });
+            let held = follow.map_or(0, |Follow { after, .. }| {
+                offer.arrivals[after as usize].prompt + offer.arrivals[after as usize].output
+            });
+            offer.arrivals.push(Arrival { at_ns, prompt: held + new, output, label });
+            offer.follows.push(follow);
+        }
+        offer
     })
 }
 
@@ -185,7 +245,7 @@ proptest! {
         watermark in 0..4u32,
         hidden in any::<bool>(),
         paper in any::<bool>(),
-        arrivals in arrivals(),
+        offer in offers(),
     ) {
         let watermark = f64::from(watermark) * 0.1;
         let policy = json!({
@@ -194,8 +254,8 @@ proptest! {
             "convention": if paper { "paper" } else { "vllm" },
         });
         let setup = setup(&sizes, &policy, if hidden { Lengths::Hidden } else { Lengths::Known });
-        let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
-        compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, u32::from(paper), false));
+        let mut engine = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32, None);
+        compare(&simulate(&setup, &offer), &walk(&mut engine, &sizes, &offer, u32::from(paper), false));
     }
 
     #[test]
@@ -205,7 +265,7 @@ proptest! {
         open in any::<bool>(),
         hold_ms in prop_oneof![Just(None), (0..20u64).prop_map(Some)],
         hidden in any::<bool>(),
-        arrivals in arrivals(),
+        offer in offers(),
     ) {
         let types = json!([{"prompt": 8, "output": 5, "rate": 1.0}, {"prompt": 20, "output": 16, "rate": 1.0}]);
         let mut policy = json!({"policy": "wait", "types": types, "thresholds": thresholds, "work_conserving": open});
@@ -216,6 +276,6 @@ proptest! {
         let kinds = [(thresholds[0], 5), (thresholds[1], 16)];
         let hold_ns = hold_ms.map(|ms| (ms as f64 * 1e-3 * 1e9) as u64);
         let mut engine = Wait::new(sizes, &kinds, open, hold_ns);
-        compare(&simulate(&setup, &arrivals), &walk(&mut engine, &sizes, &arrivals, 0, true));
+        compare(&simulate(&setup, &offer), &walk(&mut engine, &sizes, &offer, 0, true));
     }
 }

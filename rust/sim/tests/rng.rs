@@ -95,7 +95,7 @@ fn a_sample_is_pinned() {
                 {"name": "b", "weight": 2.0, "prompt": {"kind": "constant", "value": 7}, "output": {"kind": "constant", "value": 9}}]}]}"#,
     )
     .unwrap();
-    let rows = dataset.sample(4, 10.0, 7).unwrap();
+    let rows = dataset.sample(4, 10.0, 7).unwrap().arrivals;
     let row = |at_ns, prompt, output, label| Arrival { at_ns, prompt, output, label };
     let expected =
         [row(61_692_809, 7, 9, 1), row(107_901_720, 149, 2, 0), row(410_336_804, 7, 9, 1), row(531_881_802, 133, 5, 0)];

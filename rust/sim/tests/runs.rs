@@ -5,21 +5,13 @@ use std::ops::ControlFlow;
 use serde_json::json;
 use wait_core::model::IterationTime;
 use wait_core::{Config, Error};
-use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, StepTimes, Summary};
+use wait_sim::{Arrival, Dataset, Lengths, NEVER_NS, Run, Setup, SimError, Slo, Summary};
 
 fn setup(settings: serde_json::Value) -> Setup {
     let serde_json::Value::Object(settings) = settings else { panic!("a map of settings") };
     Setup {
-        config: Config::from_map(settings).unwrap(),
-        law: IterationTime::linear(0.01, 1e-6).unwrap(),
         lengths: Lengths::Known,
-        typed: false,
-        max_tokens: None,
-        max_concurrency: None,
-        hints: Vec::new(),
-        overhead_ns: 0,
-        learned: None,
-        steps: StepTimes::default(),
+        ..Setup::new(Config::from_map(settings).unwrap(), IterationTime::linear(0.01, 1e-6).unwrap())
     }
 }
 
@@ -64,7 +56,7 @@ fn refusal(setup: &Setup, arrivals: &[Arrival]) -> String {
 
 #[test]
 fn every_request_finishes_in_overload_and_the_report_repeats() {
-    let arrivals = dataset().sample(400, 9.0, 5).unwrap();
+    let arrivals = dataset().sample(400, 9.0, 5).unwrap().arrivals;
     for settings in policies() {
         for lengths in [Lengths::Known, Lengths::Hidden] {
             let setup = Setup { lengths, ..setup(settings.clone()) };
@@ -162,7 +154,7 @@ fn virtual_time_has_an_end_and_says_so() {
 
 #[test]
 fn a_callback_may_stop_the_run() {
-    let arrivals = dataset().sample(300, 9.0, 5).unwrap();
+    let arrivals = dataset().sample(300, 9.0, 5).unwrap().arrivals;
     let setup = setup(policies()[0].clone());
     let mut calls = Vec::new();
     let whole = wait_sim::run(&setup, &arrivals, |completed| {
@@ -301,13 +293,39 @@ fn bad_datasets_are_refused_by_name() {
         let message = dataset().sample(3, rate, 0).unwrap_err().to_string();
         assert!(message.starts_with(&format!("request_rate = {rate}: must be above 0")), "{message}");
     }
-    let at_once = dataset().sample(3, f64::INFINITY, 0).unwrap();
+    let at_once = dataset().sample(3, f64::INFINITY, 0).unwrap().arrivals;
     assert_eq!(at_once.iter().map(|row| row.at_ns).collect::<Vec<_>>(), [0; 3]);
-    let slow = dataset().sample(3, 1e-300, 0).unwrap();
+    let slow = dataset().sample(3, 1e-300, 0).unwrap().arrivals;
     let refused = refusal(&setup(json!({"kv_blocks": 1000})), &slow);
     assert!(refused.starts_with("arrivals[0].at_ns = 18446744073709551615"), "{refused}");
     let many = dataset().sample(usize::MAX, 1.0, 0).unwrap_err().to_string();
     assert!(many.starts_with("num_requests = 18446744073709551615: must be at most 100000000"), "{many}");
+}
+
+#[test]
+fn a_process_that_changes_far_more_often_than_anybody_arrives_is_refused() {
+    let of = |sojourn_s: f64| Dataset {
+        arrivals: serde_json::from_value(
+            json!({"kind": "mmpp", "multipliers": [0.5, 1.5], "sojourn_s": [sojourn_s, sojourn_s]}),
+        )
+        .unwrap(),
+        ..dataset()
+    };
+    assert_eq!(of(1.0).sample(3, 1e-3, 0).unwrap().arrivals.len(), 3);
+    // Years between two arrivals, and a change in every second or nanosecond.
+    for (sojourn_s, rate) in [(1.0, 1e-9), (1e-9, 1e-3), (1.0, 1e-300)] {
+        let message = of(sojourn_s).sample(3, rate, 0).unwrap_err().to_string();
+        assert!(message.starts_with("sojourn_s = [") && message.contains("changes of state"), "{message}");
+    }
+}
+
+#[test]
+fn an_output_too_long_to_count_its_iterations_is_refused() {
+    for lengths in [Lengths::Known, Lengths::Hidden] {
+        let setup = Setup { lengths, ..setup(json!({"kv_blocks": 300, "convention": "paper"})) };
+        let run = run(&setup, &[arrival(0, 4, u32::MAX), arrival(1, 4, 4)]).unwrap();
+        assert_eq!(run.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count(), 1);
+    }
 }
 
 #[test]
@@ -319,7 +337,8 @@ fn arrivals_come_at_the_rate_and_lengths_do_not_depend_on_it() {
     ];
     for process in processes {
         let dataset = Dataset { arrivals: serde_json::from_value(process.clone()).unwrap(), ..dataset() };
-        let (slow, fast) = (dataset.sample(20_000, 5.0, 9).unwrap(), dataset.sample(20_000, 50.0, 9).unwrap());
+        let (slow, fast) =
+            (dataset.sample(20_000, 5.0, 9).unwrap().arrivals, dataset.sample(20_000, 50.0, 9).unwrap().arrivals);
         let lengths = |rows: &[Arrival]| rows.iter().map(|row| (row.prompt, row.output)).collect::<Vec<_>>();
         assert_eq!(lengths(&slow), lengths(&fast));
         for (rows, rate) in [(&slow, 5.0), (&fast, 50.0)] {
@@ -340,6 +359,6 @@ fn a_phase_begins_at_its_share_of_the_requests() {
     let arrivals = json!({"kind": "poisson"});
     let dataset: Dataset =
         serde_json::from_value(json!({"arrivals": arrivals, "phases": [phase(0.0, 1), phase(0.25, 2)]})).unwrap();
-    let prompts: Vec<u32> = dataset.sample(8, 1.0, 0).unwrap().iter().map(|row| row.prompt).collect();
+    let prompts: Vec<u32> = dataset.sample(8, 1.0, 0).unwrap().arrivals.iter().map(|row| row.prompt).collect();
     assert_eq!(prompts, [1, 1, 2, 2, 2, 2, 2, 2]);
 }

@@ -19,6 +19,7 @@ sharegpt   ShareGPT json                      lengths of the first turn and of i
 from wait_core.workload.traces.fields import TraceError
 from wait_core.workload.traces.json_formats import write_mooncake
 from wait_core.workload.traces.loading import FORMATS, detect, load
+from wait_core.workload.traces.sharing import Sharing, prefix_sharing
 from wait_core.workload.traces.trace import Trace
 
-__all__ = ["FORMATS", "Trace", "TraceError", "detect", "load", "write_mooncake"]
+__all__ = ["FORMATS", "Sharing", "Trace", "TraceError", "detect", "load", "prefix_sharing", "write_mooncake"]

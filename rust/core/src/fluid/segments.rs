@@ -3,10 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, invalid};
-use crate::model::{FluidShape, RequestType, StageConvention, Workload};
+use crate::model::{FluidShape, MAX_LENGTH, RequestType, StageConvention, Workload};
 
 #[cfg(test)]
 mod tests;
+
+/// Most segments: each is a lane of Nested WAIT.
+pub const MAX_SEGMENTS: usize = u16::MAX as usize;
 
 /// Segment k: stages `first_stage`..=`last_stage`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -71,16 +74,22 @@ impl Segments {
     /// that end inside a segment are counted to its end, so the memory that follows is an upper bound.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if nothing arrives, the boundaries do not ascend from 1, or the last boundary
-    /// is short of the longest output, or a segment is out of its reach.
+    /// [`Error::Invalid`] if nothing arrives, there are more than [`MAX_SEGMENTS`], the boundaries do not ascend from 1 to
+    /// [`MAX_LENGTH`] at the most, the last boundary is short of the longest output, or a segment is out of its reach.
     pub fn coarse(workload: &Workload, boundaries: &[u32], convention: StageConvention) -> Result<Self, Error> {
         let arriving: Vec<&RequestType> = workload.types().iter().filter(|t| t.rate > 0.0).collect();
         let Some(longest) = arriving.iter().map(|t| t.output).max() else {
             return Err(invalid("Σ rate", &0.0, "above 0"));
         };
+        if boundaries.len() > MAX_SEGMENTS {
+            return Err(invalid("number of boundaries", &boundaries.len(), "at most 65,535"));
+        }
         let mut segments: Vec<Segment> = Vec::with_capacity(boundaries.len());
         let mut previous = 0;
         for (k, &boundary) in boundaries.iter().enumerate() {
+            if boundary > MAX_LENGTH {
+                return Err(invalid(format!("boundaries[{k}]"), &boundary, "at most 2^26 tokens"));
+            }
             if boundary <= previous {
                 return Err(invalid(format!("boundaries[{k}]"), &boundary, "above the previous one, from 1"));
             }
@@ -114,10 +123,10 @@ impl Segments {
     /// At most `count` coarse segments of equal decode range; ranges that nobody ends in or passes are merged away.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if nothing arrives or `count` is 0.
+    /// [`Error::Invalid`] if nothing arrives or `count` is not in 1..=[`MAX_SEGMENTS`].
     pub fn equal_ranges(workload: &Workload, count: u32, convention: StageConvention) -> Result<Self, Error> {
-        if count == 0 {
-            return Err(invalid("count", &count, "at least 1"));
+        if !(1..=MAX_SEGMENTS).contains(&(count as usize)) {
+            return Err(invalid("count", &count, "between 1 and 65,535"));
         }
         let arriving = workload.types().iter().filter(|t| t.rate > 0.0);
         let longest = arriving.map(|t| t.output).max().unwrap_or(1);

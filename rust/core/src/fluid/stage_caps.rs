@@ -3,8 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NestedThresholds, Segments};
+use super::{NestedThresholds, Segment, Segments};
 use crate::error::{Error, invalid};
+
+/// Most stages that caps are listed for: the longest output of any model there is.
+const MAX_STAGES: u32 = 1 << 20;
 
 /// Caps per segment and per stage that sum to a total.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +24,15 @@ impl StageCaps {
     /// this is tl spread over the stages of a single type.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if `total` is 0 or `margin` (η) is negative or not finite.
+    /// [`Error::Invalid`] if `total` is 0, `margin` (η) is negative or not finite, or the segments have more than 2^20
+    /// stages.
     pub fn spread(total: u32, segments: &Segments, margin: f64) -> Result<Self, Error> {
         if total == 0 {
             return Err(invalid("total", &total, "at least 1"));
+        }
+        let all: u32 = segments.as_slice().iter().map(Segment::width).sum();
+        if all > MAX_STAGES {
+            return Err(invalid("stages", &all, "at most 2^20"));
         }
         let chain = NestedThresholds::chain(1.0, segments, margin)?;
         let width = |k: usize| segments.as_slice()[k].width();

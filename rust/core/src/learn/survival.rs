@@ -28,6 +28,12 @@ const LEAN: f64 = 6.0;
 const UNSEEN: f64 = 1e-4;
 /// No row is so deadly that nobody passes it.
 const MOST_ENDS: f64 = 0.999;
+/// Most stages that are counted in a row.
+const MOST_SEEN: f64 = (1_u64 << 40) as f64;
+/// An end counts for no more passages than there were: but for the stages that a host passes at once, of which one is
+/// counted, and for those since the last update, two times 64 iterations of all that decode.
+const MOST_AT_ONCE: f64 = 64.0;
+const UNCOUNTED: f64 = (1 << 24) as f64;
 /// Shares of requests below this are none.
 const LEAST_ALIVE: f64 = 1e-200;
 
@@ -41,13 +47,13 @@ pub(crate) fn row_of(stage: u32) -> usize {
 }
 
 /// First stage of a row.
-pub(crate) fn row_start(row: usize) -> u32 {
+pub(crate) const fn row_start(row: usize) -> u32 {
     let row = row as u32;
     if row < 2 * OCTAVE { row } else { (row % OCTAVE + OCTAVE) << (row / OCTAVE - 1) }
 }
 
 /// Stages in a row.
-pub(crate) fn row_width(row: usize) -> u32 {
+pub(crate) const fn row_width(row: usize) -> u32 {
     row_start(row + 1) - row_start(row)
 }
 
@@ -113,11 +119,13 @@ impl Survival {
 
     /// Whether it could have been learned: the right number of rows, and no number that counting does not give.
     pub(crate) fn is_sound(&self) -> bool {
-        let sound = |seen: &Seen| {
+        let sound = |(row, seen): (usize, &Seen)| {
+            let ended = seen.ends * f64::from(row_width(row)) <= MOST_AT_ONCE * seen.exposure + UNCOUNTED;
             let sums = [seen.exposure, seen.ends, seen.place, seen.place_squared];
-            sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0) && seen.place <= seen.ends + 1e-9
+            let placed = seen.place <= seen.ends + 1e-9 && seen.place_squared <= seen.place + 1e-9;
+            ended && placed && sums.iter().all(|sum| (0.0..=MOST_SEEN).contains(sum))
         };
-        self.rows.len() == ROWS && self.rows.iter().all(sound)
+        self.rows.len() == ROWS && self.rows.iter().enumerate().all(sound)
     }
 
     /// The estimate for a class of requests, which leans on another curve where the class has seen little.

@@ -13,6 +13,7 @@
 //! A decode goes from n − 1 to n. The bound for a whole prompt, which may be computed in one step or many, has the W − 1 or C
 //! tokens that are kept and one step's tokens beside them.
 
+use super::footprint::Footprint;
 use super::kv_group::{GroupKind, KvGroup};
 
 /// The groups of a KV cache. One group of full attention, which most models have, has no list of groups.
@@ -132,18 +133,44 @@ impl KvLayout {
         })
     }
 
-    /// The demand with those copies and the slots ahead: what a request needs to run alone.
-    pub(crate) fn peak(&self, tokens: u32) -> u32 {
-        let copies = self.sum(|kind, _| u32::from(matches!(kind, GroupKind::State { aligned: true, .. })));
-        self.demand(tokens.saturating_add(self.lookahead)).saturating_add(copies)
+    /// Most blocks that a request takes until it has decoded up to `tokens`, with the slots ahead and with those copies.
+    pub(crate) fn lifetime(&self, tokens: u32) -> u32 {
+        // The last token gets no KV; the slots for its drafts are taken nevertheless.
+        let demand = self.demand(tokens.max(tokens.saturating_sub(1).saturating_add(self.lookahead)));
+        if self.groups.is_empty() {
+            return demand;
+        }
+        demand.saturating_add(self.sum(|kind, _| u32::from(matches!(kind, GroupKind::State { aligned: true, .. }))))
     }
 
-    /// Most tokens that a request may have whose peak `blocks` meet, at most `bound`.
+    /// What a request takes on average over its place in its blocks, in tokens of the first group.
+    pub(crate) fn footprint(&self) -> Footprint {
+        if self.groups.is_empty() {
+            return Footprint::full(self.block_size);
+        }
+        let each = |footprint: Footprint, group: &KvGroup| {
+            let size = group.block_size.unwrap_or(self.block_size);
+            let blocks = f64::from(group.count) * f64::from(self.block_size);
+            let weight = blocks / f64::from(size);
+            match group.kind {
+                GroupKind::Full => footprint.with_full(weight, size),
+                GroupKind::SlidingWindow { window } => footprint.with_window(weight, window, size),
+                GroupKind::ChunkedLocal { chunk } => footprint.with_chunk(weight, chunk, size),
+                GroupKind::State { blocks: held, aligned } => {
+                    let copies = if aligned { 1.0 / f64::from(size) } else { 0.0 };
+                    footprint.with_state(blocks * (f64::from(held) + copies))
+                }
+            }
+        };
+        self.groups.iter().fold(Footprint::default(), each)
+    }
+
+    /// Most tokens that a request may have that runs alone in so many blocks, at most `bound`.
     pub(crate) fn largest(&self, blocks: u32, bound: u32) -> u32 {
         let (mut low, mut high) = (0, bound);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
-            if self.peak(middle) <= blocks { low = middle } else { high = middle - 1 }
+            if self.lifetime(middle) <= blocks { low = middle } else { high = middle - 1 }
         }
         low
     }
@@ -208,7 +235,23 @@ mod tests {
         let layout = KvLayout::new(4, &[group(GroupKind::State { blocks: 3, aligned: true }, 4, 2)], 16, 0);
         assert_eq!([4, 5, 6, 8, 9, 10].map(|kv| layout.decoding(kv)), [6, 8, 6, 6, 8, 6]);
         assert_eq!([(0, 9), (3, 9), (5, 8), (4, 5)].map(|(start, end)| layout.after(start, end)), [6, 8, 6, 8]);
-        assert_eq!((layout.demand(100), layout.peak(100)), (6, 8));
+        assert_eq!((layout.demand(100), layout.lifetime(100)), (6, 8));
+    }
+
+    #[test]
+    fn the_footprint_is_the_mean_of_the_blocks() {
+        let kinds = [
+            group(GroupKind::Full, 4, 1),
+            group(GroupKind::SlidingWindow { window: 40 }, 8, 5),
+            group(GroupKind::State { blocks: 2, aligned: true }, 4, 3),
+        ];
+        let layout = KvLayout::new(4, &kinds, 1, 0);
+        let footprint = layout.footprint();
+        for from in [8_u32, 16, 400, 4000] {
+            let counted = (from..from + 8).map(|kv| f64::from(4 * layout.decoding(kv))).sum::<f64>() / 8.0;
+            let expected = footprint.tokens(f64::from(from) + 3.5) + footprint.fixed() - footprint.tokens(0.0);
+            assert!((counted - expected).abs() < 0.02 * expected, "{from}: {counted} {expected}");
+        }
     }
 
     fn any_group() -> impl Strategy<Value = KvGroup> {
@@ -234,7 +277,7 @@ mod tests {
             let mut start = 0;
             for step in steps {
                 let held = layout.after(start, start + step);
-                prop_assert!(held <= layout.peak(total), "{} blocks for {start} + {step} of {total}", held);
+                prop_assert!(held <= layout.lifetime(total), "{} blocks for {start} + {step} of {total}", held);
                 prop_assert!(layout.demand(start) <= layout.demand(start + step));
                 start += step;
                 prop_assert!(layout.filled(start) <= held);

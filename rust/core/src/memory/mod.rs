@@ -2,12 +2,14 @@
 
 mod block_counters;
 mod block_pool;
+mod footprint;
 mod kv_group;
 mod kv_layout;
 mod lane;
 mod prefix_cache;
 
 pub use block_pool::BlockPool;
+pub(crate) use footprint::Footprint;
 pub use kv_group::{GroupKind, KvGroup};
 pub use kv_layout::KvLayout;
 pub use lane::Lane;

@@ -71,7 +71,7 @@ pub struct Request {
     /// Its KV is on the way from elsewhere: once admitted it holds memory for `hit.computed` tokens and computes nothing
     /// until the host reports it received.
     pub receives: bool,
-    /// Arrival, ns on the host's clock.
+    /// Arrival, ns on the host's clock. What lies after the next plan's clock moves no clock: the request is of age 0.
     pub arrival_ns: u64,
     /// Longest time it may be expected to wait for its admission, ns; `add` refuses it if the prediction is longer.
     pub max_wait_ns: Option<u64>,

@@ -7,6 +7,9 @@ use crate::model::{RequestId, Slot};
 pub enum HoldReason {
     /// Its prompt needs more KV blocks than are free (above the watermark).
     NoBlocks,
+    /// Its prompt needs more KV blocks than the cache has, since the capacity has shrunk or its output has grown: what
+    /// waits behind it passes it by.
+    TooLarge,
     /// Its type or segment has fewer requests than the threshold, or the threshold's share is used up.
     BelowThreshold,
     /// The forecast of KV use plus the safety buffer exceeds the capacity.
@@ -19,26 +22,33 @@ pub enum HoldReason {
     TenantShare,
     /// `max_num_seqs` or the token budget of the iteration is reached.
     BatchCap,
+    /// Others go before it: needs counts them.
+    HeadOfLine,
     /// It is resident, and its segment is not served.
     PausedAtBoundary,
     /// It is resident, and its KV is on the way from elsewhere.
     KvTransfer,
+    /// The last plan admitted it, and the host did not take it.
+    HostRefused,
     /// The engine is paused: no plan admits anything.
     EnginePaused,
 }
 
 impl HoldReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::NoBlocks,
+        Self::TooLarge,
         Self::BelowThreshold,
         Self::ForecastOverflow,
         Self::TpotTarget,
         Self::TtftTarget,
         Self::TenantShare,
         Self::BatchCap,
+        Self::HeadOfLine,
         Self::PausedAtBoundary,
         Self::KvTransfer,
+        Self::HostRefused,
         Self::EnginePaused,
     ];
 
@@ -46,14 +56,17 @@ impl HoldReason {
     pub fn name(self) -> &'static str {
         match self {
             Self::NoBlocks => "no_blocks",
+            Self::TooLarge => "too_large",
             Self::BelowThreshold => "below_threshold",
             Self::ForecastOverflow => "forecast_overflow",
             Self::TpotTarget => "tpot_target",
             Self::TtftTarget => "ttft_target",
             Self::TenantShare => "tenant_share",
             Self::BatchCap => "batch_cap",
+            Self::HeadOfLine => "head_of_line",
             Self::PausedAtBoundary => "paused_at_boundary",
             Self::KvTransfer => "kv_transfer",
+            Self::HostRefused => "host_refused",
             Self::EnginePaused => "engine_paused",
         }
     }
@@ -66,14 +79,14 @@ pub struct Hold {
     pub reason: HoldReason,
     /// What it would take (blocks, requests, seconds).
     pub needs: f64,
-    /// What there is.
+    /// What there is; at least 0.
     pub limit: f64,
 }
 
 impl Hold {
-    /// A hold of the given reason.
+    /// A hold of the given reason. A count of what is left may be below 0 for a moment: nothing is left then.
     pub fn new(reason: HoldReason, needs: impl Into<f64>, limit: impl Into<f64>) -> Self {
-        Self { reason, needs: needs.into(), limit: limit.into() }
+        Self { reason, needs: needs.into(), limit: limit.into().max(0.0) }
     }
 }
 

@@ -309,13 +309,14 @@ impl Plan {
     /// Continues one prefill as far as the token budget reaches, evicting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
-        let tokens = (target - start).min(self.tokens_left()).min(view.limits().prefill_chunk);
+        let tokens = (target - start).min(self.tokens_left()).min(view.prefill_chunk());
         if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
             return;
         }
         let held = view.blocks(slot);
         let blocks = view.layout().after(start, start + tokens);
-        let blocks = if view.limits().reserves_prompts { blocks.max(held) } else { blocks };
+        let keeps = view.limits().reserves_prompts || view.limits().caches_prefixes;
+        let blocks = if keeps { blocks.max(held) } else { blocks };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
         self.take(i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {
@@ -341,7 +342,7 @@ impl Plan {
         let hit = found.unwrap_or(Hit { computed: request.computed_on_admission(), ..request.hit });
         let start = hit.computed;
         let most = if request.receives { 0 } else { target - start };
-        let tokens = tokens.min(most).min(view.limits().prefill_chunk);
+        let tokens = tokens.min(most).min(view.prefill_chunk());
         debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
         let reserves = view.limits().reserves_prompts && !request.receives;
         let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
@@ -426,12 +427,22 @@ impl Plan {
         Ok(())
     }
 
+    /// Whether the cache would hold its whole prompt if nothing else were there. `Scheduler::add` has asked, but the
+    /// capacity may have shrunk since, or the output of a preempted request have grown.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks it takes, and how many there are.
+    pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
+        let (blocks, capacity) = (view.layout().demand(view.request(slot).prefill_target()), view.pool().capacity());
+        if blocks > capacity { Err(Hold::new(HoldReason::TooLarge, blocks, capacity)) } else { Ok(()) }
+    }
+
     /// As `fits`, leaving the configured watermark free; an idle engine ignores it, or a long request would wait forever.
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
     pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        self.fits(view, slot, if self.residents == 0 { 0 } else { view.limits().watermark_blocks })
+        self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
     }
 
     // ---- what the scheduler does with it -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 //! Policies: one file each. A policy proposes a plan from the view and never changes anything but its own memory.
 
 mod adaptive;
+mod admission;
 mod clairvoyant;
 mod nested_wait;
 mod planned;

@@ -7,7 +7,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fluid::{GpuLimits, NestedSetting, NestedThresholds, Segments, Setting, Thresholds};
-use crate::model::Workload;
+use crate::model::{RequestType, Workload};
 
 fn limits(config: &Config) -> GpuLimits {
     GpuLimits {
@@ -31,6 +31,12 @@ fn usable_blocks(config: &Config, ahead: impl Iterator<Item = f64>) -> f64 {
     (blocks - excess).max(0.5 * blocks)
 }
 
+/// Σ ⌈t/b⌉ over t = 1, …, `tokens`: the block · iterations of a request that grows to so many tokens from one.
+fn blocks_up_to(tokens: u32, block_size: u32) -> f64 {
+    let (full, rest) = (u64::from(tokens / block_size), u64::from(tokens % block_size));
+    (u64::from(block_size) * (full * (full + 1) / 2) + rest * (full + 1)) as f64
+}
+
 /// WAIT's n_j, one a type.
 pub(super) fn wait(config: &Config, workload: &Workload) -> Result<Vec<f64>> {
     for (j, kind) in workload.types().iter().enumerate() {
@@ -49,14 +55,11 @@ pub(super) fn wait(config: &Config, workload: &Workload) -> Result<Vec<f64>> {
         return Ok(planned.map_err(|error| refused(&error))?.per_type);
     }
     let blocks = |tokens: u32| f64::from(tokens.div_ceil(config.block_size));
-    let load: f64 = workload
-        .types()
-        .iter()
-        .map(|kind| {
-            let stages = 0..=config.convention.last_stage(kind.output);
-            kind.rate * stages.map(|s| blocks(kind.prompt + s)).sum::<f64>()
-        })
-        .sum();
+    let held = |kind: &RequestType| {
+        let last = kind.prompt + config.convention.last_stage(kind.output);
+        blocks_up_to(last, config.block_size) - blocks_up_to(kind.prompt - 1, config.block_size)
+    };
+    let load: f64 = workload.types().iter().map(|kind| kind.rate * held(kind)).sum();
     let usable = usable_blocks(config, workload.types().iter().map(|kind| blocks(kind.prompt + kind.output)));
     Ok(workload.types().iter().map(|kind| kind.rate * usable / load).collect())
 }
@@ -97,4 +100,23 @@ pub(super) fn nested(config: &Config, segments: &Segments) -> Result<Vec<f64>> {
         all.iter().zip(&chain).skip(1).map(|(s, n)| n * footprint(s.prompt + f64::from(s.first_stage))).sum();
     let usable = usable_blocks(config, all.iter().map(|s| footprint(s.prompt + f64::from(s.last_stage))));
     Ok(chain.iter().map(|n| n * usable / (load + queues)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_iterations_are_the_sum_over_the_stages() {
+        for block_size in [1, 3, 16, 100] {
+            let mut sum = 0;
+            for tokens in 1_u32..200 {
+                sum += tokens.div_ceil(block_size);
+                assert!((blocks_up_to(tokens, block_size) - f64::from(sum)).abs() < 0.5, "{tokens} of {block_size}");
+            }
+        }
+        assert!(blocks_up_to(0, 16).abs() < 0.5);
+        let (most, half) = (f64::from(1 << 27), f64::from(1 << 26));
+        assert!((blocks_up_to(1 << 27, 1) - half * (most + 1.0)).abs() < 2.0, "the longest prompt and output");
+    }
 }

@@ -6,7 +6,7 @@
 //! goes back to the front of the queue and keeps its tokens, to be recomputed.
 //! A prompt longer than the budget, which Vidur's rule would never admit, goes alone.
 
-use super::Policy;
+use super::{Policy, admission};
 use crate::model::Slot;
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::{Phase, View};
@@ -18,18 +18,14 @@ pub struct PrefillFirst;
 impl Policy for PrefillFirst {
     fn plan(&mut self, view: &View, plan: &mut Plan) {
         let mut longest = 0;
-        'admissions: for queue in [view.queues(), 0] {
-            for slot in view.iter_waiting(queue) {
-                let prompt = view.request(slot).prefill_target();
-                longest = longest.max(prompt);
-                if let Err(hold) = seat(view, plan, longest).and_then(|()| plan.fits_above_watermark(view, slot)) {
-                    plan.hold_queue(queue, hold);
-                    plan.hold_queue(0, hold);
-                    break 'admissions;
-                }
-                plan.admit(view, slot, prompt);
-            }
-        }
+        admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
+            let prompt = view.request(slot).prefill_target();
+            longest = longest.max(prompt);
+            seat(view, plan, longest)?;
+            plan.fits_above_watermark(view, slot)?;
+            plan.admit(view, slot, prompt);
+            Ok(())
+        });
         if plan.is_empty() {
             decode_all(view, plan);
             // The host may have cut a prompt into chunks.

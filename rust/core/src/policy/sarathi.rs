@@ -21,7 +21,7 @@ impl Policy for Sarathi {
         plan.continue_prefills(view);
         // After an eviction the victim is first in the queue, and needs more than it has just left.
         if plan.preempted().is_empty() {
-            admit_in_order(view, plan, |plan, slot| plan.fits_above_watermark(view, slot));
+            admit_in_order(view, plan);
         }
     }
 }

@@ -22,7 +22,6 @@ impl Scheduler {
         let queue = if types.is_some() { type_id } else { self.tenants.map_or(0, |_| request.tenant) };
         let rank = self.policy.rank(&self.view, request, max_tokens);
         let slot = self.view.insert(request, max_tokens, type_id, queue, rank);
-        self.view.advance_clock(request.arrival_ns);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
     }
@@ -53,16 +52,17 @@ impl Scheduler {
         if self.view.slot(id).is_some() {
             return Err(Error::DuplicateId { id });
         }
-        let length = self.view.limits().max_model_len;
-        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
+        let length = self.view.max_model_len();
+        // The output ends at `max_tokens`, whatever its length would be.
+        let output = request.output.exact().unwrap_or(1).min(request.max_tokens.unwrap_or(u32::MAX));
+        let needs = u64::from(request.prompt) + u64::from(output);
         let most = u64::from(length);
+        let limit = u64::from(self.view.largest());
+        if needs > limit {
+            return Err(Error::TooLarge { id, needs, limit, what: "the KV cache holds" });
+        }
         if needs > most {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
-        }
-        let capacity = self.view.pool().capacity();
-        if self.view.layout().peak(needs as u32) > capacity {
-            let limit = u64::from(self.view.layout().largest(capacity, length));
-            return Err(Error::TooLarge { id, needs, limit, what: "the KV cache holds" });
         }
         let room = length - request.prompt;
         // The queues are summed up only where there is a bound to compare with.

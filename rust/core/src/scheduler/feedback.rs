@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::{Hit, RequestId, Slot};
+use crate::plan::HoldReason;
 use crate::policy::{Event, Policy, Step};
 use crate::scheduler::{Scheduler, join, preempt};
 use crate::state::Phase;
@@ -108,7 +109,7 @@ impl Scheduler {
             let rule = format!("must be at most the {capacity} blocks of the cache");
             return Err(Error::invalid("free_blocks", free, rule));
         }
-        let most = self.view.limits().max_model_len;
+        let most = self.view.longest();
         for &(id, kv) in report.progress {
             if kv > most {
                 let rule = format!("must be at most the {most} tokens that max_model_len allows");
@@ -141,6 +142,7 @@ impl Scheduler {
         }
         let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
         self.stats.admitted -= u64::from(!resumed);
+        self.stats.holds[HoldReason::HostRefused as usize] += 1;
         self.policy.observe(&self.view, slot, Event::Refused);
         self.view.send_back(slot, kept, false);
     }
@@ -199,9 +201,10 @@ impl Scheduler {
         self.policy.lane(request, kv + 1 - request.prompt) == usize::from(request.lane)
     }
 
-    /// Places a resident where the host says it is: `kv` tokens in the cache. True if the list of prefills may have changed.
+    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as its output allows. True if the list of prefills may have changed.
     fn place(&mut self, slot: Slot, kv: u32) -> bool {
         let request = self.view.request(slot);
+        let kv = kv.min(request.prompt + request.max_tokens);
         let complete = kv >= request.prefill_target();
         match request.phase {
             Phase::Decoding if complete && self.stays_in_lane(slot, kv) => {

@@ -12,9 +12,10 @@ use crate::learn::KvForecast;
 use crate::model::{RequestId, Slot};
 use crate::plan::{Hold, HoldReason, Origin, Plan};
 use crate::policy::{AnyPolicy, Event, LearnedLaw, Policy, Step};
-use crate::state::{Phase, View};
+use crate::state::View;
 
 mod add;
+mod explain;
 mod feedback;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,9 @@ mod wait_estimate;
 
 pub use self::feedback::{Report, StepTime};
 use self::wait_estimate::WaitingTime;
+
+/// Most counters of all lanes, each of which has one for each token of a block: 64 MiB.
+const MAX_LANE_COUNTERS: u64 = 1 << 24;
 
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +48,7 @@ pub struct Stats {
     pub unknown_ids: u64,
     /// Plans that broke a rule, and were replaced by one that serves first come, first served. 0 unless a policy is wrong.
     pub corrected_plans: u64,
-    /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]).
+    /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]); and admissions that the host refused.
     pub holds: [u64; HoldReason::ALL.len()],
 }
 
@@ -74,6 +78,11 @@ impl Scheduler {
     pub fn new(config: &Config) -> Result<Self> {
         config.validate()?;
         let policy = AnyPolicy::new(config)?;
+        let counters = policy.lanes() as u64 * u64::from(config.block_size);
+        if counters > MAX_LANE_COUNTERS {
+            let rule = format!("times {} types or segments must be at most {MAX_LANE_COUNTERS}", policy.lanes());
+            return Err(Error::invalid("block_size", config.block_size, rule));
+        }
         let view = View::new(config, policy.lanes(), policy.queues(), policy.reserves_prompts());
         let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
@@ -145,7 +154,8 @@ impl Scheduler {
         self.policy.learned_law()
     }
 
-    /// Proposes the next iteration and assumes that it happens.
+    /// Proposes the next iteration and assumes that it happens. This alone moves the clock on: a request that says to have
+    /// arrived later than `now_ns` has waited for 0 ns until the plans have come so far.
     pub fn plan(&mut self, now_ns: u64) -> &Plan {
         self.view.advance_clock(now_ns);
         self.view.count_plan();
@@ -248,11 +258,7 @@ impl Scheduler {
         // A half-open range: the loop over a closed one costs more than its body.
         for queue in 0..resuming + usize::from(view.resuming() > 0) {
             let Some(head) = view.head(queue) else { continue };
-            // A policy that says nothing of a queue left it behind the preempted, or spent the iteration on an eviction.
-            let hold = plan.hold(queue).or_else(|| plan.hold(resuming)).unwrap_or_else(|| {
-                let blocks = view.request(head).own_blocks(view.layout());
-                Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
-            });
+            let hold = plan.hold(queue).unwrap_or_else(|| explain::unsaid(view, plan, queue, head));
             plan.hold_queue(queue, hold);
             stats.holds[hold.reason as usize] += 1;
         }
@@ -276,12 +282,17 @@ impl Scheduler {
     }
 
     /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts. What is present
-    /// and too large for the new number waits until it grows again.
+    /// and too large for the new number waits until it grows again. The watermark and, where none was set, the longest
+    /// request follow.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a number that `Config` would refuse.
     pub fn set_capacity(&mut self, kv_blocks: u32) -> Result<()> {
         Config { kv_blocks, block_size: self.view.pool().block_size(), ..Config::default() }.validate_memory()?;
+        if self.view.layout().largest(kv_blocks, 1) == 0 {
+            let rule = "must hold the blocks that one token needs in all groups";
+            return Err(Error::invalid("kv_blocks", kv_blocks, rule));
+        }
         self.view.set_capacity(kv_blocks);
         Ok(())
     }
@@ -300,55 +311,6 @@ impl Scheduler {
     /// A paused engine plans empty iterations and keeps everything.
     pub fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
-    }
-
-    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet.
-    pub fn explain(&self, id: RequestId) -> Option<Hold> {
-        let slot = self.view.slot(id)?;
-        if self.view.request(slot).phase == Phase::Waiting {
-            return self.plan.hold(self.view.queue_of(slot));
-        }
-        if self.runs(slot) {
-            return None;
-        }
-        Some(match self.plan.hold(0) {
-            Some(hold) if hold.reason == HoldReason::EnginePaused => hold,
-            _ if self.view.request(slot).phase == Phase::Receiving => {
-                Hold::new(HoldReason::KvTransfer, self.view.kv(slot), 0)
-            }
-            _ if self.plan.tokens_left() == 0 => {
-                Hold::new(HoldReason::BatchCap, self.plan.tokens() + 1, self.plan.token_budget())
-            }
-            _ => Hold::new(HoldReason::PausedAtBoundary, 1, 0),
-        })
-    }
-
-    /// Whether the last plan runs a resident.
-    fn runs(&self, slot: Slot) -> bool {
-        let request = self.view.request(slot);
-        request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
-            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0)
-    }
-
-    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills, and those
-    /// whose KV is on the way.
-    pub fn paused_ids(&self) -> Vec<RequestId> {
-        let (view, plan) = (&self.view, &self.plan);
-        let computed = plan.chunks().iter().filter(|chunk| chunk.tokens > 0).count();
-        if plan.decodes() as usize + computed == plan.residents() as usize {
-            return Vec::new();
-        }
-        let stands = |slot: &Slot| !self.runs(*slot);
-        let id = |slot: Slot| view.request(slot).id;
-        let lanes = || view.lanes().iter().enumerate();
-        let members: usize = lanes().map(|(_, members)| members.len() as usize).sum();
-        let listed = members + view.parked().len() + view.prefilling().len();
-        if listed < view.residents() as usize || lanes().any(|(lane, members)| !members.is_empty() && !plan.runs(lane))
-        {
-            // Members of a lane and those that receive are counted, not listed: they are found among the residents.
-            return view.iter_residents().filter(stands).map(id).collect();
-        }
-        view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use rustc_hash::FxBuildHasher;
-
-use crate::config::Config;
+use crate::config::{Config, MAX_COUNT};
 use crate::memory::{BlockPool, KvLayout, Lane};
 use crate::model::{Hit, Request, RequestId, Slot};
 use crate::state::Prefixes;
+use crate::state::id_hash::BuildIdHasher;
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};
@@ -25,9 +24,12 @@ pub struct View {
     table: Vec<Tracked>,
     /// Vacant places of the table.
     vacant: Vec<Slot>,
-    index: HashMap<RequestId, Slot, FxBuildHasher>,
+    index: HashMap<RequestId, Slot, BuildIdHasher>,
     pool: BlockPool,
     layout: KvLayout,
+    /// Most tokens of a request that runs alone in the cache, now and at its largest.
+    largest: u32,
+    ever_largest: u32,
     /// With `prefix_caching`, and while no plan has it.
     prefixes: Option<Box<Prefixes>>,
     limits: Limits,
@@ -55,6 +57,8 @@ impl View {
             prefixes: config.prefix_caching.then(|| Box::new(Prefixes::new(config.kv_blocks, config.block_size))),
             pool: BlockPool::new(config.kv_blocks, config.block_size),
             lanes: vec![Lane::new(&layout); lanes],
+            largest: layout.largest(config.kv_blocks, MAX_COUNT),
+            ever_largest: layout.largest(config.kv_blocks, MAX_COUNT),
             layout,
             queues: vec![Queue::default(); queues + 1],
             residents: List::default(),
@@ -353,6 +357,8 @@ impl View {
         let receives = request.phase == Phase::Receiving;
         if receives {
             (request.phase, request.receives) = (Phase::Prefilling, false);
+            // Once it is preempted that KV is gone.
+            request.hit.computed = request.hit.shared;
             self.relist_prefilling();
         }
         receives

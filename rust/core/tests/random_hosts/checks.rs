@@ -48,7 +48,10 @@ impl Host {
             chunks.map(|chunk: &Chunk| chunk.id).collect::<Vec<_>>()
         };
         let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
-        let waiting = |queue: usize| sequence(before, before.iter_waiting(queue));
+        // What has become too large for the cache is passed over.
+        let fits_alone =
+            |&slot: &Slot| before.layout().demand(before.request(slot).prefill_target()) <= before.pool().capacity();
+        let waiting = |queue: usize| sequence(before, before.iter_waiting(queue).filter(fits_alone));
         let kind = |id: &RequestId| before.request(before.slot(*id).unwrap()).type_id;
         if self.config.policy == PolicyName::Wait {
             for queue in 0..before.queues() {
@@ -58,8 +61,7 @@ impl Host {
             }
             let resuming = waiting(before.queues());
             assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
-            let passes = before.residents() == 0 || resumed.len() == resuming.len();
-            assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
+            assert!(fresh.is_empty() || resumed.len() == resuming.len(), "the preempted before all others");
         } else {
             // Those in time, those found late now, and those found late before, the preempted of each kind first.
             let tenants = self.config.tenant_weights.len().max(1);
@@ -96,14 +98,7 @@ impl Host {
                 }
             }
             assert_eq!(seen, fresh.len());
-            // `adaptive` lets others pass a preempted request only where an idle engine has no room for its prompt.
-            let outgrown = |id: &RequestId| {
-                let target = before.request(before.slot(*id).unwrap()).prefill_target();
-                i64::from(before.layout().demand(target)) > before.pool().free()
-            };
-            let idle = self.config.policy == PolicyName::Adaptive && before.residents() == 0 && resumed.is_empty();
-            let passes = resumed.len() == resuming.len() || idle && outgrown(&resuming[0]);
-            assert!(fresh.is_empty() || passes, "the preempted before all others, unless they fit no idle engine");
+            assert!(fresh.is_empty() || resumed.len() == resuming.len(), "the preempted before all others");
         }
     }
 

@@ -5,12 +5,19 @@ use wait_core::{Error, LengthHint, Request};
 
 use crate::host::Host;
 
+/// Tokens that a request has at least in the end.
+fn needs(request: &Request) -> u64 {
+    let output = request.output.exact().unwrap_or(1).min(request.max_tokens.unwrap_or(u32::MAX));
+    u64::from(request.prompt) + u64::from(output)
+}
+
 impl Host {
     pub(crate) fn must_accept(&self, request: &Request, predicted_ns: u64) {
         let ledger = &self.ledger;
         assert!(!ledger.entries.contains_key(&request.id), "request {} twice", request.id);
-        let needs = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-        assert!(needs <= self.config.model_len().into() && self.fits(needs), "accepted though it fits no empty engine");
+        let needs = needs(request);
+        let most = self.config.max_model_len.map_or(u64::MAX, u64::from);
+        assert!(needs <= most && self.fits(needs), "accepted though it fits no empty engine");
         let (queued, tokens) = self.queued();
         assert!(self.config.max_queued_requests.is_none_or(|most| queued < most.into()));
         assert!(self.config.max_queued_tokens.is_none_or(|most| tokens + u64::from(request.prompt) <= most));
@@ -37,9 +44,8 @@ impl Host {
         match error {
             Error::DuplicateId { id } => assert!(*id == request.id && self.ledger.entries.contains_key(id)),
             Error::TooLarge { id, needs, limit, .. } => {
-                let exact = u64::from(request.prompt) + u64::from(request.output.exact().unwrap_or(1));
-                assert!((*id, *needs) == (request.id, exact) && needs > limit, "refused without need");
-                assert!(*limit == u64::from(self.config.model_len()) || self.fits(*limit), "limit {limit}");
+                assert!((*id, *needs) == (request.id, self::needs(request)) && needs > limit, "refused without need");
+                assert!(self.config.max_model_len.map(u64::from) == Some(*limit) || self.fits(*limit), "limit {limit}");
             }
             Error::QueueFull { queued: counted, bound, unit, .. } => {
                 let ours = if *unit == "requests" { queued } else { tokens };

@@ -79,8 +79,11 @@ impl Host {
 
     fn set_capacity(&mut self, blocks: u32) {
         match self.core.set_capacity(blocks) {
-            Ok(()) => self.ledger.pool.capacity = blocks,
-            Err(error) => assert!(blocks == 0 || blocks > 1 << 20, "{error}"),
+            Ok(()) => {
+                self.ledger.pool.capacity = blocks;
+                self.ledger.model_len = self.ledger.model_len.max(self.core.view().max_model_len());
+            }
+            Err(error) => assert!(!self.ledger.kv.holds_one(blocks) || blocks > 1 << 20, "{error}"),
         }
     }
 
@@ -123,7 +126,7 @@ impl Host {
         match answer {
             Ok(()) => {
                 self.must_accept(&request, predicted_ns);
-                let room = self.config.model_len() - request.prompt;
+                let room = self.core.view().max_model_len() - request.prompt;
                 let most = request.max_tokens.unwrap_or(room).min(room);
                 self.ledger.add(
                     id,

@@ -44,7 +44,24 @@ impl Kv {
     }
 
     pub(crate) fn decoding(&self, kv: u32) -> u32 {
-        self.after(kv.saturating_sub(1), kv + self.lookahead)
+        let start = kv.saturating_sub(1);
+        // A state takes nothing ahead, and is copied by the step that enters a block.
+        self.after(start, kv + self.lookahead)
+            + self.sum(|kind, size| match kind {
+                GroupKind::State { aligned: true, .. } => u32::from(start.is_multiple_of(size)),
+                _ => 0,
+            })
+            - self.sum(|kind, size| match kind {
+                GroupKind::State { aligned: true, .. } => {
+                    u32::from(start > 0 && (kv + self.lookahead).div_ceil(size) > start.div_ceil(size))
+                }
+                _ => 0,
+            })
+    }
+
+    /// Whether so many blocks hold a token in all groups.
+    pub(crate) fn holds_one(&self, blocks: u32) -> bool {
+        blocks > 0 && self.whole(1) <= blocks
     }
 
     /// Blocks if nothing were given back.

@@ -81,7 +81,8 @@ pub(crate) struct Ledger {
     pub(crate) pool: Pool,
     /// Hashes of the blocks that were ever computed.
     computed: BTreeSet<u64>,
-    model_len: u32,
+    /// The longest that a request may ever have been.
+    pub(crate) model_len: u32,
     restarts: bool,
 }
 
@@ -96,7 +97,7 @@ impl Ledger {
             kv: Kv::new(config),
             pool: Pool::new(config.kv_blocks),
             computed: BTreeSet::new(),
-            model_len: config.model_len(),
+            model_len: wait_core::Scheduler::new(config).unwrap().view().max_model_len(),
             restarts: config.preemption == Preemption::Restart,
         }
     }
@@ -320,7 +321,12 @@ impl Ledger {
         }
         for &id in report.received {
             if self.resident(id) {
-                let receives = std::mem::replace(&mut self.entry(id).receives, false);
+                let entry = self.entry(id);
+                let receives = std::mem::replace(&mut entry.receives, false);
+                if receives {
+                    // What has come is gone with a preemption.
+                    entry.hit.computed = entry.hit.shared;
+                }
                 self.stats.unknown_ids += u64::from(!receives);
             }
         }

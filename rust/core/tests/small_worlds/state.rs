@@ -130,7 +130,7 @@ impl State {
         let request = Request { id, prompt, output, max_tokens: Some(tokens), ..Request::default() };
         self.arrived.push(id);
         match self.core.add(&request) {
-            Ok(()) => _ = self.present.insert(id, tokens.min(self.core.view().limits().max_model_len - prompt)),
+            Ok(()) => _ = self.present.insert(id, tokens.min(self.core.view().max_model_len() - prompt)),
             Err(error) => assert!(matches!(error, wait_core::Error::TooLarge { .. }), "{error} after {course:?}"),
         }
     }

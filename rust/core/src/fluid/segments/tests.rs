@@ -44,6 +44,16 @@ fn bad_arguments_are_named() {
     assert!(coarse(&[20, 20, 40]).starts_with("boundaries[1] = 20"));
     assert!(coarse(&[20, 30]).starts_with("last boundary = 30"));
     assert!(coarse(&[20, 40, 50]).starts_with("boundaries[1] = 40"));
+    assert!(coarse(&[20, u32::MAX]).starts_with("boundaries[1] = 4294967295: must be at most 2^26"));
+    let ascending: Vec<u32> = (1..=1 << 16).collect();
+    assert!(coarse(&ascending).starts_with("number of boundaries = 65536"));
+    let equal = |count| Segments::equal_ranges(&workload, count, StageConvention::Paper);
+    for count in [0, 1 << 16, u32::MAX] {
+        assert!(equal(count).unwrap_err().to_string().starts_with(&format!("count = {count}: ")));
+    }
+    assert_eq!(equal(u32::from(u16::MAX)).unwrap().as_slice().len(), 40);
+    let long = Segments::exact(&of(&[(10, (1 << 20) + 1, 1.0)]), StageConvention::Vllm).unwrap();
+    assert!(StageCaps::spread(9, &long, 0.05).unwrap_err().to_string().starts_with("stages = 1048577"));
     let none = Segments::exact(&of(&[(10, 20, 0.0)]), StageConvention::Paper).unwrap_err().to_string();
     assert!(none.starts_with("Σ rate = 0"));
     let chain = |first, margin| NestedThresholds::chain(first, &two_types(), margin).unwrap_err().to_string();

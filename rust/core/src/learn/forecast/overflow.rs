@@ -4,7 +4,7 @@
 //! requests that end on their own: taken as normal, as one and the same within an octave of horizons, and as independent
 //! from octave to octave. It is at most what it would be if nobody ended.
 
-use super::{MODEL_ERROR, Outlook};
+use super::{MODEL_ERROR, PART, PARTS, Span};
 
 /// Steps, of one in eight deviations, to either side in which the common error is summed up.
 const STEPS: i32 = 32;
@@ -14,43 +14,42 @@ const STEPS: i32 = 32;
 pub struct KvForecast {
     /// Iterations ahead.
     pub horizon: u32,
-    /// Mean, half a block for the last of each request included, KV tokens.
+    /// Mean, half a block for the last of each request included, in tokens of the first KV group.
     pub mean: f64,
-    /// Standard deviation, KV tokens.
+    /// Standard deviation, in tokens of the first KV group.
     pub deviation: f64,
     /// The probability that they overflow the cache up to this horizon.
     pub overflow: f64,
 }
 
-impl Outlook {
-    /// The forecast for a cache of `capacity` tokens, of so many `residents` whose blocks hold at most `kv` tokens now.
-    pub(crate) fn forecast(&self, capacity: f64, kv: f64, residents: f64) -> Vec<KvForecast> {
-        let mut forecast: Vec<KvForecast> = self
-            .moments()
-            .map(|(horizon, mean, deviation)| KvForecast { horizon, mean, deviation, overflow: 0.0 })
-            .collect();
-        let mut weights = 0.0;
-        for step in -STEPS..=STEPS {
-            let error = 0.125 * f64::from(step);
-            let weight = libm::exp(-0.5 * error * error);
-            weights += weight;
-            let (mut octave, mut before, mut here) = (0, 1.0, 0.0_f64);
-            for (j, at) in forecast.iter_mut().enumerate() {
-                if at.horizon.ilog2() != octave {
-                    (octave, before, here) = (at.horizon.ilog2(), before * (1.0 - here), 0.0);
-                }
-                if kv + residents * f64::from(at.horizon) > capacity {
-                    let mean = at.mean + error * f64::from(MODEL_ERROR * self.mean[j]);
-                    here = here.max(exceeds(capacity, mean, libm::sqrt(f64::from(self.variance[j]))));
-                }
-                at.overflow += weight * (1.0 - before * (1.0 - here));
+/// The forecast for a cache of `capacity` tokens, of residents who hold at most `most` tokens now and at most `growth` more
+/// with each iteration.
+pub(crate) fn forecast(outlook: &[Span<PART>; PARTS], capacity: f64, most: f64, growth: f64) -> Vec<KvForecast> {
+    let expected = || outlook.iter().flat_map(Span::moments);
+    let given = || outlook.iter().flat_map(|span| span.mean.into_iter().zip(span.variance));
+    let mut forecast: Vec<KvForecast> =
+        expected().map(|(horizon, mean, deviation)| KvForecast { horizon, mean, deviation, overflow: 0.0 }).collect();
+    let mut weights = 0.0;
+    for step in -STEPS..=STEPS {
+        let error = 0.125 * f64::from(step);
+        let weight = libm::exp(-0.5 * error * error);
+        weights += weight;
+        let (mut octave, mut before, mut here) = (0, 1.0, 0.0_f64);
+        for (at, (mean, variance)) in forecast.iter_mut().zip(given()) {
+            if at.horizon.ilog2() != octave {
+                (octave, before, here) = (at.horizon.ilog2(), before * (1.0 - here), 0.0);
             }
+            if most + growth * f64::from(at.horizon) > capacity {
+                let mean = at.mean + error * MODEL_ERROR * mean;
+                here = here.max(exceeds(capacity, mean, libm::sqrt(variance)));
+            }
+            at.overflow += weight * (1.0 - before * (1.0 - here));
         }
-        for at in &mut forecast {
-            at.overflow /= weights;
-        }
-        forecast
     }
+    for at in &mut forecast {
+        at.overflow /= weights;
+    }
+    forecast
 }
 
 /// The probability that a normal variable is above a limit.
@@ -66,19 +65,20 @@ fn exceeds(limit: f64, mean: f64, deviation: f64) -> f64 {
 mod tests {
     use super::super::Forecast;
     use super::*;
+    use crate::memory::Footprint;
 
     /// Two deviations below the cache at 4, 8 and 16 iterations: three octaves.
-    fn outlook(variance: f32, mean: f32) -> Outlook {
-        let mut outlook = Forecast::new().outlook(0.0);
+    fn outlook(variance: f64, mean: f64) -> [Span<PART>; PARTS] {
+        let mut outlook = Forecast::new(Footprint::full(1)).outlook(&[]);
         for j in 0..3 {
-            (outlook.mean[j], outlook.variance[j]) = (mean, variance);
+            (outlook[0].mean[j], outlook[0].variance[j]) = (mean, variance);
         }
         outlook
     }
 
     #[test]
     fn what_is_random_is_drawn_anew_in_every_octave() {
-        let forecast = outlook(100.0, 1e-3).forecast(20.0, 1e3, 1.0);
+        let forecast = forecast(&outlook(100.0, 1e-3), 20.0, 1e3, 1.0);
         let p = 0.022_750_f64;
         for (at, expected) in forecast.iter().zip([p, 1.0 - (1.0 - p) * (1.0 - p), 1.0 - (1.0 - p).powi(3)]) {
             assert!((at.deviation - 10.0).abs() < 1e-3 && (at.overflow - expected).abs() < 1e-4, "{at:?}");
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn what_the_curves_get_wrong_is_the_same_at_every_horizon() {
-        let forecast = outlook(0.0, 1e4).forecast(1e4 * (1.0 + 2.062_5 * f64::from(MODEL_ERROR)), 1e5, 1.0);
+        let forecast = forecast(&outlook(0.0, 1e4), 1e4 * (1.0 + 2.062_5 * MODEL_ERROR), 1e5, 1.0);
         for at in &forecast {
             assert!((at.overflow - 0.019_58).abs() < 1e-3, "{at:?}");
         }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn nobody_grows_faster_than_a_token_an_iteration() {
-        let forecast = outlook(100.0, 100.0).forecast(120.0, 100.0, 2.0);
+        let forecast = forecast(&outlook(100.0, 100.0), 120.0, 100.0, 2.0);
         assert!(forecast[1].overflow.abs() < 1e-12 && forecast[2].overflow > 0.02, "{forecast:?}");
     }
 }

@@ -100,6 +100,8 @@ impl Moments {
 
     /// Whether observations in this cell give these sums, up to rounding.
     fn is_of(&self, cell: usize) -> bool {
+        /// Rounding, relative.
+        const SLACK: f64 = 1.0 + 1e-6;
         let weight = self.of(ONE, ONE);
         if !(self.count > 0.0 && weight > 0.0) {
             return false;
@@ -109,15 +111,15 @@ impl Moments {
         let near = |one: f64, other: f64| (one - other).abs() <= 1e-6 * (one.abs() + other.abs());
         let squares_bound = |one, other| {
             let bound = self.of(one, one) * self.of(other, other);
-            self.of(one, other) * self.of(one, other) <= bound * (1.0 + 1e-6)
+            self.of(one, other) * self.of(one, other) <= bound * SLACK
         };
-        let tokens = (start_of(cell) as f64 - 1e-6)..=(end_of(cell) as f64 + 1e-6);
+        let tokens = (start_of(cell) as f64 / SLACK)..=(end_of(cell) as f64 * SLACK);
         tokens.contains(&mean(TOKENS))
             && near(self.of(ONE, DECODES) + self.of(ONE, PREFILL_TOKENS), self.of(ONE, TOKENS))
-            && mean(ANY_PREFILL) <= 1.0 + 1e-6
-            && (1.0..=MOST_NS * MOST_NS).contains(&expected_squared)
+            && mean(ANY_PREFILL) <= SLACK
+            && (1.0 / SLACK..=MOST_NS * MOST_NS * SLACK).contains(&expected_squared)
             // A time counts for a bounded multiple of what was expected.
-            && self.of(TIME, TIME) <= MOST_RATIO * MOST_RATIO * self.count
+            && self.of(TIME, TIME) <= MOST_RATIO * MOST_RATIO * self.count * SLACK
             && self.of(ONE, TIME) > 0.0
             && (0..WIDTH).all(|one| (0..one).all(|other| squares_bound(one, other)))
     }

@@ -21,6 +21,8 @@ const MOST_CLASSES: usize = 128;
 /// Arrivals without one of a class after which it makes room for another: so many that classes that are all in use do not
 /// push each other out.
 const FORGOTTEN: u64 = 8 * MOST_CLASSES as u64;
+/// Most arrivals that are counted.
+const MOST_ARRIVALS: u64 = 1 << 53;
 /// Classes of predicted lengths to the octave.
 const PER_OCTAVE: f64 = 4.0;
 
@@ -185,7 +187,9 @@ impl Learned {
     fn is_sound(&self) -> bool {
         let survivals = self.classes.iter().map(|class| &class.survival);
         let seen = self.classes.iter().all(|class| class.seen <= self.arrivals);
-        seen && self.classes.len() <= MOST_CLASSES && survivals.chain([&self.pool]).all(Survival::is_sound)
+        seen && self.arrivals <= MOST_ARRIVALS
+            && self.classes.len() <= MOST_CLASSES
+            && survivals.chain([&self.pool]).all(Survival::is_sound)
     }
 
     /// Takes over what another scheduler has learned, and gives a new forecast its curves; false if no traffic can have
@@ -205,6 +209,7 @@ impl Learned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Footprint;
 
     fn arrive(learned: &mut Learned, forecast: &mut Forecast, label: u16) {
         learned.arrived(Some(label), LengthHint::Unknown, forecast);
@@ -212,7 +217,7 @@ mod tests {
 
     #[test]
     fn an_iteration_refreshes_few_classes_and_all_have_their_turn() {
-        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new());
+        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new(Footprint::full(16)));
         for label in 0..64 {
             arrive(&mut learned, &mut forecast, label);
             let log_error = f32::from(label) / 50.0;
@@ -236,7 +241,7 @@ mod tests {
 
     #[test]
     fn classes_no_longer_seen_make_room() {
-        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new());
+        let (mut learned, mut forecast) = (Learned::new(&[]), Forecast::new(Footprint::full(16)));
         let most = MOST_CLASSES as u16;
         (0..most).for_each(|label| arrive(&mut learned, &mut forecast, label));
         let class = |learned: &Learned, label| learned.class(Some(label), LengthHint::Unknown);

@@ -7,7 +7,7 @@
 //! would form (`pace.rs`). How many prompt tokens an iteration computes follows from the iteration-time law
 //! (`token_budget.rs`), given by the host or learned (`law.rs`).
 
-mod admission;
+mod entry;
 mod law;
 mod length_classes;
 mod overflow_margin;
@@ -19,7 +19,7 @@ mod traffic;
 mod ttft_deadline;
 mod turns;
 
-use self::admission::Entry;
+use self::entry::{Entry, Looked};
 use self::law::Law;
 use self::length_classes::Learned;
 use self::overflow_margin::{BALANCE, OverflowMargin};
@@ -52,6 +52,7 @@ pub struct Adaptive {
     law: Law,
     budget: Option<TokenBudget>,
     margin: OverflowMargin,
+    looked: Looked,
     order: Order,
     /// None: priorities do not age.
     ageing_ns: Option<f64>,
@@ -76,7 +77,7 @@ pub struct Adaptive {
 impl Adaptive {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            forecast: Forecast::new(),
+            forecast: Forecast::new(config.kv_layout().footprint()),
             learned: Learned::new(&config.without),
             traffic: Traffic::default(),
             pace: Pace::default(),
@@ -86,6 +87,7 @@ impl Adaptive {
                 .as_ref()
                 .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
             margin: OverflowMargin::new(config),
+            looked: Looked::default(),
             order: config.order,
             ageing_ns: config.ageing.map(|seconds| 1e9 * seconds),
             skip_ahead: config.skip_ahead,
@@ -149,6 +151,9 @@ impl Adaptive {
         while let Some((queue, slot)) =
             turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
         {
+            if plan.fits_alone(view, slot).is_err() {
+                continue;
+            }
             if let Some((latest, looks)) = &mut overtake {
                 if *looks == 0 || view.request(slot).rank > *latest {
                     return false;
@@ -164,15 +169,11 @@ impl Adaptive {
                 }
                 Err(_) if overtake.is_some() => {}
                 Err(hold) => {
-                    let preempted = queue == view.queues();
                     plan.hold_queue(queue, hold);
-                    // A preempted request that has become too large for the cache holds no other up.
-                    if idle && preempted && hold.reason == HoldReason::NoBlocks {
-                        turns.leave_resuming();
-                        continue;
-                    }
                     self.hold_queues(view, plan, queue, hold);
-                    if preempted || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow) {
+                    if queue == view.queues()
+                        || !matches!(hold.reason, HoldReason::NoBlocks | HoldReason::ForecastOverflow)
+                    {
                         return hold.reason == HoldReason::BatchCap && entry.seats > 0;
                     }
                     let ageing_ns = self.ageing_ns.map_or(i64::MAX, |ns| ns as i64);
@@ -237,7 +238,7 @@ impl Policy for Adaptive {
             };
             let most = f64::from(max_tokens);
             let work = f64::from(request.prompt) * mean.min(most) + 0.5 * squared.min(most * most);
-            let length = f64::from(view.limits().max_model_len);
+            let length = f64::from(view.max_model_len());
             libm::log1p(work) / libm::log1p(0.5 * length * length)
         };
         let share = if self.order == Order::Srpt { work() } else { 0.0 };
@@ -277,8 +278,9 @@ impl Policy for Adaptive {
         let state = State::deserialize(state).map_err(|error| error.to_string())?;
         let State { lengths, traffic, pace, iteration_time } = state;
         let fit = iteration_time.map(|state| IterationTimeFit::restored(&state).ok_or(UNSOUND)).transpose()?;
-        let mut forecast = Forecast::at(view.lanes()[0].tick());
-        if !traffic.is_sound() || !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
+        let mut forecast = Forecast::at(view.lanes()[0].tick(), self.forecast.footprint().clone());
+        traffic.check(f64::from(view.max_model_len()), self.forecast.footprint())?;
+        if !pace.is_sound() || !self.learned.take_over(lengths, &mut forecast) {
             return Err(UNSOUND.to_owned());
         }
         (self.forecast, self.traffic, self.pace) = (forecast, traffic, pace);
@@ -290,11 +292,7 @@ impl Policy for Adaptive {
 
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         self.advance(view);
-        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
-        let residents = f64::from(view.residents());
-        let kv = (view.lanes()[0].kv() + prompts).saturating_sub(self.shared) as f64
-            + residents * f64::from(view.pool().block_size());
-        self.outlook(view).forecast(self.capacity(view), kv, residents)
+        self.overflows(view)
     }
 
     fn step(&mut self, step: Step) {
@@ -337,7 +335,7 @@ impl Policy for Adaptive {
                 if let Some((class, stage)) = self.forecast.leave(slot) {
                     self.learned.end(class, stage - 1);
                     let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
-                    self.traffic.end(f64::from(stage), kv);
+                    self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
                 }
             }
             Event::Preempted | Event::Refused | Event::Aborted => {
@@ -357,7 +355,7 @@ impl Policy for Adaptive {
         plan.make_room(view);
         self.entering.clear();
         if let Some(budget) = &mut self.budget {
-            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments()));
+            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments(), self.forecast.footprint()));
         }
         let tenant_queues = self.tenant_queues();
         if let Some(deadline) = &mut self.deadline {
@@ -388,7 +386,7 @@ impl Policy for Adaptive {
         for &slot in &self.entering {
             if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
                 let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
-                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                (0..=view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
             // What it found in the prefix cache may have been taken by those before it.

@@ -14,7 +14,7 @@
 //! less, and all of them do. A stated probability is kept at every horizon instead.
 
 use crate::config::{Config, Part};
-use crate::learn::Outlook;
+use crate::learn::{HORIZONS, Span};
 
 /// What a slot of the batch is worth per iteration where no law of iteration times is known, in prompt tokens, times the
 /// decodes of the batch: the prompt tokens that take as long to compute as the weights take to be read, which is the
@@ -23,6 +23,9 @@ pub(super) const BALANCE: f64 = 200.0;
 
 /// Least probability that is told from certainty.
 const LEAST: f64 = 1e-6;
+
+/// Deviations from which on the margin is wider than any that is asked: more than `LEAST` corresponds to.
+const CLEAR: f64 = 5.0;
 
 /// The rule, and the horizons to which it is applied.
 #[derive(Clone, Copy, Debug)]
@@ -51,25 +54,64 @@ impl OverflowMargin {
         Self { rule, horizons: if without(Part::Horizons) { 1 } else { usize::MAX } }
     }
 
-    /// KV tokens needed, margin included, at the horizon at which it is most, for a request that holds `kv` tokens once
-    /// its prompt is computed where a slot is worth `worth` prompt tokens per iteration.
-    pub(super) fn needs(self, outlook: &Outlook, kv: f64, worth: f64, capacity: f64) -> f64 {
-        let mut most = f64::NEG_INFINITY;
-        for (h, mean, deviation) in outlook.moments().take(self.horizons) {
-            let z = match self.rule {
+    /// The margin for a request that holds `kv` tokens once its prompt is computed, where a slot is worth `worth` prompt
+    /// tokens per iteration and the cache holds `capacity`.
+    pub(super) fn of(self, kv: u32, worth: f64, capacity: f64) -> RequestMargin {
+        RequestMargin { margin: self, kv: f64::from(kv), worth, capacity }
+    }
+}
+
+/// What the margin asks for one request. Its tokens are what it would compute again; what is held is measured in tokens of
+/// the first KV group, which for a cache of several groups is another thing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestMargin {
+    margin: OverflowMargin,
+    kv: f64,
+    worth: f64,
+    capacity: f64,
+}
+
+impl RequestMargin {
+    /// The probability of an overflow in h iterations that is no dearer than an idle slot; from 1 on all is allowed.
+    fn allowed(&self, h: u32) -> f64 {
+        let h = f64::from(h);
+        self.worth * h / (self.kv + h)
+    }
+
+    /// Whether anything expected at a column, or at a later one, may keep the request out.
+    pub(super) fn asks(&self, column: usize) -> bool {
+        let weighed = matches!(self.margin.rule, Rule::Weighed);
+        column < self.margin.horizons && !(weighed && self.allowed(HORIZONS[column]) >= 1.0)
+    }
+
+    /// Whether what is at most expected leaves a wider margin than any that is asked.
+    pub(super) fn is_clear(&self, mean: f64, deviation: f64) -> bool {
+        let z = match self.margin.rule {
+            Rule::Stated(z) => z.max(0.0),
+            Rule::Weighed => CLEAR,
+        };
+        mean + z * deviation <= self.capacity
+    }
+
+    /// What is needed, margin included, and the column at which that is most.
+    pub(super) fn needs<const N: usize>(&self, span: &Span<N>) -> (f64, usize) {
+        let mut most = (f64::NEG_INFINITY, span.first());
+        for (j, (h, mean, deviation)) in span.moments().enumerate().take(self.margin.horizons) {
+            let z = match self.margin.rule {
                 Rule::Stated(z) => z,
-                // Far from the capacity the probability is next to nothing: spared a logarithm.
-                Rule::Weighed if mean + 5.0 * deviation <= capacity => 0.0,
+                // The probability is next to nothing: spared a logarithm.
+                Rule::Weighed if mean + CLEAR * deviation <= self.capacity => 0.0,
                 Rule::Weighed => {
-                    let h = f64::from(h);
-                    let allowed = worth * h / (kv + h);
+                    let allowed = self.allowed(h);
                     if allowed >= 1.0 {
-                        continue;
+                        break;
                     }
                     deviations(allowed.max(LEAST))
                 }
             };
-            most = most.max(mean + z * deviation);
+            if mean + z * deviation > most.0 {
+                most = (mean + z * deviation, span.first() + j);
+            }
         }
         most
     }

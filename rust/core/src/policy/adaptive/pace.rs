@@ -15,6 +15,9 @@ const SLACK: f64 = 1.05;
 /// host takes by itself) hold others up for a while, not for as long as they stay.
 const BURST: f64 = 0.05;
 
+/// No bucket holds or owes more: the largest cache for as many iterations as the longest output has.
+const MOST: f64 = (1_u64 << 60) as f64;
+
 /// The bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,7 +29,7 @@ pub(super) struct Pace {
 impl Pace {
     /// Whether it could have been learned.
     pub(super) fn is_sound(self) -> bool {
-        self.credit.is_finite()
+        self.credit.abs() <= MOST
     }
 
     /// So many iterations with `capacity` KV tokens have passed.

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     fn mix(rate: f64) -> Mix {
-        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, output: 20.0, kv: 522.0 }
+        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, output: 20.0, kv: 522.0, held: 522.0 }
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl TokenBudget {
         self.refreshed = tick;
         let Some(mix) = mix() else { return };
         let limits = view.limits();
-        let room = view.pool().tokens() as f64 / mix.kv;
+        let room = view.pool().tokens() as f64 / mix.held;
         let residents = room.min(f64::from(limits.max_num_seqs)).max(1.0);
         let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
         self.weight = (1.0 + configured.decoding / configured.first_token).clamp(1.0, MOST_WEIGHT);

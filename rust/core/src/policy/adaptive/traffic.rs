@@ -2,11 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::memory::Footprint;
+
 /// Completions before the means are used, and requests over which they are taken.
 const FIRST: f64 = 50.0;
 const MEMORY: f64 = 500.0;
 /// Squared coefficient of variation below which outputs are alike.
 const ALIKE: f64 = 0.05;
+/// Most requests that are counted one by one, and rounding errors of their means.
+const MOST_SEEN: f64 = (1_u64 << 53) as f64;
+const ROUNDING: f64 = 1e-6;
 
 /// Means over the last requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,8 +41,9 @@ pub(super) struct Mix {
     pub(super) prompt_of_token: f64,
     /// Output tokens.
     pub(super) output: f64,
-    /// KV tokens of a request that decodes.
+    /// KV tokens of a request that decodes, and what it takes of the cache, in tokens of the first KV group.
     pub(super) kv: f64,
+    pub(super) held: f64,
 }
 
 impl Traffic {
@@ -53,13 +59,13 @@ impl Traffic {
         }
     }
 
-    /// A request of `output` tokens has ended; it held `kv` tokens on average.
-    pub(super) fn end(&mut self, output: f64, kv: f64) {
+    /// A request of `output` tokens has ended; it took `held` of the cache on average, in tokens of the first KV group.
+    pub(super) fn end(&mut self, output: f64, held: f64) {
         self.ended += 1.0;
         let weight = 1.0 / self.ended.min(MEMORY);
         self.output += weight * (output - self.output);
         self.output_squared += weight * (output * output - self.output_squared);
-        self.cost += weight * (output * kv - self.cost);
+        self.cost += weight * (output * held - self.cost);
     }
 
     /// Whether enough has ended for the means to be used.
@@ -72,7 +78,7 @@ impl Traffic {
         self.output
     }
 
-    /// E[A], KV tokens · iterations of a request.
+    /// E[A], what a request takes of the cache, summed over its iterations.
     pub(super) fn cost(&self) -> f64 {
         self.cost
     }
@@ -84,21 +90,46 @@ impl Traffic {
 
     /// What the steady state depends on, once it is known. `output` and `squared` are the moments of the curve of output
     /// lengths: just started, the completions tell too little of long outputs and the curve too much.
-    pub(super) fn mix(&self, (output, squared): (f64, f64)) -> Option<Mix> {
-        (self.is_known() && self.output > 0.0 && self.prompt > 0.0).then(|| Mix {
+    pub(super) fn mix(&self, (output, squared): (f64, f64), footprint: &Footprint) -> Option<Mix> {
+        let is_known = self.is_known() && self.output > 0.0 && self.prompt > 0.0;
+        let kv = self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output);
+        is_known.then(|| Mix {
             rate: 1.0 / self.gap.max(1e-9),
             prompt: self.prompt,
             prompt_of_token: self.prompt_squared / self.prompt,
             output: output.min(self.output),
-            kv: self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output),
+            kv,
+            held: footprint.tokens(kv),
         })
     }
 
-    /// Whether it could have been learned.
-    pub(super) fn is_sound(&self) -> bool {
+    /// Checks that requests of at most `longest` tokens could have been seen to give these means: no square is below that
+    /// of its mean or above what the longest gives, and what a request costs lies between its output alone and its output
+    /// behind the longest prompt.
+    ///
+    /// # Errors
+    /// Names the first that could not.
+    pub(super) fn check(&self, longest: f64, footprint: &Footprint) -> Result<(), String> {
         let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
-        [arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost]
-            .iter()
-            .all(|mean| mean.is_finite() && *mean >= 0.0)
+        // Where nothing but full attention is cached a request holds its output so far at least.
+        let triangle = if footprint.plateaus().is_empty() { 0.5 * output_squared * footprint.slope() } else { 0.0 };
+        let heaviest = footprint.tokens(longest) * output;
+        for (name, value, least, most) in [
+            ("arrived", arrived, 0.0, MOST_SEEN),
+            ("prompt", prompt, 0.0, longest),
+            ("prompt_squared", prompt_squared, prompt * prompt, longest * prompt),
+            ("gap", gap, 0.0, 1e-9 * u64::MAX as f64),
+            ("ended", ended, 0.0, MOST_SEEN),
+            ("output", output, 0.0, longest),
+            ("output_squared", output_squared, output * output, longest * output),
+            ("cost", cost, triangle, triangle + heaviest),
+        ] {
+            if !(least * (1.0 - ROUNDING)..=most * (1.0 + ROUNDING)).contains(&value) {
+                return Err(format!(
+                    "traffic.{name} = {value}: no traffic of requests up to {longest} tokens gives that"
+                ));
+            }
+        }
+        Ok(())
     }
 }

@@ -101,11 +101,6 @@ impl Turns {
         Some(slot)
     }
 
-    /// The preempted hold no other request up.
-    pub(super) fn leave_resuming(&mut self) {
-        (self.resuming, self.resuming_late) = (None, None);
-    }
-
     /// No other queue is looked at in this plan.
     pub(super) fn stay_in(&mut self, queue: usize) {
         self.only = Some(queue);
@@ -163,7 +158,9 @@ impl Adaptive {
     /// States why all queues wait, if that whose turn it is does.
     pub(super) fn hold_queues(&self, view: &View, plan: &mut Plan, queue: usize, hold: Hold) {
         let tenant_queues = self.tenant_queues();
-        for other in 0..view.queues() {
+        // The late among the preempted wait for those in time as well.
+        let queues = view.queues() + usize::from(self.deadline.is_some() && queue < tenant_queues);
+        for other in 0..queues {
             let own = match (&self.deadline, &self.tenants) {
                 (Some(deadline), _) if queue < tenant_queues && other >= tenant_queues => {
                     deadline.hold(view, view.head(other))

@@ -13,7 +13,7 @@ mod kv_schedule;
 
 use self::kv_schedule::{Course, Profile};
 use super::wait::gate::Gate;
-use super::{Event, Policy};
+use super::{Event, Policy, admission};
 use crate::config::{Config, Order};
 use crate::model::{LengthHint, Request, RequestId, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
@@ -27,8 +27,6 @@ pub struct Clairvoyant {
     /// By slot, its course while it is resident.
     courses: Vec<Option<Course>>,
     pace: Gate,
-    /// C in KV tokens.
-    capacity: f64,
     /// E[A] over the requests seen, and their number.
     mean_cost: f64,
     seen: u64,
@@ -51,7 +49,6 @@ impl Clairvoyant {
             profile: Profile::new(&config.kv_layout()),
             courses: Vec::new(),
             pace: Gate::uncapped(1.0),
-            capacity: f64::from(config.kv_blocks) * f64::from(config.block_size),
             mean_cost: 0.0,
             seen: 0,
             blocked: None,
@@ -94,9 +91,9 @@ impl Clairvoyant {
         }
     }
 
-    fn admit(&mut self, view: &View, plan: &mut Plan) -> Result<(), Hold> {
+    fn admit(&mut self, view: &View, plan: &mut Plan) {
         let idle = plan.residents() == 0;
-        for slot in view.iter_resuming().chain(view.iter_waiting(0)) {
+        admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
             if self.order == Order::Paced && !self.pace.admits() && !idle {
                 return Err(self.pace.hold(0));
             }
@@ -105,8 +102,8 @@ impl Clairvoyant {
             self.pace.enter();
             self.profile.insert(course);
             self.courses[slot as usize] = Some(course);
-        }
-        Ok(())
+            Ok(())
+        });
     }
 
     fn arrived(&mut self, view: &View, slot: Slot) {
@@ -183,13 +180,10 @@ impl Policy for Clairvoyant {
         plan.decode(view, 0);
         plan.make_room(view);
         plan.continue_prefills(view);
-        self.pace.set_threshold(self.capacity / self.mean_cost.max(1.0));
+        self.pace.set_threshold(view.pool().tokens() as f64 / self.mean_cost.max(1.0));
         self.pace.begin(u32::MAX, 0);
-        if plan.preempted().is_empty()
-            && let Err(hold) = self.admit(view, plan)
-        {
-            plan.hold_queue(view.queues(), hold);
-            plan.hold_queue(0, hold);
+        if plan.preempted().is_empty() {
+            self.admit(view, plan);
         }
         if !plan.is_empty() {
             self.pace.settle();

@@ -12,7 +12,7 @@ mod boundary_queues;
 
 use self::boundary_queues::Boundaries;
 use super::wait::gate::Gate;
-use super::{Event, Policy, planned};
+use super::{Event, Policy, admission, planned};
 use crate::config::{Config, check_thresholds};
 use crate::error::Result;
 use crate::model::{Request, Slot};
@@ -82,7 +82,8 @@ impl NestedWait {
             let mut inside = view.lanes()[k].len() - self.leaving[k];
             let (waiting, since_ns) = if k == 0 {
                 inside += view.prefilling().len() as u32;
-                (view.waiting_total(), view.head(0).map(|slot| view.request(slot).arrival_ns))
+                let head = admission::first_from(view, plan, view.head(0));
+                (view.waiting_total(), head.map(|slot| view.request(slot).arrival_ns))
             } else {
                 let entering = self.entering[k].min(self.boundaries.waiting(k));
                 self.entering[k] = entering;
@@ -101,7 +102,10 @@ impl NestedWait {
             gate.open = k < served;
         }
         if served == 0 {
-            plan.hold_queue(0, self.gates[0].hold(view.waiting_total()));
+            let hold = self.gates[0].hold(view.waiting_total());
+            for queue in admission::preempted_first(view) {
+                plan.hold_queue(queue, hold);
+            }
         }
         served
     }
@@ -151,20 +155,18 @@ impl NestedWait {
 
     /// Lets waiting requests into the first segment, the preempted before all others.
     fn admit(&mut self, view: &View, plan: &mut Plan) {
-        for queue in [view.queues(), 0] {
-            for slot in view.iter_waiting(queue) {
-                let deadline = self.deadline(Some(view.request(slot).arrival_ns));
-                let overdue = deadline.is_some_and(|ns| ns <= view.now_ns());
-                let share = if self.gates[0].admits() || overdue { Ok(()) } else { Err(self.gates[0].hold(0)) };
-                if let Err(hold) = share.and_then(|()| plan.seat(view)).and_then(|()| plan.fits(view, slot, 0)) {
-                    plan.hold_queue(queue, hold);
-                    plan.hold_queue(0, hold);
-                    return;
-                }
-                self.gates[0].enter();
-                plan.admit(view, slot, plan.tokens_left());
+        admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
+            let deadline = self.deadline(Some(view.request(slot).arrival_ns));
+            let overdue = deadline.is_some_and(|ns| ns <= view.now_ns());
+            if !(self.gates[0].admits() || overdue) {
+                return Err(self.gates[0].hold(0));
             }
-        }
+            plan.seat(view)?;
+            plan.fits(view, slot, 0)?;
+            self.gates[0].enter();
+            plan.admit(view, slot, plan.tokens_left());
+            Ok(())
+        });
     }
 
     /// For how many services without a batch gate `k` stays open, the gates before it staying open for `open`: until one is
@@ -198,7 +200,8 @@ impl NestedWait {
     /// Nothing would run though the first segment is served: credit accrues until the next request may enter; and if
     /// paused requests hold the memory that it needs, they go on, or nothing ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
-        let next = view.iter_resuming().next().or_else(|| view.head(0));
+        let next_in = |queue| admission::first_from(view, plan, view.head(queue));
+        let next = next_in(view.queues()).or_else(|| next_in(0));
         if let Some(slot) = next.filter(|&slot| plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok()) {
             if !conserving {
                 self.pass_idle_services(view, plan);

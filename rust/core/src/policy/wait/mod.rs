@@ -8,7 +8,7 @@
 pub(super) mod gate;
 
 use self::gate::Gate;
-use super::{Policy, planned};
+use super::{Policy, admission, planned};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{LengthHint, Request, Slot, StageConvention, Workload};
@@ -61,14 +61,15 @@ impl Wait {
             self.prefilling[usize::from(view.request(slot).type_id)] += 1;
         }
         for j in 0..self.gates.len() {
-            let overdue = view.head(j).is_some_and(|slot| self.overdue(view, slot));
-            self.next[j] = view.head(j);
+            let head = admission::first_from(view, plan, view.head(j));
+            let overdue = head.is_some_and(|slot| self.overdue(view, slot));
+            self.next[j] = head;
             let gate = &mut self.gates[j];
             gate.begin(view.waiting(j), view.lanes()[j].len() + self.prefilling[j]);
             gate.open |= conserving || overdue;
             if !gate.open {
                 plan.hold_queue(j, gate.hold(view.waiting(j)));
-                if let (Some(head), Some(limit)) = (view.head(j), self.max_hold_ns) {
+                if let (Some(head), Some(limit)) = (head, self.max_hold_ns) {
                     plan.wake_at(view.request(head).arrival_ns.saturating_add(limit));
                 }
             }
@@ -93,19 +94,21 @@ impl Wait {
     /// Lets the waiting requests of the served types enter, the oldest first; before them the preempted, whatever the
     /// gates say: their types have been charged for them.
     fn admit(&mut self, view: &View, plan: &mut Plan) {
-        for slot in view.iter_resuming() {
-            if let Err(hold) = plan.seat(view).and_then(|()| plan.fits(view, slot, 0)) {
-                plan.hold_queue(view.queues(), hold);
-                return;
-            }
+        let all = admission::in_order(view, plan, [view.queues()], |plan, slot| {
+            plan.seat(view)?;
+            plan.fits(view, slot, 0)?;
             plan.admit(view, slot, plan.tokens_left());
+            Ok(())
+        });
+        if !all {
+            return;
         }
         while let Some((j, slot)) = self.oldest(view, |gate, overdue| gate.admits() || overdue) {
             if let Err(hold) = plan.seat(view).and_then(|()| plan.fits(view, slot, 0)) {
                 (0..self.gates.len()).filter(|&j| self.gates[j].open).for_each(|j| plan.hold_queue(j, hold));
                 return;
             }
-            self.next[j] = view.behind(slot);
+            self.next[j] = admission::first_from(view, plan, view.behind(slot));
             self.gates[j].enter();
             plan.admit(view, slot, plan.tokens_left());
         }
@@ -127,13 +130,12 @@ impl Wait {
     /// until the oldest may enter; and if paused types hold the memory that it needs, they go on, or nobody ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan) {
         let oldest = self.oldest(view, |_, _| true);
-        // A preempted request that is too large for an idle engine has to wait until the cache grows again.
-        let turn = view.resuming() == 0 || view.residents() == 0;
-        let fits = |slot| turn && plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok();
+        let resumes = admission::first_from(view, plan, view.head(view.queues())).is_some();
+        let fits = |slot| !resumes && plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok();
         if let Some((j, slot)) = oldest.filter(|&(_, slot)| fits(slot)) {
             self.gates[j].enter();
             plan.admit(view, slot, plan.tokens_left());
-        } else if view.residents() > 0 && (oldest.is_some() || view.resuming() > 0) {
+        } else if view.residents() > 0 && (oldest.is_some() || resumes) {
             self.gates.iter_mut().for_each(|gate| gate.open = true);
             self.serve(view, plan);
         }

@@ -1,6 +1,7 @@
 //! What of a waiting request is in the KV cache already, as the host or the prefix cache says.
 
 use super::View;
+use crate::config::MAX_COUNT;
 use crate::model::{Hit, Slot};
 use crate::state::Prefixes;
 
@@ -58,6 +59,8 @@ impl View {
     /// Changes the number of usable blocks.
     pub(crate) fn set_capacity(&mut self, blocks: u32) {
         self.pool.set_capacity(blocks);
+        self.largest = self.layout.largest(blocks, MAX_COUNT);
+        self.ever_largest = self.ever_largest.max(self.largest);
         if let Some(prefixes) = &mut self.prefixes {
             prefixes.set_capacity(blocks);
         }

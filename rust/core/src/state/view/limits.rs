@@ -1,5 +1,6 @@
 //! What the configuration allows an iteration and the engine.
 
+use super::View;
 use crate::config::Config;
 
 /// Limits of one iteration and of the engine, from the configuration.
@@ -9,18 +10,18 @@ pub struct Limits {
     pub max_num_seqs: u32,
     /// Most tokens in one iteration, decodes and prefill chunks together.
     pub token_budget: u32,
-    /// Most prompt tokens of one request in one iteration.
-    pub prefill_chunk: u32,
-    /// Blocks that admission leaves free.
-    pub watermark_blocks: u32,
-    /// Most tokens of prompt and output together.
-    pub max_model_len: u32,
+    /// Most prompt tokens of one request in one iteration, while others are present.
+    pub(super) prefill_chunk: u32,
     /// The scheduler keeps the prefix cache.
     pub caches_prefixes: bool,
     /// An admission takes the blocks of the whole prompt, not only those of its first chunk.
     pub reserves_prompts: bool,
     /// The host evicts by itself and reports it: plans never preempt.
     pub host_preempts: bool,
+    /// Share of the blocks that admission leaves free.
+    watermark: f64,
+    /// Most tokens of prompt and output together, where it was set.
+    max_model_len: Option<u32>,
 }
 
 impl Limits {
@@ -29,11 +30,40 @@ impl Limits {
             max_num_seqs: config.max_num_seqs,
             token_budget: config.token_budget,
             prefill_chunk: config.long_prefill_token_threshold.unwrap_or(u32::MAX),
-            watermark_blocks: config.watermark_blocks(),
-            max_model_len: config.model_len(),
             caches_prefixes: config.prefix_caching,
             reserves_prompts,
             host_preempts: config.host_preempts,
+            watermark: config.watermark,
+            max_model_len: config.max_model_len,
         }
+    }
+}
+
+/// The limits that follow from the capacity, which may change.
+impl View {
+    /// Most prompt tokens of one request in one iteration. A long prompt is cut so that it starves nobody: one that is
+    /// alone need not be (vLLM's rule for `long_prefill_token_threshold`).
+    pub fn prefill_chunk(&self) -> u32 {
+        if self.len() > 1 { self.limits.prefill_chunk } else { u32::MAX }
+    }
+
+    /// Blocks that admission leaves free.
+    pub fn watermark_blocks(&self) -> u32 {
+        (self.limits.watermark * f64::from(self.pool.capacity())) as u32
+    }
+
+    /// Most tokens of prompt and output together: what the KV cache holds, unless a length was set.
+    pub fn max_model_len(&self) -> u32 {
+        self.limits.max_model_len.unwrap_or(self.largest)
+    }
+
+    /// Most tokens that any request present may have: what was let in keeps its length when the capacity shrinks.
+    pub(crate) fn longest(&self) -> u32 {
+        self.limits.max_model_len.unwrap_or(self.ever_largest)
+    }
+
+    /// Most tokens that a request may have that runs alone.
+    pub fn largest(&self) -> u32 {
+        self.largest
     }
 }

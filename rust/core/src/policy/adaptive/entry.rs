@@ -1,21 +1,24 @@
 //! Who may enter: the checks that a request passes one after the other, and what has passed them so far.
 
+use super::overflow_margin::RequestMargin;
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
-use crate::learn::{Candidate, Outlook};
+use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, Span, forecast};
+use crate::memory::Footprint;
 use crate::model::{BatchShape, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::View;
 
 /// The residents, and the requests that enter.
 pub(super) struct Entry {
-    /// KV by horizon, of the requests that decode and of the first so many `beside` them. Summed up only for a request that has
+    /// What is held by horizon, by the requests that decode and those `beside` them. Summed up only for a request that has
     /// passed all other checks: in most iterations none does.
-    outlook: Option<(Outlook, usize)>,
-    /// KV if every request runs up to its certain end.
+    outlook: Outlook,
+    /// Whether the outlook was asked for.
+    asked: bool,
+    /// What is held if every request runs up to its certain end.
     reserved: f64,
     capacity: f64,
-    overhead: f32,
     free: i64,
     pub(super) seats: u32,
     /// Prefill tokens of the residents and of the requests that enter.
@@ -25,19 +28,36 @@ pub(super) struct Entry {
     kv: u64,
 }
 
+/// Iterations after which a bound is tried earlier than where it held.
+const EAGER: i64 = 16;
+
+/// What of the forecast decided last. It tells where to begin, and changes no decision.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Looked {
+    /// Column of the horizon that held a request, and the seats that were left.
+    held: Option<(usize, u32)>,
+    /// Parts that had to be summed up; a bound told the others.
+    summed: usize,
+}
+
 impl Adaptive {
-    /// The residents' KV by horizon. Those whose prompt is not computed yet count as if it were.
-    pub(super) fn outlook(&mut self, view: &View) -> Outlook {
-        let overhead = overhead(view);
-        let mut outlook = self.forecast.outlook(overhead);
-        for &slot in view.prefilling() {
-            // One that a host took back from decoding is still counted among those.
-            if !self.forecast.holds(slot) {
-                let candidate = self.candidate(view, slot);
-                self.forecast.add(&mut outlook, &candidate, overhead);
-            }
-        }
-        outlook
+    /// What the residents hold by horizon. Those whose prompt is not computed yet count as if it were.
+    fn outlook(&mut self, view: &View) -> [Span<PART>; PARTS] {
+        // One that a host took back from decoding is still counted among those.
+        let computing = view.prefilling().iter().filter(|&&slot| !self.forecast.holds(slot));
+        let beside: Vec<Candidate> = computing.map(|&slot| self.candidate(view, slot)).collect();
+        self.forecast.outlook(&beside)
+    }
+
+    /// How likely the residents overflow the cache, if none is admitted after them.
+    pub(super) fn overflows(&mut self, view: &View) -> Vec<KvForecast> {
+        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
+        let residents = f64::from(view.residents());
+        let footprint = self.forecast.footprint();
+        let growth = footprint.steepest();
+        let kv = (view.lanes()[0].kv() + prompts).saturating_sub(self.shared) as f64;
+        let most = growth * kv + residents * footprint.most_beside();
+        forecast(&self.outlook(view), self.capacity(view), most, growth * residents)
     }
 
     /// What is known before anybody enters.
@@ -47,10 +67,10 @@ impl Adaptive {
         view.prefilling().iter().for_each(|&slot| _ = self.forecast.leave(slot));
         self.beside.clear();
         let mut entry = Entry {
-            outlook: None,
-            reserved: self.forecast.reserved(overhead(view)),
+            outlook: Outlook::default(),
+            asked: false,
+            reserved: self.forecast.reserved(),
             capacity: self.capacity(view),
-            overhead: overhead(view),
             free: plan.free(),
             seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
             backlog: 0,
@@ -62,7 +82,7 @@ impl Adaptive {
             let prompt = view.request(slot).prefill_target();
             entry.backlog += prompt - view.kv(slot);
             entry.free -= i64::from(view.layout().demand(prompt)) - i64::from(view.blocks(slot));
-            entry.join(&candidate, prompt);
+            entry.join(&candidate, self.forecast.footprint(), prompt);
             self.beside.push(candidate);
         }
         entry
@@ -98,7 +118,7 @@ impl Adaptive {
         entry.backlog = entry.backlog.saturating_add(prompt - request.computed_on_admission());
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
-        entry.join(&candidate, prompt);
+        entry.join(&candidate, self.forecast.footprint(), prompt);
         self.beside.push(candidate);
         Ok(())
     }
@@ -114,22 +134,15 @@ impl Adaptive {
     /// Memory: every request up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
     /// outputs are alike.
     fn fits(&mut self, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
-        if entry.reserved + candidate.reserved(entry.overhead) <= entry.capacity {
+        if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
         }
-        let (outlook, counted) = entry.outlook.get_or_insert_with(|| (self.forecast.outlook(entry.overhead), 0));
-        for other in &self.beside[*counted..] {
-            self.forecast.add(outlook, other, entry.overhead);
-        }
-        *counted = self.beside.len();
-        let mut outlook = *outlook;
-        self.forecast.add(&mut outlook, candidate, entry.overhead);
         let worth = match &self.budget {
             Some(budget) => budget.worth(entry.decodes, entry.kv),
             None => BALANCE / f64::from(entry.decodes.max(1)),
         };
-        let needs = self.margin.needs(&outlook, f64::from(candidate.kv), worth, entry.capacity);
-        if needs > entry.capacity {
+        let margin = self.margin.of(candidate.kv, worth, entry.capacity);
+        if let Some(needs) = self.overflow(entry, candidate, &margin) {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }
         if self.has(Part::Pacing) && !self.pace.admits(&self.traffic, self.entering.len()) {
@@ -137,6 +150,43 @@ impl Adaptive {
             return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions(&self.traffic)));
         }
         Ok(())
+    }
+
+    /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. As little is
+    /// looked at as tells: the horizon that held a request last, if none has left since; then the nearest part, and on
+    /// until what is further away is bounded.
+    fn overflow(&mut self, entry: &mut Entry, candidate: &Candidate, margin: &RequestMargin) -> Option<f64> {
+        let looked = &mut self.looked;
+        if let Some((column, seats)) = looked.held.filter(|_| !std::mem::replace(&mut entry.asked, true))
+            && entry.seats <= seats
+        {
+            let mut span = self.forecast.glance(column, &self.beside);
+            self.forecast.add(&mut span, candidate);
+            let (needs, _) = margin.needs(&span);
+            if needs > entry.capacity {
+                return Some(needs);
+            }
+        }
+        for part in (0..PARTS).take_while(|&part| margin.asks(part * PART)) {
+            // A bound is tried where it held last, and now and then one part before that.
+            if part + usize::from(self.forecast.tick() % EAGER == 0) >= looked.summed
+                && !entry.outlook.has_seen(part)
+                && let Some((mean, deviation)) = self.forecast.bound(part, &self.beside, candidate)
+                && margin.is_clear(mean, deviation)
+            {
+                looked.summed = part;
+                return None;
+            }
+            let mut span = self.forecast.look(&mut entry.outlook, part, &self.beside);
+            self.forecast.add(&mut span, candidate);
+            let (needs, column) = margin.needs(&span);
+            if needs > entry.capacity {
+                looked.held = Some((column, entry.seats));
+                return Some(needs);
+            }
+        }
+        looked.summed = PARTS;
+        None
     }
 
     /// Speed: the iteration in which all decode takes no longer than the target.
@@ -149,11 +199,6 @@ impl Adaptive {
     }
 }
 
-/// Charged to each request beside its KV: its last block is half empty.
-fn overhead(view: &View) -> f32 {
-    0.5 * (view.pool().block_size() - 1) as f32
-}
-
 impl Entry {
     /// How many more of the waiting requests the free memory and the seats would hold, of mean size.
     pub(super) fn would_fit(&self, view: &View) -> u32 {
@@ -163,8 +208,8 @@ impl Entry {
     }
 
     /// One more, with so many tokens in the cache once its prefill ends.
-    fn join(&mut self, candidate: &Candidate, prompt: u32) {
-        self.reserved += candidate.reserved(self.overhead);
+    fn join(&mut self, candidate: &Candidate, footprint: &Footprint, prompt: u32) {
+        self.reserved += candidate.reserved(footprint);
         self.decodes += 1;
         self.kv += u64::from(prompt);
     }

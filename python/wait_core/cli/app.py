@@ -1,0 +1,89 @@
+"""Which sub-command runs, and how it ends: the exit status, and at most one line of error."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from wait_core._core import WaitCoreError, __version__
+from wait_core.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "long outputs in overload on a simulated A100: where FCFS breaks",
+    "plan": "is this traffic stable, with which thresholds, on how many GPUs?",
+    "simulate": "one policy on one workload",
+    "compare": "several policies on the same requests",
+    "sweep": "many simulations: rates x policies x memory x seeds, resumable, on all cores",
+    "trace": "what a trace holds: what was read, assumed and dropped, lengths, rates, shared prefixes",
+    "settings": "every setting: type, range, unit, default, meaning, who heeds it",
+    "hardware": "which GPUs and models are known, and what of them",
+    "calibrate": "fit the iteration-time law of a GPU to a step log of vLLM",
+    "doctor": "what is installed, does it fit, is the server's scheduler active?",
+    "replay": "run a decision log through the core again: same decisions?",
+}
+"""The sub-commands, each in the module of its name, and what each is for."""
+
+EXIT = """exit status:
+  0    done
+  1    the answer is no: replay found other decisions, no request could run, doctor found a fault
+  2    an option, a file or a setting is refused; one line on standard error says which
+  130  interrupted (Ctrl-C); no result was written
+  141  whoever read the output has gone (| head)
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """One line of error, as for everything else that is refused."""
+
+    def __init__(self, **options: Any) -> None:
+        plain = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"allow_abbrev": False, "epilog": EXIT, "formatter_class": plain, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the options."""
+        raise WaitCoreError(f"{message.removeprefix('argument ')} ({self.prog} --help lists the options)")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit status."""
+    output.prepare()
+    try:
+        try:
+            return _command(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer has nobody to go to; the interpreter would try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (WaitCoreError, OSError, MemoryError) as error:
+        print("wait-core:", _said(error), file=sys.stderr)
+        return 2
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="wait-core", description="Scheduling for LLM inference: predict, compare, plan, without a GPU."
+    )
+    parser.add_argument("--version", action="version", version=f"wait-core {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for name, purpose in COMMANDS.items():
+        sub = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if name in argv[:1]:
+            # The others are not loaded: some need much of the package.
+            importlib.import_module(f"wait_core.cli.{name}").add(sub)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for so much"
+    # PyO3 says in a note which argument it was.
+    return " ".join("; ".join([str(error), *getattr(error, "__notes__", [])]).split())

@@ -1,0 +1,154 @@
+"""`wait-core doctor`: what is installed, whether it fits together, and whether a server's scheduler is active.
+
+vLLM is not imported for it, which would take seconds and a GPU: its version and what it would load are looked at.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+from wait_core._core import DEBUG_BUILD, Scheduler, WaitCoreError, __version__
+from wait_core.cli import arguments as kinds
+from wait_core.cli.output import tabulated
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+PLUGIN = "vllm.stat_logger_plugins"
+FAULT, ABSENT, GOOD = "FAULT", "absent", "ok"
+MOST_BYTES = 1 << 24
+"""What is read of a server's metrics, at most."""
+
+Finding = tuple[str, str, str]
+"""Subject, one of the three, and what there is to know."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--url", metavar="URL", help="a running server, as http://localhost:8000: is wait-core active?")
+    parser.add_argument(
+        "--timeout", type=kinds.positive, default=5.0, metavar="S", help="seconds to wait for it (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="a list of objects: subject, state, detail")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    found = [*_package(), *_others()]
+    if arguments.url is not None:
+        found += _server(arguments.url, arguments.timeout)
+    if arguments.json:
+        print(json.dumps([dict(zip(("subject", "state", "detail"), each, strict=True)) for each in found]))
+    else:
+        print(tabulated(["", "state", ""], found))
+    return int(any(state == FAULT for _, state, _ in found))
+
+
+def _package() -> Iterator[Finding]:
+    yield "Python", GOOD, f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
+    slow = "a debug build, tens of times slower: install a wheel, or maturin develop --release"
+    yield "wait-core", FAULT if DEBUG_BUILD else GOOD, slow if DEBUG_BUILD else __version__
+    core = Scheduler(kv_blocks=10)
+    core.add(1, 16, 16)
+    plan = core.plan()
+    decides = plan.admitted == [1] and plan.prefill == [(1, 16)]
+    yield "the core decides", GOOD if decides else FAULT, "one request, one prefill" if decides else str(plan)
+
+
+def _others() -> Iterator[Finding]:
+    """Look at what the package needs, or can use, as its own metadata say it."""
+    uses: dict[str, tuple[str, str]] = {}
+    for line in importlib.metadata.requires("wait-core") or ():
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"""extra == ['"](\w+)['"]""", marker)
+        name = re.split(r"[^\w.-]", requirement.strip())[0]
+        if extra is None:
+            uses[name] = (requirement.strip(), "")
+        elif extra[1] not in {"all", "test"} and name not in {"torch", "wait-core"}:
+            uses.setdefault(name, (requirement.strip(), extra[1]))
+    for name, (requirement, of) in uses.items():
+        yield _installed(name, requirement.removeprefix(name).strip(" ()"), of)
+    plugins = [each.value for each in importlib.metadata.entry_points(group=PLUGIN) if each.name == "wait_core"]
+    state = GOOD if plugins else FAULT
+    yield "metrics for vLLM", state, plugins[0] if plugins else f"no entry point {PLUGIN}: install the package again"
+
+
+def _installed(name: str, wanted: str, extra: str) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if extra:
+            return name, ABSENT, f"for {_purpose(extra)}: pip install 'wait-core[{extra}]'"
+        return name, FAULT, f"needed: pip install {name}"
+    fits = all(_fits(version, each.strip()) for each in wanted.split(",") if each.strip())
+    return name, GOOD if fits else FAULT, f"{version}{'' if fits else f', wanted {wanted}'}"
+
+
+def _purpose(extra: str) -> str:
+    purposes = {
+        "plot": "pictures",
+        "calibrate": "wait-core calibrate",
+        "zstd": "traces packed by zstd",
+        "hardware": "GPUs and models beyond the shipped ones",
+        "vllm": "serving",
+    }
+    return purposes.get(extra, extra)
+
+
+def _fits(version: str, wanted: str) -> bool:
+    """Return whether `version` is as ">=0.32" or "<0.34" wants it, by its leading numbers."""
+    relation, bound = re.match(r"([<>=!~]+)\s*(.*)", wanted).groups()  # type: ignore[union-attr]
+    have, limit = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])][:4] for text in (version, bound))
+    length = max(len(have), len(limit))
+    have, limit = ([*each, *[0] * (length - len(each))] for each in (have, limit))
+    if relation == ">=":
+        return have >= limit
+    return have < limit if relation == "<" else True
+
+
+def _server(url: str, timeout: float) -> Iterator[Finding]:
+    address = f"{url.rstrip('/')}/metrics"
+    if not address.startswith(("http://", "https://")):
+        raise WaitCoreError(f"--url {url}: expected http://HOST:PORT")
+    try:
+        with urllib.request.urlopen(address, timeout=timeout) as answer:  # noqa: S310  http or https, as checked
+            text = answer.read(MOST_BYTES).decode("utf-8", "replace")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        yield "server", FAULT, f"{address}: {getattr(error, 'reason', error)}"
+        return
+    samples = list(_samples(text))
+    active = [(labels, value) for name, labels, value in samples if name == "wait_core_active"]
+    yield "server", GOOD, f"{address}: {len(samples):,} samples"
+    if not active:
+        how = "--scheduler-cls wait_core.vllm.WaitScheduler, and not --disable-log-stats"
+        yield "its scheduler", FAULT, f"no wait_core_active: start vLLM with {how}"
+    for labels, value in active:
+        engine = f"engine {labels.get('engine', '0')}"
+        said = "wait-core schedules" if value == 1 else "an error of wait-core left scheduling to vLLM: see its log"
+        yield f"its scheduler, {engine}", GOOD if value == 1 else FAULT, said
+    for name, labels, value in samples:
+        if name == "wait_core_policy_info" and value == 1:
+            yield "its policy", GOOD, f"{labels.get('policy', '?')}, {labels.get('mode', '?')}"
+        elif name == "wait_core_watchdog_total" and value > 0:
+            yield "its watchdog", FAULT, f"opened the gates {value:,.0f} times: the policy does not fit the traffic"
+
+
+def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yield name, labels and value of each sample in Prometheus' text format."""
+    for line in text.splitlines():
+        found = re.match(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+        if found is None or line.startswith("#"):
+            continue
+        try:
+            value = float(found[3])
+        except ValueError:
+            continue
+        yield found[1], dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', found[2] or "")), value

@@ -1,0 +1,78 @@
+"""What is printed: on any encoding and any width of terminal."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import shutil
+import sys
+import textwrap
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PLAIN = {"…": "...", "→": "->", "≥": ">=", "≤": "<=", "×": "x", "·": "*", "−": "-", "λ": "lambda", "η": "eta",
+         "δ": "delta", "θ": "theta",
+         "Δ": "Delta", "Σ": "sum", "µ": "u", "“": '"', "”": '"', "’": "'", "α": "alpha"}  # fmt: skip
+"""How signs are written where the terminal has none of them."""
+
+WIDEST = 100
+"""Columns that running text takes at most."""
+
+
+def prepare() -> None:
+    """Let every character be printed on standard output and error, whatever their encoding."""
+    codecs.register_error("wait_core", _in_plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="wait_core")
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101  registered for writing
+    text = error.object[error.start : error.end]
+    made = "".join(PLAIN.get(sign) or unicodedata.normalize("NFKD", sign) for sign in text)
+    return made.encode("ascii", "replace").decode(), error.end
+
+
+def columns() -> int:
+    """Return the width of the terminal; COLUMNS goes before it, and what is piped has a hundred columns."""
+    return max(20, shutil.get_terminal_size((WIDEST, 24)).columns)
+
+
+def definitions(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Return entries of (name, facts, text), wrapped to the terminal."""
+    width = min(columns(), WIDEST)
+    lines = []
+    for name, facts, text in entries:
+        lines.append(name)
+        for paragraph in (facts, text):
+            lines += textwrap.wrap(paragraph, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
+    """Print, beside the results, what was left out of a trace and what was assumed of it."""
+    for reason, rows in dropped.items():
+        print(f"note: {rows:,} rows are left out: {reason}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def tabulated(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table; on a terminal that is too narrow for it, one block of lines a row."""
+    from wait_core.report.tables import cells, table  # noqa: PLC0415  slow to import, for what prints no table
+
+    text = table(header, rows)
+    # What is piped is read by a program, or by whoever looks at the file: it keeps one form.
+    if max(map(len, text.splitlines())) <= shutil.get_terminal_size((sys.maxsize, 24)).columns:
+        return text
+    name = max(map(len, header[1:]), default=0)
+    blocks = []
+    for row in rows:
+        first, *others = cells(row)
+        lines = [f"  {label:{name}}  {cell}" for label, cell in zip(header[1:], others, strict=True)]
+        blocks.append("\n".join([f"{header[0]} {first}", *lines]))
+    return "\n".join(blocks)

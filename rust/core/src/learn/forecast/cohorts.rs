@@ -1,0 +1,291 @@
+//! Members as they come, step and go: which are counted where, and when that changes next.
+
+use super::{Candidate, Forecast, HORIZONS, NIL, ROWS, STRIDE, WORD, columns, row_of, row_start, row_width};
+use crate::model::Slot;
+
+/// The last cohorts, among which a request looks for its own.
+pub(super) const RECENT: usize = 8;
+/// The first rows, of one stage each. A member would leave them at every step: it is kept by birth instead, from which
+/// the row follows, until it has passed them all.
+pub(super) const YOUNG: usize = 16;
+const _: () = assert!(row_width(YOUNG - 1) == 1 && YOUNG.is_power_of_two());
+/// First stage of each row; none comes after the last.
+const STARTS: [i64; STRIDE] = {
+    let mut starts = [i64::MAX / 2; STRIDE];
+    let mut row = 0;
+    while row < ROWS {
+        starts[row] = row_start(row) as i64;
+        row += 1;
+    }
+    starts
+};
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    cohort: u32,
+    /// Groups of the footprint that no longer grow.
+    full: u32,
+    /// Tick minus KV tokens.
+    base: i64,
+}
+
+impl Member {
+    const NONE: Self = Self { cohort: NIL, full: 0, base: 0 };
+}
+
+/// Requests of one class that joined at one tick and stage and end at one tick at the latest: they move together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cohort {
+    /// Where it is counted: by class, then by progress.
+    place: u32,
+    /// Horizons before which it may still run.
+    columns: u32,
+    members: u32,
+    /// Sum of their bases.
+    base: i64,
+    /// Tick minus stage.
+    birth: i64,
+    /// Tick at which it ends at the latest.
+    end: i64,
+    /// Ticks at which it changes its place, and at which it passes a horizon before its end.
+    leaving: i64,
+    closing: i64,
+}
+
+impl Forecast {
+    /// Hands over the stages passed since the last call, by row.
+    pub(crate) fn drain_exposure(&mut self, class: usize, mut into: impl FnMut(usize, f64)) {
+        let first = class * STRIDE;
+        (first..first + YOUNG).for_each(|place| self.expose(place));
+        for (row, stages) in self.exposure[class].iter_mut().enumerate() {
+            if *stages > 0 {
+                into(row, std::mem::take(stages) as f64);
+            }
+        }
+        for row in YOUNG..ROWS {
+            let stages = self.places[first + row].drain(self.tick);
+            if stages > 0 {
+                into(row, stages as f64);
+            }
+        }
+    }
+
+    /// Counts the stages that the young of a place have passed, row by row: all came by the same rows.
+    fn expose(&mut self, place: usize) {
+        let members = self.places[place].all.count;
+        if members > 0 {
+            let passed = self.places[place].drain(self.tick) / members;
+            let next = young_row(place, self.tick - 1) % STRIDE + 1;
+            let rows = &mut self.exposure[place / STRIDE][next - passed as usize..next];
+            for stages in rows {
+                *stages += members;
+            }
+        }
+    }
+
+    /// One iteration of the lane.
+    pub(crate) fn step(&mut self) {
+        self.tick += 1;
+        self.stale = true;
+        self.recent.clear();
+        // What is moved is due at another place of the wheel.
+        while let Some(slot) = self.fills.pop(self.tick) {
+            self.fill(slot);
+        }
+        while let Some(cohort) = self.changes.pop(self.tick) {
+            self.move_on(cohort);
+        }
+    }
+
+    /// A request joins the lane.
+    pub(crate) fn join(&mut self, slot: Slot, candidate: &Candidate) {
+        self.leave(slot);
+        self.stale = true;
+        let base = self.tick - i64::from(candidate.kv);
+        let end = self.tick + i64::from(candidate.left());
+        let cohort = self.cohort(candidate.class, self.tick - i64::from(candidate.stage), end);
+        if self.members.len() <= slot as usize {
+            self.members.resize(slot as usize + 1, Member::NONE);
+        }
+        self.members[slot as usize] = Member { cohort, full: 0, base };
+        self.cohorts[cohort as usize].members += 1;
+        self.count(cohort, 1, base);
+        self.population[candidate.class] += 1;
+        self.reserve(slot, 1);
+        if !self.footprint.plateaus().is_empty() {
+            for group in 0..self.footprint.plateaus().len() {
+                self.count_growing(cohort, group, 1, base);
+            }
+            self.fill(slot);
+        }
+    }
+
+    /// A request leaves the lane; returns its class and stage, if it was there.
+    pub(crate) fn leave(&mut self, slot: Slot) -> Option<(usize, u32)> {
+        let Member { cohort, full, base } = *self.members.get(slot as usize).filter(|member| member.cohort != NIL)?;
+        self.stale = true;
+        self.reserve(slot, -1);
+        for group in full as usize..self.footprint.plateaus().len() {
+            self.count_growing(cohort, group, -1, base);
+        }
+        self.fills.cancel(slot);
+        self.count(cohort, -1, base);
+        self.members[slot as usize] = Member::NONE;
+        let left = &mut self.cohorts[cohort as usize];
+        left.members -= 1;
+        let (class, birth) = (left.place as usize / STRIDE, left.birth);
+        if left.members == 0 {
+            self.changes.cancel(cohort);
+            self.vacant.push(cohort);
+        }
+        self.population[class] -= 1;
+        Some((class, (self.tick - birth) as u32))
+    }
+
+    /// Whether a request is in the lane.
+    pub(crate) fn holds(&self, slot: Slot) -> bool {
+        self.members.get(slot as usize).is_some_and(|member| member.cohort != NIL)
+    }
+
+    /// The cohort of requests that join now: that of others that did, or a new one.
+    fn cohort(&mut self, class: usize, birth: i64, end: i64) -> u32 {
+        let same = |&&at: &&u32| {
+            let other = &self.cohorts[at as usize];
+            other.members > 0 && (other.place as usize / STRIDE, other.birth, other.end) == (class, birth, end)
+        };
+        if let Some(&at) = self.recent.iter().find(same) {
+            return at;
+        }
+        let row = row_of((self.tick - birth) as u32);
+        let (leaving, place) =
+            if row < YOUNG { (birth + YOUNG as i64, birth as usize % YOUNG) } else { (birth + STARTS[row + 1], row) };
+        let place = (class * STRIDE + place) as u32;
+        let mut new = Cohort { place, columns: 0, members: 0, base: 0, birth, end, leaving, closing: 0 };
+        new.close(self.tick);
+        let groups = self.footprint.plateaus().len();
+        let at = if let Some(at) = self.vacant.pop() {
+            self.cohorts[at as usize] = new;
+            at
+        } else {
+            self.cohorts.push(new);
+            self.cohort_growing.resize(self.cohorts.len() * groups, (0, 0));
+            (self.cohorts.len() - 1) as u32
+        };
+        self.changes.schedule(at, self.tick, new.due());
+        if self.recent.len() == RECENT {
+            self.recent.clear();
+        }
+        self.recent.push(at);
+        at
+    }
+
+    /// Counts so many members more in a cohort and its place.
+    fn count(&mut self, cohort: u32, count: i64, base: i64) {
+        let cohort = &mut self.cohorts[cohort as usize];
+        cohort.base += count * base;
+        let (place, columns) = (cohort.place, cohort.columns);
+        self.change(place as usize, count, count * base, columns as usize);
+    }
+
+    /// Counts so many members more in what still grows of a group, in a cohort and its place.
+    fn count_growing(&mut self, cohort: u32, group: usize, count: i64, base: i64) {
+        let groups = self.footprint.plateaus().len();
+        let growing = &mut self.cohort_growing[cohort as usize * groups + group];
+        (growing.0, growing.1) = (growing.0 + count, growing.1 + count * base);
+        let Cohort { place, columns, .. } = self.cohorts[cohort as usize];
+        self.growing[place as usize * groups + group].change(count, count * base, columns as usize);
+    }
+
+    #[inline]
+    fn change(&mut self, place: usize, count: i64, base: i64, columns: usize) {
+        if place % STRIDE < YOUNG {
+            self.expose(place);
+        }
+        let at = &mut self.places[place];
+        at.change(count, base, columns, self.tick);
+        let empty = at.all.count == 0;
+        let (word, bit) = (&mut self.used[place / WORD], 1 << (place % WORD));
+        if empty {
+            *word &= !bit;
+        } else {
+            *word |= bit;
+        }
+    }
+
+    /// Counts what a member takes at the most, or no longer.
+    fn reserve(&mut self, slot: Slot, sign: i64) {
+        let Member { cohort, base, .. } = self.members[slot as usize];
+        let most = self.cohorts[cohort as usize].end - base;
+        self.reserved += sign * most;
+        for group in self.footprint.plateaus() {
+            self.reserved_plateaus += sign as f64 * group.most(most as f64);
+        }
+    }
+
+    /// Moves a cohort to where it stands now, and notes when that changes next.
+    fn move_on(&mut self, at: u32) {
+        let tick = self.tick;
+        let cohort = &mut self.cohorts[at as usize];
+        let (from, before) = (cohort.place as usize, cohort.columns as usize);
+        while tick >= cohort.leaving {
+            let row = (cohort.place as usize % STRIDE + 1).max(YOUNG);
+            cohort.place = (cohort.place as usize / STRIDE * STRIDE + row) as u32;
+            cohort.leaving = cohort.birth + STARTS[(row + 1) % STRIDE];
+        }
+        if tick >= cohort.closing {
+            cohort.close(tick);
+        }
+        let Cohort { place, columns, members, base, .. } = *cohort;
+        self.changes.schedule(at, tick, cohort.due());
+        let (to, columns, members) = (place as usize, columns as usize, i64::from(members));
+        if (to, columns) == (from, before) {
+            return;
+        }
+        self.change(from, -members, -base, before);
+        self.change(to, members, base, columns);
+        let groups = self.footprint.plateaus().len();
+        for group in 0..groups {
+            let (count, base) = self.cohort_growing[at as usize * groups + group];
+            if count > 0 {
+                self.growing[from * groups + group].change(-count, -base, before);
+                self.growing[to * groups + group].change(count, base, columns);
+            }
+        }
+    }
+
+    /// Takes a member out of the groups that it has filled, and notes when it fills the next.
+    fn fill(&mut self, slot: Slot) {
+        let Member { cohort, full, base } = self.members[slot as usize];
+        let mut group = full as usize;
+        while let Some(next) = self.footprint.plateaus().get(group) {
+            let due = base + i64::from(next.window);
+            if due > self.tick {
+                self.fills.schedule(slot, self.tick, due);
+                break;
+            }
+            self.count_growing(cohort, group, -1, base);
+            group += 1;
+        }
+        self.members[slot as usize].full = group as u32;
+    }
+}
+
+impl Cohort {
+    /// Counts the horizons that it may reach by now.
+    fn close(&mut self, tick: i64) {
+        let columns = columns(self.end - tick);
+        self.columns = columns as u32;
+        self.closing = columns.checked_sub(2).map_or(i64::MAX, |before| self.end - i64::from(HORIZONS[before]));
+    }
+
+    /// The tick at which something changes.
+    fn due(&self) -> i64 {
+        self.leaving.min(self.closing)
+    }
+}
+
+/// The row in which those that are young and counted at a place are at a tick.
+#[inline]
+pub(super) fn young_row(place: usize, tick: i64) -> usize {
+    place / YOUNG * YOUNG + (tick as usize).wrapping_sub(place) % YOUNG
+}

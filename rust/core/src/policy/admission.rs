@@ -1,0 +1,43 @@
+//! First come, first served: the one walk of the policies that admit in the order of their queues.
+//!
+//! What has become too large for the cache is passed over, here and in every walk of a policy's own: nothing that the plan
+//! could free would let it run, and what waits behind it must not wait with it. `Plan::fits_alone` is that rule, and the
+//! scheduler says so of a queue in which nothing else waits.
+
+use crate::model::Slot;
+use crate::plan::{Hold, Plan};
+use crate::state::View;
+
+/// Offers the waiting requests to `admit` in their order, queue by queue, until one is held; that hold is its queue's.
+/// `admit` puts the request into the plan or says what holds it. True if none was held.
+pub(super) fn in_order(
+    view: &View,
+    plan: &mut Plan,
+    queues: impl IntoIterator<Item = usize>,
+    mut admit: impl FnMut(&mut Plan, Slot) -> Result<(), Hold>,
+) -> bool {
+    for queue in queues {
+        for slot in view.iter_waiting(queue) {
+            if plan.fits_alone(view, slot).is_ok()
+                && let Err(hold) = admit(plan, slot)
+            {
+                plan.hold_queue(queue, hold);
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// The preempted, then queue 0: the order of a policy with one queue.
+pub(super) fn preempted_first(view: &View) -> [usize; 2] {
+    [view.queues(), 0]
+}
+
+/// The first request from `slot` on, in the order of its queue, that is not passed over.
+pub(super) fn first_from(view: &View, plan: &Plan, mut slot: Option<Slot>) -> Option<Slot> {
+    while let Some(passed) = slot.filter(|&slot| plan.fits_alone(view, slot).is_err()) {
+        slot = view.behind(passed);
+    }
+    slot
+}

@@ -1,0 +1,121 @@
+//! Why a request does not run, in its own numbers.
+
+use super::Scheduler;
+use crate::model::{RequestId, Slot};
+use crate::plan::{Chunk, Hold, HoldReason, Origin, Plan};
+use crate::state::{Phase, View};
+
+impl Scheduler {
+    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet. What holds its
+    /// queue is said in its own numbers: a reason that was measured on the first in the queue is `HeadOfLine` to one
+    /// behind it that has none of its own. Walks the queue up to the request.
+    pub fn explain(&self, id: RequestId) -> Option<Hold> {
+        let slot = self.view.slot(id)?;
+        if self.view.request(slot).phase == Phase::Waiting {
+            return self.explain_waiting(slot);
+        }
+        if self.runs(slot) {
+            return None;
+        }
+        Some(match self.plan.hold(0) {
+            Some(hold) if hold.reason == HoldReason::EnginePaused => hold,
+            _ if self.view.request(slot).phase == Phase::Receiving => {
+                Hold::new(HoldReason::KvTransfer, self.view.kv(slot), 0)
+            }
+            _ if self.plan.tokens_left() == 0 => {
+                Hold::new(HoldReason::BatchCap, self.plan.tokens() + 1, self.plan.token_budget())
+            }
+            _ => Hold::new(HoldReason::PausedAtBoundary, 1, 0),
+        })
+    }
+
+    fn explain_waiting(&self, slot: Slot) -> Option<Hold> {
+        let (view, plan) = (&self.view, &self.plan);
+        let request = view.request(slot);
+        let admitted = |chunk: &Chunk| (chunk.slot, chunk.id) == (slot, request.id) && chunk.origin != Origin::Resident;
+        if plan.chunks().iter().any(admitted) {
+            return Some(Hold::new(HoldReason::HostRefused, 1, 0));
+        }
+        let queue = view.queue_of(slot);
+        let hold = plan.hold(queue)?;
+        let fits_alone = |slot| plan.fits_alone(view, slot);
+        match (hold.reason, fits_alone(slot)) {
+            (HoldReason::EnginePaused, _) => return Some(hold),
+            (_, Err(too_large)) => return Some(too_large),
+            // It came after the plan.
+            (HoldReason::TooLarge, Ok(())) => return None,
+            _ => {}
+        }
+        let first = first_in_turn(view, plan, queue).filter(|&first| first != slot);
+        let Some(first) = first else { return Some(hold) };
+        let blocks = |slot| f64::from(view.request(slot).own_blocks(view.layout()));
+        Some(match hold.reason {
+            HoldReason::NoBlocks => {
+                // What the first is charged beyond its own stays free for all.
+                let needs = blocks(slot) + (hold.needs - blocks(first)).max(0.0);
+                if needs > hold.limit { Hold { needs, ..hold } } else { self.head_of_line(queue, slot) }
+            }
+            HoldReason::TtftTarget => {
+                let waited_ns = view.now_ns().saturating_sub(request.arrival_ns);
+                Hold { needs: 1e-9 * waited_ns as f64, ..hold }
+            }
+            HoldReason::ForecastOverflow | HoldReason::TpotTarget | HoldReason::HeadOfLine => {
+                self.head_of_line(queue, slot)
+            }
+            _ => hold,
+        })
+    }
+
+    /// The hold of a request that nothing holds but those before it.
+    fn head_of_line(&self, queue: usize, slot: Slot) -> Hold {
+        let before = self.view.iter_waiting(queue).take_while(|&other| other != slot).count() as u32;
+        let preempted = if queue == self.view.queues() { 0 } else { self.view.resuming() };
+        Hold::new(HoldReason::HeadOfLine, preempted + before, 0)
+    }
+
+    /// Whether the last plan runs a resident.
+    fn runs(&self, slot: Slot) -> bool {
+        let request = self.view.request(slot);
+        request.phase == Phase::Decoding && self.plan.runs(usize::from(request.lane))
+            || self.plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0)
+    }
+
+    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills, and those
+    /// whose KV is on the way.
+    pub fn paused_ids(&self) -> Vec<RequestId> {
+        let (view, plan) = (&self.view, &self.plan);
+        let computed = plan.chunks().iter().filter(|chunk| chunk.tokens > 0).count();
+        if plan.decodes() as usize + computed == plan.residents() as usize {
+            return Vec::new();
+        }
+        let stands = |slot: &Slot| !self.runs(*slot);
+        let id = |slot: Slot| view.request(slot).id;
+        let lanes = || view.lanes().iter().enumerate();
+        let members: usize = lanes().map(|(_, members)| members.len() as usize).sum();
+        let listed = members + view.parked().len() + view.prefilling().len();
+        if listed < view.residents() as usize || lanes().any(|(lane, members)| !members.is_empty() && !plan.runs(lane))
+        {
+            // Members of a lane and those that receive are counted, not listed: they are found among the residents.
+            return view.iter_residents().filter(stands).map(id).collect();
+        }
+        view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()
+    }
+}
+
+/// The first of a queue that is not passed over: that on which its hold was measured.
+fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
+    view.iter_waiting(queue).find(|&slot| plan.fits_alone(view, slot).is_ok())
+}
+
+/// What holds a queue with this head of which the policy said nothing: those preempted, or that it is too large, as all
+/// that wait with it are, or want of memory where the iteration went by with an eviction.
+pub(super) fn unsaid(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
+    if plan.hold(view.queues()).is_some() {
+        return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);
+    }
+    let first = first_in_turn(view, plan, queue).unwrap_or(head);
+    plan.fits_alone(view, first).err().unwrap_or_else(|| {
+        let blocks = view.request(first).own_blocks(view.layout());
+        Hold::new(HoldReason::NoBlocks, blocks, plan.free() as f64)
+    })
+}

@@ -1,0 +1,83 @@
+//! Speculative decoding: each decode verifies drafts, and yields those that are accepted and one token more.
+
+use wait_core::model::BatchShape;
+use wait_core::{Error, Phase, Result, Scheduler};
+
+use crate::rng::Stream;
+use crate::setup::Setup;
+
+#[derive(Debug)]
+pub(crate) struct Drafts<'a> {
+    /// The probability that so many drafts, 1 to k, are accepted at least.
+    acceptance: &'a [f64],
+    stream: Stream,
+    /// KV tokens of the requests of which a draft was accepted.
+    progress: Vec<(u64, u32)>,
+}
+
+impl<'a> Drafts<'a> {
+    pub(crate) fn new(setup: &'a Setup) -> Result<Self> {
+        let acceptance = setup.acceptance.as_slice();
+        let falls = acceptance.is_sorted_by(|a, b| a >= b);
+        if !falls || acceptance.iter().any(|p| !(0.0..=1.0).contains(p)) {
+            let rule = "must be probabilities that do not rise: no draft is accepted behind one that is not";
+            return Err(Error::invalid("acceptance", format!("{acceptance:?}"), rule));
+        }
+        let slots = setup.config.num_lookahead_tokens;
+        if (slots as usize) < acceptance.len() {
+            let rule = format!("must be at least {}, the drafts of a decode", acceptance.len());
+            return Err(Error::invalid("num_lookahead_tokens", slots, rule));
+        }
+        Ok(Self { acceptance, stream: Stream::new(setup.steps.seed, "drafts"), progress: Vec::new() })
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        !self.acceptance.is_empty()
+    }
+
+    /// Drafts that so many decodes verify.
+    pub(crate) fn verified(&self, decodes: u32) -> u64 {
+        u64::from(decodes) * self.acceptance.len() as u64
+    }
+
+    /// What the GPU computes for a plan: a draft costs what a decoded token does, and reads the KV that its request reads
+    /// anyway.
+    pub(crate) fn computed(&self, shape: &BatchShape) -> BatchShape {
+        BatchShape { decodes: shape.decodes * (1 + self.acceptance.len() as u64), ..*shape }
+    }
+
+    /// Draws how many drafts of each decode of the last plan are accepted. Those that have reached their end are added to
+    /// `finished`; of the others `progress` tells how far they are.
+    pub(crate) fn verify(
+        &mut self,
+        scheduler: &Scheduler,
+        iterations: impl Fn(u64) -> u32,
+        finished: &mut Vec<u64>,
+    ) -> u64 {
+        let (plan, view) = (scheduler.last_plan(), scheduler.view());
+        self.progress.clear();
+        let mut all = 0;
+        for slot in view.iter_residents() {
+            let (request, stage) = (view.request(slot), view.stage(slot));
+            // One more output token than at its admission comes from the prefill, which verifies nothing.
+            if request.phase != Phase::Decoding || !plan.runs(request.lane.into()) || stage == request.kept + 1 {
+                continue;
+            }
+            let chance = self.stream.uniform();
+            let accepted = self.acceptance.iter().take_while(|&&p| chance <= p).count() as u32;
+            let left = iterations(request.id) - stage;
+            all += u64::from(accepted.min(left));
+            if accepted >= left {
+                finished.push(request.id);
+            } else if accepted > 0 {
+                self.progress.push((request.id, view.kv(slot) + accepted));
+            }
+        }
+        all
+    }
+
+    /// KV tokens of the requests that went further than the last plan assumed.
+    pub(crate) fn progress(&self) -> &[(u64, u32)] {
+        &self.progress
+    }
+}

@@ -1,0 +1,105 @@
+//! KV that is computed elsewhere and comes over a network.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use wait_core::{Error, Hit, Phase, Result, Scheduler};
+
+use crate::ends::Ends;
+
+/// How KV comes: it is sent once the engine has taken memory for it, and each request's takes its own time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Transfer {
+    /// Bytes of KV a token, of all layers.
+    pub bytes_per_token: f64,
+    /// Bytes a second at which the KV of a request comes; infinite where it takes no time.
+    pub bandwidth: f64,
+    /// Time that a transfer takes besides, s.
+    pub latency_s: f64,
+}
+
+impl Transfer {
+    /// KV that is there at once: the decode-only setting of arXiv 2504.11320.
+    pub const INSTANT: Self = Self { bytes_per_token: 0.0, bandwidth: f64::INFINITY, latency_s: 0.0 };
+
+    /// Time for the KV of so many tokens, ns.
+    pub fn nanos(&self, tokens: u32) -> u64 {
+        let seconds = self.latency_s + f64::from(tokens) * self.bytes_per_token / self.bandwidth;
+        (seconds * 1e9 + 0.5) as u64
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, value) in [("bytes_per_token", self.bytes_per_token), ("latency", self.latency_s)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::invalid(format!("transfer.{name}"), value, "must be finite and at least 0"));
+            }
+        }
+        if self.bandwidth > 0.0 {
+            return Ok(());
+        }
+        Err(Error::invalid("transfer.bandwidth", self.bandwidth, "must be above 0"))
+    }
+}
+
+/// The transfers under way.
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    transfer: Option<Transfer>,
+    /// (when the KV is there, request, its stamp): void once the request has left.
+    ready: BinaryHeap<Reverse<(u64, u32, u32)>>,
+    received: Vec<u64>,
+    lost: Vec<(u64, Hit)>,
+}
+
+impl Transfers {
+    pub(crate) fn new(transfer: Option<Transfer>) -> Result<Self> {
+        transfer.iter().try_for_each(Transfer::check)?;
+        Ok(Self { transfer, ready: BinaryHeap::new(), received: Vec::new(), lost: Vec::new() })
+    }
+
+    /// What of a prompt is computed elsewhere: all but its last token. And whether it comes later than the request.
+    pub(crate) fn of(&self, prompt: u32) -> (Hit, bool) {
+        let computed = |_| Hit { computed: prompt - 1, shared: 0 };
+        let later = self.transfer.is_some_and(|transfer| transfer.nanos(prompt - 1) > 0);
+        (self.transfer.map(computed).unwrap_or_default(), later)
+    }
+
+    /// Requests admitted by the last plan, at `now_ns`: their KV sets out. Requests evicted have lost theirs.
+    pub(crate) fn follow(&mut self, scheduler: &Scheduler, ends: &Ends, now_ns: u64) {
+        let Some(transfer) = self.transfer else { return };
+        let (plan, view) = (scheduler.last_plan(), scheduler.view());
+        for chunk in plan.chunks() {
+            let request = view.request(chunk.slot);
+            if request.phase == Phase::Receiving {
+                let ready_ns = now_ns.saturating_add(transfer.nanos(request.prompt - 1));
+                self.ready.push(Reverse((ready_ns, chunk.id as u32, ends.stamp(chunk.id))));
+            }
+        }
+        self.lost.clear();
+        // One that had not received all of it will be sent it again.
+        let all_there = plan.preempted().iter().filter(|&&(slot, _)| !view.request(slot).receives);
+        self.lost.extend(all_there.map(|&(_, id)| (id, Hit::default())));
+    }
+
+    /// Requests whose KV the last plan's evictions have lost: they compute it themselves.
+    pub(crate) fn lost(&self) -> &[(u64, Hit)] {
+        &self.lost
+    }
+
+    /// Requests whose KV has come by `now_ns`, as not told before.
+    pub(crate) fn received(&mut self, ends: &Ends, now_ns: u64) -> &[u64] {
+        self.received.clear();
+        while let Some(&Reverse((_, id, stamp))) = self.ready.peek().filter(|entry| entry.0.0 <= now_ns) {
+            self.ready.pop();
+            if ends.stamp(id.into()) == stamp {
+                self.received.push(id.into());
+            }
+        }
+        &self.received
+    }
+
+    /// When the next KV will have come.
+    pub(crate) fn next_ns(&self) -> Option<u64> {
+        self.ready.peek().map(|entry| entry.0.0)
+    }
+}

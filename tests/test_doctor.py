@@ -1,0 +1,119 @@
+"""`wait-core doctor`: what it finds installed, and what a server says."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wait_core.cli import doctor, main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ACTIVE = """# HELP wait_core_active 1 while wait-core schedules
+# TYPE wait_core_active gauge
+wait_core_active{engine="0",model_name="m"} 1.0
+wait_core_policy_info{engine="0",mode="active",model_name="m",policy="adaptive"} 1.0
+wait_core_watchdog_total{engine="0",model_name="m"} 0.0
+vllm:num_requests_running{engine="0"} 3.0
+vllm:strange{engine="0"} notanumber
+"""
+
+
+@contextlib.contextmanager
+def server(text: str) -> Iterator[str]:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def findings(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    status = main(["doctor", *arguments, "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    return status, {row["subject"]: (row["state"], row["detail"]) for row in rows}
+
+
+def test_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = findings(capsys)
+    assert status == 0
+    assert found["numpy"] == ("ok", importlib.metadata.version("numpy"))
+    assert found["the core decides"][0] == "ok"
+    assert found["metrics for vLLM"] == ("ok", "wait_core.vllm.metrics:WaitCoreStatLogger")
+    assert {"vllm", "matplotlib", "scipy", "tqdm"} <= set(found)
+    assert main(["doctor"]) == 0
+    assert "numpy" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_a_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"vllm": "0.35.1", "numpy": "2.3.0", "tqdm": "4.67"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    status, found = findings(capsys)
+    assert status == 1
+    assert found["vllm"][0] == "FAULT"
+    assert found["vllm"][1].startswith("0.35.1, wanted ")
+    assert found["matplotlib"] == ("absent", "for pictures: pip install 'wait-core[plot]'")
+    versions["vllm"] = "0.32.0+cpu"
+    assert findings(capsys)[1]["vllm"] == ("ok", "0.32.0+cpu")
+    versions.pop("tqdm")
+    status, found = findings(capsys)
+    assert (status, found["tqdm"]) == (1, ("FAULT", "needed: pip install tqdm"))
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "fits"),
+    [("0.32", ">=0.32", True), ("0.32.1", "<0.34", True), ("0.34.0", "<0.34", False), ("0.9", ">=0.32", False)],
+)
+def test_versions_are_compared_by_number(version: str, wanted: str, fits: bool) -> None:
+    assert doctor._fits(version, wanted) == fits
+
+
+def test_a_server_that_wait_core_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    with server(ACTIVE) as url:
+        status, found = findings(capsys, "--url", url)
+    assert status == 0
+    assert found["its scheduler, engine 0"] == ("ok", "wait-core schedules")
+    assert found["its policy"] == ("ok", "adaptive, active")
+
+
+def test_a_server_that_it_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with server("vllm:num_requests_running 0\n") as url:
+        status, found = findings(capsys, "--url", url)
+    assert status == 1
+    assert found["its scheduler"][0] == "FAULT"
+    assert "--scheduler-cls wait_core.vllm.WaitScheduler" in found["its scheduler"][1]
+    failed = ACTIVE.replace('model_name="m"} 1.0\nwait_core_policy', 'model_name="m"} 0.0\nwait_core_policy')
+    with server(failed.replace('watchdog_total{engine="0",model_name="m"} 0', 'watchdog_total{engine="0"} 7')) as url:
+        status, found = findings(capsys, "--url", url)
+    assert status == 1
+    assert found["its scheduler, engine 0"][0] == "FAULT"
+    assert "7 times" in found["its watchdog"][1]
+    status, found = findings(capsys, "--url", url, "--timeout", "2")  # it has gone
+    assert (status, found["server"][0]) == (1, "FAULT")
+    assert main(["doctor", "--url", "ftp://a"]) == 2
+    assert "--url ftp://a" in capsys.readouterr().err
