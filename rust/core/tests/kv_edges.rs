@@ -1,0 +1,99 @@
+//! KV that comes from elsewhere, hits that reach into the output, windows and slots ahead at the edge of what fits.
+
+mod common;
+
+use common::{request, scheduler};
+use serde_json::{Value, json};
+use wait_core::{Hit, HoldReason, Report, Request, Scheduler};
+
+/// A request that receives so many tokens of its prompt.
+fn receiving(id: u64, prompt: u32, computed: u32) -> Request {
+    Request { hit: Hit { computed, shared: 0 }, receives: true, ..request(id, prompt) }
+}
+
+fn small(policy: &Value) -> Scheduler {
+    let mut settings = json!({"kv_blocks": 20, "block_size": 2, "max_num_seqs": 3, "token_budget": 16});
+    settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
+    scheduler(&settings)
+}
+
+#[test]
+fn a_request_that_receives_is_listed_as_standing_and_nothing_is_computed_of_it() {
+    let mut core = small(&json!({"policy": "vllm"}));
+    core.add(&receiving(1, 9, 5)).unwrap();
+    core.add(&request(2, 4)).unwrap();
+    let plan = core.plan(0);
+    assert_eq!((plan.tokens(), plan.shape().prefill_kv, plan.shape().prefill_tokens), (4, 4, 4), "of the second only");
+    assert_eq!(core.paused_ids(), [1]);
+    core.plan(0);
+    assert_eq!(core.paused_ids(), [1], "while the other decodes");
+    assert_eq!(core.explain(1).unwrap().reason, HoldReason::KvTransfer);
+    core.complete(&Report { received: &[1], ..Report::default() }).unwrap();
+    assert_eq!((core.plan(0).tokens(), core.paused_ids()), (4 + 1, vec![]));
+}
+
+#[test]
+fn thresholds_admit_a_request_that_receives_once() {
+    let types = json!([{"prompt": 6, "output": 4, "rate": 2.0}]);
+    for policy in [
+        json!({"policy": "wait", "types": types, "thresholds": [2.0]}),
+        json!({"policy": "nested-wait", "boundaries": [1, 3], "thresholds": [2.0, 1.0]}),
+        json!({"policy": "nested-wait", "types": types, "work_conserving": false}),
+    ] {
+        let mut core = small(&policy);
+        core.drain();
+        core.add(&receiving(1, 6, 3)).unwrap();
+        assert_eq!(core.plan(0).chunks().len(), 1, "{policy}");
+        assert_eq!((core.view().residents(), core.stats().corrected_plans), (1, 0), "{policy}");
+    }
+}
+
+#[test]
+fn adaptive_forecasts_beside_a_request_that_receives_what_others_hold() {
+    let mut core = small(&json!({"policy": "adaptive"}));
+    core.complete(&Report { free_blocks: Some(20), ..Report::default() }).unwrap();
+    let hit = Hit { computed: 8, shared: 8 };
+    core.add(&Request { hit, ..receiving(1, 9, 8) }).unwrap();
+    core.plan(0);
+    let forecast = core.kv_forecast();
+    assert!(!forecast.is_empty() && forecast.iter().all(|ahead| ahead.mean < 40.0), "{forecast:?}");
+}
+
+#[test]
+fn adaptive_learns_from_a_hit_that_reaches_into_the_output() {
+    let mut core = small(&json!({"policy": "adaptive"}));
+    core.add(&request(1, 4)).unwrap();
+    (0..6).for_each(|_| _ = core.plan(0));
+    core.complete(&Report { preempted: &[1], free_blocks: Some(20), ..Report::default() }).unwrap();
+    let hits = [(1, Hit { computed: 8, shared: 8 })];
+    core.complete(&Report { hits: &hits, free_blocks: Some(16), ..Report::default() }).unwrap();
+    (0..3).for_each(|_| _ = core.plan(0));
+    core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+    assert_eq!((core.stats().finished, core.view().pool().used()), (1, 0));
+}
+
+#[test]
+fn a_prompt_that_goes_alone_beyond_the_budget_holds_all_of_it_in_a_window_too() {
+    let groups = json!([{"kind": "full", "count": 2}, {"kind": "sliding_window", "window": 5, "block_size": 2}]);
+    let mut core = scheduler(&json!({"policy": "prefill-first", "kv_blocks": 30, "block_size": 4, "kv_groups": groups,
+        "max_num_seqs": 3, "token_budget": 12}));
+    core.add(&request(1, 23)).unwrap();
+    let blocks = core.plan(0).chunks()[0].blocks;
+    assert_eq!(blocks, 2 * 6 + 12);
+}
+
+#[test]
+fn slots_ahead_count_among_what_a_request_needs_alone() {
+    let settings = json!({"kv_blocks": 18, "block_size": 2, "num_lookahead_tokens": 2});
+    let mut core = scheduler(&settings);
+    core.add(&request(1, 27)).unwrap();
+    let mut emitted = 0;
+    for _ in 0..40 {
+        emitted += core.plan(0).decodes();
+        if 27 + emitted >= core.view().limits().max_model_len {
+            core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+            break;
+        }
+    }
+    assert_eq!((core.stats().finished, core.stats().preemptions), (1, 0), "it reaches the model's limit");
+}
