@@ -79,6 +79,7 @@ def _command(argv: Sequence[str]) -> int:
             # The others are not loaded: some need much of the package.
             importlib.import_module(f"wait_core.cli.{name}").add(sub)
     arguments = parser.parse_args(argv)
+    arguments.argv = list(argv)  # a report says how to reproduce it
     return int(arguments.run(arguments))
 
 

@@ -10,11 +10,13 @@ from wait_core.cli import arguments as kinds
 from wait_core.cli import gpus
 from wait_core.cli.deployment import add_law, basis, deployments_of
 from wait_core.cli.output import print_notes, tabulated
+from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.picture import picture
 from wait_core.cli.workload import POLICY, add_source, source_of
 from wait_core.hardware import A100
 from wait_core.planning import explain, plan
 from wait_core.report import stability_region
+from wait_core.report.html import page_of_plan, rendered
 from wait_core.settings import POLICIES
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"
     )
+    add_report(parser)
     parser.set_defaults(run=_plan)
 
 
@@ -105,13 +108,15 @@ def _plan(arguments: argparse.Namespace) -> int:
         asked["runs"] = arguments.runs
     objective = arguments.slo_ttft is not None or arguments.slo_tpot is not None
     if len(deployments) > 1 or arguments.price or (deployments and objective):
+        if arguments.report is not None:
+            raise WaitCoreError("--report is for one GPU; of several, --picture draws and --json tells")
         return gpus.compare(arguments, deployments, asked)
     deployment = deployments[0] if deployments else None
     engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
             engine[name] = getattr(arguments, name)
-    with picture(arguments.picture) as drawn:
+    with picture(arguments.picture) as drawn, report_file(arguments) as page:
         report = plan(
             request_rate=arguments.request_rate,
             num_types=arguments.num_types,
@@ -119,7 +124,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             failure_probability=arguments.failure_probability,
             horizon_s=arguments.horizon,
             target_rate=arguments.target_rate,
-            region=0 if arguments.picture is None else POINTS,
+            region=0 if arguments.picture is None and page is None else POINTS,
             **asked,
             **engine,
         )
@@ -129,8 +134,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(report.to_json() if arguments.json else text(report))
         if drawn is not None:
             _draw(drawn, report)
+        if page is not None:
+            page.write(rendered(page_of_plan(report, command=reproduce(arguments))))
     if arguments.picture is not None and not arguments.json:
         print(f"picture: {arguments.picture}")
+    say(arguments)
     return 0
 
 

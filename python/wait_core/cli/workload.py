@@ -185,10 +185,3 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def objective_of(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Return the objective as keyword arguments of `Report.summary`."""
     return {"slo_ttft_ms": arguments.slo_ttft, "slo_tpot_ms": arguments.slo_tpot}
-
-
-def reproduce(argv: list[str]) -> str:
-    """Return the command line that was given, for a shell."""
-    import shlex  # noqa: PLC0415
-
-    return shlex.join(["wait-core", *argv])
