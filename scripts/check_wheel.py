@@ -55,7 +55,14 @@ def problems(wheel: Path, *, released: bool) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         found = []
-        for pattern in (r"wait_core/_core\..*so", r".*\.dist-info/METADATA", r".*/sboms/.*\.json", r".*/LICENSE"):
+        for pattern in (
+            r"wait_core/_core\..*so",
+            r"wait_core/settings/schema\.json",
+            r"wait_core/report/html/page\.html",
+            r".*\.dist-info/METADATA",
+            r".*/sboms/.*\.json",
+            r".*/LICENSE",
+        ):
             number = sum(re.fullmatch(pattern, name) is not None for name in names)
             if number != 1:
                 found.append(f"{number} files are called {pattern}")
