@@ -75,7 +75,9 @@ def parser_of(argv: Sequence[str]) -> Parser:
     parser.add_argument("--version", action="version", version=f"wait-core {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for name, purpose in COMMANDS.items():
-        sub = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        sub = commands.add_parser(
+            name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}{'' if purpose.endswith('?') else '.'}"
+        )
         if name in argv[:1]:
             # The others are not loaded: some need much of the package.
             importlib.import_module(f"wait_core.cli.{name}").add(sub)

@@ -36,15 +36,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--type", action="append", type=kinds.request_type, metavar="PROMPT:OUTPUT:RATE",
         help="a request type; repeat for more",
     )  # fmt: skip
-    wanted.add_argument("--request-rate", type=kinds.finite_rate, help="requests/s; scales a trace's times")
     wanted.add_argument(
-        "--num-prompts", type=kinds.requests, help="requests that are played (dataset, types: 4000; trace: all)"
+        "--request-rate", metavar="RATE", type=kinds.finite_rate, help="requests/s; scales a trace's times"
     )
     wanted.add_argument(
-        "--runs", type=kinds.whole(1, 10_000), help="seeds of a dataset that are played (20; 3 for several GPUs)"
+        "--num-prompts",
+        metavar="N",
+        type=kinds.requests,
+        help="requests that are played (dataset, types: 4000; trace: all)",
     )
     wanted.add_argument(
-        "--num-types", type=kinds.whole(1, 4096), default=8, help="most types and segments (%(default)s)"
+        "--runs",
+        metavar="N",
+        type=kinds.whole(1, 10_000),
+        help="seeds of a dataset that are played (20; 3 for several GPUs)",
+    )
+    wanted.add_argument(
+        "--num-types", metavar="N", type=kinds.whole(1, 4096), default=8, help="most types and segments (%(default)s)"
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
@@ -52,32 +60,55 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"what admits: {', '.join(POLICIES)} (%(default)s)",
     )  # fmt: skip
     add_law(engine, several=True)
-    engine.add_argument("--kv-blocks", type=kinds.blocks, help="KV blocks (default: what goes with the law)")
-    engine.add_argument("--block-size", type=kinds.whole(1, 65_536), help="tokens per block (16)")
-    engine.add_argument("--max-num-seqs", type=kinds.blocks, help="most residents (256, or the default on --gpu)")
     engine.add_argument(
-        "--token-budget", type=kinds.blocks, help="most tokens per iteration (2048, or the default on --gpu)"
+        "--kv-blocks", metavar="N", type=kinds.blocks, help="KV blocks (default: what goes with the law)"
+    )
+    engine.add_argument("--block-size", metavar="N", type=kinds.whole(1, 65_536), help="tokens per block (16)")
+    engine.add_argument(
+        "--max-num-seqs", metavar="N", type=kinds.blocks, help="most residents (256, or the default on --gpu)"
+    )
+    engine.add_argument(
+        "--token-budget",
+        metavar="N",
+        type=kinds.blocks,
+        help="most tokens per iteration (2048, or the default on --gpu)",
     )
     asked = parser.add_argument_group("questions")
     asked.add_argument(
-        "--failure-probability", type=kinds.probability, default=0.05, help="delta of the buffer (%(default)s)"
+        "--failure-probability",
+        metavar="P",
+        type=kinds.probability,
+        default=0.05,
+        help="delta of the buffer (%(default)s)",
     )
     asked.add_argument(
         "--horizon", type=kinds.seconds, default=3600.0, metavar="S", help="over so many seconds (%(default)s)"
     )
     asked.add_argument(
-        "--margin", type=kinds.non_negative, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)"
+        "--margin",
+        metavar="ETA",
+        type=kinds.non_negative,
+        default=0.05,
+        help="eta of Nested WAIT's thresholds (%(default)s)",
     )
-    asked.add_argument("--target-rate", type=kinds.finite_rate, help="requests/s for all GPUs together: how many?")
     asked.add_argument(
-        "--utilisation", type=kinds.probability, default=0.8, help="share of the saturated rate (%(default)s)"
+        "--target-rate", metavar="RATE", type=kinds.finite_rate, help="requests/s for all GPUs together: how many?"
+    )
+    asked.add_argument(
+        "--utilisation",
+        metavar="SHARE",
+        type=kinds.probability,
+        default=0.8,
+        help="share of the saturated rate (%(default)s)",
     )
     kinds.add_objective(asked, "goodput possible, GPUs needed")
     cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
     cost.add_argument(
         "--price", nargs="+", type=kinds.non_negative, metavar="DOLLARS", help="per GPU and hour, one for each --gpu"
     )
-    cost.add_argument("--attainment", type=kinds.share, default=0.95, help="share that must meet it (%(default)s)")
+    cost.add_argument(
+        "--attainment", metavar="SHARE", type=kinds.share, default=0.95, help="share that must meet it (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"

@@ -68,7 +68,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_requests(parser.add_argument_group("requests"))
     add_engine(parser.add_argument_group("engine"))
-    parser.add_argument("--workers", type=kinds.whole(1, 1024), help="simulations at once (default: one a core)")
+    parser.add_argument(
+        "--workers", metavar="N", type=kinds.whole(1, 1024), help="simulations at once (default: one a core)"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
         help="write all rows: .jsonl, .json, .csv, or .parquet with pyarrow; interrupted, the same command goes on",

@@ -102,7 +102,7 @@ def _kv(reports: Sequence[Report]) -> Section:
                     marks=lost.tolist(),
                     area=True,
                 ),
-                caption=f"{report.run.counts['preemptions']:,} preemptions; a tick at the top at each.",
+                caption=f"{report.run.counts['preemptions']:,} preemptions; ticks above: when residents lost memory.",
             )
         )
     waiting = [
