@@ -18,6 +18,15 @@ MOST_BYTES = 2_500_000
 BASE = {"numpy", "tqdm"}
 """What is installed without extras."""
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PARTS = (
+    r"wait_core/_core\..*so",
+    r"wait_core/settings/schema\.json",
+    r"wait_core/report/html/page\.html",
+    r".*\.dist-info/METADATA",
+    r".*/sboms/.*\.json",
+    r".*/LICENSE",
+)
+"""What a wheel has one of."""
 FOLDERS = re.compile(rb"/(?:root|home|Users|tmp|work|github)/[\w./-]*")
 RELATIVE_LINK = re.compile(r"\]\((?![a-z]+:|#)[^)\s]+\)")
 
@@ -55,7 +64,7 @@ def problems(wheel: Path, *, released: bool) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         found = []
-        for pattern in (r"wait_core/_core\..*so", r".*\.dist-info/METADATA", r".*/sboms/.*\.json", r".*/LICENSE"):
+        for pattern in PARTS:
             number = sum(re.fullmatch(pattern, name) is not None for name in names)
             if number != 1:
                 found.append(f"{number} files are called {pattern}")

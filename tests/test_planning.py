@@ -299,6 +299,15 @@ def test_refusals_name_what_is_wrong(arguments: list[str], message: str, capsys:
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_num_seqs", 0), ("token_budget", -1), ("runs", 10**12), ("num_types", 0), ("kv_blocks", 3)]
+)
+def test_a_call_is_refused_in_its_own_words(name: str, value: int) -> None:
+    arguments: dict[str, Any] = {"types": [(64, 32, 1.0)], "num_prompts": 50, "runs": 1, name: value}
+    with pytest.raises(wait_core.WaitCoreError, match=f"^{name} = {value}: "):
+        wait_core.plan(**arguments)
+
+
 def test_arguments_exclude_each_other() -> None:
     with pytest.raises(wait_core.WaitCoreError, match="types are given"):
         wait_core.plan(types=[(1, 1, 1.0)], dataset_name="chat")

@@ -1,4 +1,4 @@
-"""Runs of the real engine, each in a process of its own; skipped where vLLM is not installed."""
+"""Runs of the real engine, each in a process of its own; left out where vLLM is not installed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,29 @@ class Run(Protocol):
     def __call__(self, program: str = ..., **job: Any) -> dict[str, Any]: ...
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     mine = [item for item in items if HERE in item.path.parents]
     for item in mine:
         item.add_marker(pytest.mark.vllm)
         item.add_marker(pytest.mark.timeout(300))
+    if mine and find_spec("vllm") is None and os.environ.get("WAIT_CORE_REQUIRE_VLLM") != "1":
+        items[:] = [item for item in items if HERE not in item.path.parents]
+        config.hook.pytest_deselected(items=mine)
+        config.stash[LEFT_OUT] = len(mine)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if number := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{number} tests are left out: {REASON}")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _needs_vllm() -> None:
-    if find_spec("vllm") is None:
-        if os.environ.get("WAIT_CORE_REQUIRE_VLLM") == "1":
-            pytest.fail(f"WAIT_CORE_REQUIRE_VLLM=1 and {REASON}")
-        pytest.skip(REASON)
+    if find_spec("vllm") is None:  # they are left out above, unless they are required
+        pytest.fail(f"WAIT_CORE_REQUIRE_VLLM=1 and {REASON}")
 
 
 @pytest.fixture(scope="session")

@@ -23,5 +23,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(sys.argv[1:] if argv is None else list(argv))
     except KeyboardInterrupt as interrupt:
-        print(f"wait-core: {interrupt or 'interrupted, nothing was written'}", file=sys.stderr)
+        print(f"wait-core: {str(interrupt) or 'interrupted, nothing was written'}", file=sys.stderr)
         return 130

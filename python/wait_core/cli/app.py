@@ -67,18 +67,26 @@ def run(argv: Sequence[str]) -> int:
         return 2
 
 
-def _command(argv: Sequence[str]) -> int:
+def parser_of(argv: Sequence[str]) -> Parser:
+    """Return the parser of the command, with the options of the sub-command that `argv` begins with."""
     parser = Parser(
         prog="wait-core", description="Scheduling for LLM inference: predict, compare, plan, without a GPU."
     )
     parser.add_argument("--version", action="version", version=f"wait-core {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for name, purpose in COMMANDS.items():
-        sub = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        sub = commands.add_parser(
+            name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}{'' if purpose.endswith('?') else '.'}"
+        )
         if name in argv[:1]:
             # The others are not loaded: some need much of the package.
             importlib.import_module(f"wait_core.cli.{name}").add(sub)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _command(argv: Sequence[str]) -> int:
+    arguments = parser_of(argv).parse_args(argv)
+    arguments.argv = list(argv)  # a report says how to reproduce it
     return int(arguments.run(arguments))
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wait_core.cli.deployment import basis, deployment_of
+from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.results import comparison, status
 from wait_core.cli.workload import POLICY, add_simulation, objective_of, requests_of, run, settings_of
 from wait_core.files import replacing
+from wait_core.report.html import page_of_simulations, rendered
 from wait_core.settings import POLICIES
 
 if TYPE_CHECKING:
@@ -25,18 +27,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line, one line a policy")
     parser.add_argument("--save-result", type=Path, metavar="FILE", help="write these lines to a file")
+    add_report(parser)
     parser.set_defaults(run=_compare)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     settings, deployment, objective = settings_of(arguments), deployment_of(arguments), objective_of(arguments)
     saved = arguments.save_result
-    with contextlib.nullcontext() if saved is None else replacing(saved) as file:
+    with contextlib.nullcontext() if saved is None else replacing(saved) as file, report_file(arguments) as page:
         requests = requests_of(arguments, arguments.request_rate)
         reports = [run(arguments, policy, requests, deployment, settings) for policy in arguments.policies]
         lines = "\n".join(report.to_json(**objective) for report in reports)
         if file is not None:
             file.write(lines + "\n")
+        if page is not None:
+            page.write(rendered(page_of_simulations(reports, command=reproduce(arguments), objective=objective)))
     if arguments.json:
         print(lines)
     else:
@@ -44,4 +49,5 @@ def _compare(arguments: argparse.Namespace) -> int:
             print(basis(deployment))
         print(f"{requests.name}: {len(requests):,} requests, {requests.rate:.4g}/s")
         print(comparison(reports, objective))
+    say(arguments)
     return status(reports)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def add_law(group: argparse._ArgumentGroup, *, several: bool = False) -> None:
     """Add the options for the iteration-time law: by itself, or with the memory of a GPU (or several) and a model."""
-    group.add_argument("--iteration-time", help=f"law: {A100} (default), a shipped name, linear:D0,D1, or a JSON file")
+    group.add_argument(
+        "--iteration-time", metavar="LAW", help=f"law: {A100} (default), a shipped name, linear:D0,D1, or a JSON file"
+    )
     add_deployment(group, several=several)
 
 
@@ -29,13 +31,25 @@ def add_deployment(group: argparse._ArgumentGroup, *, several: bool = False) -> 
         help="GPU, for law, memory, seats and budget: see `wait-core hardware`"
         + ("; several are compared" if several else ""),
     )
-    group.add_argument("--model", help="model on Hugging Face, or its config.json; goes with --gpu")
+    group.add_argument("--model", metavar="NAME", help="model on Hugging Face, or its config.json; goes with --gpu")
     group.add_argument(
-        "--tensor-parallel-size", "-tp", type=kinds.whole(1, 1024), default=1, help="GPUs a replica (%(default)s)"
+        "--tensor-parallel-size",
+        "-tp",
+        metavar="N",
+        type=kinds.whole(1, 1024),
+        default=1,
+        help="GPUs a replica (%(default)s)",
     )
-    group.add_argument("--engine", default="vllm", help="whose kernels: vllm, sglang, trtllm (%(default)s)")
-    group.add_argument("--gpu-memory-utilization", type=kinds.share, help="share of the memory (default: the engine's)")
-    group.add_argument("--kv-cache-dtype", default="auto", help="auto, bfloat16 or fp8 (%(default)s)")
+    group.add_argument(
+        "--engine", metavar="NAME", default="vllm", help="whose kernels: vllm, sglang, trtllm (%(default)s)"
+    )
+    group.add_argument(
+        "--gpu-memory-utilization",
+        metavar="SHARE",
+        type=kinds.share,
+        help="share of the memory (default: the engine's)",
+    )
+    group.add_argument("--kv-cache-dtype", metavar="DTYPE", default="auto", help="auto, bfloat16 or fp8 (%(default)s)")
     group.add_argument(
         "--host-time", type=kinds.seconds, metavar="S", help="seconds between two iterations (default: 0.0005)"
     )

@@ -98,6 +98,7 @@ def _purpose(extra: str) -> str:
         "calibrate": "wait-core calibrate",
         "zstd": "traces packed by zstd",
         "hardware": "GPUs and models beyond the shipped ones",
+        "report": "pages of HTML (--report)",
         "vllm": "serving",
     }
     return purposes.get(extra, extra)

@@ -10,11 +10,13 @@ from wait_core.cli import arguments as kinds
 from wait_core.cli import gpus
 from wait_core.cli.deployment import add_law, basis, deployments_of
 from wait_core.cli.output import print_notes, tabulated
+from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.picture import picture
 from wait_core.cli.workload import POLICY, add_source, source_of
 from wait_core.hardware import A100
 from wait_core.planning import explain, plan
 from wait_core.report import stability_region
+from wait_core.report.html import page_of_plan, rendered
 from wait_core.settings import POLICIES
 
 if TYPE_CHECKING:
@@ -34,15 +36,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--type", action="append", type=kinds.request_type, metavar="PROMPT:OUTPUT:RATE",
         help="a request type; repeat for more",
     )  # fmt: skip
-    wanted.add_argument("--request-rate", type=kinds.finite_rate, help="requests/s; scales a trace's times")
     wanted.add_argument(
-        "--num-prompts", type=kinds.requests, help="requests that are played (dataset, types: 4000; trace: all)"
+        "--request-rate", metavar="RATE", type=kinds.finite_rate, help="requests/s; scales a trace's times"
     )
     wanted.add_argument(
-        "--runs", type=kinds.whole(1, 10_000), help="seeds of a dataset that are played (20; 3 for several GPUs)"
+        "--num-prompts",
+        metavar="N",
+        type=kinds.requests,
+        help="requests that are played (dataset, types: 4000; trace: all)",
     )
     wanted.add_argument(
-        "--num-types", type=kinds.whole(1, 4096), default=8, help="most types and segments (%(default)s)"
+        "--runs",
+        metavar="N",
+        type=kinds.whole(1, 10_000),
+        help="seeds of a dataset that are played (20; 3 for several GPUs)",
+    )
+    wanted.add_argument(
+        "--num-types", metavar="N", type=kinds.whole(1, 4096), default=8, help="most types and segments (%(default)s)"
     )
     engine = parser.add_argument_group("engine")
     engine.add_argument(
@@ -50,36 +60,60 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"what admits: {', '.join(POLICIES)} (%(default)s)",
     )  # fmt: skip
     add_law(engine, several=True)
-    engine.add_argument("--kv-blocks", type=kinds.blocks, help="KV blocks (default: what goes with the law)")
-    engine.add_argument("--block-size", type=kinds.whole(1, 65_536), help="tokens per block (16)")
-    engine.add_argument("--max-num-seqs", type=kinds.blocks, help="most residents (256, or the default on --gpu)")
     engine.add_argument(
-        "--token-budget", type=kinds.blocks, help="most tokens per iteration (2048, or the default on --gpu)"
+        "--kv-blocks", metavar="N", type=kinds.blocks, help="KV blocks (default: what goes with the law)"
+    )
+    engine.add_argument("--block-size", metavar="N", type=kinds.whole(1, 65_536), help="tokens per block (16)")
+    engine.add_argument(
+        "--max-num-seqs", metavar="N", type=kinds.blocks, help="most residents (256, or the default on --gpu)"
+    )
+    engine.add_argument(
+        "--token-budget",
+        metavar="N",
+        type=kinds.blocks,
+        help="most tokens per iteration (2048, or the default on --gpu)",
     )
     asked = parser.add_argument_group("questions")
     asked.add_argument(
-        "--failure-probability", type=kinds.probability, default=0.05, help="delta of the buffer (%(default)s)"
+        "--failure-probability",
+        metavar="P",
+        type=kinds.probability,
+        default=0.05,
+        help="delta of the buffer (%(default)s)",
     )
     asked.add_argument(
         "--horizon", type=kinds.seconds, default=3600.0, metavar="S", help="over so many seconds (%(default)s)"
     )
     asked.add_argument(
-        "--margin", type=kinds.non_negative, default=0.05, help="eta of Nested WAIT's thresholds (%(default)s)"
+        "--margin",
+        metavar="ETA",
+        type=kinds.non_negative,
+        default=0.05,
+        help="eta of Nested WAIT's thresholds (%(default)s)",
     )
-    asked.add_argument("--target-rate", type=kinds.finite_rate, help="requests/s for all GPUs together: how many?")
     asked.add_argument(
-        "--utilisation", type=kinds.probability, default=0.8, help="share of the saturated rate (%(default)s)"
+        "--target-rate", metavar="RATE", type=kinds.finite_rate, help="requests/s for all GPUs together: how many?"
+    )
+    asked.add_argument(
+        "--utilisation",
+        metavar="SHARE",
+        type=kinds.probability,
+        default=0.8,
+        help="share of the saturated rate (%(default)s)",
     )
     kinds.add_objective(asked, "goodput possible, GPUs needed")
     cost = parser.add_argument_group("several GPUs, or a price", "The rate is then that of all GPUs together.")
     cost.add_argument(
         "--price", nargs="+", type=kinds.non_negative, metavar="DOLLARS", help="per GPU and hour, one for each --gpu"
     )
-    cost.add_argument("--attainment", type=kinds.share, default=0.95, help="share that must meet it (%(default)s)")
+    cost.add_argument(
+        "--attainment", metavar="SHARE", type=kinds.share, default=0.95, help="share that must meet it (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"
     )
+    add_report(parser)
     parser.set_defaults(run=_plan)
 
 
@@ -105,13 +139,15 @@ def _plan(arguments: argparse.Namespace) -> int:
         asked["runs"] = arguments.runs
     objective = arguments.slo_ttft is not None or arguments.slo_tpot is not None
     if len(deployments) > 1 or arguments.price or (deployments and objective):
+        if arguments.report is not None:
+            raise WaitCoreError("--report is for one GPU; of several, --picture draws and --json tells")
         return gpus.compare(arguments, deployments, asked)
     deployment = deployments[0] if deployments else None
     engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
             engine[name] = getattr(arguments, name)
-    with picture(arguments.picture) as drawn:
+    with picture(arguments.picture) as drawn, report_file(arguments) as page:
         report = plan(
             request_rate=arguments.request_rate,
             num_types=arguments.num_types,
@@ -119,7 +155,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             failure_probability=arguments.failure_probability,
             horizon_s=arguments.horizon,
             target_rate=arguments.target_rate,
-            region=0 if arguments.picture is None else POINTS,
+            region=0 if arguments.picture is None and page is None else POINTS,
             **asked,
             **engine,
         )
@@ -129,8 +165,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(report.to_json() if arguments.json else text(report))
         if drawn is not None:
             _draw(drawn, report)
+        if page is not None:
+            page.write(rendered(page_of_plan(report, command=reproduce(arguments))))
     if arguments.picture is not None and not arguments.json:
         print(f"picture: {arguments.picture}")
+    say(arguments)
     return 0
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.files import shown
 from wait_core.logs import replay
+from wait_core.report.html import Replayed, page_of_replay, rendered
 
 if TYPE_CHECKING:
     import argparse
@@ -20,15 +22,24 @@ LONGEST = 10_000
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("log", type=Path, metavar="FILE", help="decision log (JSONL)")
+    add_report(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    result = replay(arguments.log)
+    seen = Replayed()
+    with report_file(arguments) as page:
+        result = replay(arguments.log, seen.watch if page is not None else None)
+        if page is not None and seen.at_ns:
+            made = page_of_replay(arguments.log.name, result, seen, command=reproduce(arguments))
+            page.write(rendered(made))
+        elif page is not None:
+            raise _empty(arguments.log)
     for note in result.notes:
         print(f"note: {note}")
     if result.iterations == 0:
-        raise WaitCoreError(f"{arguments.log}: no iteration is logged in it, so there is nothing to compare")
+        raise _empty(arguments.log)
+    say(arguments)
     if result.line is None:
         print(f"{result.iterations} iterations, {result.requests} requests: all decisions are the same")
         return 0
@@ -36,6 +47,10 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"  logged  {_line(result.logged)}")
     print(f"  decided {_line(result.decided)}")
     return 1
+
+
+def _empty(log: Path) -> WaitCoreError:
+    return WaitCoreError(f"{log}: no iteration is logged in it, so there is nothing to compare")
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wait_core.cli.deployment import basis, deployment_of
+from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.results import status
 from wait_core.cli.workload import POLICY, add_simulation, objective_of, requests_of, run, settings_of
 from wait_core.files import replacing
+from wait_core.report.html import page_of_simulations, rendered
 from wait_core.settings import POLICIES
 
 if TYPE_CHECKING:
@@ -25,18 +27,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one line of JSON under the keys of `vllm bench serve`")
     parser.add_argument("--save-result", type=Path, metavar="FILE", help="write that JSON to a file")
+    add_report(parser)
     parser.set_defaults(run=_simulate)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
     settings, deployment = settings_of(arguments), deployment_of(arguments)
     saved = arguments.save_result
-    with contextlib.nullcontext() if saved is None else replacing(saved) as file:
+    with contextlib.nullcontext() if saved is None else replacing(saved) as file, report_file(arguments) as page:
         requests = requests_of(arguments, arguments.request_rate)
         report = run(arguments, arguments.policy, requests, deployment, settings)
         line = report.to_json(**objective_of(arguments))
         if file is not None:
             file.write(line + "\n")
+        if page is not None:
+            made = page_of_simulations([report], command=reproduce(arguments), objective=objective_of(arguments))
+            page.write(rendered(made))
     if arguments.json:
         print(line)
     else:
@@ -44,6 +50,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
             print(basis(deployment))
         for key, value in json.loads(line).items():
             print(f"{key:26} {_shown(value)}")
+    say(arguments)
     return status([report])
 
 

@@ -17,6 +17,7 @@ from wait_core._core import WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli.deployment import deployment_of
 from wait_core.cli.output import print_notes, tabulated
+from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.rows import comma_separated, encoded, form_of, json_lines, plain
 from wait_core.cli.workload import (
     POLICY,
@@ -28,6 +29,7 @@ from wait_core.cli.workload import (
     source_of,
 )
 from wait_core.files import FileError, Place, lines, parsed, replacing
+from wait_core.report.html import page_of_sweep, rendered
 from wait_core.settings import POLICIES
 from wait_core.simulation import Cell, sweep
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-OWN = ("run", "output", "workers", "json", "csv", "report")
+OWN = ("run", "argv", "output", "workers", "json", "csv", "report")
 """Options that change nothing in the figures."""
 
 _SHOWN = {
@@ -66,7 +68,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_requests(parser.add_argument_group("requests"))
     add_engine(parser.add_argument_group("engine"))
-    parser.add_argument("--workers", type=kinds.whole(1, 1024), help="simulations at once (default: one a core)")
+    parser.add_argument(
+        "--workers", metavar="N", type=kinds.whole(1, 1024), help="simulations at once (default: one a core)"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
         help="write all rows: .jsonl, .json, .csv, or .parquet with pyarrow; interrupted, the same command goes on",
@@ -74,6 +78,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object a line, one line a simulation")
     form.add_argument("--csv", action="store_true", help="print CSV, one line a simulation")
+    add_report(parser)
     parser.set_defaults(run=_run)
 
 
@@ -86,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     form = None if arguments.output is None else form_of(arguments.output)
     with contextlib.ExitStack() as stack:
         file = None if form is None else stack.enter_context(replacing(arguments.output, binary=True))
+        page = stack.enter_context(report_file(arguments))
         kept = Kept(arguments.output, _asked(arguments))
         found = kept.read(cells)
         simulation |= source_of(arguments) | {"num_prompts": arguments.num_prompts, "burstiness": arguments.burstiness}
@@ -107,12 +113,15 @@ def _run(arguments: argparse.Namespace) -> int:
         rows = [found[cell] for cell in cells]
         if file is not None and form is not None:
             file.write(encoded(rows, form))
+        if page is not None:
+            page.write(rendered(page_of_sweep(rows, command=reproduce(arguments))))
     kept.remove()
     print_notes(rows[0]["dropped"], rows[0]["notes"])
     if arguments.json or arguments.csv:
         print(json_lines(rows) if arguments.json else comma_separated(rows), end="")
     else:
         print(summary(rows))
+    say(arguments)
     return int(all(row["completed"] == 0 for row in rows))
 
 

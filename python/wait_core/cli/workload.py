@@ -41,7 +41,9 @@ def add_source(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dataset-path", metavar="FILE", help="a trace: Azure, Vidur, BurstGPT, Mooncake, ShareGPT, vllm bench custom"
     )
-    group.add_argument("--seed", type=kinds.seed, default=0, help="of arrivals, lengths, jitter (%(default)s)")
+    group.add_argument(
+        "--seed", metavar="N", type=kinds.seed, default=0, help="of arrivals, lengths, jitter (%(default)s)"
+    )
 
 
 def source_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -62,15 +64,24 @@ def source_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_requests(group: argparse._ArgumentGroup) -> None:
     """Add the options for the requests of a simulation but their rate."""
     add_source(group)
-    group.add_argument("--num-prompts", type=kinds.requests, help="number of requests (dataset: 1000; trace: all)")
     group.add_argument(
-        "--burstiness", type=kinds.positive, default=1.0, help="shape of the gamma gaps (%(default)s: Poisson)"
+        "--num-prompts", metavar="N", type=kinds.requests, help="number of requests (dataset: 1000; trace: all)"
     )
-    group.add_argument("--max-concurrency", type=kinds.count, help="most requests that the client keeps under way")
-    group.add_argument("--max-tokens", type=kinds.count, help="declared for every request")
+    group.add_argument(
+        "--burstiness",
+        metavar="SHAPE",
+        type=kinds.positive,
+        default=1.0,
+        help="shape of the gamma gaps (%(default)s: Poisson)",
+    )
+    group.add_argument(
+        "--max-concurrency", metavar="N", type=kinds.count, help="most requests that the client keeps under way"
+    )
+    group.add_argument("--max-tokens", metavar="N", type=kinds.count, help="declared for every request")
     group.add_argument("--lengths", choices=["known", "hidden"], help="may the policy see output lengths?")
     group.add_argument(
         "--num-types",
+        metavar="N",
         type=kinds.whole(1, 4096),
         default=8,
         help="most request types, by length quantiles (%(default)s)",
@@ -96,7 +107,9 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     """Add all options of a simulation but the policy."""
     wanted = parser.add_argument_group("requests")
     add_requests(wanted)
-    wanted.add_argument("--request-rate", type=kinds.rate, help="requests/s; scales a trace's times; inf: all at once")
+    wanted.add_argument(
+        "--request-rate", metavar="RATE", type=kinds.rate, help="requests/s; scales a trace's times; inf: all at once"
+    )
     add_engine(parser.add_argument_group("engine"))
 
 
@@ -185,10 +198,3 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def objective_of(arguments: argparse.Namespace) -> dict[str, float | None]:
     """Return the objective as keyword arguments of `Report.summary`."""
     return {"slo_ttft_ms": arguments.slo_ttft, "slo_tpot_ms": arguments.slo_tpot}
-
-
-def reproduce(argv: list[str]) -> str:
-    """Return the command line that was given, for a shell."""
-    import shlex  # noqa: PLC0415
-
-    return shlex.join(["wait-core", *argv])

@@ -12,7 +12,9 @@ from wait_core.logs.decision_log import FORMAT, VERSION, decision
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from wait_core._core import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,15 @@ class Replay:
     notes: tuple[str, ...]
 
 
-def replay(path: str | os.PathLike[str]) -> Replay:
+def replay(path: str | os.PathLike[str], watch: Callable[[int, Scheduler, Plan], object] | None = None) -> Replay:
     """Run a decision log through the core, up to the first plan that differs.
+
+    Parameters
+    ----------
+    path : path
+        The log.
+    watch : callable, optional
+        Called after each plan with its time in ns, the core and the plan.
 
     Raises
     ------
@@ -66,7 +75,10 @@ def replay(path: str | os.PathLike[str]) -> Replay:
         try:
             if "plan" in event:
                 iterations += 1
-                decided = {"plan": event["plan"]} | decision(core.plan(event["plan"]))
+                plan = core.plan(event["plan"])
+                decided = {"plan": event["plan"]} | decision(plan)
+                if watch is not None:
+                    watch(event["plan"], core, plan)
                 if decided != event:
                     return Replay(
                         iterations=iterations,

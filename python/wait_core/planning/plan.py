@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from wait_core.workload import Dataset, Requests, Trace
 
+MOST_RUNS = 10_000
+"""Seeds that are played."""
+
 
 def plan(
     *,
@@ -101,6 +104,8 @@ def plan(
     for name, number in least.items():
         if number is not None and number < 1:
             raise _core.WaitCoreError(f"{name} = {number}: must be at least 1")
+    if runs > MOST_RUNS:
+        raise _core.WaitCoreError(f"runs = {runs}: must be at most {MOST_RUNS:,}")
     blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
     workload = Traffic.of(
         types=types, dataset_name=dataset_name, dataset_path=dataset_path, requests=requests, rate=request_rate,

@@ -217,6 +217,8 @@ def simulate(
     wanted = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)
     gpu = hardware.iteration_time(iteration_time)
     known = _lengths_known(policy, lengths)
+    if num_types < 1:
+        raise _core.WaitCoreError(f"num_types = {num_types}: must be at least 1")
     if law not in LAW:
         raise _core.WaitCoreError(f"law = {law!r}: one of {', '.join(LAW)}")
     told = gpu if law == "known" else None

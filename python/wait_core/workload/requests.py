@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+MOST_REQUESTS = 100_000_000
+"""Most requests of a dataset: gigabytes of columns."""
+
 # The core looks numpy up when it meets the first array. An interrupt that came while it drew requests would break that
 # look-up, which is a panic and not a KeyboardInterrupt: it is made here, while nothing takes long.
 _core.group_types(np.ones(1, np.uint32), np.ones(1, np.uint32), 1.0, 1)
@@ -248,7 +251,7 @@ def sampled(
         (bursts) keeps them unless this differs from 1.
 
     """
-    _at_least_one(num_prompts)
+    _check_number(num_prompts)
     try:
         chosen = dataset(source) if isinstance(source, str) else source
         if burstiness != 1.0:
@@ -287,7 +290,7 @@ def replayed(
     if trace.hash_ids is not None:
         notes.append("hash_ids name common prefixes, which are shared with the setting prefix_caching")
     if num_prompts is not None:
-        _at_least_one(num_prompts)
+        _check_number(num_prompts)
         trace = trace.head(num_prompts)
     if trace.arrival_ns is None:
         if request_rate is None:
@@ -348,6 +351,6 @@ def offered(  # noqa: PLR0917 - one keyword of `simulate` each
     )
 
 
-def _at_least_one(num_prompts: int) -> None:
-    if num_prompts < 1:
-        raise _core.WaitCoreError(f"num_prompts = {num_prompts}: must be at least 1")
+def _check_number(num_prompts: int) -> None:
+    if not 1 <= num_prompts <= MOST_REQUESTS:
+        raise _core.WaitCoreError(f"num_prompts = {num_prompts}: must be between 1 and {MOST_REQUESTS:,}")

@@ -1,0 +1,55 @@
+"""The report that a command writes beside its text: one page of HTML."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from wait_core.files import replacing
+from wait_core.report.html import check_page
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the option."""
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write a page of HTML that needs nothing but itself"
+    )
+
+
+@contextlib.contextmanager
+def report_file(arguments: argparse.Namespace) -> Iterator[IO[str] | None]:
+    """Yield the file for the page, which takes its place when the block ends well; None where none is asked for.
+
+    Entered before the work, it refuses then a page that cannot be made or written.
+
+    Raises
+    ------
+    WaitCoreError
+        If it cannot be made.
+    OSError
+        If it cannot be written.
+
+    """
+    if arguments.report is None:
+        yield None
+        return
+    check_page()
+    with replacing(arguments.report) as file:
+        yield file
+
+
+def reproduce(arguments: argparse.Namespace) -> str:
+    """Return the command line that was given, for a shell."""
+    return shlex.join(["wait-core", *arguments.argv])
+
+
+def say(arguments: argparse.Namespace) -> None:
+    """Print where the page is, unless a program reads the output."""
+    if arguments.report is not None and not getattr(arguments, "json", False) and not getattr(arguments, "csv", False):
+        print(f"report: {arguments.report}")
