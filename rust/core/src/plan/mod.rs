@@ -8,7 +8,9 @@ use crate::model::{BatchShape, Hit, RequestId, Slot};
 use crate::state::{Phase, Prefixes, View};
 
 mod check;
+mod fits;
 mod hold;
+mod preemption;
 #[cfg(test)]
 mod tests;
 
@@ -232,72 +234,6 @@ impl Plan {
         self.decodes += 1;
     }
 
-    /// Evicts the residents admitted last until what is planned fits; the paper's and vLLM's order.
-    pub fn make_room(&mut self, view: &View) {
-        while self.free < 0 && self.evict_last(view) {}
-    }
-
-    /// The resident admitted last that the plan does not evict.
-    pub fn last_resident(&self, view: &View) -> Option<Slot> {
-        match self.preempted.last() {
-            Some(&(slot, _)) => view.resident_before(slot),
-            None => view.last_resident(),
-        }
-    }
-
-    /// Evicts the resident admitted last. False if there is none, or evictions are the host's business.
-    pub fn evict_last(&mut self, view: &View) -> bool {
-        let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
-        if let Some(victim) = victim {
-            self.preempt(view, victim);
-        }
-        victim.is_some()
-    }
-
-    fn preempt(&mut self, view: &View, slot: Slot) {
-        let request = view.request(slot);
-        self.preempted.push((slot, request.id));
-        self.residents -= 1;
-        if let Some(at) = self.parked.iter().position(|&other| other == slot) {
-            // Its token was taken back when it was parked.
-            self.parked.remove(at);
-        } else if request.phase == Phase::Decoding {
-            self.retract_decode(view, slot);
-        }
-        if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
-            self.unparked.remove(at);
-            self.take(-view.next_blocks(slot));
-            self.tokens -= 1;
-            self.decodes -= 1;
-        }
-        let (mut blocks, mut kv) = (view.blocks(slot), view.kv(slot));
-        if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
-            let chunk = self.chunks.remove(at);
-            self.tokens -= chunk.tokens;
-            (blocks, kv) = (chunk.blocks, chunk.start + chunk.tokens);
-        }
-        self.release(view, slot, blocks, kv);
-    }
-
-    /// A resident's blocks come back, but for those that others hold.
-    fn release(&mut self, view: &View, slot: Slot, blocks: u32, kv: u32) {
-        if let Some(prefixes) = &mut self.prefixes {
-            let before = prefixes.held();
-            prefixes.release(slot, blocks, kv);
-            self.free += before - prefixes.held();
-            return;
-        }
-        let blocks = i64::from(blocks);
-        let kept = if view.pool().trusts_shares() {
-            i64::from(view.request(slot).shared_blocks(view.layout()))
-        } else {
-            self.unclaimed.min(blocks)
-        };
-        self.unclaimed -= if view.pool().trusts_shares() { 0 } else { kept };
-        // No more can be free than there are, whatever was said to be shared.
-        self.free = (self.free + blocks - kept).min(i64::from(view.pool().capacity()));
-    }
-
     /// Takes blocks, or gives some back (negative).
     fn take(&mut self, blocks: i64) {
         self.free -= blocks;
@@ -392,62 +328,6 @@ impl Plan {
     /// Asks to be called again at `ns` at the latest.
     pub fn wake_at(&mut self, ns: u64) {
         self.wake_ns = Some(self.wake_ns.map_or(ns, |other| other.min(ns)));
-    }
-
-    /// The batch cap that every policy respects: a free seat and tokens left in the budget.
-    ///
-    /// # Errors
-    /// The hold that says which of the two is missing.
-    pub fn seat(&self, view: &View) -> Result<(), Hold> {
-        let seats = view.limits().max_num_seqs;
-        if self.residents >= seats {
-            return Err(Hold::new(HoldReason::BatchCap, self.residents + 1, seats));
-        }
-        if self.tokens_left() == 0 {
-            return Err(Hold::new(HoldReason::BatchCap, self.tokens + 1, self.budget));
-        }
-        Ok(())
-    }
-
-    /// Blocks that an admission of this request would take at most, beside those that others hold.
-    pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
-        let (request, layout) = (view.request(slot), view.layout());
-        let found = self.prefixes.as_ref().and_then(|prefixes| prefixes.hit(slot, request.prefill_target()));
-        match found {
-            Some(hit) => layout.demand(request.prefill_target()) - layout.filled(hit.shared),
-            None => request.own_blocks(layout),
-        }
-    }
-
-    /// The memory check that every policy makes at least: what is not shared of the whole prompt fits, and `spare` blocks
-    /// stay free.
-    ///
-    /// # Errors
-    /// The hold that says how many blocks are missing.
-    pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
-        let blocks = self.own_blocks(view, slot);
-        if i64::from(blocks + spare) > self.free {
-            return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
-        }
-        Ok(())
-    }
-
-    /// Whether the cache would hold its whole prompt if nothing else were there. `Scheduler::add` has asked, but the
-    /// capacity may have shrunk since, or the output of a preempted request have grown.
-    ///
-    /// # Errors
-    /// The hold that says how many blocks it takes, and how many there are.
-    pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        let (blocks, capacity) = (view.layout().demand(view.request(slot).prefill_target()), view.pool().capacity());
-        if blocks > capacity { Err(Hold::new(HoldReason::TooLarge, blocks, capacity)) } else { Ok(()) }
-    }
-
-    /// As `fits`, leaving the configured watermark free; an idle engine ignores it, or a long request would wait forever.
-    ///
-    /// # Errors
-    /// The hold that says how many blocks are missing.
-    pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
     }
 
     // ---- what the scheduler does with it -----------------------------------------------------------------------

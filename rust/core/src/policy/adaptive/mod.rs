@@ -8,6 +8,7 @@
 //! (`token_budget.rs`), given by the host or learned (`law.rs`).
 
 mod entry;
+mod events;
 mod law;
 mod length_classes;
 mod overflow_margin;
@@ -37,7 +38,7 @@ use crate::learn::iteration_time::{FitState, IterationTimeFit};
 use crate::learn::{Candidate, Forecast, KvForecast, POOLED};
 use crate::model::{LengthHint, Request, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::state::{Phase, View};
+use crate::state::View;
 
 /// How finely works are told apart between two levels of priority that do not age.
 const WORK_STEPS: i64 = 1 << 20;
@@ -304,48 +305,7 @@ impl Policy for Adaptive {
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {
-        let request = view.request(slot);
-        let shared = u64::from(request.hit.shared);
-        if !matches!(event, Event::Arrived | Event::Admitted | Event::Joined) && request.phase != Phase::Waiting {
-            self.shared -= shared;
-        }
-        if let Some(tenants) = &mut self.tenants {
-            tenants.observe(view, slot, event);
-        }
-        if self.deadline.is_some() {
-            self.observe_deadline(view, slot, event);
-        }
-        match event {
-            Event::Arrived => {
-                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt.saturating_sub(request.hit.shared)));
-                self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
-            }
-            Event::Admitted => {
-                self.pace.take(&self.traffic);
-                self.shared += shared;
-            }
-            Event::Joined => {
-                self.advance(view);
-                let kv = view.kv(slot).saturating_sub(request.hit.shared);
-                let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
-                self.forecast.join(slot, &candidate);
-            }
-            Event::Finished => {
-                self.advance(view);
-                if let Some((class, stage)) = self.forecast.leave(slot) {
-                    self.learned.end(class, stage - 1);
-                    let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
-                    self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
-                }
-            }
-            Event::Preempted | Event::Refused | Event::Aborted => {
-                if matches!(event, Event::Refused) {
-                    self.pace.give_back(&self.traffic);
-                }
-                self.advance(view);
-                self.forecast.leave(slot);
-            }
-        }
+        self.follow(view, slot, event);
     }
 
     fn plan(&mut self, view: &View, plan: &mut Plan) {

@@ -1,0 +1,63 @@
+//! What a request needs to enter, and whether the plan so far leaves it: the checks of all policies.
+
+use super::{Hold, HoldReason, Plan};
+use crate::model::Slot;
+use crate::state::View;
+
+impl Plan {
+    /// The batch cap that every policy respects: a free seat and tokens left in the budget.
+    ///
+    /// # Errors
+    /// The hold that says which of the two is missing.
+    pub fn seat(&self, view: &View) -> Result<(), Hold> {
+        let seats = view.limits().max_num_seqs;
+        if self.residents >= seats {
+            return Err(Hold::new(HoldReason::BatchCap, self.residents + 1, seats));
+        }
+        if self.tokens_left() == 0 {
+            return Err(Hold::new(HoldReason::BatchCap, self.tokens + 1, self.budget));
+        }
+        Ok(())
+    }
+
+    /// Blocks that an admission of this request would take at most, beside those that others hold.
+    pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
+        let (request, layout) = (view.request(slot), view.layout());
+        let found = self.prefixes.as_ref().and_then(|prefixes| prefixes.hit(slot, request.prefill_target()));
+        match found {
+            Some(hit) => layout.demand(request.prefill_target()) - layout.filled(hit.shared),
+            None => request.own_blocks(layout),
+        }
+    }
+
+    /// The memory check that every policy makes at least: what is not shared of the whole prompt fits, and `spare` blocks
+    /// stay free.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks are missing.
+    pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
+        let blocks = self.own_blocks(view, slot);
+        if i64::from(blocks + spare) > self.free {
+            return Err(Hold::new(HoldReason::NoBlocks, blocks + spare, self.free as f64));
+        }
+        Ok(())
+    }
+
+    /// Whether the cache would hold its whole prompt if nothing else were there. `Scheduler::add` has asked, but the
+    /// capacity may have shrunk since, or the output of a preempted request have grown.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks it takes, and how many there are.
+    pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
+        let (blocks, capacity) = (view.layout().demand(view.request(slot).prefill_target()), view.pool().capacity());
+        if blocks > capacity { Err(Hold::new(HoldReason::TooLarge, blocks, capacity)) } else { Ok(()) }
+    }
+
+    /// As `fits`, leaving the configured watermark free; an idle engine ignores it, or a long request would wait forever.
+    ///
+    /// # Errors
+    /// The hold that says how many blocks are missing.
+    pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
+        self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
+    }
+}

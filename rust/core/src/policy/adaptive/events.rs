@@ -1,0 +1,55 @@
+//! What happens to requests, and what is learned from it.
+
+use super::{Adaptive, label};
+use crate::learn::Candidate;
+use crate::model::Slot;
+use crate::policy::Event;
+use crate::state::{Phase, View};
+
+impl Adaptive {
+    /// Learns what happened to a request.
+    pub(super) fn follow(&mut self, view: &View, slot: Slot, event: Event) {
+        let request = view.request(slot);
+        let shared = u64::from(request.hit.shared);
+        if !matches!(event, Event::Arrived | Event::Admitted | Event::Joined) && request.phase != Phase::Waiting {
+            self.shared -= shared;
+        }
+        if let Some(tenants) = &mut self.tenants {
+            tenants.observe(view, slot, event);
+        }
+        if self.deadline.is_some() {
+            self.observe_deadline(view, slot, event);
+        }
+        match event {
+            Event::Arrived => {
+                self.traffic.arrive(request.arrival_ns, f64::from(request.prompt.saturating_sub(request.hit.shared)));
+                self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
+            }
+            Event::Admitted => {
+                self.pace.take(&self.traffic);
+                self.shared += shared;
+            }
+            Event::Joined => {
+                self.advance(view);
+                let kv = view.kv(slot).saturating_sub(request.hit.shared);
+                let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
+                self.forecast.join(slot, &candidate);
+            }
+            Event::Finished => {
+                self.advance(view);
+                if let Some((class, stage)) = self.forecast.leave(slot) {
+                    self.learned.end(class, stage - 1);
+                    let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
+                    self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
+                }
+            }
+            Event::Preempted | Event::Refused | Event::Aborted => {
+                if matches!(event, Event::Refused) {
+                    self.pace.give_back(&self.traffic);
+                }
+                self.advance(view);
+                self.forecast.leave(slot);
+            }
+        }
+    }
+}

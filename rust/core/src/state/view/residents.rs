@@ -1,0 +1,166 @@
+//! What a request goes through once it is admitted, until it leaves the KV cache.
+
+use super::View;
+use crate::model::Slot;
+use crate::state::Phase;
+
+impl View {
+    /// Waiting → prefilling.
+    pub(crate) fn admit(&mut self, slot: Slot) {
+        self.dequeue(slot);
+        if !self.limits.caches_prefixes {
+            self.pool.share(self.request(slot).shared_blocks(&self.layout));
+        }
+        self.residents.push_back(&mut self.table, slot);
+        let request = &mut self.table[slot as usize];
+        request.admitted = self.plans;
+        if request.receives {
+            request.phase = Phase::Receiving;
+        } else {
+            request.phase = Phase::Prefilling;
+            self.prefilling.push(slot);
+        }
+    }
+
+    /// Sets what a prefilling request has computed and holds.
+    pub(crate) fn set_computed(&mut self, slot: Slot, computed: u32, blocks: u32) {
+        let request = &mut self.table[slot as usize];
+        // What the prefix cache has named cannot be given back one by one.
+        let blocks = if self.limits.caches_prefixes { blocks.max(request.blocks) } else { blocks };
+        let held = std::mem::replace(&mut request.blocks, blocks);
+        request.computed = computed;
+        self.take(i64::from(blocks) - i64::from(held));
+    }
+
+    /// Receiving → prefilling: its KV has come. False in any other phase.
+    pub(crate) fn received(&mut self, slot: Slot) -> bool {
+        let request = &mut self.table[slot as usize];
+        let receives = request.phase == Phase::Receiving;
+        if receives {
+            (request.phase, request.receives) = (Phase::Prefilling, false);
+            // Once it is preempted that KV is gone.
+            request.hit.computed = request.hit.shared;
+            self.relist_prefilling();
+        }
+        receives
+    }
+
+    /// Prefilling or parked → decoding. `set_computed` has placed all tokens of the request.
+    pub(crate) fn join(&mut self, slot: Slot, lane: usize) {
+        let request = &mut self.table[slot as usize];
+        debug_assert!(matches!(request.phase, Phase::Prefilling | Phase::Parked));
+        request.phase = Phase::Decoding;
+        request.lane = lane as u16;
+        let surplus = i64::from(request.blocks) - i64::from(self.layout.decoding(request.computed));
+        request.base = self.lanes[lane].join(request.computed, surplus);
+    }
+
+    /// Places a member of a lane where the host says it is: at `kv` tokens, with the blocks it holds or needs.
+    pub(crate) fn shift(&mut self, slot: Slot, kv: u32) {
+        let (held, surplus) = (self.blocks(slot), self.surplus(slot));
+        // Blocks taken for what was rejected stay until the next step needs them, or frees them.
+        let blocks = held.max(self.layout.after(kv.saturating_sub(1), kv));
+        self.take(i64::from(blocks) - i64::from(held));
+        let request = &mut self.table[slot as usize];
+        let lane = &mut self.lanes[request.lane as usize];
+        lane.leave(request.base, surplus);
+        (request.computed, request.blocks) = (kv, blocks);
+        request.base = lane.join(kv, i64::from(blocks) - i64::from(self.layout.decoding(kv)));
+    }
+
+    /// Takes requests that have joined a lane off the lists of those that prefill and of those that are parked.
+    pub(crate) fn sweep(&mut self) {
+        let table = &self.table;
+        self.prefilling.retain(|&slot| table[slot as usize].phase == Phase::Prefilling);
+        self.parked.retain(|&slot| table[slot as usize].phase == Phase::Parked);
+    }
+
+    /// Lists anew who prefills, after a request that was taken for decoding turned out to prefill still.
+    pub(crate) fn relist_prefilling(&mut self) {
+        let table = &self.table;
+        let prefills = |&slot: &Slot| table[slot as usize].phase == Phase::Prefilling;
+        self.prefilling.clear();
+        self.prefilling.extend(self.residents.iter(table).filter(prefills));
+    }
+
+    /// Takes blocks for a resident, or gives some back (negative); of the prefix cache only what no plan has taken.
+    fn take(&mut self, blocks: i64) {
+        self.pool.take(blocks);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.take(blocks);
+            self.pool.count_once(prefixes.held());
+        }
+    }
+
+    /// Every member of a lane gains a token.
+    pub(crate) fn step_lane(&mut self, lane: usize) {
+        let change = self.lanes[lane].step();
+        self.pool.take(change);
+    }
+
+    /// Decoding → parked.
+    pub(crate) fn park(&mut self, slot: Slot) {
+        self.leave_lane(slot, Phase::Parked);
+        self.parked.push(slot);
+    }
+
+    /// Decoding → `phase` (parked or prefilling): leaves its lane, keeps its KV.
+    pub(crate) fn leave_lane(&mut self, slot: Slot, phase: Phase) {
+        let request = &mut self.table[slot as usize];
+        debug_assert_eq!(request.phase, Phase::Decoding);
+        let lane = &mut self.lanes[request.lane as usize];
+        let kv = lane.kv_of(request.base);
+        let needed = self.layout.decoding(kv);
+        let held = if kv == request.computed { request.blocks } else { needed };
+        lane.leave(request.base, i64::from(held) - i64::from(needed));
+        (request.computed, request.blocks, request.phase) = (kv, held, phase);
+    }
+
+    /// Frees the KV of a resident request, and takes it off the residents.
+    fn release(&mut self, slot: Slot) {
+        match self.request(slot).phase {
+            Phase::Decoding => self.leave_lane(slot, Phase::Parked),
+            Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
+            Phase::Parked => self.parked.retain(|&other| other != slot),
+            Phase::Waiting | Phase::Receiving => {}
+        }
+        let shared = self.request(slot).shared_blocks(&self.layout);
+        let request = &mut self.table[slot as usize];
+        let (blocks, kv) = (std::mem::take(&mut request.blocks), std::mem::take(&mut request.computed));
+        match &mut self.prefixes {
+            Some(prefixes) => {
+                prefixes.release(slot, blocks, kv);
+                self.pool.release(blocks, 0);
+                self.pool.count_once(prefixes.held());
+            }
+            None => self.pool.release(blocks, shared),
+        }
+        self.residents.remove(&mut self.table, slot);
+    }
+
+    /// Resident → waiting, first in the queue, with `kept` output tokens to recompute. `preempted` is false when the host
+    /// refused an admission: the request then goes back to where it came from.
+    pub(crate) fn send_back(&mut self, slot: Slot, kept: u32, preempted: bool) {
+        self.release(slot);
+        let request = &mut self.table[slot as usize];
+        request.kept = kept;
+        request.phase = Phase::Waiting;
+        request.preemptions = request.preemptions.saturating_add(u16::from(preempted));
+        let hit = request.hit;
+        self.set_hit(slot, hit);
+        match self.queue_of(slot) {
+            queue if queue == self.queues() => self.queues[queue].push_front(&mut self.table, slot),
+            queue => self.queues[queue].put_back(&mut self.table, slot),
+        }
+    }
+
+    /// Any state → gone.
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        match self.request(slot).phase {
+            Phase::Waiting => self.dequeue(slot),
+            _ => self.release(slot),
+        }
+        self.index.remove(&self.table[slot as usize].id);
+        self.vacant.push(slot);
+    }
+}
