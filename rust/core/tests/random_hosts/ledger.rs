@@ -27,6 +27,8 @@ pub(crate) enum LastStep {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Entry {
     pub(crate) prompt: u32,
+    /// Prompt and `max_tokens`.
+    pub(crate) longest: u32,
     /// Output tokens after which the host ends it.
     pub(crate) output: u32,
     pub(crate) type_id: u16,
@@ -45,6 +47,8 @@ pub(crate) struct Entry {
     pub(crate) preemptions: u32,
     pub(crate) resident: bool,
     pub(crate) parked: bool,
+    /// It was let in or moved by the host since the last plan.
+    pub(crate) moved: bool,
     pub(crate) last: LastStep,
 }
 
@@ -215,7 +219,7 @@ impl Ledger {
             self.remove(refusal.id);
             self.stats.refused += 1;
         }
-        self.entries.values_mut().for_each(|entry| entry.last = LastStep::Stood);
+        self.entries.values_mut().for_each(|entry| (entry.last, entry.moved) = (LastStep::Stood, false));
         for &(_, id) in plan.preempted() {
             assert_eq!(self.residents.last(), Some(&id), "victims are those admitted last, last first");
             let (kv, stage) = (self.entry(id).kv, self.entry(id).stage());
@@ -311,9 +315,12 @@ impl Ledger {
             if !entry.resident {
                 self.admit(id);
             }
+            // No further than it may ever come.
+            let kv = kv.min(self.entries[&id].longest);
             let least = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
             if !(entry.receives || entry.parked && kv < entry.target()) {
+                entry.moved = true;
                 // What was taken for more tokens stays until the next step, while it decodes.
                 let stays = entry.emits() && !entry.parked && kv >= entry.target();
                 (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });
