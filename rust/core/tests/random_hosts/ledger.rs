@@ -20,6 +20,8 @@ pub(crate) enum LastStep {
     #[default]
     Stood,
     Decoded,
+    /// Since then the host has let it in or moved it.
+    Moved,
     /// A chunk that began here.
     Prefilled(u32),
 }
@@ -47,8 +49,6 @@ pub(crate) struct Entry {
     pub(crate) preemptions: u32,
     pub(crate) resident: bool,
     pub(crate) parked: bool,
-    /// It was let in or moved by the host since the last plan.
-    pub(crate) moved: bool,
     pub(crate) last: LastStep,
 }
 
@@ -219,7 +219,7 @@ impl Ledger {
             self.remove(refusal.id);
             self.stats.refused += 1;
         }
-        self.entries.values_mut().for_each(|entry| (entry.last, entry.moved) = (LastStep::Stood, false));
+        self.entries.values_mut().for_each(|entry| entry.last = LastStep::Stood);
         for &(_, id) in plan.preempted() {
             assert_eq!(self.residents.last(), Some(&id), "victims are those admitted last, last first");
             let (kv, stage) = (self.entry(id).kv, self.entry(id).stage());
@@ -320,7 +320,7 @@ impl Ledger {
             let least = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
             if !(entry.receives || entry.parked && kv < entry.target()) {
-                entry.moved = true;
+                entry.last = LastStep::Moved;
                 // What was taken for more tokens stays until the next step, while it decodes.
                 let stays = entry.emits() && !entry.parked && kv >= entry.target();
                 (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });
