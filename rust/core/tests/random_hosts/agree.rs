@@ -54,7 +54,7 @@ impl Host {
             // A block that two have computed at the same time is there twice.
             assert!((ledger.distinct()..=ledger.held()).contains(&used), "{used} blocks in use");
         } else {
-            assert_eq!(used, ledger.pool.used(ledger.held()), "blocks in use");
+            assert_eq!(used, ledger.pool.used(ledger.held()), "blocks in use: {:?}, {:?}", view.pool(), ledger.pool);
         }
         let stats = Stats { holds: core.stats().holds, ..ledger.stats };
         assert_eq!(*core.stats(), stats);

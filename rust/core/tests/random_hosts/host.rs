@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use wait_core::config::PolicyName;
 use wait_core::{Config, Error, Hit, LengthHint, Report, Request, RequestId, Scheduler, StepTime};
 
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, LastStep, Ledger};
 use crate::world::{Addition, Lies, Op, World};
 
 /// Most iterations that are planned and not completed.
@@ -17,6 +17,8 @@ pub(crate) struct Host {
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
     lies: bool,
+    /// Most that the cache has had.
+    most_blocks: u32,
     /// Blocks of a block's tokens in all groups.
     blocks_each: u32,
     /// Who ends in each iteration that is planned and not completed.
@@ -32,6 +34,7 @@ impl Host {
         Self {
             core: Scheduler::new(&config).unwrap(),
             ledger: Ledger::new(&config),
+            most_blocks: config.kv_blocks,
             config,
             lies: world.lies,
             blocks_each: world.blocks_each(),
@@ -81,6 +84,7 @@ impl Host {
         match self.core.set_capacity(blocks) {
             Ok(()) => {
                 self.ledger.pool.capacity = blocks;
+                self.most_blocks = self.most_blocks.max(blocks);
                 self.ledger.model_len = self.ledger.model_len.max(self.core.view().max_model_len());
             }
             Err(error) => assert!(!self.ledger.kv.holds_one(blocks) || blocks > 1 << 20, "{error}"),
@@ -90,6 +94,8 @@ impl Host {
     fn request(&self, id: RequestId, addition: &Addition) -> Request {
         let &Addition { prompt, output, hint, priority, tenant, type_id, hit, receives, max_wait_ns, behind_ns } =
             addition;
+        // Whose KV comes from elsewhere is not looked up in the prefix cache here.
+        let receives = receives && !self.config.prefix_caching;
         let told = match hint {
             0 => (LengthHint::Unknown, None),
             1 => (LengthHint::Predicted { tokens: output + 3, log_error: 0.5 }, None),
@@ -132,6 +138,7 @@ impl Host {
                     id,
                     Entry {
                         prompt: request.prompt,
+                        longest: request.prompt + most,
                         output: addition.output.min(most),
                         type_id: self.core.view().request(self.core.view().slot(id).unwrap()).type_id,
                         hit: request.hit,
@@ -195,6 +202,8 @@ impl Host {
         let mut free_blocks = None;
         if self.lies {
             (preempted, refused) = (name(&lies.preempted), name(&lies.refused));
+            // The core takes it that what is preempted was to run in the last plan.
+            preempted.retain(|id| self.ledger.entries.get(id).is_none_or(|entry| entry.last != LastStep::Moved));
             progress = lies
                 .progress
                 .iter()
@@ -283,6 +292,8 @@ impl Host {
         }
         if let Some(learned) = core.learned() {
             let mut heir = Scheduler::new(&self.config).unwrap();
+            // Of a cache as large as that from which it learned.
+            heir.set_capacity(self.most_blocks).unwrap();
             heir.restore(&learned).unwrap();
         }
         let _ = core.learned_law();
@@ -291,7 +302,9 @@ impl Host {
     fn restore(&mut self) {
         let learned = self.core.learned().unwrap_or_default();
         let (idle, learns) = (self.ledger.entries.is_empty(), self.config.policy == PolicyName::Adaptive);
-        assert_eq!(self.core.restore(&learned).is_ok(), idle && learns);
+        let answer = self.core.restore(&learned);
+        let shrunken = self.ledger.pool.capacity < self.most_blocks;
+        assert!(answer.is_ok() == (idle && learns) || shrunken && answer.is_err(), "{answer:?}");
         assert!(self.core.restore(&serde_json::json!({"lengths": [1, null], "traffic": 3})).is_err());
     }
 
@@ -299,13 +312,14 @@ impl Host {
     pub(crate) fn finish(&mut self) {
         self.lies = false;
         self.pause(false);
-        self.set_capacity(self.config.kv_blocks);
+        // What was accepted while the cache was larger fits only then.
+        self.set_capacity(self.most_blocks);
         self.core.drain();
         let honest = Lies::none();
         while !self.flying.is_empty() {
             self.report(&honest);
         }
-        let free_blocks = u32::try_from(i64::from(self.config.kv_blocks) - self.ledger.held()).unwrap_or(0);
+        let free_blocks = u32::try_from(i64::from(self.most_blocks) - self.ledger.held()).unwrap_or(0);
         let free_blocks = Some(free_blocks).filter(|_| !self.config.prefix_caching);
         self.complete(&Report { free_blocks, ..Report::default() });
         let tokens: u64 = self.ledger.entries.values().map(|entry| u64::from(entry.output)).sum();

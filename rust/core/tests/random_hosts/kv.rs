@@ -61,7 +61,8 @@ impl Kv {
 
     /// Whether so many blocks hold a token in all groups.
     pub(crate) fn holds_one(&self, blocks: u32) -> bool {
-        blocks > 0 && self.whole(1) <= blocks
+        // With the slots for its drafts.
+        self.whole(self.lookahead.max(1)) <= blocks
     }
 
     /// Blocks if nothing were given back.

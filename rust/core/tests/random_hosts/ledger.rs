@@ -20,6 +20,8 @@ pub(crate) enum LastStep {
     #[default]
     Stood,
     Decoded,
+    /// Since then the host has let it in or moved it.
+    Moved,
     /// A chunk that began here.
     Prefilled(u32),
 }
@@ -27,6 +29,8 @@ pub(crate) enum LastStep {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Entry {
     pub(crate) prompt: u32,
+    /// Prompt and `max_tokens`.
+    pub(crate) longest: u32,
     /// Output tokens after which the host ends it.
     pub(crate) output: u32,
     pub(crate) type_id: u16,
@@ -311,9 +315,12 @@ impl Ledger {
             if !entry.resident {
                 self.admit(id);
             }
+            // No further than it may ever come.
+            let kv = kv.min(self.entries[&id].longest);
             let least = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
             if !(entry.receives || entry.parked && kv < entry.target()) {
+                entry.last = LastStep::Moved;
                 // What was taken for more tokens stays until the next step, while it decodes.
                 let stays = entry.emits() && !entry.parked && kv >= entry.target();
                 (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });

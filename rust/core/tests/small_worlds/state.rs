@@ -171,7 +171,9 @@ impl State {
         let progress: Vec<_> = progress.into_iter().collect();
         let (finished, preempted, refused) = (&ended[..], &preempted[..], &refused[..]);
         self.core.complete(&Report { finished, preempted, refused, progress: &progress, ..Report::default() }).unwrap();
-        ended.iter().for_each(|&id| self.forget(id));
+        for &id in &ended {
+            self.forget(id);
+        }
     }
 
     /// An honest host goes on from here: everybody ends, and nothing stays in use.
