@@ -57,6 +57,8 @@ def wait_core(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
         (["simulate", *WORKLOAD, "--goodput", "ttft:-1"], "--goodput: ttft: '-1'"),
         (["simulate", *WORKLOAD, "--goodput", "tpot:1", "tpot:2"], "'tpot:2': tpot is given twice"),
         (["simulate", *WORKLOAD, "--set", "policy=wait"], "--set policy=wait"),
+        (["simulate", *WORKLOAD, "--request-rate", "1e-300"], "--request-rate: '1e-300'"),
+        (["plan", "--type", "512:20:1e300"], "--type: '512:20:1e300'"),
         (["simulate", *WORKLOAD, "--nonsense"], "--nonsense"),
         (["simulate", *WORKLOAD, "--set", "seed=3"], 'unknown setting "seed"'),
         (["simulate", *WORKLOAD, "--set", "progress=true"], 'unknown setting "progress"'),
