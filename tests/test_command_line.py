@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from wait_core import Scheduler
 from wait_core.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +57,16 @@ def wait_core(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
         (["simulate", *WORKLOAD, "--goodput", "ttft:-1"], "--goodput: ttft: '-1'"),
         (["simulate", *WORKLOAD, "--goodput", "tpot:1", "tpot:2"], "'tpot:2': tpot is given twice"),
         (["simulate", *WORKLOAD, "--set", "policy=wait"], "--set policy=wait"),
+        (["simulate", *WORKLOAD, "--request-rate", "1e-300"], "--request-rate: '1e-300'"),
+        (["plan", "--type", "512:20:1e300"], "--type: '512:20:1e300'"),
         (["simulate", *WORKLOAD, "--nonsense"], "--nonsense"),
+        (["simulate", *WORKLOAD, "--set", "seed=3"], 'unknown setting "seed"'),
+        (["simulate", *WORKLOAD, "--set", "progress=true"], 'unknown setting "progress"'),
+        (["simulate", *WORKLOAD, "--set", "hints=1"], 'unknown setting "hints"'),
+        (["compare", *WORKLOAD, "--set", "lengths=known"], 'unknown setting "lengths"'),
+        (["simulate", *WORKLOAD, "--set", "iteration_time=5"], "iteration_time = 5"),
+        (["simulate", *WORKLOAD, "--config", "{config}"], 'unknown setting "num_prompts"'),
+        (["sweep", *WORKLOAD[:2], "--request-rates", "3", "--set", "kv_block=5"], 'did you mean "kv_blocks"'),
         (["simulate", "--dataset-path", "{azure}", "--request-rate", "inf"], "--request-rate inf"),
         (["simulate", "--dataset-path", "{azure}", "--dataset-name", "chat"], "--dataset-name chat"),
         (["simulate", "--dataset-path", "{azure}", "--dataset-name", "burstgpt"], "azure.csv"),
@@ -78,10 +88,11 @@ def wait_core(*arguments: str, **options: Any) -> subprocess.CompletedProcess[st
 def test_what_is_refused_is_refused_in_one_line(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    azure, binary = tmp_path / "azure.csv", tmp_path / "binary.dat"
+    azure, binary, config = tmp_path / "azure.csv", tmp_path / "binary.dat", tmp_path / "settings.json"
+    config.write_text('{"num_prompts": 3}', encoding="utf-8")
     azure.write_text(AZURE, encoding="utf-8")
     binary.write_bytes(bytes(range(255, 0, -1)) * 9)
-    assert main([each.format(azure=azure, binary=binary) for each in arguments]) == 2
+    assert main([each.format(azure=azure, binary=binary, config=config) for each in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("wait-core: ")
@@ -89,6 +100,19 @@ def test_what_is_refused_is_refused_in_one_line(
     assert said in err
     for internal in ("GpuLimits", "max_running", "classes =", "overhead_ns"):
         assert internal not in err
+
+
+def test_what_a_scheduler_says_of_its_settings_is_a_settings_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Scheduler("vllm", kv_blocks=60).settings
+    policy = settings.pop("policy")
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    assert main(["simulate", *WORKLOAD, "--policy", policy, "--config", str(config), "--json"]) == 0
+    first = capsys.readouterr().out
+    assert main(["simulate", *WORKLOAD, "--policy", policy, "--set", "kv_blocks=60", "--json"]) == 0
+    assert capsys.readouterr().out == first
 
 
 def test_the_names_of_vllm_bench_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
@@ -45,6 +46,12 @@ def server(text: str) -> Iterator[str]:
         finally:
             http.shutdown()
             thread.join()
+
+
+def _babble(listening: socket.socket) -> None:
+    with listening.accept()[0] as connection:
+        connection.recv(1024)
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
 
 
 def findings(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -114,6 +121,12 @@ def test_a_server_that_it_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["its scheduler, engine 0"][0] == "FAULT"
     assert "7 times" in found["its watchdog"][1]
     status, found = findings(capsys, "--url", url, "--timeout", "2")  # it has gone
+    assert (status, found["server"][0]) == (1, "FAULT")
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # and something else has come in its place
+        thread = threading.Thread(target=_babble, args=(listening,))
+        thread.start()
+        status, found = findings(capsys, "--url", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join()
     assert (status, found["server"][0]) == (1, "FAULT")
     assert main(["doctor", "--url", "ftp://a"]) == 2
     assert "--url ftp://a" in capsys.readouterr().err

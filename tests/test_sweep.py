@@ -144,6 +144,8 @@ def test_a_trace_is_swept_at_its_own_times(tmp_path: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert "own" in out
     assert "note: 1 rows are left out" in err
+    assert main(["sweep", "--dataset-name", "chat", "--request-rates", "1", "inf"]) == 2
+    assert "--request-rates: 'inf'" in capsys.readouterr().err
     assert main(["sweep", "--dataset-name", "chat"]) == 2
     assert "--request-rates" in capsys.readouterr().err
 

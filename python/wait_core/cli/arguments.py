@@ -55,8 +55,10 @@ requests = whole(1, MOST_REQUESTS)
 blocks = whole(1, 2**30)
 positive = real("a number above 0", lambda value: 0 < value < math.inf)
 non_negative = real("a number of at least 0", lambda value: 0 <= value < math.inf)
-rate = real("a rate above 0 in requests/s (inf: all at once)", lambda value: value > 0)
-finite_rate = real("a rate above 0 in requests/s", lambda value: 0 < value < math.inf)
+rate = real(
+    "a rate from 1e-6 to 1e9 requests/s (inf: all at once)", lambda value: 1e-6 <= value <= 1e9 or value == math.inf
+)
+finite_rate = real("a rate from 1e-6 to 1e9 requests/s", lambda value: 1e-6 <= value <= 1e9)
 seconds = real("a time from 0 to 1e9 s", lambda value: 0 <= value <= 1e9)
 milliseconds = real("a time above 0 in ms", lambda value: 0 < value < math.inf)
 probability = real("a probability strictly between 0 and 1", lambda value: 0 < value < 1)
@@ -72,7 +74,7 @@ def request_type(text: str) -> tuple[int, int, float]:
         made = int(prompt), int(output), float(rate_text)
     except ValueError:
         raise _refused(text, expected) from None
-    if min(made[:2]) < 1 or max(made[:2]) >= 2**30 or not 0 <= made[2] < math.inf:
+    if min(made[:2]) < 1 or max(made[:2]) >= 2**30 or not (made[2] == 0 or 1e-6 <= made[2] <= 1e9):
         raise _refused(text, expected)
     return made
 

@@ -5,6 +5,7 @@ vLLM is not imported for it, which would take seconds and a GPU: its version and
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import json
 import platform
@@ -122,7 +123,7 @@ def _server(url: str, timeout: float) -> Iterator[Finding]:
     try:
         with urllib.request.urlopen(address, timeout=timeout) as answer:  # noqa: S310  http or https, as checked
             text = answer.read(MOST_BYTES).decode("utf-8", "replace")
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         yield "server", FAULT, f"{address}: {getattr(error, 'reason', error)}"
         return
     samples = list(_samples(text))

@@ -58,7 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"some of {', '.join(POLICIES)} (vllm {POLICY})",
     )  # fmt: skip
     swept.add_argument(
-        "--request-rates", nargs="+", type=kinds.rate, metavar="RATE", help="requests/s (a trace: its own times)"
+        "--request-rates", nargs="+", type=kinds.finite_rate, metavar="RATE", help="requests/s (a trace: its own times)"
     )
     swept.add_argument(
         "--kv-blocks", nargs="+", type=kinds.blocks, metavar="N", help="KV blocks (default: what goes with the law)"

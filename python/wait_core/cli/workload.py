@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wait_core._core import WaitCoreError
+from wait_core._core import SETTINGS, Scheduler, WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli.deployment import add_law
 from wait_core.cli.output import print_notes
@@ -173,7 +173,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     WaitCoreError
-        Where the policy is among them, which is an option; or the file or an assignment cannot be read.
+        Where one is none of the core's, or the policy, which is an option; or the file or an assignment cannot be read.
 
     """
     settings: dict[str, Any] = {}
@@ -192,6 +192,10 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         except (ValueError, RecursionError):
             # A bare word is meant as a string.
             settings[key] = text
+    if unknown := {name: value for name, value in settings.items() if name not in SETTINGS}:
+        Scheduler(kv_blocks=1, **unknown)  # which says the nearest name; other arguments of `simulate` are no settings
+    if settings.get("iteration_time", "") is None:  # as a scheduler without a law has it
+        del settings["iteration_time"]
     return settings
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wait_core._core import WaitCoreError
-from wait_core.files import read_object
+from wait_core.files import read_object, shown
 from wait_core.hardware.shipped_data import shipped
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 A100 = "llama-2-7b-a100-80gb"
 """Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's profile: rust/core/src/model/iteration_time.rs."""
@@ -35,8 +33,10 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
         If it is none of these.
 
     """
-    if not isinstance(law, str):
+    if isinstance(law, Mapping):
         return dict(law)
+    if not isinstance(law, str):
+        raise WaitCoreError(f"iteration_time = {shown(law)}: neither a name nor the fields of a law")
     if law in {A100, "a100"}:
         return {"law": "a100"}
     if law.startswith("linear:"):
