@@ -151,7 +151,8 @@ def test_each_folder_of_the_core_uses_only_those_below_it() -> None:
 def test_each_folder_of_the_core_says_what_belongs_in_it() -> None:
     for folder in LADDER[1:]:
         if (CORE / folder).is_dir():
-            first = (CORE / folder / "mod.rs").read_text(encoding="utf-8").split("\n\n")[0]
+            root = CORE / folder / "mod.rs"
+            first = (root if root.is_file() else CORE / f"{folder}.rs").read_text(encoding="utf-8").split("\n\n")[0]
             assert first.startswith("//! "), folder
 
 
@@ -180,7 +181,9 @@ def lines_of(path: Path) -> int:
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
-    files = python_files() + [path for crate in CRATES for path in rust_files(crate)]
+    # A compiled module has one stub, whose text is made from the Rust doc comments.
+    files = [path for path in python_files() if path.name != "_core.pyi"]
+    files += [path for crate in CRATES for path in rust_files(crate)]
     assert len(files) > len(CRATES)
     lengths = {path: lines_of(path) for path in files}
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}

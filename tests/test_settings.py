@@ -50,7 +50,7 @@ OTHER: dict[str, Any] = {
 
 def core(**given: Any) -> Scheduler:
     """Return a scheduler with what the setting under test needs besides."""
-    needed: dict[str, Any] = {"policy": "vllm", "kv_blocks": 1000, "max_num_seqs": 1, "block_size": 1}
+    needed: dict[str, Any] = {"policy": "vllm", "kv_blocks": 2000, "max_num_seqs": 1, "block_size": 1}
     if given.get("late") == "refuse":
         needed["ttft_target"] = 1.0
     return Scheduler(**needed | given)

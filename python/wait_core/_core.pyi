@@ -528,6 +528,6 @@ def pools(
     max_tokens: int | None,
     overhead_ns: int,
 ) -> tuple[Run, Run]:
-    """Simulates an open loop of requests through an engine that prefills and one that decodes; each is given as its
-    settings and whether it knows lengths. Returns the run of either. Raises as `run` does.
+    """Simulates an open loop of requests through an engine that prefills and one that decodes; each is given as its settings and
+    whether it knows lengths. Returns the run of either. Raises as `run` does.
     """

@@ -11,7 +11,8 @@ again wherever a core with other settings takes over. Then, in the order of the 
 - ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
   "received": [...], "hits": [[id, computed, shared], ...], "free": n, "step_ns": n, "iteration": n}}``;
 - ``{"abort": id}``;
-- ``{"set_capacity": blocks}``, ``{"set_paused": true or false}``, ``{"drain": true}``;
+- ``{"set_capacity": blocks}``, ``{"set_paused": true or false}``, ``{"drain": true}``,
+  ``{"reset_prefix_cache": true or false}``: whether anything was forgotten;
 - ``{"restore": {...}}``: what another core had learned, as `Scheduler.learned` returns it;
 - ``{"end": id, "tokens": n}``: what the host saw in the end, for reading the log as a trace;
 - ``{"stop": reason}``: nothing was logged from here on.
@@ -209,6 +210,12 @@ class LoggedCore:
         """See `Scheduler.set_paused`."""
         self._core.set_paused(paused)
         self._log.write({"set_paused": paused})
+
+    def reset_prefix_cache(self) -> bool:
+        """See `Scheduler.reset_prefix_cache`."""
+        done = self._core.reset_prefix_cache()
+        self._log.write({"reset_prefix_cache": done})
+        return done
 
     def drain(self) -> None:
         """See `Scheduler.drain`."""

@@ -156,6 +156,8 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
         core.set_capacity(event["set_capacity"])
     elif "set_paused" in event:
         core.set_paused(event["set_paused"])
+    elif "reset_prefix_cache" in event:
+        core.reset_prefix_cache()
     elif "drain" in event:
         core.drain()
     elif "end" not in event:
