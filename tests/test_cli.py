@@ -127,7 +127,7 @@ def test_what_was_dropped_and_assumed_is_said_and_in_the_json(
             assert any(note in said for said in result["notes"]), note
             assert note in err
         for reason, rows in dropped.items():
-            assert f"note: {rows} rows are left out: {reason}\n" in err
+            assert f"note: {rows} row left out: {reason}\n" in err
         assert main(["compare", "--policies", "vllm", *arguments, "--json"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out)["notes"] == result["notes"]

@@ -137,7 +137,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
     text, found = outline(page)
     assert "script" not in found.tags
     assert "&lt;script&gt;alert(1)&lt;&amp;script&gt;.csv" in text
-    assert "1 rows were left out: prompt length 0" in text
+    assert "1 row left out: prompt length 0" in text
     tables = [Table(header=["<"], rows=[["<b>"]])]
     hostile = Page(title="<b>", summary="&", sections=[Section(heading="</h2>", tables=tables, verbatim=["<b>"])])
     assert "<b>" not in rendered(hostile)

@@ -143,7 +143,7 @@ def test_a_trace_is_swept_at_its_own_times(tmp_path: Path, capsys: pytest.Captur
     assert main(["sweep", "--dataset-path", str(trace), "--policies", "adaptive"]) == 0
     out, err = capsys.readouterr()
     assert "own" in out
-    assert "note: 1 rows are left out" in err
+    assert "note: 1 row left out" in err
     assert main(["sweep", "--dataset-name", "chat", "--request-rates", "1", "inf"]) == 2
     assert "--request-rates: 'inf'" in capsys.readouterr().err
     assert main(["sweep", "--dataset-name", "chat"]) == 2

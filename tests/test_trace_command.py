@@ -71,7 +71,7 @@ def test_what_was_read_assumed_and_dropped_is_said(mooncake: Path, capsys: pytes
     out = capsys.readouterr().out
     for said in (
         "4 requests, read as mooncake, lengths in tokens",
-        "dropped: 1 rows: output length 0",
+        "1 row left out: output length 0",
         "0.8571 requests/s over 3.5 s",
         "prefix sharing: 36.4% of the prompt tokens",
     ):

@@ -55,9 +55,9 @@ def definitions(entries: Iterable[tuple[str, str, str]]) -> str:
 
 def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
     """Print, beside the results, what was left out of a trace and what was assumed of it."""
-    for reason, rows in dropped.items():
-        print(f"note: {rows:,} rows are left out: {reason}", file=sys.stderr)
-    for note in notes:
+    from wait_core.report.tables import left_out  # noqa: PLC0415  slow to import, for what prints no notes
+
+    for note in [*left_out(dropped), *notes]:
         print(f"note: {note}", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ from wait_core.cli import arguments as kinds
 from wait_core.cli.output import tabulated
 from wait_core.cli.rows import comma_separated
 from wait_core.cli.workload import BENCH_NAMES
+from wait_core.report.tables import left_out
 from wait_core.workload import load
 from wait_core.workload.traces import prefix_sharing
 
@@ -93,7 +94,7 @@ def text(found: dict[str, Any]) -> str:
     lines = [
         f"{found['source']}: {found['requests']:,} requests, read as {found['format']}, lengths in {found['unit']}"
     ]
-    lines += [f"  dropped: {rows:,} rows: {reason}" for reason, rows in found["dropped"].items()]
+    lines += [f"  {said}" for said in left_out(found["dropped"])]
     lines += [f"  assumed: {note}" for note in found["notes"]]
     rows = [[name, *(float(found[f"{name}_{figure}"]) for figure in FIGURES)] for name in ("prompt", "output")]
     lines += ["", tabulated([f"length, {found['unit']}", *FIGURES], rows), ""]

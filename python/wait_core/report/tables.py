@@ -39,6 +39,11 @@ def cells(row: Sequence[object]) -> list[str]:
     return [_cell(value) for value in row]
 
 
+def left_out(dropped: Mapping[str, int]) -> list[str]:
+    """Return what to say of the rows of a trace that were left out, by reason."""
+    return [f"{rows:,} row{'' if rows == 1 else 's'} left out: {reason}" for reason, rows in dropped.items()]
+
+
 def bars(series: Mapping[str, Series], most: float) -> str:
     """Draw values over time, a line each, from 0 to `most`: their largest in each stretch of the time.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from wait_core.report.html.page import Figure, Page, Section, Table, in_force, reproduction
 from wait_core.report.html.svg import Axis, Line, bars, chart, number
+from wait_core.report.tables import left_out
 
 if TYPE_CHECKING:
     from wait_core.planning import PlanReport
@@ -27,7 +28,7 @@ def page_of_plan(report: PlanReport, *, command: str) -> Page:
     engine = report.engine
     share = report.rate / report.engine_limit["requests"]
     notes = [*report.reasons, *report.warnings]
-    notes += [f"{rows:,} rows were left out: {reason}" for reason, rows in report.dropped.items()]
+    notes += left_out(report.dropped)
     notes += [f"Assumed: {note}." for note in report.notes]
     sections = [_rates(report)]
     if report.region is not None:

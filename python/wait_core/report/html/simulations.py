@@ -8,6 +8,7 @@ import numpy as np
 
 from wait_core.report.html.page import Figure, Page, Section, Table, in_force, reproduction
 from wait_core.report.html.svg import Axis, Line, bars, chart, number
+from wait_core.report.tables import left_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def page_of_simulations(
     done = summaries[0]["completed"] + summaries[0]["failed"]
     names = ", ".join(report.policy for report in reports)
     span = max(float(summary["duration"]) for summary in summaries)
-    notes = [f"{rows:,} rows were left out: {reason}" for reason, rows in first.dropped.items()]
+    notes = left_out(first.dropped)
     notes += [f"Assumed: {note}." for note in first.notes]
     sections = [
         Section(heading="Figures", tables=[_figures(summaries)]),

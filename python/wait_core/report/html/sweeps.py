@@ -8,6 +8,7 @@ import numpy as np
 
 from wait_core.report.html.page import Figure, Page, Section, Table, reproduction
 from wait_core.report.html.svg import Axis, Line, chart, number
+from wait_core.report.tables import left_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ def page_of_sweep(rows: Sequence[Mapping[str, Any]], *, command: str) -> Page:
     header = ["requests/s", "KV blocks", "policy", "seeds", *(MEASURES[key][0] for key in measures)]
     sections.append(Section(heading="All figures", tables=[Table(header=header, rows=table, text=(2,))]))
     sections.append(reproduction(command))
-    notes = [f"{count:,} rows were left out: {reason}" for reason, count in rows[0]["dropped"].items()]
+    notes = left_out(rows[0]["dropped"])
     notes += [f"Assumed: {note}." for note in rows[0]["notes"]]
     return Page(
         title=f"{rows[0]['workload']}: {', '.join(policies)}",
