@@ -5,7 +5,8 @@
 //! likelier it is the next to finish. `adaptive` has room for its residents to go on for a while, though not up to their
 //! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the seats decides, and the
 //! queue is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps timed" is
-//! the same with the iterations' times reported, a few percent off the law: all is decided as there, and a law learned.
+//! the same with the iterations' times reported, a few percent off the law: all is decided as there, and a law learned. With
+//! "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
 #![allow(dead_code)] // no user of this file needs all of it
 
 use serde_json::json;
@@ -13,7 +14,7 @@ use wait_core::model::IterationTime;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler, StepTime};
 
 /// The cases there are: policies, one of them in several states.
-pub(crate) const CASES: [&str; 8] = [
+pub(crate) const CASES: [&str; 10] = [
     "vllm",
     "wait",
     "nested-wait",
@@ -22,6 +23,8 @@ pub(crate) const CASES: [&str; 8] = [
     "adaptive, steps timed",
     "adaptive, 128 classes",
     "adaptive, late and tenants",
+    "vllm, three groups",
+    "adaptive, three groups",
 ];
 /// Labels in "adaptive, 128 classes": each has a curve of its own.
 const CLASSES: u64 = 128;
@@ -74,8 +77,8 @@ impl Engine {
         let case = CASES.into_iter().find(|&known| known == case).expect("a known case");
         let full = case == "adaptive, memory full" || case == "adaptive, steps timed";
         let mut settings = json!({
-            "policy": if case.starts_with("adaptive") { "adaptive" } else { case },
-            "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16),
+            "policy": case.split(',').next(),
+            "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16) * if case.ends_with("groups") { 3 } else { 1 },
             "max_num_seqs": if full { 2 * running } else { running },
             "token_budget": 2 * running + PROMPT * entering,
             "max_model_len": MAX_TOKENS + PROMPT,
@@ -94,6 +97,13 @@ impl Engine {
             "adaptive, late and tenants" => {
                 settings["ttft_target"] = json!(1.0);
                 settings["tenant_weights"] = json!([1.0, 2.0]);
+            }
+            _ if case.ends_with("three groups") => {
+                settings["kv_groups"] = json!([
+                    {"kind": "full"},
+                    {"kind": "sliding_window", "window": 128},
+                    {"kind": "sliding_window", "window": 1024},
+                ]);
             }
             _ if full => settings["iteration_time"] = json!({"law": "a100"}),
             _ => {}
