@@ -49,7 +49,11 @@ impl Plan {
     /// # Errors
     /// The hold that says how many blocks it takes, and how many there are.
     pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        let (blocks, capacity) = (view.layout().demand(view.request(slot).prefill_target()), view.pool().capacity());
+        let target = view.request(slot).prefill_target();
+        if target <= view.largest() {
+            return Ok(());
+        }
+        let (blocks, capacity) = (view.layout().demand(target), view.pool().capacity());
         if blocks > capacity { Err(Hold::new(HoldReason::TooLarge, blocks, capacity)) } else { Ok(()) }
     }
 
