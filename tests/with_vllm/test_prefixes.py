@@ -22,8 +22,13 @@ def loaded() -> Any:
 
 
 def known(driver: Any) -> list[int]:
-    """Return the shared prefix, tokens, of those in line, as the core knows it."""
-    return [tokens for _, tokens in driver.scheduler.wait_core.core.first_in_queue(99)]
+    """Return the shared prefix, tokens, of those in the queue, as the core knows it."""
+    return [shared for _, _, shared in driver.scheduler.wait_core.core.first_in_queue(99)]
+
+
+def computed(driver: Any) -> list[int]:
+    """Return what need not be computed, tokens, of those in the queue, as the core knows it."""
+    return [tokens for _, tokens, _ in driver.scheduler.wait_core.core.first_in_queue(99)]
 
 
 def test_the_head_of_the_line_is_told_what_is_held() -> None:
@@ -53,6 +58,7 @@ def test_what_nobody_holds_any_more_is_not_saved() -> None:
     bridge = driver.scheduler.wait_core
     bridge.prefixes.tell(bridge.core, bridge._requests)
     assert known(driver) == [0, 0], "cached, but free"
+    assert computed(driver) == [64, 128], "it need not be computed, and takes blocks"
 
 
 def test_the_cache_is_asked_again_only_when_something_moved(monkeypatch: pytest.MonkeyPatch) -> None:
