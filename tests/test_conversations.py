@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -209,7 +209,12 @@ def test_two_pools_and_decode_only() -> None:
     assert pools.prefill.summary()["decode_tokens"] == 0
     # The paper's decode-only setting: the KV is there, and its law counts KV alone.
     here = Transfer(bytes_per_token=0.0, bandwidth=np.inf)
-    settings = {"requests": requests, "iteration_time": LINEAR, "kv_blocks": 7424, "token_budget": 100_000}
+    settings: dict[str, Any] = {
+        "requests": requests,
+        "iteration_time": LINEAR,
+        "kv_blocks": 7424,
+        "token_budget": 100_000,
+    }
     only, whole = simulate("vllm", transfer=here, **settings), simulate("vllm", **settings)
     assert np.array_equal(only.run.finished_ns, whole.run.finished_ns)
     with pytest.raises(WaitCoreError, match=r"transfer.bandwidth = 0"):

@@ -232,7 +232,17 @@ READS |= {"iteration_time", "settings", "stage", "stats", "thresholds", "used_bl
 def test_every_call_that_changes_the_core_is_logged() -> None:
     """A method of `Scheduler` either only reads, or stands in `LoggedCore` too."""
     changes = {name for name in dir(Scheduler) if not name.startswith("_")} - READS
-    assert {"add", "plan", "complete", "abort", "set_capacity", "set_paused", "drain", "restore", "reset_prefix_cache"} <= changes
+    assert {
+        "add",
+        "plan",
+        "complete",
+        "abort",
+        "set_capacity",
+        "set_paused",
+        "drain",
+        "restore",
+        "reset_prefix_cache",
+    } <= changes
     assert {name for name in changes if name not in vars(LoggedCore)} == set()
 
 

@@ -152,7 +152,7 @@ def test_the_law_is_made_of_the_published_medians(tmp_path: Path) -> None:
 def test_a_cap_on_concurrency_waits_for_nobody() -> None:
     settings = authors.concurrency(authors.TL, 508, 256)
     report = simulate(requests=workloads.SINGLE.requests(1.0, 50, 0), kv_blocks=29_952, **settings)
-    # Alone it is cut by the budget of 508 tokens only: the threshold of 256 leaves room for others, of which there are none.
+    # Alone it is cut by the budget of 508 tokens only: the threshold of 256 leaves room for others.
     law = iteration_time("a100")
     chunk = sum(_core.iteration_seconds(law, chunks=[one], decodes=0, decode_kv=0) for one in ((508, 0), (4, 508)))
     assert report.run.first_token_ns[0] - report.run.arrival_ns[0] == pytest.approx(chunk * 1e9)

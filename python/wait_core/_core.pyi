@@ -25,6 +25,7 @@ __all__ = [
     "batch",
     "group_types",
     "iteration_seconds",
+    "pools",
     "probe",
     "run",
     "sample",
@@ -506,7 +507,7 @@ def run(
     follows: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]] | None = None,
     system: int | None = None,
     hash_ids: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], int] | None = None,
-    acceptance: Sequence[float] = (),
+    acceptance: Sequence[float] = ...,
     transfer: tuple[float, float, float] | None = None,
     callback: Callable[[int], object] | None = None,
 ) -> Run:

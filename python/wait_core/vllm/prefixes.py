@@ -32,12 +32,12 @@ class Found(NamedTuple):
 class Prefixes:
     """Looks up what the cache has of the prompts at the head of each queue.
 
-    A lookup costs a step through the hashes of the prompt, about 0.5 us a block, as vLLM's own for the first in the queue
-    in every step. So it is made once a request, and again when its answer may have changed: when the last block found is
-    no longer cached or held, or the one after it has come to be. Of a prefix that two requests computed at the same time
-    there are two copies, of which the cache offers one; with the other's holder gone the answer may be too large until
-    then. What is held cannot change while nothing comes, goes, or computes a prompt (`moved`); what is cached and held by
-    nobody may be evicted by any step.
+    A lookup costs a step through the hashes of the prompt, about 0.5 us a block, as vLLM's own for the first in the
+    queue in every step. So it is made once a request, and again when its answer may have changed: when the last block
+    found is no longer cached or held, or the one after it has come to be. Of a prefix that two requests computed at the
+    same time there are two copies, of which the cache offers one; with the other's holder gone the answer may be too
+    large until then. What is held cannot change while nothing comes, goes, or computes a prompt (`moved`); what is
+    cached and not held may be evicted by any step.
 
     Attributes
     ----------
@@ -85,10 +85,10 @@ class Prefixes:
         if found.last_held is not None and found.last_held[0].ref_cnt == 0:
             return False
         # The next block may be held by now, or cached.
-        for count, ends in ((found.held, lambda block: block.ref_cnt == 0), (found.cached, lambda block: False)):
+        for count, free_is_no_news in ((found.held, True), (found.cached, False)):
             if (count + 1) * self._size >= request.num_tokens or not self._manager.prefix_cache_lookup_enabled(request):
                 continue
             after = self._manager.block_pool.get_cached_block(request.block_hashes[count], [0])
-            if after is not None and not ends(after[0]):
+            if after is not None and not (free_is_no_news and after[0].ref_cnt == 0):
                 return False
         return True
