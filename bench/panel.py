@@ -1,13 +1,14 @@
 """The panel: every engine x workload x load x policy, simulated, and what is claimed of `adaptive` there.
 
-Everything fixed is in python/wait_core/workload/datasets/panel.json: engines (law, memory, seats), workloads, number of
-requests, seeds, loads relative to the bound of each stream that no schedule exceeds, the grid of static settings. In
-each cell two static pairs of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the
-one with the highest throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1
-times stock's. They and stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is
-judged with one default and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above
-on the first engine, the same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results
-and not repeated. What is marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md,
+Everything fixed is in python/wait_core/workload/datasets/panel.json: engines (law, memory, seats), workloads, number
+of requests, seeds, loads relative to the bound of each stream that no schedule exceeds (with a prefix cache, which
+has no such bound, to what stock carries in overload), the grid of static settings. In each cell two static pairs of
+watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the highest
+throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's. They
+and stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one
+default and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first
+engine, the same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results and not
+repeated. What is marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md,
 `--data` writes every cell to docs/data/panel.csv.
 """
 
@@ -23,8 +24,9 @@ import statistics
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from contract import ROOT, TRACES, Bench, interval, markdown, start
 from tqdm import tqdm
 
@@ -36,6 +38,9 @@ from wait_core.report.plot_style import LIMIT, new_figure, styles
 from wait_core.workload import Requests, Trace, replayed, sampled
 from wait_core.workload import load as load_trace
 from wait_core.workload.datasets import Dataset, Engine, panel
+
+if TYPE_CHECKING:
+    from wait_core.simulation import Report
 
 FIXED = panel()
 MAIN = next(iter(FIXED.engines.values()))
@@ -49,6 +54,10 @@ KEEP: tuple[str, ...] = (
     "mean_tpot_ms",
 )
 KEEP += ("preemptions", "recomputed_tokens", "total_input_tokens", "goodput", "completed")
+OVERLOAD = 4.0
+"""Times the bound without a prefix cache at which it is measured what stock carries with one."""
+MIDDLE = (0.2, 0.8)
+"""It is counted between these shares of the completions, neither filling nor draining."""
 STATED = "adaptive, SLO stated"
 """`adaptive` that is told the SLO's TTFT, which is what an overload misses; its TPOT is left alone (`tpot_target`)."""
 KNOWN = "adaptive, lengths known"
@@ -137,7 +146,7 @@ def memory(engine: Engine) -> int:
 
 @cache
 def capacity(name: str, engine: Engine = MAIN, seed: int = FIXED.seeds["choose"][0]) -> float:
-    """Requests/s of a stream that no schedule exceeds."""
+    """Requests/s of a stream that no schedule exceeds; with a prefix cache, those that stock carries in overload."""
     planner = _core.Planner(
         offered(name, 1.0, seed).types(FIXED.num_requests)[0],
         iteration_time(engine.iteration_time),
@@ -145,23 +154,34 @@ def capacity(name: str, engine: Engine = MAIN, seed: int = FIXED.seeds["choose"]
         max_running=engine.max_num_seqs,
         token_budget=engine.token_budget,
     )
-    return float(planner.capacity_bound()["requests"])
+    bound = float(planner.capacity_bound()["requests"])
+    if not engine.prefix_caching:
+        return bound
+    requests = offered(name, OVERLOAD * bound, seed)
+    finished = simulated(engine, stock(engine), requests, seed).run.finished_ns
+    low, high = np.quantile(finished, MIDDLE)
+    return float(np.count_nonzero((finished > low) & (finished <= high)) / (high - low) * 1e9)
+
+
+def simulated(on: Engine, policy: str, requests: Requests, seed: int) -> Report:
+    """Run a policy on an engine."""
+    settings = {"token_budget": on.token_budget} | (static(on) | OTHERS)[policy]
+    return simulate(
+        requests=requests,
+        seed=seed,
+        iteration_time=on.iteration_time,
+        kv_blocks=memory(on),
+        max_num_seqs=on.max_num_seqs,
+        prefix_caching=on.prefix_caching,
+        **settings,
+    )
 
 
 def run(job: Job) -> tuple[Job, dict[str, float]]:
     """Simulate one cell, policy and seed, at a load relative to the stream's own bound."""
     engine, name, load, policy, seed = job
     on = FIXED.engines[engine]
-    settings = {"token_budget": on.token_budget} | (static(on) | OTHERS)[policy]
-    requests = offered(name, load * capacity(name, on, seed), seed)
-    report = simulate(
-        requests=requests,
-        seed=seed,
-        iteration_time=on.iteration_time,
-        kv_blocks=memory(on),
-        max_num_seqs=on.max_num_seqs,
-        **settings,
-    )
+    report = simulated(on, policy, offered(name, load * capacity(name, on, seed), seed), seed)
     slo = FIXED.slo
     summary = report.summary(slo_ttft_ms=1e3 * slo["ttft_s"], slo_tpot_ms=1e3 * slo["tpot_s"])
     if summary["completed"] != FIXED.num_requests:
@@ -355,7 +375,13 @@ def main() -> None:
         {name for on in engines for name in on.workloads} & names - {n for e in engines for n in available(e)}
     ):
         print(f"skipped, their traces are not in {TRACES} (set WAIT_CORE_TRACES): {', '.join(missing)}")
-    cells = [Cell(on.name, name, load) for on in engines for name in available(on) if name in names for load in loads]
+    cells = [
+        Cell(on.name, name, load)
+        for on in engines
+        for name in available(on)
+        if name in names
+        for load in (on.loads or loads)
+    ]
     jobs: list[Job] = []
     for cell in cells:
         pairs = static(FIXED.engines[cell.engine])

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 KV_BLOCKS = 7424
 # 1.2 times what the A100 law carries (p512d1000: 2.3 requests/s; lmsys: about 77).
 WORKLOADS = {"p512d1000": 2.76, "lmsys": 92.0}
+CONVERSATIONS = ("multi-turn", 4.3)
+"""With a prefix cache, and 1.2 times what stock vLLM carries in overload."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,30 @@ class Cost:
         return cls(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def run(policy: str, requests: Requests) -> dict[str, Any]:
+def run(policy: str, requests: Requests, *, prefix_caching: bool = False) -> dict[str, Any]:
     """Run one simulation, figures included."""
-    summary = simulate(policy, requests=requests, kv_blocks=KV_BLOCKS).summary()
+    summary = simulate(policy, requests=requests, kv_blocks=KV_BLOCKS, prefix_caching=prefix_caching).summary()
     if summary["completed"] != len(requests):
         raise RuntimeError(f"{policy} completed {summary['completed']} of {len(requests)} requests")
     return summary
 
 
-def measure(policy: str, requests: Requests, rounds: int) -> tuple[dict[str, Any], Cost]:
+def measure(policy: str, requests: Requests, rounds: int, *, prefix_caching: bool) -> tuple[dict[str, Any], Cost]:
     """Return the figures of a run, and the medians of what several runs took."""
-    summary = run(policy, requests)
-    costs = [Cost.of(lambda: run(policy, requests)) for _ in range(rounds)]
+    summary = run(policy, requests, prefix_caching=prefix_caching)
+    costs = [Cost.of(lambda: run(policy, requests, prefix_caching=prefix_caching)) for _ in range(rounds)]
     walls, cpus = [cost.wall_s for cost in costs], [cost.cpu_s for cost in costs]
     return summary, Cost(statistics.median(walls), statistics.median(cpus))
 
 
 def speed(bench: Bench, n: int, rounds: int) -> None:
     """Token-steps and iterations a second, by workload and policy."""
-    for workload, rate in WORKLOADS.items():
+    for workload, rate in (*WORKLOADS.items(), CONVERSATIONS):
         requests = sampled(workload, request_rate=rate, num_prompts=n, seed=1)
-        for policy in ("vllm", "wait", "adaptive"):
-            summary, cost = measure(policy, requests, rounds)
+        cached = requests.follows is not None
+        # WAIT's thresholds are of requests that come by themselves.
+        for policy in ("vllm", "adaptive") if cached else ("vllm", "wait", "adaptive"):
+            summary, cost = measure(policy, requests, rounds, prefix_caching=cached)
             steps = (summary["decode_tokens"] + summary["prefill_tokens"]) / cost.cpu_s
             bench.rows.append(
                 {
@@ -91,7 +95,8 @@ def speed(bench: Bench, n: int, rounds: int) -> None:
                     "s": cost.wall_s,
                 }
             )
-            bench.claim(f"token-steps/s, {policy}, {workload}", steps / 1e6, "M/s", ">= 100")
+            name = f"token-steps/s, {policy}, {workload}" + (", prefix caching" if cached else "")
+            bench.claim(name, steps / 1e6, "M/s", ">= 50" if cached else ">= 100")
 
 
 def ran_and_blocked(call: Callable[[], object]) -> float:

@@ -64,8 +64,9 @@ def test_the_panel_is_the_fixed_one() -> None:
     ]  # fmt: skip
     first, *others = panel.engines.values()
     assert (first.kv_blocks, first.max_num_seqs, len(first.workloads)) == (7_424, 256, 16)
-    assert {blocks for engine in others if (blocks := engine.kv_blocks)} == {512, 1_024, 2_048, 4_096, 65_536}
+    assert {blocks for engine in others if (blocks := engine.kv_blocks)} == {512, 1_024, 2_048, 4_096, 7_424, 65_536}
     assert sum(engine.kv_blocks is None for engine in others) == 7
+    assert [(each.workloads, each.loads) for each in others if each.prefix_caching] == [(("multi-turn",), (0.9, 1.2))]
     traces = [name for name, workload in panel.workloads.items() if isinstance(workload, TraceWorkload)]
     assert traces == ["azure_conv", "azure_code"]
 

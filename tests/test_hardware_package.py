@@ -123,11 +123,12 @@ def test_a_cached_file_that_is_cut_off_is_made_anew(tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8") == whole
 
 
-def test_window_layers_count_as_full_ones_and_it_is_said() -> None:
+def test_window_layers_are_a_group_of_their_own_and_it_is_said() -> None:
     made = hardware.engine("h100", "openai/gpt-oss-20b")
     assert [group.kind for group in made.cache_groups] == ["full", "sliding-window"]
     assert made.kv_bytes_per_token == 24 * 2 * 8 * 64 * 2
-    assert "12 sliding-window layers of 128 tokens are counted as full ones" in made.notes[0]
+    assert [group["kind"] for group in made.settings()["kv_groups"]] == ["full", "sliding_window"]
+    assert "12 sliding-window layers of 128 tokens keep that much in the KV cache" in made.notes[0]
 
 
 def test_the_kv_cache_holds_what_the_checkpoint_says_or_what_is_asked_for() -> None:

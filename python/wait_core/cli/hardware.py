@@ -76,6 +76,10 @@ def details(deployment: Deployment) -> str:
         f" {deployment.block_size}; {deployment.max_num_seqs:,} seats, {deployment.token_budget:,} tokens an iteration,"
         f" requests up to {deployment.max_model_len:,} tokens"
     )
+    cache = deployment.kv_cache()
+    if "kv_groups" in cache:
+        each = ", ".join(f"{group['count']} x {group['kind']}" for group in cache["kv_groups"])
+        capacity += f"\nall layers counted as full ones; or {cache['kv_blocks']:,} blocks for the groups {each}"
     return "\n".join(
         [
             capacity,

@@ -141,7 +141,9 @@ def simulation_of(
     """Return what the options ask for beside policy, requests and seed, as keyword arguments of `simulate`."""
     engine: dict[str, Any] = {"iteration_time": arguments.iteration_time or A100}
     if deployment is not None:
-        engine = deployment.settings()
+        if "kv_groups" in settings and "kv_blocks" not in settings:
+            raise WaitCoreError("kv_blocks is missing: how large the blocks of your kv_groups are is not known")
+        engine = deployment.settings(as_full=bool(settings.get("prefix_caching")))
     asked = {
         "max_concurrency": arguments.max_concurrency,
         "overhead_s": arguments.overhead,

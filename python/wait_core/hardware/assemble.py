@@ -13,6 +13,7 @@ from wait_core._core import WaitCoreError
 from wait_core.files import read_object, replacing
 from wait_core.hardware import cache_groups, catalogue, law, memory, package, shipped_data
 from wait_core.hardware.deployment import Deployment
+from wait_core.hardware.kv_groups import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ LONGEST_ASKED = 65_536
 """Longest context in the grid: beyond it the law goes on in a line."""
 GOAL = (0.03, 0.10)
 """Median error, and that of 95 %, beyond which a law says that it is less exact."""
-REVISION = 2
+REVISION = 3
 """Of the fit: a law cached under another one is fitted anew."""
 
 
@@ -206,10 +207,10 @@ def _too_large(model: Model, gpu: str, gpus: int, found: Memory, held: Callable[
 
 def _notes(model: Model, gpu: str, groups: list[CacheGroup], kernels: package.Kernels, fitted: law.Fitted) -> list[str]:
     notes = []
-    windows = [group for group in groups if group.kind != cache_groups.FULL]
+    windows = [group for group in groups if group.kind != FULL]
     if windows:
         layers = " and ".join(f"{group.layers} {group.kind} layers of {group.window:,} tokens" for group in windows)
-        notes.append(f"{layers} are counted as full ones, as vLLM does with --disable-hybrid-kv-cache-manager")
+        notes.append(f"{layers} keep that much in the KV cache; with prefix_caching they count as full ones")
     if model.kv_cache_dtype == "fp8":
         notes.append("the KV cache holds fp8 values")
     if gpu not in memory.REPORTED:

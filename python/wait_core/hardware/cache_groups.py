@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
 from wait_core.hardware.deployment import CacheGroup
+from wait_core.hardware.kv_groups import CHUNKED, FULL, SLIDING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +16,6 @@ STATE = ("linear_attn_config", "hybrid_override_pattern", "mamba_num_heads", "ma
 """Keys of models with layers that keep a state of constant size (Mamba, linear attention)."""
 COMPRESSED = ("compress_ratios", "index_head_dim")
 """Keys of models with compressed or indexed sparse attention, whose cache is no number of bytes per token alone."""
-SLIDING, CHUNKED, FULL = "sliding-window", "chunked-local", "full"
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

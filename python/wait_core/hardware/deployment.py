@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.hardware.kv_groups import FULL, division
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,11 +114,11 @@ class Deployment:
         Share of the kernels' time by what it rests on, over all queries of the fit: "measured" (and interpolated
         between measurements), "estimated" from the GPU's peak rates, "partly measured" (sums of both).
     cache_groups : tuple of CacheGroup
-        As the model's configuration says. The core knows one group: all layers count as full ones.
+        As the model's configuration says.
     memory : Memory
         Of each GPU.
     kv_blocks, block_size : int
-        KV blocks, and tokens in each.
+        KV blocks of all layers, all counted as full ones, and tokens in each; `kv_cache` is what the layers keep.
     max_num_seqs, token_budget, max_model_len : int
         Seats, most tokens per iteration, longest request: the engine's defaults for this GPU.
     notes : tuple of str
@@ -150,11 +151,29 @@ class Deployment:
         """KV bytes of one token on one GPU, all layers counted as full ones."""
         return sum(group.bytes_per_token for group in self.cache_groups)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments of `wait_core.simulate` and `wait_core.plan` that describe this deployment."""
+    def kv_cache(self, *, as_full: bool = False) -> dict[str, Any]:
+        """Return the settings `kv_blocks` and, but for one group of full attention, `kv_groups`.
+
+        Parameters
+        ----------
+        as_full : bool
+            Count all layers as full ones, as vLLM does with --disable-hybrid-kv-cache-manager; needed for
+            `prefix_caching`.
+
+        """
+        if as_full or [group.kind for group in self.cache_groups] == [FULL]:
+            return {"kv_blocks": self.kv_blocks}
+        groups, block_bytes = division(self.cache_groups, self.block_size)
+        return {"kv_blocks": self.memory.kv_cache // block_bytes, "kv_groups": groups}
+
+    def settings(self, *, as_full: bool = False) -> dict[str, Any]:
+        """Return the arguments of `wait_core.simulate` and `wait_core.plan` that describe this deployment.
+
+        `as_full` is that of `kv_cache`.
+        """
         return {
             "iteration_time": self.law,
-            "kv_blocks": self.kv_blocks,
+            **self.kv_cache(as_full=as_full),
             "block_size": self.block_size,
             "max_num_seqs": self.max_num_seqs,
             "token_budget": self.token_budget,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
 from wait_core.files import read_object, shown
 from wait_core.hardware.shipped_data import shipped
+
+if TYPE_CHECKING:
+    from wait_core.hardware.deployment import Deployment
 
 A100 = "llama-2-7b-a100-80gb"
 """Llama-2-7B on one A100-80GB (fp16, TP 1), fitted from Vidur's profile: rust/core/src/model/iteration_time.rs."""
@@ -58,7 +61,7 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
-    """Return the KV capacity in blocks that goes with a law, if there is one.
+    """Return the KV capacity that goes with a law, if there is one: blocks of all layers, counted as full ones.
 
     Raises
     ------
@@ -68,7 +71,36 @@ def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
     """
     if law == iteration_time(A100) and block_size == 16:
         return KV_BLOCKS[A100]
+    return _deployment_of(law, block_size).kv_blocks
+
+
+def kv_cache_of(law: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the KV cache that go with a law, where `settings` do not say how large it is.
+
+    Parameters
+    ----------
+    law : mapping
+        The fields of a law.
+    settings : mapping
+        Those of the core; `block_size` is among them.
+
+    Raises
+    ------
+    WaitCoreError
+        The law has no KV cache, or `kv_groups` are given, whose blocks are of another size.
+
+    """
+    if "kv_blocks" in settings:
+        return {}
+    if settings.get("kv_groups"):
+        raise WaitCoreError("kv_blocks is missing: how large the blocks of your kv_groups are is not known")
+    if law == iteration_time(A100):
+        return {"kv_blocks": kv_blocks_of(law, settings["block_size"])}
+    return _deployment_of(law, settings["block_size"]).kv_cache(as_full=bool(settings.get("prefix_caching")))
+
+
+def _deployment_of(law: Mapping[str, Any], block_size: int) -> Deployment:
     for deployment in shipped().values():
         if law == deployment.law and block_size == deployment.block_size:
-            return deployment.kv_blocks
+            return deployment
     raise WaitCoreError("kv_blocks is missing: only named laws and their block_size have a default")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core, hardware
-from wait_core.hardware import A100, kv_blocks_of
+from wait_core.hardware import A100, kv_cache_of
+from wait_core.hardware.kv_groups import context_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,9 +30,13 @@ def goodput_bound(
     The linear program of `Planner.goodput_bound` over every pair of lengths; the other arguments are those of `plan`.
     """
     law = hardware.iteration_time(iteration_time)
-    blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
+    cache: dict[str, Any] = (
+        kv_cache_of(law, {"block_size": block_size}) if kv_blocks is None else {"kv_blocks": kv_blocks}
+    )
+    groups, longest = cache.get("kv_groups", [{"kind": "full"}]), int((requests.prompt + requests.output).max())
+    capacity = context_tokens(cache["kv_blocks"], block_size, groups, longest)
     planner = _core.Planner(
-        requests.types(len(requests))[0], law, capacity=blocks * block_size, max_running=max_num_seqs,
+        requests.types(len(requests))[0], law, capacity=capacity, max_running=max_num_seqs,
         token_budget=token_budget,
     )  # fmt: skip
     return float(goodput(planner, slo_ttft_ms, slo_tpot_ms)["goodput"])

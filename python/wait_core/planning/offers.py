@@ -152,12 +152,14 @@ def _offer(
     objective: dict[str, float | None],
     attainment: float | None,
 ) -> Offer:
+    cache = each.kv_cache()
     engine = Engine(
-        policy=policy, law=each.law, kv_blocks=each.kv_blocks, block_size=each.block_size,
-        max_num_seqs=each.max_num_seqs, token_budget=each.token_budget, num_types=8, settings={},
+        policy=policy, law=each.law, kv_blocks=cache.pop("kv_blocks"), block_size=each.block_size,
+        max_num_seqs=each.max_num_seqs, token_budget=each.token_budget, num_types=8, settings=cache,
     )  # fmt: skip
+    longest = max(prompt + output for prompt, output, _ in traffic.exact)
     planner = _core.Planner(
-        traffic.exact, each.law, capacity=each.kv_blocks * each.block_size, max_running=each.max_num_seqs,
+        traffic.exact, each.law, capacity=engine.capacity(longest), max_running=each.max_num_seqs,
         token_budget=each.token_budget,
     )  # fmt: skip
     limit = saturated(engine, traffic.draw(traffic.rate), planner.capacity_bound()["requests"])["requests"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core, hardware
-from wait_core.hardware import A100, kv_blocks_of
+from wait_core.hardware import A100, kv_cache_of
 from wait_core.planning.goodput import goodput
 from wait_core.planning.plan_report import PlanReport
 from wait_core.planning.stability import stability_region
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    from wait_core.settings.types import KvGroup
     from wait_core.workload import Dataset, Requests, Trace
 
 MOST_RUNS = 10_000
@@ -38,6 +39,7 @@ def plan(
     policy: str = "adaptive",
     iteration_time: str | Mapping[str, Any] = A100,
     kv_blocks: int | None = None,
+    kv_groups: Sequence[KvGroup] = (),
     block_size: int = 16,
     max_num_seqs: int = 256,
     token_budget: int = 2048,
@@ -67,8 +69,9 @@ def plan(
         The engine's policy. "clairvoyant" admits first come first served and never evicts: it knows the lengths.
     iteration_time : str or mapping
         How long an iteration takes, see `wait_core.hardware.iteration_time.iteration_time`.
-    kv_blocks, block_size, max_num_seqs, token_budget
-        The engine: KV blocks (default: what goes with the law), tokens per block, most residents, tokens per iteration.
+    kv_blocks, kv_groups, block_size, max_num_seqs, token_budget
+        The engine: KV blocks and the groups that take them (default: what goes with the law), tokens per block, most
+        residents, tokens per iteration. With groups, formulas count the capacity in tokens of the longest requests.
     num_types : int
         Most types for thresholds, by quantiles of the output length.
     margin : float
@@ -106,22 +109,27 @@ def plan(
             raise _core.WaitCoreError(f"{name} = {number}: must be at least 1")
     if runs > MOST_RUNS:
         raise _core.WaitCoreError(f"runs = {runs}: must be at most {MOST_RUNS:,}")
-    blocks = kv_blocks_of(law, block_size) if kv_blocks is None else kv_blocks
+    cache: dict[str, Any] = {"kv_groups": list(kv_groups)} if kv_groups else {}
+    if kv_blocks is not None:
+        cache["kv_blocks"] = kv_blocks
+    cache |= kv_cache_of(law, cache | {"block_size": block_size})
+    blocks = cache.pop("kv_blocks")
     workload = Traffic.of(
         types=types, dataset_name=dataset_name, dataset_path=dataset_path, requests=requests, rate=request_rate,
         count=num_prompts, seed=seed, runs=runs, num_types=num_types,
     )  # fmt: skip
+    engine = Engine(policy=policy, law=law, kv_blocks=blocks, block_size=block_size, max_num_seqs=max_num_seqs,
+                    token_budget=token_budget, num_types=num_types, settings=cache)  # fmt: skip
+    capacity = engine.capacity(max(prompt + output for prompt, output, _ in workload.exact))
     shortest = min(prompt for prompt, _, _ in workload.exact)
-    if blocks * block_size < shortest:
-        rule = f"{blocks * block_size:,} KV tokens do not hold the shortest prompt ({shortest:,})"
+    if capacity < shortest:
+        rule = f"{capacity:,} KV tokens do not hold the shortest prompt ({shortest:,})"
         raise _core.WaitCoreError(f"kv_blocks = {blocks}: {rule}")
 
     def planner(of: Types) -> _core.Planner:
-        return _core.Planner(of, law, capacity=blocks * block_size, max_running=max_num_seqs, token_budget=token_budget)
+        return _core.Planner(of, law, capacity=capacity, max_running=max_num_seqs, token_budget=token_budget)
 
     exact, classes = planner(workload.exact), planner(workload.grouped)
-    engine = Engine(policy=policy, law=law, kv_blocks=blocks, block_size=block_size, max_num_seqs=max_num_seqs,
-                    token_budget=token_budget, num_types=num_types, settings={})  # fmt: skip
     played = workload.draw(workload.rate)
     bound = exact.capacity_bound()
     limit, experience = saturated(engine, played, bound["requests"]), expected(engine, played)
@@ -141,7 +149,7 @@ def plan(
             "policy": policy,
             "kv_blocks": blocks,
             "block_size": block_size,
-            "capacity": blocks * block_size,
+            "capacity": capacity,
             "max_num_seqs": max_num_seqs,
             "token_budget": token_budget,
             "iteration_time": law,
@@ -173,7 +181,7 @@ def _caps(
     caps = classes.thresholds(block_size=engine.block_size)
     # Residents that the caps allow: whole requests of each type over its stages.
     residents = sum(math.ceil(n * output) for n, (_, output, _) in zip(caps["per_type"], workload.grouped, strict=True))
-    capped = replace(engine, policy="wait", settings={"thresholds": caps["per_type"]})
+    capped = replace(engine, policy="wait", settings={**engine.settings, "thresholds": caps["per_type"]})
     keys = ("per_type", "iteration_time", "memory")
     return {key: caps[key] for key in keys} | {"residents": residents, "saturated": saturated(capped, played, bound)}
 

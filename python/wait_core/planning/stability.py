@@ -40,18 +40,19 @@ def stability_region(
         capacity (KV tokens, rising), fluid, engine, bound (requests/s), as in `PlanReport`.
 
     """
-    block = engine.block_size
-    capacity = engine.kv_blocks * block
     longest = max(prompt + output for prompt, output, _ in types)
-    blocks = np.unique(np.linspace(max(2 * longest, capacity / 20), 2.0 * capacity, points).astype(int) // block)
+    capacity = engine.capacity(longest)
+    tokens = np.linspace(max(2 * longest, capacity / 20), 2.0 * capacity, points).astype(int)
+    blocks = np.unique(tokens * engine.kv_blocks // capacity)
     rows = [(float(capacity), own["fluid"], own["engine"], own["bound"])]
     for number in map(int, blocks[(blocks != engine.kv_blocks) & (blocks > 0)]):
+        other = replace(engine, kv_blocks=number)
         planner = _core.Planner(
-            types, engine.law, capacity=number * block, max_running=engine.max_num_seqs,
+            types, engine.law, capacity=other.capacity(longest), max_running=engine.max_num_seqs,
             token_budget=engine.token_budget,
         )  # fmt: skip
         bound = planner.capacity_bound()["requests"]
-        carried = saturated(replace(engine, kv_blocks=number), played[:1], bound)["requests"]
-        rows.append((float(number * block), planner.largest_stable_rate()["requests"], carried, bound))
+        carried = saturated(other, played[:1], bound)["requests"]
+        rows.append((float(other.capacity(longest)), planner.largest_stable_rate()["requests"], carried, bound))
     columns: list[Any] = [list(column) for column in zip(*sorted(rows), strict=True)]
     return dict(zip(("capacity", "fluid", "engine", "bound"), columns, strict=True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from wait_core import _core, hardware
-from wait_core.hardware import A100, kv_blocks_of
+from wait_core.hardware import A100, kv_cache_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +95,7 @@ def probe(
         raise _core.WaitCoreError(f"every = {every}: must be at least 1 iteration")
     law = hardware.iteration_time(iteration_time)
     core: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": law, **settings}
-    if "kv_blocks" not in core:
-        core["kv_blocks"] = kv_blocks_of(law, core["block_size"])
+    core |= kv_cache_of(law, core)
     columns = _core.probe(core, law, requests.arrival_ns, requests.prompt, requests.output, every)
     shape = len(columns["completed"]), len(columns["horizon"])
     for name in ("mean", "deviation", "overflow", "truth", "peak"):

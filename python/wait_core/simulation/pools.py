@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core import _core, hardware
-from wait_core.hardware import A100, kv_blocks_of
+from wait_core.hardware import A100, kv_cache_of
 from wait_core.simulation.run import LENGTHS_KNOWN, Report, Transfer
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def simulate_pools(
     for given in (prefill, decode):
         law = hardware.iteration_time(given.get("iteration_time", A100))
         settings: dict[str, Any] = {"policy": "vllm", "block_size": 16} | dict(given) | {"iteration_time": law}
-        if "kv_blocks" not in settings:
-            settings["kv_blocks"] = kv_blocks_of(law, settings["block_size"])
+        settings |= kv_cache_of(law, settings)
         laws.append(law)
         engines.append(settings)
     runs = _core.pools(

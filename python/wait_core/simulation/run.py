@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wait_core import _core, hardware
-from wait_core.hardware import A100, kv_blocks_of
+from wait_core.hardware import A100, kv_cache_of
 from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def simulate(
         of requests that have finished; what it raises ends the simulation.
     **settings
         Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...): `wait-core settings`
-        and docs/settings.md list them. `kv_blocks` defaults to what goes with the law.
+        and docs/settings.md list them. `kv_blocks` and `kv_groups` default to what goes with the law.
 
     Returns
     -------
@@ -226,8 +226,7 @@ def simulate(
     if acceptance:
         defaults["num_lookahead_tokens"] = len(acceptance)
     core: dict[str, Any] = {**defaults, **settings}
-    if "kv_blocks" not in core:
-        core["kv_blocks"] = kv_blocks_of(gpu, core["block_size"])
+    core |= kv_cache_of(gpu, core)
     labels = np.zeros(len(wanted), np.uint16)
     typed = policy in TYPED and "types" not in core
     if typed:

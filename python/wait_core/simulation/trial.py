@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core._core import WaitCoreError
+from wait_core.hardware.kv_groups import context_tokens
 from wait_core.simulation.run import simulate
 from wait_core.workload import sampled
 
@@ -59,6 +60,11 @@ class Engine:
     token_budget: int
     num_types: int
     settings: Mapping[str, Any]
+
+    def capacity(self, longest: int) -> int:
+        """Return how many tokens of requests the KV cache holds at most, none with more than `longest`."""
+        groups = self.settings.get("kv_groups") or [{"kind": "full"}]
+        return context_tokens(self.kv_blocks, self.block_size, groups, longest)
 
     def run(self, requests: Requests) -> Report:
         """Simulate until every request has finished."""

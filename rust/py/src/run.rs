@@ -272,6 +272,9 @@ impl Run {
         dict.set_item("draft_tokens", run.draft_tokens)?;
         dict.set_item("accepted_tokens", run.accepted_tokens)?;
         dict.set_item("peak_kv_blocks", run.peak_blocks)?;
+        if !run.peak_by_group.is_empty() {
+            dict.set_item("peak_kv_blocks_by_group", run.peak_by_group.clone())?;
+        }
         dict.set_item("kv_blocks", run.kv_blocks)?;
         dict.set_item("iterations", run.iterations)?;
         dict.set_item("decode_tokens", run.decode_tokens)?;

@@ -119,7 +119,7 @@ impl<'a> Engine<'a> {
             finished: Vec::new(),
             noise: Stream::new(setup.steps.seed, "step jitter"),
             gated: !scheduler.policy().thresholds().is_empty(),
-            recorder: Recorder::new(arrivals, lanes, setup.config.kv_blocks),
+            recorder: Recorder::new(arrivals, &scheduler, setup.config.kv_blocks),
             scheduler,
         })
     }

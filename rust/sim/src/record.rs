@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use wait_core::policy::LearnedLaw;
-use wait_core::{HoldReason, Origin, Scheduler, Stats};
+use wait_core::{HoldReason, Origin, Scheduler, Stats, View};
 
 use crate::requests::Arrival;
 
@@ -40,6 +40,8 @@ pub struct Run {
     pub failed: usize,
     /// Most KV blocks in use after an iteration.
     pub peak_blocks: u32,
+    /// Which groups of the KV cache held them, by kind as settings name it; empty with one group of full attention.
+    pub peak_by_group: Vec<(String, u64)>,
     /// Most requests parked between two segments after an iteration.
     pub peak_parked: u32,
     /// Usable KV blocks.
@@ -137,12 +139,15 @@ pub(crate) struct Recorder<'a> {
     /// Lane of each request, and time of its last token; the time is valid while it is in none.
     lane_of: Vec<u16>,
     last_token_ns: Vec<u64>,
+    /// Tokens before the last chunk of each request, by which its blocks divide; empty with one group of full attention.
+    chunk_start: Vec<u32>,
     stride: u64,
 }
 
 impl<'a> Recorder<'a> {
-    pub(crate) fn new(arrivals: &'a [Arrival], lanes: usize, kv_blocks: u32) -> Self {
+    pub(crate) fn new(arrivals: &'a [Arrival], scheduler: &Scheduler, kv_blocks: u32) -> Self {
         let n = arrivals.len();
+        let (lanes, groups) = (scheduler.view().lanes().len(), scheduler.view().layout().groups());
         let run = Run {
             arrival_ns: vec![NEVER_NS; n],
             predicted_wait_ns: vec![0; n],
@@ -150,12 +155,15 @@ impl<'a> Recorder<'a> {
             first_token_ns: vec![NEVER_NS; n],
             finished_ns: vec![NEVER_NS; n],
             preemptions: vec![0; n],
+            peak_by_group: groups.iter().map(|group| (group.kind.name().to_owned(), 0)).collect(),
             kv_blocks,
             drained_ns: NEVER_NS,
             ..Run::default()
         };
         let (lane_of, last_token_ns) = (vec![NO_LANE; n], vec![NEVER_NS; n]);
-        Self { arrivals, run, lanes: vec![LaneTimes::default(); lanes], lane_of, last_token_ns, stride: 1 }
+        let lanes = vec![LaneTimes::default(); lanes];
+        let chunk_start = if groups.is_empty() { Vec::new() } else { vec![0; n] };
+        Self { arrivals, run, lanes, lane_of, last_token_ns, chunk_start, stride: 1 }
     }
 
     pub(crate) fn completed(&self) -> usize {
@@ -205,6 +213,9 @@ impl<'a> Recorder<'a> {
         for chunk in plan.chunks() {
             let id = chunk.id as usize;
             self.run.prefill_tokens += u64::from(chunk.tokens);
+            if let Some(start) = self.chunk_start.get_mut(id) {
+                *start = chunk.start;
+            }
             match chunk.origin {
                 Origin::Resident => {}
                 Origin::Admitted => {
@@ -280,7 +291,12 @@ impl<'a> Recorder<'a> {
     fn sample(&mut self, scheduler: &Scheduler, at_ns: u64) {
         let view = scheduler.view();
         let blocks = view.pool().used().max(0) as u32;
-        self.run.peak_blocks = self.run.peak_blocks.max(blocks);
+        if blocks > self.run.peak_blocks {
+            self.run.peak_blocks = blocks;
+            if !self.run.peak_by_group.is_empty() {
+                self.divide(view);
+            }
+        }
         if let lanes @ [_, _, ..] = view.lanes() {
             let running: u32 = lanes.iter().map(wait_core::Lane::len).sum();
             let parked = view.residents() - running - view.prefilling().len() as u32;
@@ -299,6 +315,32 @@ impl<'a> Recorder<'a> {
             self.stride *= 2;
         }
         self.run.series.push(Sample { at_ns, blocks, residents: view.residents(), waiting: view.waiting_total() });
+    }
+
+    /// Writes down which groups hold the blocks that are in use.
+    #[cold]
+    fn divide(&mut self, view: &View) {
+        fn add(sums: &mut [(String, u64)], blocks: impl Iterator<Item = u64>) {
+            for ((_, sum), blocks) in sums.iter_mut().zip(blocks) {
+                *sum += blocks;
+            }
+        }
+        let (sums, layout) = (&mut self.run.peak_by_group, view.layout());
+        for (_, sum) in sums.iter_mut() {
+            *sum = 0;
+        }
+        for slot in view.iter_residents() {
+            let (kv, blocks, request) = (view.kv(slot), view.blocks(slot), view.request(slot));
+            let start = self.chunk_start[request.id as usize];
+            // Until its first decode a request holds what its last chunk left, or all that was reserved for its prompt.
+            if blocks == layout.decoding(kv) {
+                add(sums, layout.decoding_by_group(kv));
+            } else if blocks == layout.after(start, kv) {
+                add(sums, layout.after_by_group(start, kv));
+            } else {
+                add(sums, layout.demand_by_group(request.prefill_target()));
+            }
+        }
     }
 
     pub(crate) fn finish_requests(&mut self, finished: &[u64], now_ns: u64) {

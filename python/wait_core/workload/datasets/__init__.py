@@ -12,7 +12,7 @@ is independent of it (the measured correlation is 0.04) and is the histogram nea
 quantiles (least relative entropy) whose mean is 147.3 and whose second moment gives that E[A].
 
 multi-turn is a closed loop of conversations behind one system prompt, for prefix caching; its round numbers are chosen,
-not measured (see `Conversations` for what they mean). It is on no engine of the panel.
+not measured (see `Conversations` for what they mean). The panel runs it on an engine that keeps a prefix cache.
 """
 
 from wait_core.workload.datasets.definition import Component, Conversations, Dataset, Phase

@@ -49,6 +49,10 @@ class Engine:
         Seats, and the tokens of an iteration by default.
     workloads : tuple of str
         What runs on it.
+    prefix_caching : bool
+        Whether the scheduler keeps a prefix cache.
+    loads : tuple of float or None
+        Loads that are run, where they are not the panel's.
 
     """
 
@@ -58,6 +62,8 @@ class Engine:
     max_num_seqs: int
     token_budget: int
     workloads: tuple[str, ...]
+    prefix_caching: bool = False
+    loads: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,10 @@ def panel() -> Panel:
     for key in ("loads", "watermarks", "token_budgets", "held_out"):
         fields[key] = tuple(fields[key])
     seeds = {use: tuple(values) for use, values in fields["seeds"].items()}
-    engines = [Engine(**entry | {"workloads": tuple(entry["workloads"])}) for entry in fields["engines"]]
+    engines = []
+    for entry in fields["engines"]:
+        loads = None if (given := entry.get("loads")) is None else tuple(given)
+        engines.append(Engine(**entry | {"workloads": tuple(entry["workloads"]), "loads": loads}))
     return Panel(**fields | {"workloads": workloads, "seeds": seeds, "engines": {each.name: each for each in engines}})
 
 

@@ -30,6 +30,18 @@ pub enum GroupKind {
     },
 }
 
+impl GroupKind {
+    /// As settings name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::SlidingWindow { .. } => "sliding_window",
+            Self::ChunkedLocal { .. } => "chunked_local",
+            Self::State { .. } => "state",
+        }
+    }
+}
+
 /// Layers whose KV is kept alike. Each of `count` such groups takes blocks of its own from the one pool.
 ///
 /// As a setting: `{"kind": "sliding_window", "window": 1024, "block_size": 16, "count": 5}`, or of kind `full`, `chunked_local`
@@ -93,8 +105,8 @@ impl TryFrom<RawGroup> for KvGroup {
 impl From<KvGroup> for RawGroup {
     fn from(group: KvGroup) -> Self {
         let KvGroup { kind, block_size, count } = group;
-        let raw = |kind: &str| Self {
-            kind: kind.to_owned(),
+        let raw = Self {
+            kind: kind.name().to_owned(),
             window: None,
             chunk: None,
             blocks: None,
@@ -103,11 +115,11 @@ impl From<KvGroup> for RawGroup {
             count,
         };
         match kind {
-            GroupKind::Full => raw("full"),
-            GroupKind::SlidingWindow { window } => Self { window: Some(window), ..raw("sliding_window") },
-            GroupKind::ChunkedLocal { chunk } => Self { chunk: Some(chunk), ..raw("chunked_local") },
+            GroupKind::Full => raw,
+            GroupKind::SlidingWindow { window } => Self { window: Some(window), ..raw },
+            GroupKind::ChunkedLocal { chunk } => Self { chunk: Some(chunk), ..raw },
             GroupKind::State { blocks, aligned } => {
-                Self { blocks: Some(blocks), aligned: aligned.then_some(true), ..raw("state") }
+                Self { blocks: Some(blocks), aligned: aligned.then_some(true), ..raw }
             }
         }
     }

@@ -59,13 +59,17 @@ impl KvLayout {
         self.lookahead
     }
 
-    #[cold]
-    fn sum(&self, blocks: impl Fn(GroupKind, u32) -> u32) -> u32 {
-        let each = |group: &KvGroup| {
+    /// Blocks of each of the groups, its count included.
+    fn each(&self, blocks: impl Fn(GroupKind, u32) -> u32) -> impl Iterator<Item = u64> {
+        self.groups.iter().map(move |group| {
             let size = group.block_size.unwrap_or(self.block_size);
             u64::from(group.count) * u64::from(blocks(group.kind, size))
-        };
-        u32::try_from(self.groups.iter().map(each).sum::<u64>()).unwrap_or(u32::MAX)
+        })
+    }
+
+    #[cold]
+    fn sum(&self, blocks: impl Fn(GroupKind, u32) -> u32) -> u32 {
+        u32::try_from(self.each(blocks).sum::<u64>()).unwrap_or(u32::MAX)
     }
 
     /// Blocks of a request after a step that took it from `start` to `end` tokens.
@@ -74,8 +78,12 @@ impl KvLayout {
         if self.groups.is_empty() {
             return end.div_ceil(self.block_size);
         }
-        let copies = |size: u32| start > 0 && end.div_ceil(size) > start.div_ceil(size);
-        self.sum(|kind, size| held(kind, size, start, end, copies(size)))
+        self.sum(|kind, size| computed(kind, size, start, end))
+    }
+
+    /// `after`, of each of `groups`.
+    pub fn after_by_group(&self, start: u32, end: u32) -> impl Iterator<Item = u64> {
+        self.each(move |kind, size| computed(kind, size, start, end))
     }
 
     /// Blocks of a request that has decoded up to `kv` tokens, with the slots ahead.
@@ -85,10 +93,13 @@ impl KvLayout {
         if self.groups.is_empty() {
             return end.div_ceil(self.block_size);
         }
-        let start = kv.saturating_sub(1);
-        // A state has no slots ahead of its token. With its first token it is copied here though it is not, so that where a
-        // block begins alone decides.
-        self.sum(|kind, size| held(kind, size, start, end, start.is_multiple_of(size)))
+        self.sum(|kind, size| decoded(kind, size, kv, end))
+    }
+
+    /// `decoding`, of each of `groups`.
+    pub fn decoding_by_group(&self, kv: u32) -> impl Iterator<Item = u64> {
+        let end = kv + self.lookahead;
+        self.each(move |kind, size| decoded(kind, size, kv, end))
     }
 
     /// Most blocks that a request of `tokens` takes at any time, in whatever steps it is computed, but for the copies of its
@@ -98,18 +109,12 @@ impl KvLayout {
         if self.groups.is_empty() {
             return tokens.div_ceil(self.block_size);
         }
-        self.sum(|kind, size| {
-            let kept = match kind {
-                GroupKind::Full => u32::MAX,
-                GroupKind::SlidingWindow { window } => window - 1,
-                GroupKind::ChunkedLocal { chunk } => chunk,
-                GroupKind::State { blocks, .. } => return blocks,
-            };
-            // A window may begin inside a block.
-            let unaligned = u32::from(matches!(kind, GroupKind::SlidingWindow { .. }));
-            let most = kept.saturating_add(self.step_tokens).div_ceil(size).saturating_add(unaligned);
-            tokens.div_ceil(size).min(most)
-        })
+        self.sum(|kind, size| demanded(kind, size, tokens, self.step_tokens))
+    }
+
+    /// `demand`, of each of `groups`.
+    pub fn demand_by_group(&self, tokens: u32) -> impl Iterator<Item = u64> {
+        self.each(move |kind, size| demanded(kind, size, tokens, self.step_tokens))
     }
 
     /// Blocks that the first `tokens` of a prompt fill wholly and that a request computed so far still holds.
@@ -174,6 +179,34 @@ impl KvLayout {
         }
         low
     }
+}
+
+/// Most blocks of one group that a request of `tokens` takes, in steps of at most `step_tokens`.
+fn demanded(kind: GroupKind, size: u32, tokens: u32, step_tokens: u32) -> u32 {
+    let kept = match kind {
+        GroupKind::Full => u32::MAX,
+        GroupKind::SlidingWindow { window } => window - 1,
+        GroupKind::ChunkedLocal { chunk } => chunk,
+        GroupKind::State { blocks, .. } => return blocks,
+    };
+    // A window may begin inside a block.
+    let unaligned = u32::from(matches!(kind, GroupKind::SlidingWindow { .. }));
+    let most = kept.saturating_add(step_tokens).div_ceil(size).saturating_add(unaligned);
+    tokens.div_ceil(size).min(most)
+}
+
+/// Blocks of one group after a step that computed the tokens from `start` to `end`.
+fn computed(kind: GroupKind, size: u32, start: u32, end: u32) -> u32 {
+    let copies = start > 0 && end.div_ceil(size) > start.div_ceil(size);
+    held(kind, size, start, end, copies)
+}
+
+/// Blocks of one group after a decode up to `kv` tokens, with slots up to `end`.
+fn decoded(kind: GroupKind, size: u32, kv: u32, end: u32) -> u32 {
+    let start = kv.saturating_sub(1);
+    // A state has no slots ahead of its token. With its first token it is copied here though it is not, so that where a
+    // block begins alone decides.
+    held(kind, size, start, end, start.is_multiple_of(size))
 }
 
 /// Blocks of one group after a step from `start` to `end`.
