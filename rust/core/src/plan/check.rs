@@ -65,7 +65,7 @@ impl Plan {
         let Self { marks, .. } = self;
         let is = |slot: Slot, phase: Phase| {
             let request = view.request(slot);
-            request.phase == phase && view.slot(request.id) == Some(slot)
+            request.phase == phase && view.is_present(slot)
         };
         for refusal in &self.refused {
             if !(is(refusal.slot, Phase::Waiting) && marks.settle(refusal.slot)) {

@@ -93,6 +93,12 @@ impl View {
         &self.table[slot as usize]
     }
 
+    /// Whether a request is at `slot`.
+    #[inline]
+    pub(crate) fn is_present(&self, slot: Slot) -> bool {
+        self.table.get(slot as usize).is_some_and(|request| request.max_tokens > 0)
+    }
+
     /// The slot of a request, if it is present.
     pub fn slot(&self, id: RequestId) -> Option<Slot> {
         self.index.get(&id).copied()

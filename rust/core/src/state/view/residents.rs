@@ -160,7 +160,10 @@ impl View {
             Phase::Waiting => self.dequeue(slot),
             _ => self.release(slot),
         }
-        self.index.remove(&self.table[slot as usize].id);
+        let request = &mut self.table[slot as usize];
+        // A place without output to come is vacant.
+        request.max_tokens = 0;
+        self.index.remove(&request.id);
         self.vacant.push(slot);
     }
 }
