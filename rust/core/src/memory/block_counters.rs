@@ -19,14 +19,17 @@ impl Phases {
         Self { due: (ahead % period) as usize, members: vec![0; period as usize].into() }
     }
 
+    #[inline]
     fn of(&self, base: i64) -> usize {
         base.rem_euclid(self.members.len() as i64) as usize
     }
 
+    #[inline]
     pub(super) fn insert(&mut self, base: i64) {
         self.members[self.of(base)] += 1;
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, base: i64) {
         self.members[self.of(base)] -= 1;
     }
@@ -98,6 +101,7 @@ impl BlockCounters {
         Some(Self { count: i64::from(group.count), fill: Phases::new(size, ahead), release })
     }
 
+    #[inline]
     pub(super) fn insert(&mut self, base: i64, kv: u32) {
         self.fill.insert(base);
         match &mut self.release {
@@ -109,6 +113,7 @@ impl BlockCounters {
         }
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, base: i64, kv: u32) {
         self.fill.remove(base);
         match &mut self.release {

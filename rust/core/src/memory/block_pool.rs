@@ -39,22 +39,26 @@ impl BlockPool {
     }
 
     /// Blocks in use; at least 0.
+    #[inline]
     pub fn used(&self) -> i64 {
         (self.held - self.shared - self.drift).max(0)
     }
 
     /// Blocks left; negative after the capacity shrank below use.
+    #[inline]
     pub fn free(&self) -> i64 {
         i64::from(self.capacity) - self.used()
     }
 
     /// Whether blocks that a request is said to share are free of charge: the host has reported lately how many are free, so
     /// that too few are not charged for long. Other hosts give hashes, or pay for every block.
+    #[inline]
     pub(crate) fn trusts_shares(&self) -> bool {
         self.silence <= MAX_SILENCE
     }
 
     /// Blocks that are thought to be shared, and of which nothing says by whom: they stay charged when residents leave.
+    #[inline]
     pub(crate) fn unclaimed(&self) -> i64 {
         if self.trusts_shares() { 0 } else { self.drift.max(0) }
     }
@@ -65,18 +69,21 @@ impl BlockPool {
     }
 
     /// A resident takes blocks, or gives some back (negative).
+    #[inline]
     pub(crate) fn take(&mut self, blocks: i64) {
         self.held += blocks;
         debug_assert!(self.held >= 0, "more blocks were given back than taken");
     }
 
     /// A request was admitted that holds so many blocks which others hold.
+    #[inline]
     pub(crate) fn share(&mut self, blocks: u32) {
         self.drift += i64::from(blocks);
     }
 
     /// A resident leaves with all its blocks, of which it shared so many. Others may hold any of them: a host that says no
     /// more how many are free is charged for what was thought to be shared.
+    #[inline]
     pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
         let lost = if self.trusts_shares() { i64::from(shared) } else { self.unclaimed().min(i64::from(blocks)) };
         self.take(-i64::from(blocks));

@@ -88,6 +88,7 @@ impl Lane {
     }
 
     /// Takes in a member that holds `kv` tokens, and `surplus` blocks more than a decode of so many needs; returns its base.
+    #[inline]
     pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);
         match &mut self.blocks {
@@ -101,6 +102,7 @@ impl Lane {
     }
 
     /// Lets a member go, with its `surplus` if it has not stepped since it joined; returns the KV tokens it holds.
+    #[inline]
     pub(crate) fn leave(&mut self, base: i64, surplus: i64) -> u32 {
         let kv = self.kv_of(base);
         match &mut self.blocks {

@@ -9,6 +9,7 @@ impl Plan {
     ///
     /// # Errors
     /// The hold that says which of the two is missing.
+    #[inline]
     pub fn seat(&self, view: &View) -> Result<(), Hold> {
         let seats = view.limits().max_num_seqs;
         if self.residents >= seats {
@@ -21,6 +22,7 @@ impl Plan {
     }
 
     /// Blocks that an admission of this request would take at most, beside those that others hold.
+    #[inline]
     pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
         let (request, layout) = (view.request(slot), view.layout());
         let found = self.prefixes.as_ref().and_then(|prefixes| prefixes.hit(slot, request.prefill_target()));
@@ -35,6 +37,7 @@ impl Plan {
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
+    #[inline]
     pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
         let blocks = self.own_blocks(view, slot);
         if i64::from(blocks + spare) > self.free {
@@ -48,6 +51,7 @@ impl Plan {
     ///
     /// # Errors
     /// The hold that says how many blocks it takes, and how many there are.
+    #[inline]
     pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
         let target = view.request(slot).prefill_target();
         if target <= view.largest() {
@@ -61,6 +65,7 @@ impl Plan {
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
+    #[inline]
     pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
         self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
     }

@@ -72,6 +72,7 @@ pub struct Plan {
 }
 
 impl Plan {
+    #[inline]
     pub(crate) fn begin(&mut self, view: &View) {
         self.run.clear();
         self.run.resize(view.lanes().len(), false);
@@ -193,6 +194,7 @@ impl Plan {
     }
 
     /// All members of `lane` decode.
+    #[inline]
     pub fn decode(&mut self, view: &View, lane: usize) {
         debug_assert!(!self.run[lane], "lane {lane} planned twice");
         // Members that the plan has taken out of the lane before take nothing, not even for a moment: it would cost the prefix
@@ -235,6 +237,7 @@ impl Plan {
     }
 
     /// Takes blocks, or gives some back (negative).
+    #[inline]
     fn take(&mut self, blocks: i64) {
         self.free -= blocks;
         if let Some(prefixes) = &mut self.prefixes {
@@ -275,6 +278,7 @@ impl Plan {
 
     /// Admits a waiting request with a first chunk of at most `tokens` behind what is computed already. The caller has checked
     /// that the blocks of the whole prompt are free.
+    #[inline]
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32) {
         let (request, layout) = (view.request(slot), view.layout());
         let target = request.prefill_target();
@@ -303,6 +307,7 @@ impl Plan {
         self.residents += 1;
     }
 
+    #[inline]
     fn push(&mut self, view: &View, slot: Slot, start: u32, tokens: u32, blocks: u32, origin: Origin) {
         let request = view.request(slot);
         let last = start + tokens == request.prefill_target();

@@ -173,6 +173,7 @@ impl Scheduler {
     }
 
     /// Memory, the lists and the limits are the scheduler's to guard, whatever the policy proposed.
+    #[inline]
     fn guard(&mut self) {
         if let Some(rule) = self.plan.guard(&self.view) {
             debug_assert!(false, "the policy's plan breaks a rule: {rule}");
@@ -181,6 +182,7 @@ impl Scheduler {
     }
 
     /// Assumes that the plan happens.
+    #[inline]
     fn carry_out(&mut self) {
         self.plan.measure(&self.view);
         if self.plan.tokens() > 0 {
@@ -218,6 +220,7 @@ impl Scheduler {
         self.stats.refused += self.plan.refused().len() as u64;
     }
 
+    #[inline]
     fn apply(&mut self) {
         let Self { view, policy, plan, stats, preemption, .. } = self;
         stats.iterations += 1;
@@ -271,6 +274,7 @@ impl Scheduler {
         known
     }
 
+    #[inline]
     pub(crate) fn leave(&mut self, id: RequestId, event: Event) -> bool {
         let Some(slot) = self.view.slot(id) else {
             self.stats.unknown_ids += 1;
@@ -314,6 +318,7 @@ impl Scheduler {
     }
 }
 
+#[inline]
 pub(crate) fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
     let request = view.request(slot);
     // The token emitted last has no KV yet.

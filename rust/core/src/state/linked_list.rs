@@ -49,6 +49,7 @@ impl List {
         some(self.tail)
     }
 
+    #[inline]
     pub(crate) fn push_back(&mut self, table: &mut [Tracked], slot: Slot) {
         table[slot as usize].link = Link { prev: self.tail, next: NIL };
         match some(self.tail) {
@@ -59,6 +60,7 @@ impl List {
         self.len += 1;
     }
 
+    #[inline]
     pub(crate) fn push_front(&mut self, table: &mut [Tracked], slot: Slot) {
         table[slot as usize].link = Link { prev: NIL, next: self.head };
         match some(self.head) {
@@ -79,6 +81,7 @@ impl List {
         self.len += 1;
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, table: &mut [Tracked], slot: Slot) {
         let Link { prev, next } = table[slot as usize].link;
         match some(prev) {

@@ -36,6 +36,7 @@ impl Queue {
     }
 
     /// Behind its equals.
+    #[inline]
     pub(crate) fn insert(&mut self, table: &mut [Tracked], slot: Slot) {
         self.tokens += tokens(table, slot);
         let rank_of = rank(table, slot);
@@ -68,6 +69,7 @@ impl Queue {
         self.list.push_front(table, slot);
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, table: &mut [Tracked], slot: Slot) {
         self.tokens -= tokens(table, slot);
         if let Some(last) = &mut self.last {

@@ -89,6 +89,7 @@ impl View {
     }
 
     /// The request at `slot`.
+    #[inline]
     pub fn request(&self, slot: Slot) -> &Tracked {
         &self.table[slot as usize]
     }
@@ -150,6 +151,7 @@ impl View {
     }
 
     /// Number of queues that the policy uses.
+    #[inline]
     pub fn queues(&self) -> usize {
         self.queues.len() - 1
     }
@@ -195,6 +197,7 @@ impl View {
     }
 
     /// Tokens of KV that a request holds.
+    #[inline]
     pub fn kv(&self, slot: Slot) -> u32 {
         let request = self.request(slot);
         match request.phase {
@@ -314,6 +317,7 @@ impl View {
     }
 
     /// The queue a waiting request stands in.
+    #[inline]
     pub(crate) fn queue_of(&self, slot: Slot) -> usize {
         let request = self.request(slot);
         if request.preemptions > 0 { self.queues() } else { usize::from(request.queue) }
@@ -326,6 +330,7 @@ impl View {
         self.queues[queue].insert(&mut self.table, slot);
     }
 
+    #[inline]
     fn dequeue(&mut self, slot: Slot) {
         let queue = self.queue_of(slot);
         self.queues[queue].remove(&mut self.table, slot);

@@ -10,6 +10,7 @@ const LOOKED_AT: usize = 8;
 
 impl View {
     /// Sets what of a waiting request is in the KV cache; at least one token is left to compute.
+    #[inline]
     pub(crate) fn set_hit(&mut self, slot: Slot, hit: Hit) {
         let trusted = self.pool.trusts_shares();
         let request = &mut self.table[slot as usize];

@@ -6,6 +6,7 @@ use crate::state::Phase;
 
 impl View {
     /// Waiting → prefilling.
+    #[inline]
     pub(crate) fn admit(&mut self, slot: Slot) {
         self.dequeue(slot);
         if !self.limits.caches_prefixes {
@@ -23,6 +24,7 @@ impl View {
     }
 
     /// Sets what a prefilling request has computed and holds.
+    #[inline]
     pub(crate) fn set_computed(&mut self, slot: Slot, computed: u32, blocks: u32) {
         let request = &mut self.table[slot as usize];
         // What the prefix cache has named cannot be given back one by one.
@@ -46,6 +48,7 @@ impl View {
     }
 
     /// Prefilling or parked → decoding. `set_computed` has placed all tokens of the request.
+    #[inline]
     pub(crate) fn join(&mut self, slot: Slot, lane: usize) {
         let request = &mut self.table[slot as usize];
         debug_assert!(matches!(request.phase, Phase::Prefilling | Phase::Parked));
@@ -84,6 +87,7 @@ impl View {
     }
 
     /// Takes blocks for a resident, or gives some back (negative); of the prefix cache only what no plan has taken.
+    #[inline]
     fn take(&mut self, blocks: i64) {
         self.pool.take(blocks);
         if let Some(prefixes) = &mut self.prefixes {
@@ -93,6 +97,7 @@ impl View {
     }
 
     /// Every member of a lane gains a token.
+    #[inline]
     pub(crate) fn step_lane(&mut self, lane: usize) {
         let change = self.lanes[lane].step();
         self.pool.take(change);
@@ -105,6 +110,7 @@ impl View {
     }
 
     /// Decoding → `phase` (parked or prefilling): leaves its lane, keeps its KV.
+    #[inline]
     pub(crate) fn leave_lane(&mut self, slot: Slot, phase: Phase) {
         let request = &mut self.table[slot as usize];
         debug_assert_eq!(request.phase, Phase::Decoding);
@@ -117,6 +123,7 @@ impl View {
     }
 
     /// Frees the KV of a resident request, and takes it off the residents.
+    #[inline]
     fn release(&mut self, slot: Slot) {
         match self.request(slot).phase {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
