@@ -73,7 +73,7 @@ def _others() -> Iterator[Finding]:
         name = re.split(r"[^\w.-]", requirement.strip())[0]
         if extra is None:
             uses[name] = (requirement.strip(), "")
-        elif extra[1] not in {"all", "test"} and name not in {"torch", "wait-core"}:
+        elif extra[1] not in {"all", "docs", "test"} and name not in {"torch", "wait-core"}:
             uses.setdefault(name, (requirement.strip(), extra[1]))
     for name, (requirement, of) in uses.items():
         yield _installed(name, requirement.removeprefix(name).strip(" ()"), of)
