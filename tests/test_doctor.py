@@ -67,6 +67,7 @@ def test_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["the core decides"][0] == "ok"
     assert found["metrics for vLLM"] == ("ok", "wait_core.vllm.metrics:WaitCoreStatLogger")
     assert {"vllm", "matplotlib", "scipy", "tqdm"} <= set(found)
+    assert not {"mkdocs-material", "pytest"} & set(found), "what a developer needs is not asked of a user"
     assert main(["doctor"]) == 0
     assert "numpy" in capsys.readouterr().out
 
