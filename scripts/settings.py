@@ -140,8 +140,8 @@ def typed(kind: str) -> dict[str, Any]:
         each = typed(inner[1])
         name = each.pop("x-type")
         return {"type": "array", "items": each, "x-type": f"list of {name if ',' in name else name + 's'}"}
-    if kind in SCALARS:
-        return {"type": SCALARS[kind][0], "x-type": SCALARS[kind][0]}
+    if kind in SCALARS or kind == "KvGroup":
+        return kv_group() if kind == "KvGroup" else {"type": SCALARS[kind][0], "x-type": SCALARS[kind][0]}
     what, parts = items(kind)
     if what == "enum" and not any(tag(kind)):
         choices = [{"const": each.name, "description": each.doc.replace("`", "")} for each in parts]
@@ -158,6 +158,25 @@ def typed(kind: str) -> dict[str, Any]:
         return {"type": "object", "properties": inside, "required": names, "additionalProperties": False,
                 "x-type": f"{{{', '.join(names)}}}"}  # fmt: skip
     raise ValueError(f"{kind}: not a type that a setting can have")
+
+
+def kv_group() -> dict[str, Any]:
+    """Return what the schema says of a KV cache group: its kind stands beside what the kind takes."""
+    wanted = {"full": "", "sliding_window": "window", "chunked_local": "chunk", "state": "blocks"}
+    said = {each.name.replace("-", "_"): each.doc.replace("`", "") for each in items("GroupKind")[1]}
+    kinds = [{"const": name, "description": said[name]} for name in wanted]
+    properties: dict[str, Any] = {"kind": {"type": "string", "oneOf": kinds}}
+    for name in ("window", "chunk", "blocks"):
+        properties[name] = {"type": "integer", "minimum": 1, "description": said[name]}
+    properties["aligned"] = {"type": "boolean", "description": said["aligned"]}
+    for each in items("KvGroup")[1]:
+        if each.name != "kind":
+            properties[each.name] = {"type": "integer", "minimum": 1, "description": each.doc.replace("`", "")}
+    takes = [{"properties": {"kind": {"const": kind}}, "required": [name]} for kind, name in wanted.items() if name]
+    takes.append({"properties": {"kind": {"const": "full"}}})
+    return {"type": "object", "properties": properties, "required": ["kind"], "anyOf": takes,
+            "additionalProperties": False,
+            "x-type": "{kind, window, chunk, blocks, aligned, block_size, count}"}  # fmt: skip
 
 
 @cache
@@ -239,6 +258,9 @@ def types() -> str:
     blocks = ['"""Types of the keyword arguments that are settings. Made by scripts/settings.py."""\n']
     blocks.append("from collections.abc import Mapping, Sequence\nfrom typing import Any, Literal, TypedDict\n")
     for name in structs:
+        if name == "KvGroup":
+            blocks.append(kv_group_types())
+            continue
         rows = [f"    {each.name}: {python_type(each.kind)}\n" for each in items(name)[1]]
         blocks.append(f'\nclass {name}(TypedDict):\n    """See docs/settings.md."""\n\n{"".join(rows)}')
     apart = ("policy", "iteration_time")
@@ -251,6 +273,18 @@ def types() -> str:
     text = "\n".join(blocks)
     done = subprocess.run(["ruff", "format", "-"], input=text, capture_output=True, text=True, check=True)  # noqa: S607
     return done.stdout
+
+
+def kv_group_types() -> str:
+    """Return the types of a group of the KV cache."""
+    made = kv_group()["properties"]
+    kinds = ", ".join(f'"{each["const"]}"' for each in made.pop("kind")["oneOf"])
+    names = {"integer": "int", "boolean": "bool"}
+    rows = "".join(f"    {name}: {names[each['type']]}\n" for name, each in made.items())
+    return (
+        f"\nclass _KvGroupKind(TypedDict):\n    kind: Literal[{kinds}]\n\n"
+        f'\nclass KvGroup(_KvGroupKind, total=False):\n    """See docs/settings.md."""\n\n{rows}'
+    )
 
 
 def docstring(core: dict[str, Any]) -> str:

@@ -4,11 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 
-class KvGroup(TypedDict):
+class _KvGroupKind(TypedDict):
+    kind: Literal["full", "sliding_window", "chunked_local", "state"]
+
+
+class KvGroup(_KvGroupKind, total=False):
     """See docs/settings.md."""
 
-    kind: Literal["full", "sliding-window", "window", "chunked-local", "chunk", "state", "blocks", "aligned"]
-    block_size: int | None
+    window: int
+    chunk: int
+    blocks: int
+    aligned: bool
+    block_size: int
     count: int
 
 
