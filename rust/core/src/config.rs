@@ -25,7 +25,7 @@ pub enum PolicyName {
     PrefillFirst,
     /// Sarathi-Serve, as Vidur models it: chunked prefills beside decodes.
     Sarathi,
-    /// Output lengths known, never evicts.
+    /// Output lengths known, never preempts.
     Clairvoyant,
     /// Output lengths learned online, KV use forecast.
     #[default]
@@ -120,7 +120,7 @@ pub struct Config {
     pub watermark: f64,
     /// What becomes of a preempted request's output (`recompute`).
     pub preemption: Preemption,
-    /// The host evicts by itself and reports it (false).
+    /// The host preempts by itself and reports it (false).
     pub host_preempts: bool,
     /// Most requests that may wait; `add` refuses more (no bound). [at least 1 requests]
     pub max_queued_requests: Option<u32>,

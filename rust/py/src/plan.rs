@@ -40,7 +40,7 @@ pub(crate) struct Plan {
     admitted: Vec<u64>,
     /// Preempted requests to admit again, in order; they come before the admitted.
     resumed: Vec<u64>,
-    /// Requests to evict first, last admitted first.
+    /// Requests to preempt first, last admitted first.
     preempted: Vec<u64>,
     /// Prompt tokens to compute: (id, tokens), residents before admissions.
     prefill: Vec<(u64, u32)>,

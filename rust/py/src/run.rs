@@ -60,7 +60,7 @@ fn arrivals(
     Ok(rows.map(arrival).collect())
 }
 
-/// Whom each request follows; -1 is nobody.
+/// Which request each follows; -1 is none.
 fn followed(after: &[i64], think_ns: &[u64]) -> PyResult<Vec<Option<Follow>>> {
     if after.len() != think_ns.len() {
         let message = format!("think_ns: {} times for {} requests", think_ns.len(), after.len());

@@ -11,7 +11,7 @@ const NOBODY: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) struct Clients<'a> {
     requests: Requests<'a>,
-    /// The first of those not sent that follow nobody.
+    /// The first of those not sent that follow no request.
     next: usize,
     /// Those that follow a request that has finished: (when they are sent, index).
     due: BinaryHeap<Reverse<(u64, u32)>>,

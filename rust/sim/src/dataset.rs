@@ -163,7 +163,7 @@ pub struct Dataset {
 pub struct Sampled {
     /// The requests; all turns of a conversation stand together, at the time at which it begins.
     pub arrivals: Vec<Arrival>,
-    /// Whom each follows; empty without conversations.
+    /// Which request each follows; empty without conversations.
     pub follows: Vec<Option<Follow>>,
     /// Tokens of the system prompt; none without conversations.
     pub system: Option<u32>,
@@ -213,7 +213,7 @@ impl Dataset {
         }
     }
 
-    /// Checks that the process does not change its state far more often than anybody arrives.
+    /// Checks that the process does not change its state far more often than any request arrives.
     fn changes_are_few(&self, n: usize, rate: f64) -> Result<()> {
         let Process::Mmpp { multipliers, sojourn_s } = self.arrivals else { return Ok(()) };
         let per_cycle = rate * (multipliers[0] * sojourn_s[0] + multipliers[1] * sojourn_s[1]);

@@ -1,6 +1,6 @@
 //! The forecast against the truth: what the policy expects of the residents, and what becomes of them.
 //!
-//! A probe is taken after an iteration. It replays the residents as they are, at their true lengths, with nobody admitted
+//! A probe is taken after an iteration. It replays the residents as they are, at their true lengths, with no request admitted
 //! after them: each decodes one token an iteration until it ends.
 
 use wait_core::{HoldReason, Phase, Slot};
@@ -34,7 +34,7 @@ pub struct Probes {
     pub peak: Vec<u64>,
 }
 
-/// Runs all requests to their end, with a probe every so many iterations in which anybody is resident. There are none where
+/// Runs all requests to their end, with a probe every so many iterations in which any request is resident. There are none where
 /// the policy forecasts nothing.
 ///
 /// # Errors
@@ -76,7 +76,7 @@ impl Probes {
             let running = residents.iter().filter(|&&(_, left)| left >= after);
             running.map(|&(kv, _)| u64::from(kv + after).div_ceil(block) * block).sum()
         };
-        // KV grows between two ends: it is largest when somebody is about to end, or at a horizon.
+        // KV grows between two ends: it is largest when a request is about to end, or at a horizon.
         let horizons = forecast.iter().map(|at| at.horizon);
         let mut times: Vec<u32> = residents.iter().map(|&(_, left)| left).chain(horizons.clone()).collect();
         times.sort_unstable();

@@ -191,7 +191,7 @@ impl<'a> Recorder<'a> {
         self.last_token_ns[id as usize] = at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0);
     }
 
-    /// Writes down who was taken out of a lane by the last plan.
+    /// Writes down which requests were taken out of a lane by the last plan.
     pub(crate) fn parked(&mut self, scheduler: &Scheduler) {
         for &slot in scheduler.last_plan().parked() {
             self.out_of_lane(scheduler.view().request(slot).id as u32);

@@ -35,7 +35,7 @@ pub struct Follow {
 pub struct Requests<'a> {
     /// The requests, in ascending order of time.
     pub arrivals: &'a [Arrival],
-    /// Whom each follows; empty where none follows any. One whose predecessor was refused is never sent, and fails too.
+    /// Which request each follows; empty where none follows any. One whose predecessor was refused is never sent, and fails too.
     pub follows: &'a [Option<Follow>],
     /// What is known of common prefixes.
     pub prefixes: Prefixes<'a>,
@@ -63,7 +63,7 @@ impl<'a, const N: usize> From<&'a [Arrival; N]> for Requests<'a> {
 pub(crate) const LATEST_NS: u64 = 1 << 62;
 
 impl<'a> Requests<'a> {
-    /// Whom request `id` follows.
+    /// Which request `id` follows.
     pub(crate) fn follow(&self, id: usize) -> Option<Follow> {
         self.follows.get(id).copied().flatten()
     }

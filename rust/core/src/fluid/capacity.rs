@@ -1,6 +1,6 @@
 //! The capacity of a GPU for a length distribution: a linear program over compositions of an iteration.
 //!
-//! A composition is a pair (prefill tokens P, decodes D). Over any long run that finishes what arrives without evicting,
+//! A composition is a pair (prefill tokens P, decodes D). Over any long run that finishes what arrives without preempting,
 //! let g be the iterations per second of demand with each composition. Then, whatever the schedule and whatever it knows,
 //!
 //! 1. Σ g P covers the prompt tokens, 2. Σ g D the decodes;
@@ -10,7 +10,7 @@
 //!
 //! and the time is Σ g · (token cost of P + D, plus the costs once per batch) + the attention costs, which depend on the
 //! demand alone, not on how it is batched (a chunked prompt costs at least its attention). So the least time under 1 to 5
-//! bounds the rate of every schedule from above. Evictions only add demand. Each stair of the law is a line, so the
+//! bounds the rate of every schedule from above. Preemptions only add demand. Each stair of the law is a line, so the
 //! corners of the stairs are compositions enough, and mixing them can beat every constant composition.
 
 use serde::{Deserialize, Serialize};

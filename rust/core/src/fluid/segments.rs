@@ -120,7 +120,7 @@ impl Segments {
         Ok(Self { segments, mean_square_prompt })
     }
 
-    /// At most `count` coarse segments of equal decode range; ranges that nobody ends in or passes are merged away.
+    /// At most `count` coarse segments of equal decode range; ranges that no request ends in or passes are merged away.
     ///
     /// # Errors
     /// [`Error::Invalid`] if nothing arrives or `count` is not in 1..=[`MAX_SEGMENTS`].

@@ -26,7 +26,7 @@ const PRIOR_PASSAGES: f64 = 4.0;
 const LEAN: f64 = 6.0;
 /// Share of the requests that may be of any length, whatever was seen so far.
 const UNSEEN: f64 = 1e-4;
-/// No row is so deadly that nobody passes it.
+/// No row is so deadly that no request passes it.
 const MOST_ENDS: f64 = 0.999;
 /// Most stages that are counted in a row.
 const MOST_SEEN: f64 = (1_u64 << 40) as f64;

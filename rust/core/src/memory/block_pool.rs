@@ -3,7 +3,7 @@
 /// Plans after which a host that has not reported its free blocks is no longer taken at its word about shared ones.
 const MAX_SILENCE: u32 = 16;
 
-/// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next plan preempts.
+/// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next pla preempts.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
     capacity: u32,
@@ -57,7 +57,7 @@ impl BlockPool {
         self.silence <= MAX_SILENCE
     }
 
-    /// Blocks that are thought to be shared, and of which nothing says by whom: they stay charged when residents leave.
+    /// Blocks that are thought to be shared, and of which nothing says by which residents: they stay charged when residents leave.
     #[inline]
     pub(crate) fn unclaimed(&self) -> i64 {
         if self.trusts_shares() { 0 } else { self.drift.max(0) }

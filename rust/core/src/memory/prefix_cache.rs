@@ -1,8 +1,8 @@
-//! Which prefixes the KV cache has, who holds their blocks, and which block is taken next.
+//! Which prefixes the KV cache has, which requests hold their blocks, and which block is taken next.
 //!
 //! This is vLLM 0.32's `BlockPool` for one full-attention group, block for block. A block is *held* while a request has
 //! a reference to it, and *free* otherwise. A full block of known tokens is *named* by a hash, which stands for the
-//! whole prefix that ends there: equal hashes are equal prefixes. A named block that nobody holds stays cached until it
+//! whole prefix that ends there: equal hashes are equal prefixes. A named block that no request holds stays cached until it
 //! is taken for something else. All other blocks are *anonymous*.
 //!
 //! vLLM takes blocks from the front of one queue of free blocks. It frees a request's blocks last to first, puts the
@@ -11,7 +11,7 @@
 //! blocks are all alike and need no more than a count: taking any number of them is O(1), and only named blocks, which
 //! are evicted one by one, are linked.
 //!
-//! Not modelled are the ways in which vLLM unnames a block that somebody holds or that is deep in the queue: a KV
+//! Not modelled are the ways in which vLLM unnames a block that a request holds or that is deep in the queue: a KV
 //! connector that reports a failed load (`evict_blocks`), and copies of partly filled blocks, which one full-attention
 //! group never makes.
 
@@ -72,7 +72,7 @@ impl Named {
 #[derive(Clone, Debug)]
 pub(crate) struct PrefixCache {
     capacity: u32,
-    /// Blocks that somebody holds, named or not.
+    /// Blocks that a request holds, named or not.
     held: u32,
     /// Named blocks that are free. The rest of the free blocks are anonymous.
     queued: u32,
@@ -96,7 +96,7 @@ impl PrefixCache {
         self.capacity
     }
 
-    /// Blocks that nobody holds, cached or not; negative after the capacity shrank below use or more was taken.
+    /// Blocks that no request holds, cached or not; negative after the capacity shrank below use or more was taken.
     pub(crate) fn free(&self) -> i64 {
         i64::from(self.capacity) - i64::from(self.held)
     }
@@ -182,7 +182,7 @@ impl PrefixCache {
         // The end of a prefix is of use only with all that is before it, so it is evicted first.
         for &Block(block) in named.iter().rev() {
             let holders = &mut self.named[block as usize].holders;
-            debug_assert!(*holders > 0, "gave back a block that nobody holds");
+            debug_assert!(*holders > 0, "gave back a block that no request holds");
             *holders -= 1;
             if *holders == 0 {
                 self.link(QUEUE, block, NIL);

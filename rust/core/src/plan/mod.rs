@@ -106,7 +106,7 @@ impl Plan {
         &self.chunks
     }
 
-    /// Requests evicted before the iteration, last admitted first.
+    /// Requests preempted before the iteration, last admitted first.
     pub fn preempted(&self) -> &[(Slot, RequestId)] {
         &self.preempted
     }
@@ -121,7 +121,7 @@ impl Plan {
         &self.unparked
     }
 
-    /// Requests that go to another queue, and which, before anybody is admitted.
+    /// Requests that go to another queue, and which, before any request is admitted.
     pub fn moved(&self) -> &[(Slot, usize)] {
         &self.moved
     }
@@ -151,7 +151,7 @@ impl Plan {
         self.tokens == 0
     }
 
-    /// Nothing to compute, and nobody admitted whose KV is on the way.
+    /// Nothing to compute, and no request admitted whose KV is on the way.
     pub fn is_idle(&self) -> bool {
         self.tokens == 0 && self.chunks.is_empty()
     }
@@ -173,7 +173,7 @@ impl Plan {
 
     // ---- what policies call ------------------------------------------------------------------------------------
 
-    /// KV blocks left by the plan so far; negative until `make_room` has evicted enough.
+    /// KV blocks left by the plan so far; negative until `make_room` has preempted enough.
     pub fn free(&self) -> i64 {
         self.free
     }
@@ -245,7 +245,7 @@ impl Plan {
         }
     }
 
-    /// Continues one prefill as far as the token budget reaches, evicting if it must.
+    /// Continues one prefill as far as the token budget reaches, preempting if it must.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         self.prefill(view, slot);
         self.make_room(view);

@@ -5,12 +5,12 @@ use crate::model::Slot;
 use crate::state::{Phase, View};
 
 impl Plan {
-    /// Evicts the residents admitted last until what is planned fits; the paper's and vLLM's order.
+    /// Preempts the residents admitted last until what is planned fits; the paper's and vLLM's order.
     pub fn make_room(&mut self, view: &View) {
-        while self.free < 0 && self.evict_last(view) {}
+        while self.free < 0 && self.preempt_last(view) {}
     }
 
-    /// The resident admitted last that the plan does not evict.
+    /// The resident admitted last that the plan does not preempt.
     pub fn last_resident(&self, view: &View) -> Option<Slot> {
         match self.preempted.last() {
             Some(&(slot, _)) => view.resident_before(slot),
@@ -18,8 +18,8 @@ impl Plan {
         }
     }
 
-    /// Evicts the resident admitted last. False if there is none, or evictions are the host's business.
-    pub fn evict_last(&mut self, view: &View) -> bool {
+    /// Preempts the resident admitted last. False if there is none, or preemptions are the host's business.
+    pub fn preempt_last(&mut self, view: &View) -> bool {
         let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
         if let Some(victim) = victim {
             self.preempt(view, victim);

@@ -112,7 +112,7 @@ fn who_is_unparked_decodes_with_its_lane() {
 }
 
 #[test]
-fn room_is_made_by_evicting_who_was_admitted_last() {
+fn room_is_made_by_preempting_who_was_admitted_last() {
     let mut world = world();
     for id in 1..=5 {
         world.decoding(id, 8, 0);
@@ -121,7 +121,7 @@ fn room_is_made_by_evicting_who_was_admitted_last() {
     plan.decode(view, 0);
     assert_eq!(sums(plan), (-5, 5, 5, 5));
     plan.make_room(view);
-    // Each eviction gives two blocks and the one it was about to take.
+    // Each preemption gives two blocks and the one it was about to take.
     assert_eq!(sums(plan), (1, 3, 3, 3));
     assert_eq!(plan.preempted().iter().map(|&(_, id)| id).collect::<Vec<_>>(), [5, 4]);
     plan.measure(view);
@@ -129,7 +129,7 @@ fn room_is_made_by_evicting_who_was_admitted_last() {
 }
 
 #[test]
-fn a_lane_planned_after_an_eviction_counts_no_victim() {
+fn a_lane_planned_after_an_preemption_counts_no_victim() {
     let mut world = world();
     for id in 1..=4 {
         world.decoding(id, 8, 0);
@@ -158,7 +158,7 @@ fn victims_take_their_share_of_the_plan_with_them() {
     plan.park(view, parked);
     plan.unpark(view, unparked, 0);
     plan.continue_prefill(view, prefill);
-    // 16 → 17 takes one block, 8 → 9 one, 4 → 9 two: three too many. Evicting the unparked gives three.
+    // 16 → 17 takes one block, 8 → 9 one, 4 → 9 two: three too many. Preempting the unparked gives three.
     assert_eq!(plan.preempted(), [(unparked, 4)]);
     assert_eq!(sums(plan), (0, 1 + 5, 1, 3));
     assert_eq!((plan.unparked().len(), plan.parked()), (0, &[parked][..]));
@@ -170,11 +170,11 @@ fn victims_take_their_share_of_the_plan_with_them() {
     assert_eq!((sums(plan), plan.chunks().len()), ((2, 1, 1, 1), 0));
     plan.free = -9;
     plan.make_room(view);
-    assert_eq!((sums(plan), plan.preempted().len()), ((-4, 0, 0, 0), 4), "nobody is left to evict");
+    assert_eq!((sums(plan), plan.preempted().len()), ((-4, 0, 0, 0), 4), "no request is left to preempt");
 }
 
 #[test]
-fn a_host_that_evicts_by_itself_is_left_to_it() {
+fn a_host_that_preempts_by_itself_is_left_to_it() {
     let mut world = world();
     let config = Config { kv_blocks: 1, block_size: 4, host_preempts: true, ..Config::default() };
     world.view = View::new(&config, 1, 1, false);
@@ -219,7 +219,7 @@ fn prefills_go_on_in_order_as_far_as_the_budget_reaches() {
 }
 
 #[test]
-fn a_prefill_that_finds_no_room_evicts_the_last_even_itself() {
+fn a_prefill_that_finds_no_room_preempts_the_last_even_itself() {
     let mut world = world();
     world.decoding(1, 28, 0);
     let (a, b) = (world.prefilling(2, 12, 4), world.prefilling(3, 12, 4));

@@ -170,7 +170,7 @@ pub enum AnyPolicy {
     PrefillFirst(prefill_first::PrefillFirst),
     /// Sarathi-Serve.
     Sarathi(sarathi::Sarathi),
-    /// Known lengths, no evictions.
+    /// Known lengths, no preemptions.
     Clairvoyant(clairvoyant::Clairvoyant),
     /// Lengths learned online, memory forecast.
     Adaptive(Box<adaptive::Adaptive>),

@@ -48,12 +48,12 @@ fn seat(view: &View, plan: &Plan, longest: u32) -> Result<(), Hold> {
 }
 
 /// Vidur's decode step: in the order of arrival every request finds a free block, whether it needs one or not; for want
-/// of one the latest arrival is evicted. The last request decides: those before it need no more than it finds.
+/// of one the latest arrival is preempted. The last request decides: those before it need no more than it finds.
 pub(super) fn decode_all(view: &View, plan: &mut Plan) {
     plan.decode(view, 0);
     while let Some(last) = last_decoding(view, plan) {
         let spare = i64::from(plan.residents() > 1 && view.next_blocks(last) <= 0);
-        if plan.free() >= spare || !plan.evict_last(view) {
+        if plan.free() >= spare || !plan.preempt_last(view) {
             break;
         }
     }

@@ -37,8 +37,8 @@ fn chunk(view: &View, slot: Slot) -> u32 {
     (view.request(slot).prefill_target() - view.kv(slot)).min(view.prefill_chunk())
 }
 
-/// Evicts until each resident finds its blocks when it is its turn: those that one admitted later is to free, outside its
-/// window, come too late for it. Where there is room for all that is taken nobody has to go.
+/// Preempts until each resident finds its blocks when it is its turn: those that one admitted later is to free, outside its
+/// window, come too late for it. Where there is room for all that is taken no request has to go.
 fn make_room_in_order(view: &View, plan: &mut Plan) {
     let layout = view.layout();
     let chunks = |&slot: &Slot| {
@@ -65,7 +65,7 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
         free += i64::from(view.blocks(slot)) - kept - taken;
         while free < 0 {
             let (before, last) = (plan.free(), plan.last_resident(view));
-            if !plan.evict_last(view) || last == Some(slot) {
+            if !plan.preempt_last(view) || last == Some(slot) {
                 return;
             }
             free += plan.free() - before;

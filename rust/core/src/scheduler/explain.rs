@@ -108,7 +108,7 @@ fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
 }
 
 /// What holds a queue with this head of which the policy said nothing: those preempted, or that it is too large, as all
-/// that wait with it are, or want of memory where the iteration went by with an eviction.
+/// that wait with it are, or want of memory where the iteration went by with a preemption.
 pub(super) fn unsaid(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
     if plan.hold(view.queues()).is_some() {
         return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);

@@ -12,7 +12,7 @@ use crate::state::Phase;
 pub struct Report<'a> {
     /// Requests whose output ended.
     pub finished: &'a [RequestId],
-    /// Requests the host evicted in the last planned iteration instead of running them.
+    /// Requests the host preempted in the last planned iteration instead of running them.
     pub preempted: &'a [RequestId],
     /// Requests that one of the last 16 plans admitted and the host did not.
     pub refused: &'a [RequestId],
@@ -171,7 +171,7 @@ impl Scheduler {
     }
 
     /// The first `count` of each queue, the preempted before the others, each with the hit it is known to have:
-    /// those of whom a host with a prefix cache has news to report.
+    /// the requests of which a host with a prefix cache has news to report.
     pub fn first_in_queue(&self, count: usize) -> impl Iterator<Item = (RequestId, Hit)> + '_ {
         let queues = (0..=self.view.queues()).rev();
         let first = queues.flat_map(move |queue| self.view.iter_waiting(queue).take(count));

@@ -2,7 +2,7 @@
 //!
 //! How to think about it: `plan` assumes that the host does exactly what was planned, and advances every request at
 //! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
-//! differently (and who finished); a decode that yields its one token is never mentioned.
+//! differently (and which requests finished); a decode that yields its one token is never mentioned.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,9 +40,9 @@ pub struct Stats {
     pub aborted: u64,
     /// Waiting requests that a plan refused.
     pub refused: u64,
-    /// Evictions.
+    /// Preemptions.
     pub preemptions: u64,
-    /// KV tokens lost to evictions, to be computed again.
+    /// KV tokens lost to preemptions, to be computed again.
     pub recomputed_tokens: u64,
     /// Ids in reports and aborts that no request had.
     pub unknown_ids: u64,
@@ -115,7 +115,7 @@ impl Scheduler {
         &self.plan
     }
 
-    /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without anybody else admitted;
+    /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without any other request admitted;
     /// none where the policy forecasts nothing. Asking changes no decision.
     pub fn kv_forecast(&mut self) -> Vec<KvForecast> {
         self.policy.kv_forecast(&self.view)
@@ -126,8 +126,8 @@ impl Scheduler {
         &self.stats
     }
 
-    /// How long a request that arrived now would wait for its admission if nobody came after it, ns: those ahead times
-    /// the mean gap between the last admissions out of a queue. 0 while nobody waits. Ahead are all who wait; with a
+    /// How long a request that arrived now would wait for its admission if no request came after it, ns: those ahead times
+    /// the mean gap between the last admissions out of a queue. 0 while no request waits. Ahead are all that wait; with a
     /// `ttft_target` those in time, or all, if that took longer than the target and most of the last requests were late.
     pub fn predicted_wait_ns(&self) -> u64 {
         self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
@@ -285,7 +285,7 @@ impl Scheduler {
         true
     }
 
-    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan evicts. What is present
+    /// Changes the number of usable KV blocks; if it falls below what is in use, the next pla preempts. What is present
     /// and too large for the new number waits until it grows again. The watermark and, where none was set, the longest
     /// request follow.
     ///
@@ -327,7 +327,7 @@ pub(crate) fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
     policy.observe(view, slot, Event::Joined);
 }
 
-/// Evicts a request that had emitted `stage` tokens and held `kv` in the cache.
+/// Preempts a request that had emitted `stage` tokens and held `kv` in the cache.
 pub(crate) fn preempt(
     view: &mut View,
     policy: &mut AnyPolicy,

@@ -1,5 +1,5 @@
 //! How long a request that joins the queue now will wait for its admission: those ahead, times the mean gap between
-//! admissions while somebody waited.
+//! admissions while a request waited.
 
 /// Admissions over which the gap is taken.
 const MEMORY: f64 = 128.0;
@@ -9,7 +9,7 @@ const MEMORY: f64 = 128.0;
 pub(crate) struct WaitingTime {
     gap_ns: f64,
     admissions: f64,
-    /// Start of the present gap; none while nobody waits.
+    /// Start of the present gap; none while no request waits.
     since_ns: Option<u64>,
 }
 
@@ -29,7 +29,7 @@ impl WaitingTime {
     }
 
     fn learn(&mut self, now_ns: u64, admitted: u32) {
-        // Who found no queue waited for nobody: that is no gap.
+        // A request that found the queue empty did not wait for another: that is no gap.
         let Some(since) = self.since_ns else { return };
         let gap = now_ns.saturating_sub(since) as f64 / f64::from(admitted);
         for _ in 0..admitted.min(MEMORY as u32) {
@@ -38,7 +38,7 @@ impl WaitingTime {
         }
     }
 
-    /// Expected wait behind `ahead` others, ns; 0 as long as nobody has waited.
+    /// Expected wait behind `ahead` others, ns; 0 as long as no request has waited.
     pub(crate) fn predict_ns(&self, ahead: u32) -> u64 {
         // An empty queue is no wait: the gap says how fast a queue moves, not how long an admission takes.
         if ahead == 0 { 0 } else { (self.gap_ns * (f64::from(ahead) + 0.5)) as u64 }

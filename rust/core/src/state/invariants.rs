@@ -44,7 +44,7 @@ impl View {
         let mut listed = self.parked().to_vec();
         listed.sort_unstable();
         parked.sort_unstable();
-        assert_eq!(listed, parked, "who is parked");
+        assert_eq!(listed, parked, "parked requests");
         assert_eq!(counted, self.pool().counted(), "blocks in use");
         for (lane, recounted) in self.lanes().iter().zip(&recounted) {
             assert_eq!(lane, recounted, "members, KV and block phases of a lane");

@@ -30,7 +30,7 @@ impl Prefixes {
         Self { cache: PrefixCache::new(blocks), block_size, chains: Vec::new() }
     }
 
-    /// Blocks that somebody holds.
+    /// Blocks that a request holds.
     pub(crate) fn held(&self) -> i64 {
         i64::from(self.cache.capacity()) - self.cache.free()
     }

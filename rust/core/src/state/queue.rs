@@ -1,7 +1,7 @@
 //! A queue: by rank, lowest first, and first come first served among equals.
 //!
 //! Almost always a request goes to the back, which is a link. Only when one is to stand further ahead is the queue
-//! indexed by rank, until it is empty again: who never ranks pays nothing.
+//! indexed by rank, until it is empty again: a policy that never ranks pays nothing.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ impl Queue {
         self.list.insert_after(table, before, slot);
     }
 
-    /// First of all, whatever its rank: for a queue that goes by nothing but who was put in last.
+    /// First of all, whatever its rank: for a queue that goes by nothing but what was put in last.
     pub(crate) fn push_front(&mut self, table: &mut [Tracked], slot: Slot) {
         debug_assert!(self.last.is_none(), "an indexed queue goes by rank");
         self.tokens += tokens(table, slot);

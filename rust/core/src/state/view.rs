@@ -125,7 +125,7 @@ impl View {
         self.residents.len()
     }
 
-    /// The request admitted last, the first victim of an eviction.
+    /// The request admitted last, the first victim of a preemption.
     pub fn last_resident(&self) -> Option<Slot> {
         self.residents.tail()
     }

@@ -37,7 +37,7 @@ pub(super) struct Chances {
 }
 
 impl Chances {
-    /// Of those who are certain to run.
+    /// Of requests that are certain to run.
     pub(super) const CERTAIN: Self = Self {
         alive: [1.0; COLUMNS],
         spread: [0.0; COLUMNS],

@@ -2,14 +2,14 @@
 //!
 //! What the curves get wrong is wrong for all residents at all horizons: one normal variable. Given that, KV is a sum of
 //! requests that end on their own: taken as normal, as one and the same within an octave of horizons, and as independent
-//! from octave to octave. It is at most what it would be if nobody ended.
+//! from octave to octave. It is at most what it would be if no request ended.
 
 use super::{MODEL_ERROR, PART, PARTS, Span};
 
 /// Steps, of one in eight deviations, to either side in which the common error is summed up.
 const STEPS: i32 = 32;
 
-/// The KV tokens that the residents are expected to hold at a horizon, if nobody is admitted after them.
+/// The KV tokens that the residents are expected to hold at a horizon, if no request is admitted after them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KvForecast {
     /// Iterations ahead.
@@ -22,7 +22,7 @@ pub struct KvForecast {
     pub overflow: f64,
 }
 
-/// The forecast for a cache of `capacity` tokens, of residents who hold at most `most` tokens now and at most `growth` more
+/// The forecast for a cache of `capacity` tokens, of residents that hold at most `most` tokens now and at most `growth` more
 /// with each iteration.
 pub(crate) fn forecast(outlook: &[Span<PART>; PARTS], capacity: f64, most: f64, growth: f64) -> Vec<KvForecast> {
     let expected = || outlook.iter().flat_map(Span::moments);

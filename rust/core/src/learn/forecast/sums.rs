@@ -2,7 +2,7 @@
 
 use super::COLUMNS;
 
-/// How many there are, the sum of their bases (tick minus KV), and who of them no longer runs at which horizon. All
+/// How many there are, the sum of their bases (tick minus KV), and how many no longer run at which horizon. All
 /// integers: what is left when some are taken off is exact.
 #[derive(Clone, Debug)]
 pub(super) struct Sums {

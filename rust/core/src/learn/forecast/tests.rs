@@ -174,7 +174,7 @@ proptest! {
             prop_assert!(close(glance.certain[0], found[j][0]) && close(glance.mean[0], found[j][1]));
             prop_assert!(close(glance.variance[0], found[j][2]));
         }
-        // Nobody ends by itself here: who has outlived its certain end counts up to that.
+        // No request ends by itself here: one that has outlived its certain end counts up to that.
         let reserved: f64 = residents.iter().map(|r| footprint.most((r.kv + r.last - r.stage) as f64)).sum();
         prop_assert!((lane.forecast.reserved() - reserved).abs() < 1e-6 * (1.0 + reserved));
 

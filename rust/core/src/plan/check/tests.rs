@@ -135,14 +135,14 @@ fn only_who_waits_moves_or_is_refused() {
 
 #[test]
 fn a_preempted_request_does_nothing_else() {
-    let evicted = |view: &View, plan: &mut Plan| {
-        plan.evict_last(view);
-        plan.evict_last(view);
+    let preempted = |view: &View, plan: &mut Plan| {
+        plan.preempt_last(view);
+        plan.preempt_last(view);
         plan.push(view, PREFILLS, 2, 1, 2, Origin::Resident);
     };
-    assert_eq!(rule(evicted), "a prompt is computed that is computed already, or twice");
+    assert_eq!(rule(preempted), "a prompt is computed that is computed already, or twice");
     let twice = |view: &View, plan: &mut Plan| {
-        plan.evict_last(view);
+        plan.preempt_last(view);
         plan.preempted.push((PARKED, 103));
     };
     assert_eq!(rule(twice), "a request is preempted that is not resident, or twice");

@@ -1,4 +1,4 @@
-//! Who may enter: the checks that a request passes one after the other, and what has passed them so far.
+//! Which requests may enter: the checks that each passes one after the other, and what has passed them so far.
 
 use super::overflow_margin::RequestMargin;
 use super::{Adaptive, BALANCE};
@@ -60,7 +60,7 @@ impl Adaptive {
         forecast(&self.outlook(view), self.capacity(view), most, growth * residents)
     }
 
-    /// What is known before anybody enters.
+    /// What is known before any request enters.
     pub(super) fn entry(&mut self, view: &View, plan: &Plan) -> Entry {
         self.learned.refresh(&mut self.forecast);
         // A host may have taken them back from decoding.

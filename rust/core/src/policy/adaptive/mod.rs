@@ -62,14 +62,14 @@ pub struct Adaptive {
     tpot_target: Option<f64>,
     /// The deadline for the first token.
     deadline: Option<TtftDeadline>,
-    /// Those among whom served tokens are shared by weight.
+    /// The tenants, among which served tokens are shared by weight.
     tenants: Option<Tenants>,
     /// Whose turn it is in the current plan.
     turns: Turns,
     without: Vec<Part>,
     /// KV tokens of the residents' shared prefixes, counted for each.
     shared: u64,
-    /// Who may enter in the current plan.
+    /// Requests that may enter in the current plan.
     entering: Vec<Slot>,
     /// Requests of the current plan that do not decode yet: those whose prompt is being computed, and those that may enter.
     beside: Vec<Candidate>,
@@ -321,11 +321,11 @@ impl Policy for Adaptive {
         if let Some(deadline) = &mut self.deadline {
             deadline.begin(view, plan, tenant_queues);
         }
-        let evicts = !plan.preempted().is_empty();
-        let backlog = if evicts || view.waiting_total() == 0 {
+        let preempts = !plan.preempted().is_empty();
+        let backlog = if preempts || view.waiting_total() == 0 {
             let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
             let tokens = view.prefilling().iter().map(left).sum();
-            Backlog { tokens, beyond: 0, requests: view.prefilling().len() as u32, held: evicts }
+            Backlog { tokens, beyond: 0, requests: view.prefilling().len() as u32, held: preempts }
         } else {
             let mut entry = self.entry(view, plan);
             let short_of_tokens = self.collect(view, plan, &mut entry);

@@ -23,7 +23,7 @@ pub(super) struct Course {
 pub(super) struct Overflow {
     /// Most blocks that would be in use.
     pub(super) blocks: i64,
-    /// Least number of ticks after which it may fit, provided that nobody leaves early.
+    /// Least number of ticks after which it may fit, provided that no request leaves early.
     pub(super) ticks: i64,
 }
 

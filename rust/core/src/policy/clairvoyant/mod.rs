@@ -33,7 +33,7 @@ pub struct Clairvoyant {
     blocked: Option<Blocked>,
 }
 
-/// A request that did not fit, and does not before `tick` unless somebody leaves early.
+/// A request that did not fit, and does not before `tick` unless a request leaves early.
 #[derive(Clone, Copy, Debug)]
 struct Blocked {
     id: RequestId,

@@ -16,7 +16,7 @@ pub struct Limits {
     pub caches_prefixes: bool,
     /// An admission takes the blocks of the whole prompt, not only those of its first chunk.
     pub reserves_prompts: bool,
-    /// The host evicts by itself and reports it: plans never preempt.
+    /// The host preempts by itself and reports it: plans never preempt.
     pub host_preempts: bool,
     /// Share of the blocks that admission leaves free.
     watermark: f64,
@@ -41,7 +41,7 @@ impl Limits {
 
 /// The limits that follow from the capacity, which may change.
 impl View {
-    /// Most prompt tokens of one request in one iteration. A long prompt is cut so that it starves nobody: one that is
+    /// Most prompt tokens of one request in one iteration. A long prompt is cut so that it starves no request: one that is
     /// alone need not be (vLLM's rule for `long_prefill_token_threshold`).
     pub fn prefill_chunk(&self) -> u32 {
         if self.len() > 1 { self.limits.prefill_chunk } else { u32::MAX }

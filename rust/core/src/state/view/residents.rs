@@ -78,7 +78,7 @@ impl View {
         self.parked.retain(|&slot| table[slot as usize].phase == Phase::Parked);
     }
 
-    /// Lists anew who prefills, after a request that was taken for decoding turned out to prefill still.
+    /// Lists anew which requests prefill, after a request that was taken for decoding turned out to prefill still.
     pub(crate) fn relist_prefilling(&mut self) {
         let table = &self.table;
         let prefills = |&slot: &Slot| table[slot as usize].phase == Phase::Prefilling;

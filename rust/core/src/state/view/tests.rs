@@ -140,7 +140,7 @@ fn the_preempted_go_first_with_what_they_keep() {
         view.send_back(slot, view.stage(slot), true);
         view.check();
     }
-    assert_eq!(ids(&view, view.iter_resuming()), [1, 2], "who was evicted last was admitted first");
+    assert_eq!(ids(&view, view.iter_resuming()), [1, 2], "the one preempted last was admitted first");
     assert_eq!((view.resuming(), view.waiting(0), view.residents(), view.pool().used()), (2, 1, 0, 0));
     let request = view.request(a);
     assert_eq!((request.kept, request.prefill_target(), request.preemptions, request.phase), (2, 6, 1, Phase::Waiting));
