@@ -85,7 +85,7 @@ class Plan:
         """Preempted requests to admit again, in order; they come before the admitted."""
     @property
     def preempted(self) -> list[int]:
-        """Requests to evict first, last admitted first."""
+        """Requests to preempt first, last admitted first."""
     @property
     def prefill(self) -> list[tuple[int, int]]:
         """Prompt tokens to compute: (id, tokens), residents before admissions."""
@@ -178,7 +178,7 @@ class Scheduler:
     ) -> None:
         """Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and ignored.
 
-        `finished`, `preempted`, `refused`: ids of requests that ended, that the host evicted by itself, and whose admission it
+        `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose admission it
         did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose KV has
         come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached and what
         of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises `WaitCoreError` for
