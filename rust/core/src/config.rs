@@ -89,6 +89,21 @@ pub enum Preemption {
 ///
 /// Each is described in one form, from which `scripts/settings.py` makes the table that users see: what it means (what holds
 /// where it is absent). [range and unit; the policies that heed it, where not all do]
+///
+/// ```
+/// use wait_core::Config;
+/// use wait_core::config::PolicyName;
+///
+/// let config = Config { policy: PolicyName::Vllm, kv_blocks: 1000, ..Config::default() };
+/// config.validate()?;
+///
+/// // From a settings file: an unknown key is refused, and the nearest one suggested.
+/// let mut settings = serde_json::Map::new();
+/// settings.insert("kv_block".to_owned(), 1000.into());
+/// let error = Config::from_map(settings).unwrap_err().to_string();
+/// assert!(error.contains("kv_blocks"), "{error}");
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools)] // settings that are on or off

@@ -68,6 +68,24 @@ pub struct Prices {
 
 /// The most requests per second, of the workload's mix, that any schedule can carry within the limits.
 ///
+/// ```
+/// use wait_core::fluid::{GpuLimits, Setting, capacity_bound, largest_stable_rate};
+/// use wait_core::model::{IterationTime, RequestType, StageConvention, Workload};
+///
+/// let workload = Workload::new(vec![RequestType { prompt: 100, output: 50, rate: 20.0 }])?;
+/// let setting = Setting {
+///     workload: &workload,
+///     law: &IterationTime::A100,
+///     convention: StageConvention::Vllm,
+///     limits: GpuLimits { capacity: 100_000, max_running: Some(256), token_budget: Some(2048) },
+/// };
+/// let bound = capacity_bound(&setting)?;
+/// assert!(bound.requests > workload.rate());
+/// // What one composition of the batch can carry, and what mixtures of several, chosen by any schedule, cannot exceed.
+/// assert!(largest_stable_rate(&setting)?.requests <= bound.requests);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Invalid`] if every rate is 0, a limit is out of range, or no request fits the memory.
 pub fn capacity_bound(setting: &Setting) -> Result<CapacityBound, Error> {

@@ -103,6 +103,22 @@ impl SegmentMemory {
 }
 
 /// The buffer that given thresholds need above M^π, as a function of δ and the horizon.
+///
+/// ```
+/// use wait_core::fluid::{Protection, SafetyBuffer, Segments};
+/// use wait_core::model::{IterationTime, RequestType, StageConvention, Workload};
+///
+/// let workload = Workload::new(vec![
+///     RequestType { prompt: 100, output: 50, rate: 3.0 },
+///     RequestType { prompt: 100, output: 200, rate: 1.0 },
+/// ])?;
+/// let segments = Segments::exact(&workload, StageConvention::Vllm)?;
+/// let buffer = SafetyBuffer::new(&[8.0, 3.0], &segments, &IterationTime::linear(0.01, 1e-7)?, 16)?;
+/// // KV tokens above M^π with which memory overflows within an hour with a probability of 1 % and of 10^-6.
+/// let tokens = |failure_probability| buffer.tokens(&Protection { failure_probability, horizon: 3600.0 });
+/// assert!(0.0 < tokens(1e-2)? && tokens(1e-2)? < tokens(1e-6)?);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SafetyBuffer {
     /// By segment.

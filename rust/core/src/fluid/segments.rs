@@ -48,6 +48,23 @@ impl Segment {
 }
 
 /// The segments of a workload whose output lengths are hidden.
+///
+/// ```
+/// use wait_core::fluid::Segments;
+/// use wait_core::model::{RequestType, StageConvention, Workload};
+///
+/// let workload = Workload::new(vec![
+///     RequestType { prompt: 100, output: 50, rate: 3.0 },
+///     RequestType { prompt: 100, output: 200, rate: 1.0 },
+/// ])?;
+/// let segments = Segments::exact(&workload, StageConvention::Vllm)?;
+/// let [first, second] = segments.as_slice() else { panic!("one for each output length") };
+/// assert_eq!((first.first_stage, first.last_stage, second.first_stage, second.last_stage), (0, 49, 50, 199));
+/// // One request in four goes on.
+/// assert_eq!((first.rate, second.rate, second.survival), (4.0, 1.0, 0.25));
+/// assert_eq!(segments.of_stage(120), 1);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Segments {
     segments: Vec<Segment>,

@@ -20,6 +20,26 @@ mod paced;
 mod tests;
 
 /// Thresholds of WAIT, with what follows from them.
+///
+/// ```
+/// use wait_core::fluid::{GpuLimits, Setting, Thresholds};
+/// use wait_core::model::{IterationTime, RequestType, StageConvention, Workload};
+///
+/// let workload = Workload::new(vec![RequestType { prompt: 100, output: 50, rate: 20.0 }])?;
+/// let setting = Setting {
+///     workload: &workload,
+///     law: &IterationTime::A100,
+///     convention: StageConvention::Vllm,
+///     limits: GpuLimits { capacity: 100_000, max_running: Some(256), token_budget: Some(2048) },
+/// };
+/// let thresholds = Thresholds::best(&setting)?;
+/// assert!(thresholds.feasible());
+/// // In each iteration n requests enter, which must be no fewer than arrive while it runs.
+/// let served = thresholds.per_type[0] / thresholds.iteration_time;
+/// assert!(served >= workload.rate());
+/// assert!(thresholds.memory <= setting.limits.capacity as f64);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
     /// `n_j`, by type; 0 for a type that never arrives.

@@ -3,7 +3,20 @@
 /// Plans after which a host that has not reported its free blocks is no longer taken at its word about shared ones.
 const MAX_SILENCE: u32 = 16;
 
-/// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next pla preempts.
+/// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next plan preempts.
+///
+/// ```
+/// use wait_core::{Config, Report, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
+/// scheduler.plan(0);
+/// assert_eq!((scheduler.view().pool().used(), scheduler.view().pool().free()), (7, 993));
+/// // The host knows better, for instance that two blocks are shared with a cached prefix.
+/// scheduler.complete(&Report { free_blocks: Some(995), ..Report::default() })?;
+/// assert_eq!(scheduler.view().pool().free(), 995);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct BlockPool {
     capacity: u32,

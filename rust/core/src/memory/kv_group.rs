@@ -5,6 +5,22 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// What the layers of a group keep of a request's context.
+///
+/// ```
+/// use wait_core::{Config, GroupKind, KvGroup, Scheduler};
+///
+/// // Blocks of 16 tokens that a request of 1,000 tokens holds, by the kind of its only group.
+/// let blocks = |kind| {
+///     let kv_groups = vec![KvGroup { kind, block_size: None, count: 1 }];
+///     let scheduler = Scheduler::new(&Config { kv_blocks: 1000, kv_groups, ..Config::default() })?;
+///     Ok::<u32, wait_core::Error>(scheduler.view().layout().decoding(1000))
+/// };
+/// assert_eq!(blocks(GroupKind::Full)?, 63);
+/// assert_eq!(blocks(GroupKind::SlidingWindow { window: 128 })?, 9);
+/// assert_eq!(blocks(GroupKind::ChunkedLocal { chunk: 256 })?, 15);
+/// assert_eq!(blocks(GroupKind::State { blocks: 4, aligned: false })?, 4);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupKind {
@@ -46,6 +62,26 @@ impl GroupKind {
 ///
 /// As a setting: `{"kind": "sliding_window", "window": 1024, "block_size": 16, "count": 5}`, or of kind `full`, `chunked_local`
 /// (with `chunk`) or `state` (with `blocks`, and `aligned` if states at block boundaries are kept); `block_size` is that of the scheduler unless given, and `count` 1.
+///
+/// Five layers with a sliding window for each one with full attention, as Gemma 3 has them:
+///
+/// ```
+/// use wait_core::{Config, GroupKind, KvGroup, Scheduler};
+///
+/// let kv_groups = vec![
+///     KvGroup { kind: GroupKind::Full, block_size: None, count: 1 },
+///     KvGroup { kind: GroupKind::SlidingWindow { window: 1024 }, block_size: None, count: 5 },
+/// ];
+/// let scheduler = Scheduler::new(&Config { kv_blocks: 10_000, kv_groups, ..Config::default() })?;
+/// let layout = scheduler.view().layout();
+/// // A request that has decoded up to 16,000 tokens: all of them in one group, the last 1,024 in each of five.
+/// assert_eq!(layout.decoding(16_000), 1000 + 5 * 64);
+///
+/// // As in a settings file.
+/// let group: KvGroup = serde_json::from_str(r#"{"kind": "sliding_window", "window": 1024, "count": 5}"#).unwrap();
+/// assert_eq!((group.kind, group.count), (GroupKind::SlidingWindow { window: 1024 }, 5));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawGroup", into = "RawGroup")]
 pub struct KvGroup {

@@ -17,6 +17,18 @@ use super::footprint::Footprint;
 use super::kv_group::{GroupKind, KvGroup};
 
 /// The groups of a KV cache. One group of full attention, which most models have, has no list of groups.
+///
+/// ```
+/// use wait_core::{Config, Scheduler};
+///
+/// let scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// let layout = scheduler.view().layout();
+/// // A chunk that takes a request from 64 to 100 tokens, a decode from 112 to 113, and what can be shared of 100 tokens.
+/// assert_eq!((layout.after(64, 100), layout.decoding(113), layout.filled(100)), (7, 8, 6));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
+///
+/// [`KvGroup`] shows a layout of several groups.
 #[derive(Clone, Debug)]
 pub struct KvLayout {
     block_size: u32,

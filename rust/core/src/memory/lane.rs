@@ -8,6 +8,23 @@ use super::block_counters::{BlockCounters, Phases};
 use super::kv_layout::KvLayout;
 
 /// Counts over the members of one lane.
+///
+/// ```
+/// use wait_core::{Config, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// for (id, prompt) in [(1, 31), (2, 100)] {
+///     scheduler.add(&Request { id, prompt, ..Request::default() })?;
+/// }
+/// scheduler.plan(0);
+/// let lane = &scheduler.view().lanes()[0];
+/// assert_eq!((lane.len(), lane.kv()), (2, 131));
+/// // The next step goes from 31 to 32 tokens and from 100 to 101: in blocks of 16, none of which is full before.
+/// assert_eq!(lane.block_change(), 0);
+/// scheduler.plan(0);
+/// assert_eq!((scheduler.view().lanes()[0].kv(), scheduler.view().lanes()[0].block_change()), (133, 1));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lane {
     tick: i64,

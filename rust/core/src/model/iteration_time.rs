@@ -92,6 +92,22 @@ pub(crate) struct Stair {
 }
 
 /// An iteration-time law. In JSON: `{"law": "linear", "d0": …, "d1": …}`, `{"law": "a100"}`, `{"law": "measured", …}`.
+///
+/// ```
+/// use wait_core::model::{BatchShape, IterationTime};
+///
+/// let mut batch = BatchShape::default();
+/// batch.add_prefill(512, 0);
+/// (0..32).for_each(|_| batch.add_decode(1000));
+/// assert_eq!(batch.tokens(), 544);
+///
+/// // 10 ms, and 0.1 µs for each of the 32,512 KV tokens.
+/// let law = IterationTime::linear(0.01, 1e-7)?;
+/// assert_eq!(law.nanos(&batch), 13_251_200);
+/// // The fitted law tells prompt tokens from decodes, and rounds the token count up to its tiles.
+/// assert!(IterationTime::A100.seconds(&batch) > 0.04);
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "law", rename_all = "kebab-case")]
 pub enum IterationTime {

@@ -10,6 +10,15 @@ pub type RequestId = u64;
 pub type Slot = u32;
 
 /// What a policy may know of an output length before it ends, in tokens.
+///
+/// ```
+/// use wait_core::LengthHint;
+///
+/// assert_eq!(LengthHint::Exact(200).exact(), Some(200));
+/// // A predictor that is off by a factor of e^0.5 ≈ 1.6 in one standard deviation.
+/// assert_eq!(LengthHint::Predicted { tokens: 200, log_error: 0.5 }.exact(), None);
+/// assert_eq!(LengthHint::default(), LengthHint::Unknown);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum LengthHint {
     /// Nothing: Nested WAIT's and `adaptive`'s ordinary case.
@@ -37,6 +46,18 @@ impl LengthHint {
 }
 
 /// What of a prompt needs not be computed: a prefix cache hit, or KV that comes from elsewhere.
+///
+/// ```
+/// use wait_core::{Config, Hit, Report, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
+/// // Before it is admitted the host finds 64 of its tokens in the prefix cache, in blocks that no resident holds.
+/// scheduler.complete(&Report { hits: &[(1, Hit { computed: 64, shared: 0 })], ..Report::default() })?;
+/// let chunk = scheduler.plan(0).chunks()[0];
+/// assert_eq!((chunk.start, chunk.tokens), (64, 36));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hit {
     /// Prompt tokens whose KV is computed; at least one token is left to compute.
@@ -47,6 +68,26 @@ pub struct Hit {
 }
 
 /// A request as the host declares it.
+///
+/// ```
+/// use wait_core::{Config, Error, LengthHint, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 10, ..Config::default() })?;
+/// // A prompt of 100 tokens and an output of 30 whatever is generated (`ignore_eos`), 5 s after the clock began.
+/// let request = Request {
+///     id: 1,
+///     prompt: 100,
+///     max_tokens: Some(30),
+///     output: LengthHint::Exact(30),
+///     arrival_ns: 5_000_000_000,
+///     ..Request::default()
+/// };
+/// scheduler.add(&request)?;
+/// // 160 tokens fit the cache, so a prompt of 160 leaves no room for an output.
+/// let refused = scheduler.add(&Request { id: 2, prompt: 160, ..Request::default() });
+/// assert!(matches!(refused, Err(Error::TooLarge { id: 2, needs: 161, limit: 160, .. })));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     /// Name, unique among the requests present.

@@ -66,6 +66,25 @@ impl RequestType {
 }
 
 /// A set of request types; a measured length distribution is the workload with one type per distinct pair.
+///
+/// ```
+/// use wait_core::model::{RequestType, StageConvention, Workload};
+///
+/// let workload = Workload::new(vec![
+///     RequestType { prompt: 100, output: 50, rate: 3.0 },
+///     RequestType { prompt: 400, output: 200, rate: 1.0 },
+/// ])?;
+/// assert_eq!((workload.rate(), workload.output_rate()), (4.0, 350.0));
+/// // A request of 80 output tokens is of the second type: a type never ends before its requests do.
+/// assert_eq!(workload.classify(100, 80), 1);
+/// // The KV that a request occupies over its stages: 50 · (100 + 49/2) for the first type.
+/// assert_eq!(workload.types()[0].token_iterations(StageConvention::Vllm), 6225.0);
+///
+/// // From measured lengths: one type for each distinct pair.
+/// let measured = Workload::from_lengths(&[(10, 20), (10, 20), (30, 5)], 6.0)?;
+/// assert_eq!(measured.types()[1], RequestType { prompt: 10, output: 20, rate: 4.0 });
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<RequestType>", into = "Vec<RequestType>")]
 pub struct Workload {

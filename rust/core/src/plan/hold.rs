@@ -73,6 +73,21 @@ impl HoldReason {
 }
 
 /// A hold: the reason, what the request would need, and the number that limits it, both in the reason's unit.
+///
+/// ```
+/// use wait_core::{Config, HoldReason, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, max_num_seqs: 1, ..Config::default() })?;
+/// for id in 0..2 {
+///     scheduler.add(&Request { id, prompt: 100, ..Request::default() })?;
+/// }
+/// scheduler.plan(0);
+/// assert_eq!(scheduler.explain(0), None, "it runs");
+/// let hold = scheduler.explain(1).unwrap();
+/// assert_eq!((hold.reason, hold.needs, hold.limit), (HoldReason::BatchCap, 2.0, 1.0));
+/// assert_eq!(hold.reason.name(), "batch_cap");
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hold {
     /// Why.

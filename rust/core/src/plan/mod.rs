@@ -26,6 +26,20 @@ pub enum Origin {
 }
 
 /// Prompt tokens of one request to compute in this iteration.
+///
+/// ```
+/// use wait_core::{Config, Origin, Request, Scheduler};
+///
+/// let config = Config { kv_blocks: 1000, token_budget: 64, max_num_seqs: 64, ..Config::default() };
+/// let mut scheduler = Scheduler::new(&config)?;
+/// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
+/// let first = scheduler.plan(0).chunks()[0];
+/// assert_eq!((first.start, first.tokens, first.blocks, first.last), (0, 64, 4, false));
+/// let second = scheduler.plan(0).chunks()[0];
+/// assert_eq!((second.start, second.tokens, second.blocks, second.last), (64, 36, 7, true));
+/// assert_eq!((first.origin, second.origin), (Origin::Admitted, Origin::Resident));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// The request.
@@ -47,6 +61,26 @@ pub struct Chunk {
 }
 
 /// One iteration, as proposed.
+///
+/// A host reads it as vLLM reads a `SchedulerOutput`:
+///
+/// ```
+/// use wait_core::config::PolicyName;
+/// use wait_core::{Config, HoldReason, Request, Scheduler};
+///
+/// // Room for 48 tokens.
+/// let mut scheduler = Scheduler::new(&Config { policy: PolicyName::Vllm, kv_blocks: 3, ..Config::default() })?;
+/// for id in 0..2 {
+///     scheduler.add(&Request { id, prompt: 30, ..Request::default() })?;
+/// }
+/// let plan = scheduler.plan(0);
+/// assert_eq!((plan.tokens(), plan.decodes(), plan.residents()), (30, 0, 1));
+/// assert!(plan.preempted().is_empty() && !plan.is_idle());
+/// // The second prompt needs two blocks, and one is left.
+/// let hold = plan.hold(0).unwrap();
+/// assert_eq!((hold.reason, hold.needs, hold.limit), (HoldReason::NoBlocks, 2.0, 1.0));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     run: Vec<bool>,

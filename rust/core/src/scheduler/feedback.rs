@@ -8,6 +8,28 @@ use crate::scheduler::{Scheduler, join, preempt};
 use crate::state::Phase;
 
 /// What the host saw, where it differs from the plan. All ids unknown to the scheduler are ignored and counted.
+///
+/// ```
+/// use wait_core::{Config, Report, Request, Scheduler, StepTime};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// for id in 0..2 {
+///     scheduler.add(&Request { id, prompt: 100, ..Request::default() })?;
+/// }
+/// scheduler.plan(0);
+/// scheduler.plan(10_000_000);
+/// // The second iteration took 12 ms. Request 0 ended with it; request 1 had two drafts accepted, and holds 103 tokens.
+/// scheduler.complete(&Report {
+///     finished: &[0],
+///     progress: &[(1, 103)],
+///     step: Some(StepTime { ns: 12_000_000, iteration: Some(2) }),
+///     ..Report::default()
+/// })?;
+/// let view = scheduler.view();
+/// assert_eq!(view.slot(0), None);
+/// assert_eq!(view.slot(1).map(|slot| view.kv(slot)), Some(103));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report<'a> {
     /// Requests whose output ended.
@@ -31,6 +53,21 @@ pub struct Report<'a> {
 
 /// How long an iteration took, by the host's clock: from when it could begin (its inputs were there and the iteration
 /// before it had ended) to when its outputs were. One that was followed by other plans is paired with its own.
+///
+/// ```
+/// use wait_core::{Config, Report, Request, Scheduler, StepTime};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
+/// for iteration in 1..=64 {
+///     scheduler.plan(iteration * 9_000_000);
+///     let step = StepTime { ns: 9_000_000, iteration: Some(iteration) };
+///     scheduler.complete(&Report { step: Some(step), ..Report::default() })?;
+/// }
+/// // `adaptive` learns the iteration-time law from them, 64 iterations at a time.
+/// assert_eq!(scheduler.learned_law().map(|learned| learned.observations), Some(64));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepTime {
     /// ns; 0 says nothing.

@@ -28,6 +28,18 @@ use self::wait_estimate::WaitingTime;
 const MAX_LANE_COUNTERS: u64 = 1 << 24;
 
 /// Counters since the start.
+///
+/// ```
+/// use wait_core::{Config, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
+/// scheduler.plan(0);
+/// assert!(scheduler.abort(1));
+/// let stats = scheduler.stats();
+/// assert_eq!((stats.iterations, stats.admitted, stats.aborted, stats.preemptions), (1, 1, 1, 0));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Plans made.
@@ -53,6 +65,25 @@ pub struct Stats {
 }
 
 /// The scheduling core of one engine.
+///
+/// A serving loop plans, computes, and reports what differs from the plan:
+///
+/// ```
+/// use wait_core::{Config, Report, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 7, prompt: 100, max_tokens: Some(20), ..Request::default() })?;
+///
+/// // The whole prompt in the first iteration, which emits the first token.
+/// let plan = scheduler.plan(0);
+/// assert_eq!((plan.tokens(), plan.chunks()[0].id, plan.chunks()[0].last), (100, 7, true));
+/// // A decode is one token. The plan above was assumed to happen, so nothing is reported in between.
+/// assert_eq!(scheduler.plan(10_000_000).decodes(), 1);
+///
+/// scheduler.complete(&Report { finished: &[7], ..Report::default() })?;
+/// assert!(scheduler.view().is_empty());
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     pub(crate) view: View,

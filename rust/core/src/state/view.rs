@@ -20,6 +20,19 @@ mod tests;
 pub use limits::Limits;
 
 /// The state of the scheduler as a policy sees it.
+///
+/// ```
+/// use wait_core::{Config, Phase, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
+/// assert_eq!((scheduler.view().waiting_total(), scheduler.view().residents()), (1, 0));
+/// scheduler.plan(0);
+/// let view = scheduler.view();
+/// let slot = view.slot(1).unwrap();
+/// assert_eq!((view.request(slot).phase, view.kv(slot), view.blocks(slot), view.stage(slot)), (Phase::Decoding, 100, 7, 1));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct View {
     table: Vec<Tracked>,

@@ -10,6 +10,19 @@ use super::{MODEL_ERROR, PART, PARTS, Span};
 const STEPS: i32 = 32;
 
 /// The KV tokens that the residents are expected to hold at a horizon, if no request is admitted after them.
+///
+/// ```
+/// use wait_core::{Config, Request, Scheduler};
+///
+/// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
+/// scheduler.add(&Request { id: 1, prompt: 100, max_tokens: Some(50), ..Request::default() })?;
+/// scheduler.plan(0);
+/// // At most 150 tokens in a cache of 16,000, and none beyond the horizon by which the request has ended at the latest.
+/// let forecast = scheduler.kv_forecast();
+/// assert!(forecast.iter().all(|at| at.mean < 160.0 && at.overflow < 1e-6));
+/// assert!(forecast.iter().filter(|at| at.horizon > 64).all(|at| at.mean == 0.0));
+/// # Ok::<(), wait_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KvForecast {
     /// Iterations ahead.
