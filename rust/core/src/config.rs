@@ -1,4 +1,5 @@
 //! Every setting, and the one validator that Python keywords, settings files and vLLM's JSON pass through.
+#![allow(rustdoc::broken_intra_doc_links)] // brackets hold the range and unit of a setting, not a link
 
 use serde::{Deserialize, Serialize};
 

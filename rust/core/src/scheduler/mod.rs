@@ -316,7 +316,7 @@ impl Scheduler {
         true
     }
 
-    /// Changes the number of usable KV blocks; if it falls below what is in use, the next pla preempts. What is present
+    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan preempts. What is present
     /// and too large for the new number waits until it grows again. The watermark and, where none was set, the longest
     /// request follow.
     ///
