@@ -218,7 +218,7 @@ class Scheduler:
         Raises `WaitCoreError` where a request is present, the policy is another, or the state is damaged.
         """
     def kv_forecast(self) -> list[tuple[int, float, float, float]]:
-        """The KV tokens that the residents are expected to hold if nobody is admitted after them: (iterations ahead, mean,
+        """The KV tokens that the residents are expected to hold if no request is admitted after them: (iterations ahead, mean,
         standard deviation, probability of an overflow up to then); empty where the policy forecasts nothing.
         """
     @property
@@ -232,7 +232,7 @@ class Scheduler:
         """
     @property
     def predicted_wait_ns(self) -> int:
-        """How long a request that joined the queue now would wait for its admission, ns; 0 while nobody waits."""
+        """How long a request that joined the queue now would wait for its admission, ns; 0 while no request waits."""
     def explain(self, request_id: int) -> Hold | None:
         """Why a request waits, by the plan made last; None if it does not wait."""
     def stage(self, request_id: int) -> int | None:

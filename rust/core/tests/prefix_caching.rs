@@ -44,10 +44,10 @@ fn a_system_prompt_is_computed_once_even_by_requests_that_enter_together() {
         assert_eq!(core.view().pool().used(), 4 + 2, "{policy}");
         finish(&mut core, &[2, 3]);
         assert_eq!((core.view().pool().used(), core.view().pool().free()), (0, 40), "{policy}");
-        // Nobody holds them, and they are found.
+        // No request holds them, and they are found.
         core.add(&prompt(4, 19, 4)).unwrap();
         assert_eq!(chunks(&mut core), [(4, 16, 3)], "{policy}");
-        assert_eq!(core.view().pool().used(), 5, "{policy}: what nobody held is charged");
+        assert_eq!(core.view().pool().used(), 5, "{policy}: what no request held is charged");
     }
 }
 

@@ -212,7 +212,7 @@ impl Scheduler {
         self.inner.restore(&state).map_err(error::core)
     }
 
-    /// The KV tokens that the residents are expected to hold if nobody is admitted after them: (iterations ahead, mean,
+    /// The KV tokens that the residents are expected to hold if no request is admitted after them: (iterations ahead, mean,
     /// standard deviation, probability of an overflow up to then); empty where the policy forecasts nothing.
     fn kv_forecast(&mut self) -> Vec<(u32, f64, f64, f64)> {
         self.inner.kv_forecast().iter().map(|at| (at.horizon, at.mean, at.deviation, at.overflow)).collect()
@@ -229,7 +229,7 @@ impl Scheduler {
         self.inner.learned_law().map(|learned| learned_law(py, &learned)).transpose()
     }
 
-    /// How long a request that joined the queue now would wait for its admission, ns; 0 while nobody waits.
+    /// How long a request that joined the queue now would wait for its admission, ns; 0 while no request waits.
     #[getter]
     fn predicted_wait_ns(&self) -> u64 {
         self.inner.predicted_wait_ns()

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use crate::requests::{Follow, LATEST_NS, Requests};
 
 /// No request.
-const NOBODY: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Clients<'a> {
@@ -29,7 +29,7 @@ pub(crate) struct Clients<'a> {
 impl<'a> Clients<'a> {
     pub(crate) fn new(requests: Requests<'a>, max_concurrency: Option<usize>) -> Self {
         let n = requests.follows.len();
-        let (mut first, mut sibling) = (vec![NOBODY; n], vec![NOBODY; n]);
+        let (mut first, mut sibling) = (vec![NONE; n], vec![NONE; n]);
         // From the last one on, so that each list ascends.
         for (id, follow) in requests.follows.iter().enumerate().rev() {
             if let Some(Follow { after, .. }) = *follow {
@@ -85,7 +85,7 @@ impl<'a> Clients<'a> {
     fn release(&mut self, ids: &[u64], now_ns: u64) {
         for &id in ids {
             let mut next = self.first[id as usize];
-            while next != NOBODY {
+            while next != NONE {
                 let follow = self.requests.follows[next as usize].map_or(0, |follow| follow.think_ns);
                 let at_ns = (now_ns + follow).max(self.requests.arrivals[next as usize].at_ns).min(LATEST_NS);
                 self.due.push(Reverse((at_ns, next)));
@@ -99,9 +99,9 @@ impl<'a> Clients<'a> {
     pub(crate) fn refused(&mut self, id: u64) -> usize {
         let mut lost = 0;
         let mut left: Vec<u32> = self.first.get(id as usize).copied().into_iter().collect();
-        while let Some(next) = left.pop().filter(|&next| next != NOBODY) {
+        while let Some(next) = left.pop().filter(|&next| next != NONE) {
             lost += 1;
-            left.extend([self.sibling[next as usize], self.first[next as usize]].iter().filter(|&&id| id != NOBODY));
+            left.extend([self.sibling[next as usize], self.first[next as usize]].iter().filter(|&&id| id != NONE));
         }
         self.pending -= lost;
         lost

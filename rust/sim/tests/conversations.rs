@@ -37,7 +37,7 @@ fn conversations_are_as_stated() {
     let turns = n as f64 / first as f64;
     assert!((turns / 4.0 - 1.0).abs() < 0.03, "{turns} turns a conversation");
     let seconds = sampled.arrivals[n - 1].at_ns as f64 * 1e-9;
-    assert!((n as f64 / seconds / 20.0 - 1.0).abs() < 0.05, "at 20 requests a second, if nobody waited");
+    assert!((n as f64 / seconds / 20.0 - 1.0).abs() < 0.05, "at 20 requests a second, if no request waited");
     let mut thinks = Vec::new();
     for (i, follow) in sampled.follows.iter().enumerate() {
         let (held, at_ns) = follow.map_or((300, sampled.arrivals[i].at_ns), |follow| {

@@ -34,7 +34,7 @@ struct Book {
     drained_ns: u64,
 }
 
-/// Requests, whom each follows, and where outputs end.
+/// Requests, which each follows, and where outputs end.
 #[derive(Clone, Debug)]
 struct Offer {
     arrivals: Vec<Arrival>,

@@ -121,7 +121,7 @@ proptest! {
     ) {
         let types = json!([{"prompt": 16, "output": 20, "rate": 2.0}]);
         let policy = if wait { json!({"policy": "wait", "types": types}) } else { json!({"policy": "vllm"}) };
-        // The budget holds all prompts; who is evicted computes as much in both.
+        // The budget holds all prompts; what is preempted computes as much in both.
         let mut settings = json!({"kv_blocks": blocks, "block_size": 4, "max_num_seqs": 40, "token_budget": 4_000});
         settings.as_object_mut().unwrap().extend(policy.as_object().unwrap().clone());
         let mut at_ns = 0;

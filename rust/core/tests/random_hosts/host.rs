@@ -21,7 +21,7 @@ pub(crate) struct Host {
     most_blocks: u32,
     /// Blocks of a block's tokens in all groups.
     blocks_each: u32,
-    /// Who ends in each iteration that is planned and not completed.
+    /// Which requests end in each iteration that is planned and not completed.
     flying: VecDeque<Vec<RequestId>>,
     next_id: RequestId,
     now_ns: u64,
@@ -66,7 +66,7 @@ impl Host {
         self.agree();
     }
 
-    /// A request by its place among those present; now and then one that nobody knows.
+    /// A request by its place among those present; now and then one that the core does not know.
     fn named(&self, at: usize) -> RequestId {
         let unknown = self.next_id + at as u64 % 3;
         if at.is_multiple_of(11) {
@@ -286,7 +286,7 @@ impl Host {
         assert!(first.iter().map(|(id, _)| id).zip(resuming).all(|(id, other)| id == other), "the preempted first");
         let waiting = ledger.line.len() + ledger.resuming.len();
         assert!(first.len() <= waiting && (count == 0 || waiting == 0 || !first.is_empty()));
-        assert!(waiting > 0 || self.config.ttft_target.is_some() || core.predicted_wait_ns() == 0, "nobody waits");
+        assert!(waiting > 0 || self.config.ttft_target.is_some() || core.predicted_wait_ns() == 0, "no request waits");
         for forecast in core.kv_forecast() {
             assert!(self.config.policy == PolicyName::Adaptive, "{forecast:?}");
         }
@@ -308,7 +308,7 @@ impl Host {
         assert!(self.core.restore(&serde_json::json!({"lengths": [1, null], "traffic": 3})).is_err());
     }
 
-    /// Runs to the end with a host that behaves: nobody is left.
+    /// Runs to the end with a host that behaves: no request is left.
     pub(crate) fn finish(&mut self) {
         self.lies = false;
         self.pause(false);

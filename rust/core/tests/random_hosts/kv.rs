@@ -73,7 +73,7 @@ impl Kv {
         })
     }
 
-    /// Full blocks of a prefix that one who goes on from it holds.
+    /// Full blocks of a prefix that a request which goes on from it holds.
     pub(crate) fn filled(&self, tokens: u32) -> u32 {
         let full = |kind, size: u32| {
             (0..tokens / size).filter(|block| (block + 1) * size > Self::keeps(kind, tokens)).count() as u32
@@ -108,7 +108,7 @@ impl Pool {
         (held - self.drift).max(0)
     }
 
-    /// One leaves: what it shared others hold. Without the host's word nobody knows who does.
+    /// One leaves: what it shared others hold. Without the host's word it is not known which do.
     pub(crate) fn release(&mut self, blocks: u32, shared: u32, left: i64) {
         self.drift -= if self.trusted() { i64::from(shared) } else { self.drift.clamp(0, i64::from(blocks)) };
         // No more can be shared than is held; with nothing held there is nothing to disagree about.

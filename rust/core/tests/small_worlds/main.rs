@@ -2,8 +2,8 @@
 //! report (honest, or one that says a request was preempted, refused, has finished early or is not as far as planned), an abort, a
 //! change of the capacity. Breadth first; a state that was reached before is not gone through again.
 //!
-//! In every state: blocks in use are within the capacity after a plan, nobody is lost, and an honest host that goes on from there
-//! finishes everybody, with nothing left in use.
+//! In every state: blocks in use are within the capacity after a plan, no request is lost, and an honest host that goes on from there
+//! finishes every request, with nothing left in use.
 
 mod state;
 

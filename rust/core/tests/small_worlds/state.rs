@@ -44,7 +44,7 @@ pub(crate) struct State {
     arrived: Vec<RequestId>,
     /// Output lengths of those present.
     present: BTreeMap<RequestId, u32>,
-    /// Who ends in each iteration that was planned and not reported, oldest first.
+    /// Which requests end in each iteration that was planned and not reported, oldest first.
     flying: Vec<Vec<RequestId>>,
 }
 
@@ -121,7 +121,7 @@ impl State {
             }
             Call::Capacity(blocks) => self.core.set_capacity(blocks).unwrap(),
         }
-        assert_eq!(self.core.view().len(), self.present.len(), "who is present after {course:?}");
+        assert_eq!(self.core.view().len(), self.present.len(), "requests present after {course:?}");
     }
 
     fn arrive(&mut self, id: RequestId, course: &[Call]) {
@@ -158,7 +158,7 @@ impl State {
         self.flying.push(self.present.keys().copied().filter(ended).collect());
     }
 
-    /// Reports the oldest iteration: who ended, and (preempted, refused, progress) as `change` has it.
+    /// Reports the oldest iteration: what ended, and (preempted, refused, progress) as `change` has it.
     fn report(&mut self, change: impl FnOnce(&mut Vec<RequestId>, &mut Deviation)) {
         let mut ended = self.flying.remove(0);
         let mut deviation = (None, None, None);
@@ -176,7 +176,7 @@ impl State {
         }
     }
 
-    /// An honest host goes on from here: everybody ends, and nothing stays in use.
+    /// An honest host goes on from here: every request ends, and nothing stays in use.
     pub(crate) fn finishes(&self, course: &[Call]) {
         let mut last = self.clone();
         last.core.set_capacity(self.blocks).unwrap();
@@ -196,8 +196,8 @@ impl State {
         assert_eq!(last.core.stats().corrected_plans, 0);
     }
 
-    /// What the future depends on: who stands where and with what, the queues, the lanes, the capacity, what the host is to report,
-    /// what the last plan did with whom (a report may take that back), and what the policy remembers: its `Debug` text. That
+    /// What the future depends on: which request stands where and with what, the queues, the lanes, the capacity, what the host is to report,
+    /// what the last plan did with which (a report may take that back), and what the policy remembers: its `Debug` text. That
     /// names requests by slot, so slots are in the key, and may name iterations by tick, so ticks are, for policies that do.
     ///
     /// Left out are the counters and the estimate of waits, which nothing here asks for; the clock, which stands; the age of
@@ -230,5 +230,5 @@ impl State {
     }
 }
 
-/// Who was preempted, who was refused, and what one has computed.
+/// What was preempted, what was refused, and what one has computed.
 type Deviation = (Option<RequestId>, Option<RequestId>, Option<(RequestId, u32)>);
