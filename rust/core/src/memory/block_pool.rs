@@ -76,6 +76,12 @@ impl BlockPool {
         if self.trusts_shares() { 0 } else { self.drift.max(0) }
     }
 
+    /// Of the blocks of a resident that leaves, those that stay charged where so many are `unclaimed`: what it shared, by the
+    /// host's word, or as many as others may hold.
+    pub(crate) fn stays_charged(&self, blocks: u32, shared: u32, unclaimed: i64) -> i64 {
+        if self.trusts_shares() { i64::from(shared) } else { unclaimed.min(i64::from(blocks)) }
+    }
+
     /// Another plan begins.
     pub(crate) fn count_plan(&mut self) {
         self.silence = self.silence.saturating_add(1);
@@ -98,7 +104,7 @@ impl BlockPool {
     /// more how many are free is charged for what was thought to be shared.
     #[inline]
     pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
-        let lost = if self.trusts_shares() { i64::from(shared) } else { self.unclaimed().min(i64::from(blocks)) };
+        let lost = self.stays_charged(blocks, shared, self.unclaimed());
         self.take(-i64::from(blocks));
         // No more can be shared than is held.
         self.drift = (self.drift - lost).min(self.held - self.shared);

@@ -13,4 +13,4 @@ pub(crate) use footprint::Footprint;
 pub use kv_group::{GroupKind, KvGroup};
 pub use kv_layout::KvLayout;
 pub use lane::Lane;
-pub(crate) use prefix_cache::{Block, PrefixCache};
+pub(crate) use prefix_cache::{Block, Hit as CachedBlocks, PrefixCache};

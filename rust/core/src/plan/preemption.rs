@@ -60,14 +60,11 @@ impl Plan {
             self.free += before - prefixes.held();
             return;
         }
-        let blocks = i64::from(blocks);
-        let kept = if view.pool().trusts_shares() {
-            i64::from(view.request(slot).shared_blocks(view.layout()))
-        } else {
-            self.unclaimed.min(blocks)
-        };
-        self.unclaimed -= if view.pool().trusts_shares() { 0 } else { kept };
+        let pool = view.pool();
+        let kept = pool.stays_charged(blocks, view.request(slot).shared_blocks(view.layout()), self.unclaimed);
+        // None are unclaimed while the host is taken at its word.
+        self.unclaimed = (self.unclaimed - kept).max(0);
         // No more can be free than there are, whatever was said to be shared.
-        self.free = (self.free + blocks - kept).min(i64::from(view.pool().capacity()));
+        self.free = (self.free + i64::from(blocks) - kept).min(i64::from(pool.capacity()));
     }
 }

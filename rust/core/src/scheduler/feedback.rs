@@ -87,13 +87,7 @@ impl Scheduler {
     /// [`Error::Invalid`] names what cannot be: more free blocks than there are, a request longer than the model allows, a hit
     /// beyond its prompt, a request that is said to have finished and to have been preempted. Nothing changes then.
     pub fn complete(&mut self, report: &Report) -> Result<()> {
-        let Report { preempted, refused, progress, hits, free_blocks, .. } = report;
-        // Most reports say what has which cannot be wrong by itself.
-        if !(preempted.is_empty() && refused.is_empty() && progress.is_empty() && hits.is_empty())
-            || free_blocks.is_some_and(|free| free > self.view.pool().capacity())
-        {
-            self.check_report(report)?;
-        }
+        self.check_report(report)?;
         if !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty()) {
             self.policy.step(Step::Corrected);
         }
@@ -159,14 +153,10 @@ impl Scheduler {
                 return Err(Error::invalid(format!("shared tokens of request {id}"), hit.shared, rule));
             }
         }
-        if !report.finished.is_empty() {
-            for id in report.preempted.iter().chain(report.refused) {
-                if report.finished.contains(id) {
-                    return Err(Error::invalid("finished", id, "is said not to have run in the same report"));
-                }
-            }
+        match report.preempted.iter().chain(report.refused).find(|id| report.finished.contains(id)) {
+            Some(id) => Err(Error::invalid("finished", id, "is said not to have run in the same report")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The host did not admit what a recent plan admitted.
@@ -238,7 +228,8 @@ impl Scheduler {
         self.policy.lane(request, kv + 1 - request.prompt) == usize::from(request.lane)
     }
 
-    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as its output allows. True if the list of prefills may have changed.
+    /// Places a resident where the host says it is: `kv` tokens in the cache, at most as many as its output allows. True if
+    /// the list of prefills may have changed.
     fn place(&mut self, slot: Slot, kv: u32) -> bool {
         let request = self.view.request(slot);
         let kv = kv.min(request.prompt + request.max_tokens);

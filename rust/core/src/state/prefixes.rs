@@ -4,7 +4,7 @@
 //! prompt are there already, and which of those others hold. While a plan is made and applied this is the plan's, for what it
 //! takes decides what the next request in the same plan finds; at all other times it is the view's.
 
-use crate::memory::{Block, PrefixCache};
+use crate::memory::{Block, CachedBlocks, PrefixCache};
 use crate::model::{Hit, Slot};
 
 /// Requests with hashes, and the cache that they share with all others.
@@ -61,18 +61,22 @@ impl Prefixes {
         self.chains.get(slot as usize)?.as_deref()
     }
 
+    fn in_tokens(&self, found: CachedBlocks) -> Hit {
+        Hit { computed: found.blocks * self.block_size, shared: found.held * self.block_size }
+    }
+
     /// What a waiting request that has `target` tokens to compute finds; none for one without hashes.
     pub(crate) fn hit(&self, slot: Slot, target: u32) -> Option<Hit> {
         let chain = self.chain(slot)?;
         let found = self.cache.hit(looked_up(&chain.hashes, target, self.block_size));
-        Some(Hit { computed: found.blocks * self.block_size, shared: found.held * self.block_size })
+        Some(self.in_tokens(found))
     }
 
     /// A request is admitted: it holds what it finds. None for one without hashes.
     pub(crate) fn admit(&mut self, slot: Slot, target: u32) -> Option<Hit> {
         let chain = self.chains.get_mut(slot as usize)?.as_deref_mut()?;
         let found = self.cache.take_prefix(looked_up(&chain.hashes, target, self.block_size), &mut chain.named);
-        Some(Hit { computed: found.blocks * self.block_size, shared: found.held * self.block_size })
+        Some(self.in_tokens(found))
     }
 
     /// Takes blocks that have no name yet, or gives some back (negative).

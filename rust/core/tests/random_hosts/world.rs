@@ -45,7 +45,7 @@ pub(crate) fn policies() -> Vec<Value> {
 }
 
 /// A scheduler and a host that may lie to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct World {
     pub(crate) policy: usize,
     pub(crate) capacity: u32,
@@ -66,23 +66,7 @@ pub(crate) struct World {
 impl World {
     /// Thirteen blocks of four tokens, and a budget that prompts exceed.
     pub(crate) fn tight(policy: usize, seats: u32) -> Self {
-        let (capacity, block_size, extra_budget) = (13, 4, 9);
-        let (prefill_chunk, shorter, max_queued) = (None, None, (None, None));
-        let (kinds, lookahead, caching, lies) = (0, 0, false, false);
-        Self {
-            policy,
-            capacity,
-            block_size,
-            seats,
-            extra_budget,
-            prefill_chunk,
-            shorter,
-            max_queued,
-            kinds,
-            lookahead,
-            caching,
-            lies,
-        }
+        Self { policy, seats, capacity: 13, block_size: 4, extra_budget: 9, ..Self::default() }
     }
 
     /// Groups of one block each that hold a block's tokens.
