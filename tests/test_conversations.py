@@ -186,7 +186,7 @@ def test_drafts_shorten_outputs() -> None:
     none = simulate("vllm", requests=requests, kv_blocks=7424, iteration_time=LINEAR)
     some = simulate("vllm", requests=requests, kv_blocks=7424, iteration_time=LINEAR, acceptance=[0.8, 0.5], seed=1)
     figures = some.summary()
-    assert some.settings["num_lookahead_tokens"] == 2
+    assert some.settings["num_speculative_tokens"] == 2
     assert figures["accepted_tokens"] / figures["draft_tokens"] == pytest.approx(0.65, rel=0.02)
     assert figures["decode_tokens"] == 200 * 100
     assert figures["mean_tpot_ms"] == pytest.approx(none.summary()["mean_tpot_ms"] / 2.3, rel=0.03)

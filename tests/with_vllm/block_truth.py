@@ -195,14 +195,15 @@ class Core:
             "max_num_seqs": case.max_num_seqs,
             "token_budget": case.token_budget,
             "max_model_len": case.max_model_len,
-            "watermark": case.watermark,
+            # vLLM counts its null block among those of which the watermark is a share.
+            "watermark": case.watermark * (case.kv_blocks + 1) / case.kv_blocks,
         }
         if case.long_prefill_token_threshold:
             settings["long_prefill_token_threshold"] = case.long_prefill_token_threshold
         if case.kv_groups:
             settings["kv_groups"] = [dict(group) for group in case.kv_groups]
         if case.draft_tokens:
-            settings["num_lookahead_tokens"] = case.draft_tokens
+            settings["num_speculative_tokens"] = case.draft_tokens
         if case.prefix_caching:
             settings["prefix_caching"] = True
         self.case = case

@@ -41,6 +41,7 @@ class EngineSettings(TypedDict, total=False):
     block_size: int
     kv_groups: Sequence[KvGroup]
     prefix_caching: bool
+    num_speculative_tokens: int
     num_lookahead_tokens: int
     max_num_seqs: int
     token_budget: int

@@ -192,7 +192,7 @@ def simulate(
         What the host tells of its requests besides: predicted lengths, labels, priorities.
     acceptance : sequence of float
         Speculative decoding: the probability that the first draft of a decode is accepted, that the first two are, and
-        so on, as vLLM's acceptance rates by position. `num_lookahead_tokens` defaults to their number.
+        so on, as vLLM's acceptance rates by position. `num_speculative_tokens` defaults to their number.
     transfer : Transfer, optional
         The KV of every prompt but its last token is computed elsewhere, and comes so once its memory is taken.
     progress : bool or callable
@@ -224,7 +224,7 @@ def simulate(
     told = gpu if law == "known" else None
     defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
     if acceptance:
-        defaults["num_lookahead_tokens"] = len(acceptance)
+        defaults["num_speculative_tokens"] = len(acceptance)
     core: dict[str, Any] = {**defaults, **settings}
     core |= kv_cache_of(gpu, core)
     labels = np.zeros(len(wanted), np.uint16)

@@ -122,7 +122,10 @@ pub struct Config {
     /// cached, and counts a block that several hold once. For one group of full attention; with others, or with a prefix
     /// cache of its own, the host reports what a request finds (false).
     pub prefix_caching: bool,
-    /// Slots that a decode takes ahead of its token, for the drafts of speculative decoding (0). [0 to 1,024 tokens]
+    /// Draft tokens that a decode verifies, as vLLM's setting of that name: it takes one more token of the budget for each,
+    /// and a slot (0). [0 to 1,024 tokens]
+    pub num_speculative_tokens: u32,
+    /// Slots that a decode takes ahead of what it computes, as for the drafts of a model that drafts (0). [0 to 1,024 tokens]
     pub num_lookahead_tokens: u32,
     /// Most resident requests (256). [1 to 2^30 requests]
     pub max_num_seqs: u32,
@@ -205,6 +208,7 @@ impl Default for Config {
             block_size: 16,
             kv_groups: Vec::new(),
             prefix_caching: false,
+            num_speculative_tokens: 0,
             num_lookahead_tokens: 0,
             max_num_seqs: 256,
             token_budget: 2048,
@@ -283,7 +287,8 @@ impl Config {
     pub(crate) fn kv_layout(&self) -> KvLayout {
         // A prompt longer than the budget goes whole there.
         let step_tokens = if self.policy == PolicyName::PrefillFirst { MAX_LENGTH } else { self.token_budget };
-        KvLayout::new(self.block_size, &self.kv_groups, step_tokens, self.num_lookahead_tokens)
+        let lookahead = self.num_speculative_tokens + self.num_lookahead_tokens;
+        KvLayout::new(self.block_size, &self.kv_groups, step_tokens, lookahead)
     }
 
     /// The types as a workload.

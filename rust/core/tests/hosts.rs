@@ -175,6 +175,33 @@ fn several_tokens_a_step_are_an_offset_of_their_own() {
 }
 
 #[test]
+fn drafts_take_tokens_of_the_budget() {
+    for (policy, decodes) in [("vllm", 2), ("sarathi", 2), ("adaptive", 2)] {
+        let settings = json!({"policy": policy, "kv_blocks": 100, "block_size": 4, "max_num_seqs": 4, "token_budget": 12,
+            "num_speculative_tokens": 3});
+        let mut core = scheduler(&settings);
+        with(&mut core, &[(1, 4), (2, 4), (3, 20)]);
+        core.plan(0);
+        core.plan(0);
+        let plan = core.last_plan();
+        assert_eq!((plan.decodes(), plan.decode_tokens(), plan.tokens()), (decodes, 4 * decodes, 12), "{policy}");
+        assert_eq!((plan.shape().decodes, plan.chunks()[0].tokens), (8, 12 - 8), "{policy}: {:?}", plan.chunks());
+    }
+}
+
+#[test]
+fn decodes_for_which_drafts_leave_no_token_stand() {
+    let settings = json!({"policy": "vllm", "kv_blocks": 100, "block_size": 4, "max_num_seqs": 4, "token_budget": 10,
+        "num_speculative_tokens": 3});
+    let mut core = scheduler(&settings);
+    with(&mut core, &[(1, 2), (2, 2), (3, 2), (4, 2)]);
+    core.plan(0);
+    // 4 + 4 + the last 2 of the budget: the third has one draft verified, the fourth gets nothing.
+    let plan = core.plan(0);
+    assert_eq!((plan.decodes(), plan.parked().len(), plan.tokens_left()), (3, 1, 0));
+}
+
+#[test]
 fn a_cache_of_several_groups_is_counted_over_all_of_them() {
     let mut core =
         scheduler(&json!({"kv_blocks": 24, "block_size": 4, "max_num_seqs": 4, "token_budget": 8, "kv_groups": [

@@ -244,10 +244,10 @@ mod tests {
         let seeds: Vec<u64> = (0..1_000).collect();
         let stopped = spread(&seeds, 2, |seed| one(seed.min(500)), |_| ControlFlow::Break(()));
         assert_eq!(stopped, Err(SimError::Interrupted { completed: 1, offered: 1_000 }));
-        few(250);
+        few(450);
         let failed = spread(&seeds, 2, one, |_| ControlFlow::Continue(()));
         assert!(failed.unwrap_err().to_string().starts_with("seed = 501"));
-        few(250);
+        few(450);
         assert_eq!(spread(&seeds[..9], 4, one, |_| ControlFlow::Continue(())), Ok((0..9).collect()));
     }
 

@@ -199,7 +199,7 @@ impl<'a> Engine<'a> {
         let (view, prompt) = (self.scheduler.view(), self.requests.arrivals[id as usize].prompt);
         let tokens = u64::from(prompt) + u64::from(self.iterations(id));
         // At its end it still takes the slots of its drafts.
-        let slots = tokens as u32 + self.setup.config.num_lookahead_tokens;
+        let slots = tokens as u32 + view.layout().lookahead();
         let drafts_fit = || !self.drafts.any() || view.layout().demand(slots) <= view.pool().capacity();
         tokens <= u64::from(view.max_model_len()) && drafts_fit()
     }
@@ -267,8 +267,7 @@ impl<'a> Engine<'a> {
             return Ok(start_ns);
         }
         // One call, which is inlined.
-        let shape = if self.drafts.any() { self.drafts.computed(plan.shape()) } else { *plan.shape() };
-        let mut duration = self.setup.law.nanos(&shape);
+        let mut duration = self.setup.law.nanos(plan.shape());
         let jitter = self.setup.steps.jitter;
         if jitter > 0.0 {
             let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);

@@ -64,7 +64,7 @@ pub struct Run {
     pub draft_tokens: u64,
     /// Drafts accepted.
     pub accepted_tokens: u64,
-    /// Iterations that computed so many tokens, drafts left out; by the number of tokens, 0 to the most.
+    /// Iterations that computed so many tokens, drafts among them; by the number of tokens, 0 to the most.
     pub step_tokens: Vec<u64>,
     /// The core's counters.
     pub stats: Stats,

@@ -1,6 +1,5 @@
 //! Speculative decoding: each decode verifies drafts, and yields those that are accepted and one token more.
 
-use wait_core::model::BatchShape;
 use wait_core::{Error, Phase, Result, Scheduler};
 
 use crate::rng::Stream;
@@ -23,10 +22,10 @@ impl<'a> Drafts<'a> {
             let rule = "must be probabilities that do not rise: no draft is accepted behind one that is not";
             return Err(Error::invalid("acceptance", format!("{acceptance:?}"), rule));
         }
-        let slots = setup.config.num_lookahead_tokens;
-        if (slots as usize) < acceptance.len() {
-            let rule = format!("must be at least {}, the drafts of a decode", acceptance.len());
-            return Err(Error::invalid("num_lookahead_tokens", slots, rule));
+        let drafts = setup.config.num_speculative_tokens;
+        if drafts as usize != acceptance.len() {
+            let rule = format!("must be {}, as many as there are acceptance rates", acceptance.len());
+            return Err(Error::invalid("num_speculative_tokens", drafts, rule));
         }
         Ok(Self { acceptance, stream: Stream::new(setup.steps.seed, "drafts"), progress: Vec::new() })
     }
@@ -39,12 +38,6 @@ impl<'a> Drafts<'a> {
     /// Drafts that so many decodes verify.
     pub(crate) fn verified(&self, decodes: u32) -> u64 {
         u64::from(decodes) * self.acceptance.len() as u64
-    }
-
-    /// What the GPU computes for a plan: a draft costs what a decoded token does, and reads the KV that its request reads
-    /// anyway.
-    pub(crate) fn computed(&self, shape: &BatchShape) -> BatchShape {
-        BatchShape { decodes: shape.decodes * (1 + self.acceptance.len() as u64), ..*shape }
     }
 
     /// Draws how many drafts of each decode of the last plan are accepted. Those that have reached their end are added to

@@ -63,7 +63,7 @@ proptest! {
         // One token alone needs its slot and those of its drafts.
         let blocks = blocks + acceptance.len() as u32;
         let mut settings = json!({
-            "num_lookahead_tokens": acceptance.len(),
+            "num_speculative_tokens": acceptance.len(),
             "kv_blocks": blocks,
             "block_size": block_size,
             "max_num_seqs": seats,
@@ -91,7 +91,7 @@ proptest! {
         let iterations = |arrival: &Arrival| arrival.output + u32::from(paper);
         let mut gaps = 0;
         for (i, arrival) in arrivals.iter().enumerate() {
-            let slots = arrival.prompt + iterations(arrival) + setup.config.num_lookahead_tokens;
+            let slots = arrival.prompt + iterations(arrival) + setup.config.num_speculative_tokens;
             let fits = slots <= blocks * block_size;
             prop_assert_eq!(run.finished_ns[i] < NEVER_NS, fits);
             if fits {

@@ -10,7 +10,7 @@ use wait_sim::{Arrival, Run, Setup};
 
 fn setup(settings: Value, acceptance: &[f64]) -> Setup {
     let Value::Object(mut settings) = settings else { panic!("a map of settings") };
-    settings.insert("num_lookahead_tokens".into(), json!(acceptance.len()));
+    settings.insert("num_speculative_tokens".into(), json!(acceptance.len()));
     let law = IterationTime::linear(0.01, 1e-6).unwrap();
     Setup { acceptance: acceptance.into(), ..Setup::new(Config::from_map(settings).unwrap(), law) }
 }
@@ -63,16 +63,16 @@ fn drafts_are_accepted_as_often_as_stated() {
 }
 
 #[test]
-fn bad_probabilities_and_missing_slots_are_refused() {
-    let refused = |acceptance: &[f64], slots: u32| {
+fn bad_probabilities_and_another_number_of_drafts_are_refused() {
+    let refused = |acceptance: &[f64], drafts: u32| {
         let mut setup = setup(json!({"kv_blocks": 10}), acceptance);
-        setup.config.num_lookahead_tokens = slots;
+        setup.config.num_speculative_tokens = drafts;
         wait_sim::run(&setup, &[arrival(0, 4, 4)], |_| ControlFlow::Continue(())).unwrap_err().to_string()
     };
     assert!(refused(&[0.5, 0.6], 2).starts_with("acceptance = [0.5, 0.6]: "));
     assert!(refused(&[1.5], 2).starts_with("acceptance = [1.5]: "));
     assert!(refused(&[f64::NAN], 2).starts_with("acceptance = [NaN]: "));
-    assert!(refused(&[0.5, 0.4], 1).starts_with("num_lookahead_tokens = 1: must be at least 2"));
+    assert!(refused(&[0.5, 0.4], 1).starts_with("num_speculative_tokens = 1: must be 2"));
 }
 
 proptest! {
@@ -98,7 +98,9 @@ proptest! {
             arrival(at_ns, prompt.min(blocks), output.min(blocks))
         }).collect();
         let with = setup(settings, &[0.0, 0.0]);
-        let without = Setup { acceptance: Vec::new(), ..with.clone() };
+        let mut without = Setup { acceptance: Vec::new(), ..with.clone() };
+        // The same slots ahead, for no drafts.
+        (without.config.num_speculative_tokens, without.config.num_lookahead_tokens) = (0, 2);
         let (with, without) = (run(&with, &arrivals), run(&without, &arrivals));
         let mut gaps = [with.gaps.clone(), without.gaps.clone()];
         for gaps in &mut gaps {
@@ -106,7 +108,10 @@ proptest! {
         }
         prop_assert_eq!(&gaps[0], &gaps[1]);
         prop_assert_eq!(with.draft_tokens, 2 * with.decode_tokens);
-        let same = Run { gaps: without.gaps.clone(), draft_tokens: 0, ..with };
+        let tokens = |run: &Run| run.step_tokens.iter().zip(0..).map(|(&steps, tokens)| steps * tokens).sum::<u64>();
+        prop_assert_eq!(tokens(&with), tokens(&without) + with.draft_tokens);
+        let step_tokens = without.step_tokens.clone();
+        let same = Run { gaps: without.gaps.clone(), draft_tokens: 0, step_tokens, ..with };
         prop_assert_eq!(same, without);
     }
 }

@@ -84,9 +84,12 @@ impl Config {
             let rule = "needs one group of full attention; with others the host reports hits";
             return Err(Error::invalid("prefix_caching", true, rule));
         }
-        if self.num_lookahead_tokens > MAX_LOOKAHEAD {
-            let rule = format!("must be at most {MAX_LOOKAHEAD}");
-            return Err(Error::invalid("num_lookahead_tokens", self.num_lookahead_tokens, rule));
+        let ahead = [
+            ("num_speculative_tokens", self.num_speculative_tokens),
+            ("num_lookahead_tokens", self.num_lookahead_tokens),
+        ];
+        if let Some((name, tokens)) = ahead.into_iter().find(|&(_, tokens)| tokens > MAX_LOOKAHEAD) {
+            return Err(Error::invalid(name, tokens, format!("must be at most {MAX_LOOKAHEAD}")));
         }
         let tokens = u64::from(self.kv_blocks) * u64::from(self.block_size);
         if tokens > u64::from(MAX_COUNT) {

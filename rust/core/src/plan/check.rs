@@ -94,7 +94,7 @@ impl Plan {
                 return Some("a request is preempted that is not resident, or twice");
             }
         }
-        let mut tokens = u64::from(self.decodes);
+        let mut tokens = 0;
         for chunk in &self.chunks {
             let request = view.request(chunk.slot);
             let phase = if chunk.origin == Origin::Resident { Phase::Prefilling } else { Phase::Waiting };
@@ -108,7 +108,7 @@ impl Plan {
             }
             tokens += u64::from(chunk.tokens);
         }
-        (tokens != u64::from(self.tokens)).then_some("the tokens do not add up")
+        (tokens != u64::from(self.prefill_tokens)).then_some("the tokens do not add up")
     }
 
     /// The iteration and the engine keep their limits, once room is made.
@@ -117,7 +117,7 @@ impl Plan {
         let admits = self.chunks.iter().any(|chunk| chunk.origin != Origin::Resident);
         // Decodes run however many they are, and a prompt longer than the budget may go alone.
         let alone = self.decodes == 0 && self.chunks.len() == 1;
-        if self.tokens > self.budget && !alone && !self.chunks.is_empty() {
+        if self.tokens() > self.budget && !alone && !self.chunks.is_empty() {
             return Some("more tokens than the budget");
         }
         if self.residents > limits.max_num_seqs && admits {

@@ -16,7 +16,7 @@ impl Plan {
             return Err(Hold::new(HoldReason::BatchCap, self.residents + 1, seats));
         }
         if self.tokens_left() == 0 {
-            return Err(Hold::new(HoldReason::BatchCap, self.tokens + 1, self.budget));
+            return Err(Hold::new(HoldReason::BatchCap, self.tokens() + 1, self.budget));
         }
         Ok(())
     }

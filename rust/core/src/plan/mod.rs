@@ -95,8 +95,11 @@ pub struct Plan {
     /// Of the blocks that residents hold, those that stay in use when any of them leave.
     unclaimed: i64,
     budget: u32,
-    tokens: u32,
+    /// Of the prompts.
+    prefill_tokens: u32,
     decodes: u32,
+    /// Tokens that each decode takes of the budget.
+    each: u32,
     residents: u32,
     wake_ns: Option<u64>,
     /// The prefix cache, from which all that is planned is taken as it is planned.
@@ -121,8 +124,9 @@ impl Plan {
         self.free = view.pool().free();
         self.unclaimed = view.pool().unclaimed();
         self.budget = view.limits().token_budget;
-        self.tokens = 0;
+        self.prefill_tokens = 0;
         self.decodes = 0;
+        self.each = view.limits().decode_tokens;
         self.residents = view.residents();
         self.wake_ns = None;
         self.shape = BatchShape::default();
@@ -167,27 +171,34 @@ impl Plan {
 
     /// Most tokens that the host should compute in this iteration.
     pub fn token_budget(&self) -> u32 {
-        self.budget.max(self.tokens)
+        self.budget.max(self.tokens())
     }
 
-    /// Tokens of the iteration: decodes and prefill.
+    /// Tokens of the iteration: decodes, with the drafts that they verify, and prefill.
+    #[inline]
     pub fn tokens(&self) -> u32 {
-        self.tokens
+        self.decode_tokens().saturating_add(self.prefill_tokens)
     }
 
-    /// Requests that decode one token.
+    /// Requests that decode.
     pub fn decodes(&self) -> u32 {
         self.decodes
     }
 
+    /// Tokens that the decodes take of the budget: one each, and one for each draft.
+    #[inline]
+    pub fn decode_tokens(&self) -> u32 {
+        self.decodes.saturating_mul(self.each)
+    }
+
     /// Nothing to compute.
     pub fn is_empty(&self) -> bool {
-        self.tokens == 0
+        self.decodes == 0 && self.prefill_tokens == 0
     }
 
     /// Nothing to compute, and no request admitted whose KV is on the way.
     pub fn is_idle(&self) -> bool {
-        self.tokens == 0 && self.chunks.is_empty()
+        self.decodes == 0 && self.chunks.is_empty()
     }
 
     /// Why the requests of queue `queue` wait; the last queue is that of the preempted.
@@ -214,7 +225,7 @@ impl Plan {
 
     /// Tokens left in the iteration's budget.
     pub fn tokens_left(&self) -> u32 {
-        self.budget.saturating_sub(self.tokens)
+        self.budget.saturating_sub(self.tokens())
     }
 
     /// Residents after the plan so far.
@@ -242,7 +253,6 @@ impl Plan {
         let members = &view.lanes()[lane];
         self.run[lane] = true;
         self.take(members.block_change() - blocks);
-        self.tokens += members.len() - out;
         self.decodes += members.len() - out;
     }
 
@@ -252,11 +262,10 @@ impl Plan {
         self.retract_decode(view, slot);
     }
 
-    /// Takes back the token that a member of a lane was to decode.
+    /// Takes back that a member of a lane was to decode.
     fn retract_decode(&mut self, view: &View, slot: Slot) {
         if self.run[view.request(slot).lane as usize] {
             self.take(-view.next_blocks(slot));
-            self.tokens -= 1;
             self.decodes -= 1;
         }
     }
@@ -266,7 +275,6 @@ impl Plan {
         debug_assert!(self.run[lane], "lane {lane} stands");
         self.unparked.push((slot, lane as u16));
         self.take(view.next_blocks(slot));
-        self.tokens += 1;
         self.decodes += 1;
     }
 
@@ -346,7 +354,7 @@ impl Plan {
         let request = view.request(slot);
         let last = start + tokens == request.prefill_target();
         self.chunks.push(Chunk { slot, id: request.id, hit: Hit::default(), start, tokens, blocks, last, origin });
-        self.tokens += tokens;
+        self.prefill_tokens += tokens;
     }
 
     /// A waiting request goes to another queue; it may be admitted by the same plan.
@@ -383,7 +391,7 @@ impl Plan {
             + self.unparked.iter().map(|&(slot, _)| after(slot)).sum::<u64>();
         let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
         let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
-        self.shape = BatchShape { decodes: u64::from(self.decodes), decode_kv: kv, ..BatchShape::default() };
+        self.shape = BatchShape { decodes: u64::from(self.decode_tokens()), decode_kv: kv, ..BatchShape::default() };
         // One whose KV is on the way is computed nothing of.
         for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {
             self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));

@@ -40,13 +40,12 @@ impl Plan {
         if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
             self.unparked.remove(at);
             self.take(-view.next_blocks(slot));
-            self.tokens -= 1;
             self.decodes -= 1;
         }
         let (mut blocks, mut kv) = (view.blocks(slot), view.kv(slot));
         if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
             let chunk = self.chunks.remove(at);
-            self.tokens -= chunk.tokens;
+            self.prefill_tokens -= chunk.tokens;
             (blocks, kv) = (chunk.blocks, chunk.start + chunk.tokens);
         }
         self.release(view, slot, blocks, kv);

@@ -1,7 +1,7 @@
 //! vLLM V1, what people run now.
 //!
 //! Running requests go first, in the order of their admission, as far as the token budget reaches: a decode takes one
-//! token, a prefill what is left of its prompt. Out of blocks: preempt the request admitted last. In an iteration that
+//! token and its drafts, a prefill what is left of its prompt. Out of blocks: preempt the request admitted last. In an iteration that
 //! preempted nothing, admit first come first served while a seat, tokens and the blocks of the WHOLE prompt are free above
 //! the watermark (which an idle engine ignores); only the blocks of the first chunk are taken.
 
@@ -48,7 +48,8 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
     if view.lanes()[0].blocks_taken() + view.prefilling().iter().map(chunks).sum::<i64>() <= plan.free() {
         return;
     }
-    let (mut free, mut left) = (plan.free(), plan.token_budget());
+    let (mut free, mut left) = (plan.free(), view.limits().token_budget);
+    let drafts = view.limits().decode_tokens - 1;
     for slot in view.iter_residents() {
         let (tokens, ahead) = match view.request(slot).phase {
             Phase::Prefilling => (chunk(view, slot).min(left), 0),
@@ -59,6 +60,9 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
             continue;
         }
         left -= tokens;
+        if ahead > 0 {
+            left -= drafts.min(left);
+        }
         let start = view.kv(slot);
         let kept = i64::from(layout.after(start, start + ahead));
         let taken = i64::from(layout.after(start, start + tokens + ahead)) - kept;
@@ -79,23 +83,26 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
 /// Lets the decodes stand for which those admitted before them leave no token, and those run again for which they do.
 ///
 /// A prefill that does not fill the budget is the last of the residents, unless its chunks are cut short: so almost never
-/// are there fewer tokens than the decodes and all chunks ask for, and nothing is to be done.
+/// are there fewer tokens than the decodes and all chunks ask for, and there is nothing to be done.
 fn share_budget(view: &View, plan: &mut Plan) {
     let asked = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(0, u32::saturating_add);
     let last = matches!(*view.prefilling(), [slot] if view.last_resident() == Some(slot));
-    if view.parked().is_empty() && (last || asked <= plan.tokens_left()) {
+    let budget = view.limits().token_budget;
+    if view.parked().is_empty() && plan.tokens() <= budget && (last || asked <= plan.tokens_left()) {
         return;
     }
-    let mut left = plan.token_budget();
+    let mut left = budget;
+    // The last of them has fewer drafts verified, or none.
+    let decode = view.limits().decode_tokens;
     for slot in view.iter_residents().take(plan.residents() as usize) {
         match view.request(slot).phase {
             Phase::Prefilling => left -= chunk(view, slot).min(left),
             Phase::Decoding if left == 0 => plan.park(view, slot),
             Phase::Parked if left > 0 => {
                 plan.unpark(view, slot, 0);
-                left -= 1;
+                left -= decode.min(left);
             }
-            Phase::Decoding => left -= 1,
+            Phase::Decoding => left -= decode.min(left),
             Phase::Parked | Phase::Receiving | Phase::Waiting => {}
         }
     }

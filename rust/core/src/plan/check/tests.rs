@@ -158,12 +158,12 @@ fn chunks_are_parts_of_their_prompts() {
         rule(move |_, plan| {
             let (slot, id, origin) = (PREFILLS, 102, Origin::Resident);
             plan.chunks.push(Chunk { slot, id, start: 2, tokens, blocks: 2, last: false, origin, hit: Hit::default() });
-            plan.tokens += tokens;
+            plan.prefill_tokens += tokens;
         })
     };
     let part = "a chunk has no tokens, or more than its prompt";
     assert_eq!((chunk(0), chunk(7)), (part, part));
-    assert_eq!(rule(|_, plan| plan.tokens += 1), "the tokens do not add up");
+    assert_eq!(rule(|_, plan| plan.prefill_tokens += 1), "the tokens do not add up");
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Adaptive {
         if entry.seats == 0 {
             return Err(Hold::new(HoldReason::BatchCap, seats + 1, seats));
         }
-        let tokens = plan.decodes() + entry.backlog;
+        let tokens = plan.decode_tokens().saturating_add(entry.backlog);
         if tokens >= view.limits().token_budget {
             return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
         }
@@ -112,7 +112,7 @@ impl Adaptive {
         }
         let candidate = self.candidate(view, slot);
         if !idle {
-            self.fits(entry, &candidate)?;
+            self.fits(view, entry, &candidate)?;
             self.keeps_pace(view, entry, prompt)?;
         }
         entry.backlog = entry.backlog.saturating_add(prompt - request.computed_on_admission());
@@ -133,12 +133,12 @@ impl Adaptive {
 
     /// Memory: every request up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
     /// outputs are alike.
-    fn fits(&mut self, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
+    fn fits(&mut self, view: &View, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
         if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
         }
         let worth = match &self.budget {
-            Some(budget) => budget.worth(entry.decodes, entry.kv),
+            Some(budget) => budget.worth(view, entry.decodes, entry.kv),
             None => BALANCE / f64::from(entry.decodes.max(1)),
         };
         let margin = self.margin.of(candidate.kv, worth, entry.capacity);
@@ -192,7 +192,8 @@ impl Adaptive {
     /// Speed: the iteration in which all decode takes no longer than the target.
     fn keeps_pace(&self, view: &View, entry: &Entry, prompt: u32) -> Result<(), Hold> {
         let Some((budget, target)) = self.budget.as_ref().zip(self.tpot_target) else { return Ok(()) };
-        let decodes = u64::from(entry.decodes + 1).min(u64::from(view.limits().max_num_seqs));
+        let limits = view.limits();
+        let decodes = u64::from((entry.decodes + 1).min(limits.max_num_seqs)) * u64::from(limits.decode_tokens);
         let decode_kv = entry.kv + u64::from(prompt);
         let seconds = budget.seconds(&BatchShape { decodes, decode_kv, ..BatchShape::default() });
         if seconds > target { Err(Hold::new(HoldReason::TpotTarget, seconds, target)) } else { Ok(()) }

@@ -335,11 +335,11 @@ impl Policy for Adaptive {
             Backlog { tokens: entry.backlog, beyond, requests, held: held > 0 }
         };
         if let Some(budget) = &mut self.budget {
-            let tokens = budget.choose(view, plan.decodes(), &backlog);
-            plan.set_budget(view, budget.within(view, plan.decodes(), tokens, self.tpot_target));
+            let tokens = budget.choose(view, plan.decode_tokens(), &backlog);
+            plan.set_budget(view, budget.within(view, plan.decode_tokens(), tokens, self.tpot_target));
         }
-        let all = plan.decodes().saturating_add(backlog.tokens).min(plan.token_budget());
-        if let Some(tokens) = self.trial(plan.decodes(), all) {
+        let all = plan.decode_tokens().saturating_add(backlog.tokens).min(plan.token_budget());
+        if let Some(tokens) = self.trial(plan.decode_tokens(), all) {
             plan.set_budget(view, tokens);
         }
         plan.continue_prefills(view);

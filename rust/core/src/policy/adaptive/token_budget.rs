@@ -108,7 +108,7 @@ impl TokenBudget {
         self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
     }
 
-    /// The token budget of an iteration with so many decodes beside the prompts to be computed.
+    /// The token budget of an iteration with so many tokens of decodes beside the prompts to be computed.
     pub(super) fn choose(&mut self, view: &View, decodes: u32, backlog: &Backlog) -> u32 {
         let most = u64::from(view.limits().token_budget);
         self.held += (f64::from(backlog.held) - self.held) / RECENT;
@@ -136,6 +136,7 @@ impl TokenBudget {
     fn least_delay(&self, view: &View, decodes: u64, most: u64, backlog: &Backlog) -> u64 {
         let seconds = |prompts: u64| self.law.seconds(&beside(view, decodes, prompts));
         let base = if decodes > 0 { seconds(0) } else { 0.0 };
+        let decoding_requests = decodes as f64 / f64::from(view.limits().decode_tokens);
         let requests = f64::from(backlog.requests + backlog.beyond).max(1.0);
         let each_beyond = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
         let tokens = u64::from(backlog.tokens) + u64::from(backlog.beyond) * each_beyond;
@@ -147,7 +148,7 @@ impl TokenBudget {
             let decoding = time - (full + 1) as f64 * base;
             // The first prompt is complete after an iteration or its share of the time, the last at the end.
             let first_tokens = 0.5 * requests * (time + first.max(time / requests));
-            decodes as f64 * decoding + self.weight * first_tokens
+            decoding_requests * decoding + self.weight * first_tokens
         };
         let all = (decodes + tokens).min(most);
         let edges = self.edges.iter().copied().filter(|&n| n > decodes && n < all);
@@ -157,15 +158,16 @@ impl TokenBudget {
 
     /// What a slot of the batch is worth per iteration, in prompt tokens: two iterations take longer than one of twice
     /// the work, and that is what twice the slots save.
-    pub(super) fn worth(&self, decodes: u32, kv: u64) -> f64 {
-        let decodes = u64::from(decodes.max(1));
+    pub(super) fn worth(&self, view: &View, decodes: u32, kv: u64) -> f64 {
+        let slots = u64::from(decodes.max(1));
+        let tokens = slots * u64::from(view.limits().decode_tokens);
         let prompts = (self.prompt_tokens / self.iterations) as u64;
         let seconds = |times: u64| {
-            let (prefill_tokens, decodes, decode_kv) = (times * prompts, times * decodes, times * kv);
+            let (prefill_tokens, decodes, decode_kv) = (times * prompts, times * tokens, times * kv);
             self.law.seconds(&BatchShape { prefill_tokens, decodes, decode_kv, ..BatchShape::default() })
         };
         let price = (self.prompt_s / self.prompt_tokens).max(f64::MIN_POSITIVE);
-        (2.0 * seconds(1) - seconds(2)).max(0.0) / (price * decodes as f64)
+        (2.0 * seconds(1) - seconds(2)).max(0.0) / (price * slots as f64)
     }
 
     /// Seconds of an iteration.
@@ -197,7 +199,7 @@ impl TokenBudget {
         self.iterations = self.iterations * keep + 1.0;
         self.prompt_tokens *= keep;
         self.prompt_s *= keep;
-        let decodes = u64::from(plan.decodes());
+        let decodes = u64::from(plan.decode_tokens());
         let prompts = u64::from(plan.tokens()) - decodes;
         if prompts > 0 {
             let seconds = |prompts: u64| self.law.seconds(&beside(view, decodes, prompts));

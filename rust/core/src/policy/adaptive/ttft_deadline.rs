@@ -139,7 +139,7 @@ impl TtftDeadline {
 
     /// Takes note of what was planned, of a backlog of so many prompt tokens.
     pub(super) fn settle(&mut self, view: &View, plan: &Plan, backlog: u32) {
-        let tokens = plan.tokens() - plan.decodes();
+        let tokens = plan.tokens() - plan.decode_tokens();
         self.planned = (tokens > 0).then(|| Planned { at_ns: view.now_ns(), tokens, full: tokens < backlog });
     }
 

@@ -62,9 +62,10 @@ impl Clairvoyant {
         let mut joined = view.lanes()[0].tick() + 1;
         let mut left = prompt.saturating_sub(plan.tokens_left());
         // No other prompt is begun before this one is complete: what decodes leave of the budget is all its own.
+        let each = view.limits().decode_tokens;
         let mut alive = self.profile.alive();
         while left > 0 {
-            left = left.saturating_sub(plan.token_budget().saturating_sub(alive(joined)));
+            left = left.saturating_sub(plan.token_budget().saturating_sub(alive(joined).saturating_mul(each)));
             joined += 1;
         }
         let decodes = iterations(request).saturating_sub(request.kept + 1);

@@ -10,6 +10,8 @@ pub struct Limits {
     pub max_num_seqs: u32,
     /// Most tokens in one iteration, decodes and prefill chunks together.
     pub token_budget: u32,
+    /// Tokens of the budget that a decode takes: its own, and the drafts that it verifies.
+    pub decode_tokens: u32,
     /// Most prompt tokens of one request in one iteration, while others are present.
     pub(super) prefill_chunk: u32,
     /// The scheduler keeps the prefix cache.
@@ -29,6 +31,7 @@ impl Limits {
         Self {
             max_num_seqs: config.max_num_seqs,
             token_budget: config.token_budget,
+            decode_tokens: 1 + config.num_speculative_tokens,
             prefill_chunk: config.long_prefill_token_threshold.unwrap_or(u32::MAX),
             caches_prefixes: config.prefix_caching,
             reserves_prompts,
