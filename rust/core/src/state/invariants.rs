@@ -13,7 +13,7 @@ impl View {
     fn check_residents(&self) {
         let mut counted = 0;
         let mut recounted: Vec<Lane> = self.lanes().iter().map(Lane::emptied).collect();
-        let (mut prefilling, mut parked) = (Vec::new(), Vec::new());
+        let (mut prefilling, mut receiving, mut parked) = (Vec::new(), Vec::new(), Vec::new());
         for slot in self.iter_residents() {
             let request = self.request(slot);
             let (kv, blocks) = (self.kv(slot), self.blocks(slot));
@@ -24,7 +24,10 @@ impl View {
             counted += i64::from(blocks);
             match request.phase {
                 Phase::Waiting => panic!("request {} waits among the residents", request.id),
-                Phase::Receiving => assert!(request.receives, "request {} receives nothing", request.id),
+                Phase::Receiving => {
+                    assert!(request.receives, "request {} receives nothing", request.id);
+                    receiving.push(slot);
+                }
                 Phase::Prefilling => {
                     assert!(kv < request.prefill_target(), "request {} has nothing to prefill", request.id);
                     prefilling.push(slot);
@@ -41,6 +44,7 @@ impl View {
             }
         }
         assert_eq!(self.prefilling(), prefilling, "prefills in the order of their admission");
+        assert_eq!(self.receiving(), receiving, "those that receive in the order of their admission");
         let mut listed = self.parked().to_vec();
         listed.sort_unstable();
         parked.sort_unstable();

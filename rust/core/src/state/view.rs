@@ -53,6 +53,7 @@ pub struct View {
     /// Resident requests, in the order of their admission.
     residents: List,
     prefilling: Vec<Slot>,
+    receiving: Vec<Slot>,
     parked: Vec<Slot>,
     now_ns: u64,
     /// Plans so far.
@@ -77,6 +78,7 @@ impl View {
             queues: vec![Queue::default(); queues + 1],
             residents: List::default(),
             prefilling: Vec::new(),
+            receiving: Vec::new(),
             parked: Vec::new(),
             now_ns: 0,
             plans: 0,
@@ -156,6 +158,11 @@ impl View {
     /// Residents whose prompt is not fully computed, in the order of their admission.
     pub fn prefilling(&self) -> &[Slot] {
         &self.prefilling
+    }
+
+    /// Requests whose KV is on the way, in the order of their admission.
+    pub fn receiving(&self) -> &[Slot] {
+        &self.receiving
     }
 
     /// Residents in no lane with their prompt computed, in the order in which they left theirs.

@@ -7,7 +7,7 @@ use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, Span, forecast};
 use crate::memory::Footprint;
 use crate::model::{BatchShape, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
-use crate::state::View;
+use crate::state::{Phase, View};
 
 /// The residents, and the requests that enter.
 pub(super) struct Entry {
@@ -40,18 +40,23 @@ pub(super) struct Looked {
     summed: usize,
 }
 
+/// The residents whose prompt is not computed yet, or is on the way from elsewhere.
+fn undecoded(view: &View) -> impl Iterator<Item = Slot> {
+    view.prefilling().iter().chain(view.receiving()).copied()
+}
+
 impl Adaptive {
     /// What the residents hold by horizon. Those whose prompt is not computed yet count as if it were.
     fn outlook(&mut self, view: &View) -> [Span<PART>; PARTS] {
         // One that a host took back from decoding is still counted among those.
-        let computing = view.prefilling().iter().filter(|&&slot| !self.forecast.holds(slot));
-        let beside: Vec<Candidate> = computing.map(|&slot| self.candidate(view, slot)).collect();
+        let computing = undecoded(view).filter(|&slot| !self.forecast.holds(slot));
+        let beside: Vec<Candidate> = computing.map(|slot| self.candidate(view, slot)).collect();
         self.forecast.outlook(&beside)
     }
 
     /// How likely the residents overflow the cache, if none is admitted after them.
     pub(super) fn overflows(&mut self, view: &View) -> Vec<KvForecast> {
-        let prompts: u64 = view.prefilling().iter().map(|&slot| u64::from(view.request(slot).prefill_target())).sum();
+        let prompts: u64 = undecoded(view).map(|slot| u64::from(view.request(slot).prefill_target())).sum();
         let residents = f64::from(view.residents());
         let footprint = self.forecast.footprint();
         let growth = footprint.steepest();
@@ -77,10 +82,12 @@ impl Adaptive {
             decodes: plan.decodes(),
             kv: view.lanes()[0].kv(),
         };
-        for &slot in view.prefilling() {
+        for slot in undecoded(view) {
             let candidate = self.candidate(view, slot);
             let prompt = view.request(slot).prefill_target();
-            entry.backlog += prompt - view.kv(slot);
+            // What is on the way takes no tokens of this iteration.
+            let computes = view.request(slot).phase == Phase::Prefilling;
+            entry.backlog += if computes { prompt - view.kv(slot) } else { 0 };
             entry.free -= i64::from(view.layout().demand(prompt)) - i64::from(view.blocks(slot));
             entry.join(&candidate, self.forecast.footprint(), prompt);
             self.beside.push(candidate);

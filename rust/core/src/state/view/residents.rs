@@ -17,6 +17,7 @@ impl View {
         request.admitted = self.plans;
         if request.receives {
             request.phase = Phase::Receiving;
+            self.receiving.push(slot);
         } else {
             request.phase = Phase::Prefilling;
             self.prefilling.push(slot);
@@ -42,6 +43,7 @@ impl View {
             (request.phase, request.receives) = (Phase::Prefilling, false);
             // Once it is preempted that KV is gone.
             request.hit.computed = request.hit.shared;
+            self.receiving.retain(|&other| other != slot);
             self.relist_prefilling();
         }
         receives
@@ -129,7 +131,8 @@ impl View {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
             Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
             Phase::Parked => self.parked.retain(|&other| other != slot),
-            Phase::Waiting | Phase::Receiving => {}
+            Phase::Receiving => self.receiving.retain(|&other| other != slot),
+            Phase::Waiting => {}
         }
         let shared = self.request(slot).shared_blocks(&self.layout);
         let request = &mut self.table[slot as usize];
