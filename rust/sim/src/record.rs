@@ -297,11 +297,7 @@ impl<'a> Recorder<'a> {
                 self.divide(view);
             }
         }
-        if let lanes @ [_, _, ..] = view.lanes() {
-            let running: u32 = lanes.iter().map(wait_core::Lane::len).sum();
-            let parked = view.residents() - running - view.prefilling().len() as u32;
-            self.run.peak_parked = self.run.peak_parked.max(parked);
-        }
+        self.run.peak_parked = self.run.peak_parked.max(view.parked().len() as u32);
         // The stride is a power of two.
         if self.run.iterations & (self.stride - 1) != 0 {
             return;

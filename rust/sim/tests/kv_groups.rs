@@ -40,6 +40,34 @@ fn one_group_of_full_attention_is_not_divided() {
     assert!(found.peak_blocks > 0 && found.peak_by_group.is_empty());
 }
 
+#[test]
+fn the_copy_of_a_state_is_given_back_where_prompts_are_reserved() {
+    let groups =
+        json!([{"kind": "sliding_window", "window": 20, "count": 3}, {"kind": "state", "blocks": 2, "aligned": true}]);
+    let settings = json!({"policy": "sarathi", "kv_blocks": 600, "block_size": 4, "kv_groups": groups,
+        "token_budget": 37, "max_num_seqs": 24});
+    let lengths = [
+        (0, 61, 10),
+        (0, 48, 19),
+        (9_779_644, 66, 17),
+        (9_779_644, 49, 15),
+        (9_779_644, 70, 13),
+        (9_779_644, 55, 5),
+        (23_231_360, 41, 14),
+        (23_231_360, 17, 11),
+        (23_231_360, 11, 9),
+        (23_231_360, 49, 8),
+        (23_231_360, 87, 5),
+        (41_950_017, 53, 3),
+        (41_950_018, 32, 1),
+        (47_829_492, 33, 1),
+    ];
+    let arrivals = lengths.map(|(at_ns, prompt, output)| Arrival { at_ns, prompt, output, label: 0 });
+    let found = run(&settings, &arrivals);
+    let sum: u64 = found.peak_by_group.iter().map(|&(_, blocks)| blocks).sum();
+    assert_eq!(sum, u64::from(found.peak_blocks), "{:?}", found.peak_by_group);
+}
+
 fn group() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(json!({"kind": "full"})),
@@ -51,7 +79,7 @@ fn group() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Prefills in chunks, decodes, evictions: the groups together hold what is in use at the peak.
     #[test]

@@ -302,8 +302,12 @@ impl Plan {
         }
         let held = view.blocks(slot);
         let blocks = view.layout().after(start, start + tokens);
-        let keeps = view.limits().reserves_prompts || view.limits().caches_prefixes;
-        let blocks = if keeps { blocks.max(held) } else { blocks };
+        let blocks = match view.limits() {
+            limits if limits.caches_prefixes => blocks.max(held),
+            // Of what it holds, the copy of a state is not reserved.
+            limits if limits.reserves_prompts => blocks.max(held.min(view.layout().demand(target))),
+            _ => blocks,
+        };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
         self.take(i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {
