@@ -98,3 +98,72 @@ fn slots_ahead_count_among_what_a_request_needs_alone() {
     }
     assert_eq!((core.stats().finished, core.stats().preemptions), (1, 0), "it reaches the model's limit");
 }
+
+/// Requests with the same first four blocks of two tokens, and a fifth of their own.
+fn alike(core: &mut Scheduler, ids: std::ops::RangeInclusive<u64>) {
+    for id in ids {
+        core.add(&Request { block_hashes: vec![1, 2, 3, 4, 10 * id], ..request(id, 9) }).unwrap();
+    }
+}
+
+#[test]
+fn preemptions_beside_shared_blocks_leave_none_in_use() {
+    let mut core = small(&json!({"policy": "vllm", "token_budget": 40, "prefix_caching": true}));
+    alike(&mut core, 1..=3);
+    core.plan(0);
+    assert_eq!(core.view().pool().used(), 4 + 3);
+    // Two leave in one plan, and the last one holds fewer blocks than were shared before.
+    core.set_capacity(5).unwrap();
+    assert_eq!(core.plan(0).preempted().len(), 2);
+    assert_eq!((core.view().residents(), core.view().pool().used()), (1, 5));
+}
+
+#[test]
+fn what_a_plan_gave_up_computing_is_not_found() {
+    for policy in ["sarathi", "adaptive", "vllm"] {
+        let mut core = small(&json!({"policy": policy, "token_budget": 5, "prefix_caching": true}));
+        core.add(&request(1, 4)).unwrap();
+        core.plan(0);
+        // Four tokens of the second in this plan; with fewer blocks the next four do not fit.
+        core.add(&Request { block_hashes: (1..=6).collect(), ..request(2, 12) }).unwrap();
+        core.plan(0);
+        core.set_capacity(6).unwrap();
+        assert_eq!(core.plan(0).preempted().len(), 1, "{policy}");
+        core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+        assert_eq!(core.plan(0).chunks()[0].start, 4, "{policy}: what the first chunk computed");
+    }
+}
+
+#[test]
+fn what_the_host_did_not_compute_is_not_found() {
+    let reports: [(u32, Report); 3] = [
+        (4, Report { preempted: &[1], ..Report::default() }),
+        (0, Report { refused: &[1], ..Report::default() }),
+        (6, Report { progress: &[(1, 7)], ..Report::default() }),
+    ];
+    for (start, report) in reports {
+        let mut core = small(&json!({"policy": "vllm", "token_budget": 4, "prefix_caching": true}));
+        core.add(&Request { block_hashes: (1..=6).collect(), ..request(1, 12) }).unwrap();
+        core.plan(0);
+        core.plan(0);
+        core.complete(&report).unwrap();
+        core.abort(1);
+        core.add(&Request { block_hashes: (1..=6).collect(), ..request(2, 12) }).unwrap();
+        assert_eq!(core.plan(0).chunks()[0].start, start, "{report:?}");
+        core.abort(2);
+        assert_eq!(core.view().pool().used(), 0);
+    }
+}
+
+#[test]
+fn prefill_first_lets_no_request_go_for_one_that_receives() {
+    let mut core = small(&json!({"policy": "prefill-first", "kv_blocks": 9}));
+    core.add(&request(1, 7)).unwrap();
+    core.plan(0);
+    core.add(&request(2, 8)).unwrap();
+    core.plan(0);
+    // The first wants a block more with its next token, and the third takes the last one.
+    core.add(&receiving(3, 2, 1)).unwrap();
+    let plan = core.plan(0);
+    assert_eq!((plan.chunks().len(), plan.preempted().len()), (1, 0));
+}

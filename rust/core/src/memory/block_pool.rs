@@ -70,18 +70,6 @@ impl BlockPool {
         self.silence <= MAX_SILENCE
     }
 
-    /// Blocks that are thought to be shared, and of which nothing says by which residents: they stay charged when residents leave.
-    #[inline]
-    pub(crate) fn unclaimed(&self) -> i64 {
-        if self.trusts_shares() { 0 } else { self.drift.max(0) }
-    }
-
-    /// Of the blocks of a resident that leaves, those that stay charged where so many are `unclaimed`: what it shared, by the
-    /// host's word, or as many as others may hold.
-    pub(crate) fn stays_charged(&self, blocks: u32, shared: u32, unclaimed: i64) -> i64 {
-        if self.trusts_shares() { i64::from(shared) } else { unclaimed.min(i64::from(blocks)) }
-    }
-
     /// Another plan begins.
     pub(crate) fn count_plan(&mut self) {
         self.silence = self.silence.saturating_add(1);
@@ -104,10 +92,10 @@ impl BlockPool {
     /// more how many are free is charged for what was thought to be shared.
     #[inline]
     pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
-        let lost = self.stays_charged(blocks, shared, self.unclaimed());
+        let lost = if self.trusts_shares() { shared.into() } else { self.drift.clamp(0, blocks.into()) };
         self.take(-i64::from(blocks));
-        // No more can be shared than is held.
-        self.drift = (self.drift - lost).min(self.held - self.shared);
+        // No more can be shared than is held. What the prefix cache knows to be shared is of before, until it counts anew.
+        self.drift = (self.drift - lost).min(self.held);
         // With nothing resident there is nothing to disagree about.
         if self.held == 0 {
             self.drift = 0;
@@ -117,6 +105,7 @@ impl BlockPool {
     /// The prefix cache says how many blocks are held, each counted once.
     pub(crate) fn count_once(&mut self, blocks: i64) {
         self.shared = self.held - blocks;
+        self.drift = self.drift.min(blocks);
     }
 
     pub(crate) fn set_capacity(&mut self, blocks: u32) {

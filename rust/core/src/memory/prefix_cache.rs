@@ -11,9 +11,8 @@
 //! blocks are all alike and need no more than a count: taking any number of them is O(1), and only named blocks, which
 //! are evicted one by one, are linked.
 //!
-//! Not modelled are the ways in which vLLM unnames a block that a request holds or that is deep in the queue: a KV
-//! connector that reports a failed load (`evict_blocks`), and copies of partly filled blocks, which one full-attention
-//! group never makes.
+//! Not modelled are the ways in which vLLM unnames a block that is deep in the queue: a KV connector that reports a failed load
+//! (`evict_blocks`), and copies of partly filled blocks, which one full-attention group never makes.
 
 mod index;
 #[cfg(test)]
@@ -174,6 +173,19 @@ impl PrefixCache {
         Block(block)
     }
 
+    /// Take back a name: what the block was to contain is not computed after all. The request that held it holds an anonymous
+    /// block instead: the same one, or where another request holds it too, one more.
+    pub(crate) fn unname(&mut self, Block(block): Block) {
+        let holders = &mut self.named[block as usize].holders;
+        debug_assert!(*holders > 0, "took the name off a block that no request holds");
+        if *holders > 1 {
+            *holders -= 1;
+            self.take(1);
+        } else {
+            self.forget(block);
+        }
+    }
+
     /// Let go of a request's blocks: `named` in their order, and `anonymous` ones behind them. With no `named` ones, a
     /// request lets go of its tail.
     pub(crate) fn give(&mut self, named: &[Block], anonymous: u32) {
@@ -212,17 +224,22 @@ impl PrefixCache {
             let block = self.named[NIL as usize].links[QUEUE].next;
             self.unlink(QUEUE, block);
             self.queued -= 1;
-            let Named { hash, links, .. } = self.named[block as usize];
-            let next = links[SAME].next;
-            if next == block {
-                self.index.remove(hash, block);
-            } else {
-                self.index.replace(hash, block, next);
-                self.unlink(SAME, block);
-            }
-            self.named[block as usize].links[QUEUE].next = self.vacant;
-            self.vacant = block;
+            self.forget(block);
         }
+    }
+
+    /// Take the name off a block that is not in the queue.
+    fn forget(&mut self, block: u32) {
+        let Named { hash, links, .. } = self.named[block as usize];
+        let next = links[SAME].next;
+        if next == block {
+            self.index.remove(hash, block);
+        } else {
+            self.index.replace(hash, block, next);
+            self.unlink(SAME, block);
+        }
+        self.named[block as usize].links[QUEUE].next = self.vacant;
+        self.vacant = block;
     }
 
     fn first(&self, hash: u64) -> Option<u32> {

@@ -4,6 +4,7 @@
 //! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
 
 pub use self::hold::{Hold, HoldReason, Refusal};
+use crate::memory::BlockPool;
 use crate::model::{BatchShape, Hit, RequestId, Slot};
 use crate::state::{Phase, Prefixes, View};
 
@@ -92,8 +93,8 @@ pub struct Plan {
     refused: Vec<Refusal>,
     holds: Vec<Option<Hold>>,
     free: i64,
-    /// Of the blocks that residents hold, those that stay in use when any of them leave.
-    unclaimed: i64,
+    /// The pool once the preempted have left; none while nothing is preempted.
+    left: Option<BlockPool>,
     budget: u32,
     /// Of the prompts.
     prefill_tokens: u32,
@@ -122,7 +123,7 @@ impl Plan {
         self.holds.clear();
         self.holds.resize(view.queues() + 1, None);
         self.free = view.pool().free();
-        self.unclaimed = view.pool().unclaimed();
+        self.left = None;
         self.budget = view.limits().token_budget;
         self.prefill_tokens = 0;
         self.decodes = 0;
@@ -302,12 +303,9 @@ impl Plan {
         }
         let held = view.blocks(slot);
         let blocks = view.layout().after(start, start + tokens);
-        let blocks = match view.limits() {
-            limits if limits.caches_prefixes => blocks.max(held),
-            // Of what it holds, the copy of a state is not reserved.
-            limits if limits.reserves_prompts => blocks.max(held.min(view.layout().demand(target))),
-            _ => blocks,
-        };
+        // Of what it holds, the copy of a state is not reserved.
+        let reserved = || held.min(view.layout().demand(target));
+        let blocks = if view.limits().reserves_prompts { blocks.max(reserved()) } else { blocks };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
         self.take(i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {

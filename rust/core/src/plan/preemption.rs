@@ -42,28 +42,27 @@ impl Plan {
             self.take(-view.next_blocks(slot));
             self.decodes -= 1;
         }
-        let (mut blocks, mut kv) = (view.blocks(slot), view.kv(slot));
+        let blocks = view.blocks(slot);
         if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {
             let chunk = self.chunks.remove(at);
             self.prefill_tokens -= chunk.tokens;
-            (blocks, kv) = (chunk.blocks, chunk.start + chunk.tokens);
+            self.take(i64::from(blocks) - i64::from(chunk.blocks));
         }
-        self.release(view, slot, blocks, kv);
+        self.release(view, slot, blocks);
     }
 
-    /// A resident's blocks come back, but for those that others hold.
-    fn release(&mut self, view: &View, slot: Slot, blocks: u32, kv: u32) {
+    /// A resident's blocks come back, but for those that others hold: as when the plan is applied, where the preempted leave
+    /// before anything else happens.
+    fn release(&mut self, view: &View, slot: Slot, blocks: u32) {
         if let Some(prefixes) = &mut self.prefixes {
             let before = prefixes.held();
-            prefixes.release(slot, blocks, kv);
+            prefixes.release(slot, blocks, view.kv(slot));
             self.free += before - prefixes.held();
             return;
         }
-        let pool = view.pool();
-        let kept = pool.stays_charged(blocks, view.request(slot).shared_blocks(view.layout()), self.unclaimed);
-        // None are unclaimed while the host is taken at its word.
-        self.unclaimed = (self.unclaimed - kept).max(0);
-        // No more can be free than there are, whatever was said to be shared.
-        self.free = (self.free + i64::from(blocks) - kept).min(i64::from(pool.capacity()));
+        let pool = self.left.get_or_insert_with(|| view.pool().clone());
+        let before = pool.free();
+        pool.release(blocks, view.request(slot).shared_blocks(view.layout()));
+        self.free += pool.free() - before;
     }
 }

@@ -236,7 +236,7 @@ fn an_admission_takes_its_chunk_or_reserves_its_prompt() {
         let mut world = world_that(reserves);
         let a = world.waiting(1, 10);
         let again = world.prefilling(3, 6, 2);
-        world.view.send_back(again, 1, true);
+        world.view.send_back(again, u32::MAX, 1, true);
         let (view, plan) = world.begin();
         plan.admit(view, a, 3);
         plan.admit(view, again, 99);

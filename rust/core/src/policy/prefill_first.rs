@@ -26,7 +26,7 @@ impl Policy for PrefillFirst {
             plan.admit(view, slot, prompt);
             Ok(())
         });
-        if plan.is_empty() {
+        if plan.is_idle() {
             decode_all(view, plan);
             // The host may have cut a prompt into chunks.
             plan.continue_prefills(view);

@@ -167,11 +167,12 @@ impl Scheduler {
             self.stats.unknown_ids += 1;
             return;
         }
-        let (kept, resumed) = (self.view.request(slot).kept, self.view.request(slot).preemptions > 0);
+        let request = self.view.request(slot);
+        let (found, kept, resumed) = (request.hit.computed, request.kept, request.preemptions > 0);
         self.stats.admitted -= u64::from(!resumed);
         self.stats.holds[HoldReason::HostRefused as usize] += 1;
         self.policy.observe(&self.view, slot, Event::Refused);
-        self.view.send_back(slot, kept, false);
+        self.view.send_back(slot, found, kept, false);
     }
 
     /// Places requests where the host says they are.

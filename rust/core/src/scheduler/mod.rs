@@ -372,5 +372,5 @@ pub(crate) fn preempt(
     stats.recomputed_tokens += u64::from(kv);
     policy.observe(view, slot, Event::Preempted);
     let kept = if mode == Preemption::Recompute { stage } else { 0 };
-    view.send_back(slot, kept, true);
+    view.send_back(slot, kv, kept, true);
 }

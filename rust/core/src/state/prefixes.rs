@@ -96,9 +96,27 @@ impl Prefixes {
         }
     }
 
-    /// A request with `kv` tokens leaves the cache, with all of its blocks; what it has computed can be found there.
+    /// Blocks that it holds by name.
+    pub(crate) fn named(&self, slot: Slot) -> u32 {
+        self.chain(slot).map_or(0, |chain| chain.named.len() as u32)
+    }
+
+    /// A request has computed no more than so many tokens, whatever was planned: only the blocks that they fill keep their names.
+    pub(crate) fn unfill(&mut self, slot: Slot, tokens: u32) {
+        let Some(Some(chain)) = self.chains.get_mut(slot as usize) else { return };
+        let full = (tokens / self.block_size) as usize;
+        while chain.named.len() > full
+            && let Some(block) = chain.named.pop()
+        {
+            self.cache.unname(block);
+        }
+    }
+
+    /// A request that has computed `kv` tokens leaves the cache, with all of its blocks; they can be found there, and nothing
+    /// that was only planned.
     pub(crate) fn release(&mut self, slot: Slot, blocks: u32, kv: u32) {
         self.fill(slot, kv.min(blocks * self.block_size));
+        self.unfill(slot, kv);
         match self.chains.get_mut(slot as usize) {
             Some(Some(chain)) => {
                 self.cache.give(&chain.named, blocks - chain.named.len() as u32);

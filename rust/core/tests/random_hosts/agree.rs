@@ -52,7 +52,8 @@ impl Host {
         let used = view.pool().used();
         if self.config.prefix_caching {
             // A block that two have computed at the same time is there twice.
-            assert!((ledger.distinct()..=ledger.held()).contains(&used), "{used} blocks in use");
+            let (least, most) = (ledger.distinct(), ledger.held());
+            assert!((least..=most).contains(&used), "{used} blocks in use, not {least} to {most}");
         } else {
             assert_eq!(used, ledger.pool.used(ledger.held()), "blocks in use: {:?}, {:?}", view.pool(), ledger.pool);
         }

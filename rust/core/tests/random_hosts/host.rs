@@ -94,8 +94,6 @@ impl Host {
     fn request(&self, id: RequestId, addition: &Addition) -> Request {
         let &Addition { prompt, output, hint, priority, tenant, type_id, hit, receives, max_wait_ns, behind_ns } =
             addition;
-        // Whose KV comes from elsewhere is not looked up in the prefix cache here.
-        let receives = receives && !self.config.prefix_caching;
         let told = match hint {
             0 => (LengthHint::Unknown, None),
             1 => (LengthHint::Predicted { tokens: output + 3, log_error: 0.5 }, None),
@@ -166,7 +164,6 @@ impl Host {
         self.core.plan(self.now_ns);
         twin.plan(self.now_ns);
         assert_eq!(format!("{:?}", self.core.last_plan()), format!("{:?}", twin.last_plan()), "determinism");
-        let drift = self.ledger.pool.drift;
         let drifted = self.ledger.pool.used(self.ledger.held()) == 0;
         let (plan, standing) = (self.core.last_plan(), self.core.paused_ids());
         let parked: Vec<_> = plan.parked().iter().map(|&slot| before.view().request(slot).id).collect();
@@ -174,9 +171,7 @@ impl Host {
         assert_eq!(*plan.shape(), shape, "what is computed");
         assert_eq!((u64::from(plan.decodes()), u64::from(plan.tokens())), (shape.decodes, shape.tokens()));
         let (pool, held) = (&self.ledger.pool, self.ledger.held());
-        // A host may have said that more is free than the residents hold: as they leave that is forgotten, which no plan foresees.
-        let forgets = drift > 0 && !plan.preempted().is_empty();
-        if !forgets && !self.config.prefix_caching && !drifted && held > 0 && held >= pool.drift {
+        if !self.config.prefix_caching && !drifted && held > 0 && held >= pool.drift {
             assert_eq!(plan.free(), i64::from(pool.capacity) - pool.used(held), "blocks that the plan says it leaves");
         }
         self.check(before.view());
@@ -204,12 +199,7 @@ impl Host {
             (preempted, refused) = (name(&lies.preempted), name(&lies.refused));
             // The core takes it that what is preempted was to run in the last plan.
             preempted.retain(|id| self.ledger.entries.get(id).is_none_or(|entry| entry.last != LastStep::Moved));
-            progress = lies
-                .progress
-                .iter()
-                .filter(|_| !self.config.prefix_caching)
-                .map(|&(at, kv)| (self.named(at), kv))
-                .collect();
+            progress = lies.progress.iter().map(|&(at, kv)| (self.named(at), kv)).collect();
             hits = lies
                 .hits
                 .iter()

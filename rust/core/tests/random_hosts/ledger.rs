@@ -83,7 +83,7 @@ pub(crate) struct Ledger {
     pub(crate) stats: Stats,
     pub(crate) kv: Kv,
     pub(crate) pool: Pool,
-    /// Hashes of the blocks that were ever computed.
+    /// Hashes of the blocks that were computed before the last plan.
     computed: BTreeSet<u64>,
     /// The longest that a request may ever have been.
     pub(crate) model_len: u32,
@@ -106,17 +106,19 @@ impl Ledger {
         }
     }
 
-    /// Whether all of these blocks have been computed by someone.
+    /// Whether all of these blocks have been computed, or are by a resident in this iteration.
     fn known(&self, hashes: &[u64]) -> bool {
-        hashes.iter().all(|hash| self.computed.contains(hash))
+        let size = self.kv.block_size;
+        let residents = || self.entries.values().filter(|entry| entry.resident);
+        let full = |entry: &'_ Entry| entry.hashes.len().min((entry.kv / size) as usize);
+        let runs = |hash| residents().any(|entry| entry.hashes[..full(entry)].contains(hash));
+        hashes.iter().all(|hash| self.computed.contains(hash) || runs(hash))
     }
 
-    /// Notes which blocks are computed.
-    fn note(&mut self) {
-        let size = self.kv.block_size;
-        for entry in self.entries.values().filter(|entry| entry.resident) {
-            self.computed.extend(entry.hashes.iter().take((entry.kv / size) as usize));
-        }
+    /// The first `kv` tokens of a request are computed, whatever is reported from now on.
+    fn note(&mut self, id: RequestId, kv: u32) {
+        let full = (kv / self.kv.block_size) as usize;
+        self.computed.extend(self.entries[&id].hashes.iter().take(full));
     }
 
     /// Blocks that the residents hold if every computed block is there once.
@@ -159,8 +161,9 @@ impl Ledger {
         }
     }
 
-    /// A resident gives its blocks back.
-    fn release(&mut self, id: RequestId) {
+    /// A resident gives its blocks back, of which `kv` tokens were computed.
+    fn release(&mut self, id: RequestId, kv: u32) {
+        self.note(id, kv);
         let shared = self.kv.filled(self.entries[&id].hit.shared);
         let entry = self.entry(id);
         (entry.kv, entry.resident, entry.parked, entry.last) = (0, false, false, LastStep::Stood);
@@ -170,8 +173,8 @@ impl Ledger {
     }
 
     pub(crate) fn remove(&mut self, id: RequestId) -> bool {
-        if self.entries.get(&id).is_some_and(|entry| entry.resident) {
-            self.release(id);
+        if let Some(entry) = self.entries.get(&id).filter(|entry| entry.resident) {
+            self.release(id, entry.kv);
         }
         self.unlist(id);
         self.entries.remove(&id).is_some()
@@ -186,7 +189,7 @@ impl Ledger {
     fn preempt(&mut self, id: RequestId, kv: u32, stage: u32) {
         self.stats.preemptions += 1;
         self.stats.recomputed_tokens += u64::from(kv);
-        self.release(id);
+        self.release(id, kv);
         self.resuming.insert(0, id);
         let restarts = self.restarts;
         let entry = self.entry(id);
@@ -219,6 +222,9 @@ impl Ledger {
             self.remove(refusal.id);
             self.stats.refused += 1;
         }
+        for id in self.residents.clone() {
+            self.note(id, self.entries[&id].kv);
+        }
         self.entries.values_mut().for_each(|entry| entry.last = LastStep::Stood);
         for &(_, id) in plan.preempted() {
             assert_eq!(self.residents.last(), Some(&id), "victims are those admitted last, last first");
@@ -238,7 +244,6 @@ impl Ledger {
                 }
             }
         }
-        self.note();
         for chunk in plan.chunks() {
             let entry = &self.entries[&chunk.id];
             let resumes = if entry.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
@@ -265,7 +270,6 @@ impl Ledger {
             }
             let entry = self.entry(chunk.id);
             (entry.kv, entry.blocks, entry.last) = (end, chunk.blocks, LastStep::Prefilled(chunk.start));
-            self.note();
             if chunk.tokens > 0 {
                 shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
             }
@@ -281,7 +285,6 @@ impl Ledger {
 
     /// What a report tells.
     pub(crate) fn take_in(&mut self, report: &Report) {
-        self.note();
         for &id in report.refused.iter().rev() {
             if self.resident(id) {
                 let entry = &self.entries[&id];
@@ -291,7 +294,8 @@ impl Ledger {
                 }
                 let (resumed, hit) = (entry.preemptions > 0, entry.hit);
                 self.stats.admitted -= u64::from(!resumed);
-                self.release(id);
+                let found = hit.computed;
+                self.release(id, found);
                 self.hits(id, hit);
                 if resumed { &mut self.resuming } else { &mut self.line }.insert(0, id);
             }

@@ -57,6 +57,26 @@ fn a_prefix_that_is_hit_is_used_again_and_shared() {
 }
 
 #[test]
+fn a_name_taken_back_leaves_an_anonymous_block_and_others_keep_theirs() {
+    let mut cache = PrefixCache::new(6);
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    cache.take(2);
+    one.extend([cache.name(1), cache.name(2)]);
+    cache.take_prefix(&[1], &mut two);
+    cache.unname(one[1]);
+    assert_eq!((cache.free(), cache.hit(&[1, 2])), (4, Hit { blocks: 1, held: 1 }), "the same block, without its name");
+    cache.unname(one[0]);
+    assert_eq!(
+        (cache.free(), cache.hit(&[1, 2])),
+        (3, Hit { blocks: 1, held: 1 }),
+        "another block, for the second has it"
+    );
+    cache.give(&[], 2);
+    cache.give(&two, 0);
+    assert_eq!((cache.free(), cache.queue()), (6, (5, vec![1])));
+}
+
+#[test]
 fn of_two_blocks_with_one_hash_the_one_named_first_is_hit_until_it_is_evicted() {
     let mut cache = PrefixCache::new(3);
     cache.take(2);

@@ -39,6 +39,11 @@ impl View {
         }
     }
 
+    /// Blocks that a request holds by name.
+    pub(crate) fn named_blocks(&self, slot: Slot) -> u32 {
+        self.prefixes.as_ref().map_or(0, |prefixes| prefixes.named(slot))
+    }
+
     /// Hands the prefix cache to a plan that is made.
     pub(crate) fn lend_prefixes(&mut self) -> Option<Box<Prefixes>> {
         self.prefixes.take()

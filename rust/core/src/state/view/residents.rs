@@ -27,9 +27,8 @@ impl View {
     /// Sets what a prefilling request has computed and holds.
     #[inline]
     pub(crate) fn set_computed(&mut self, slot: Slot, computed: u32, blocks: u32) {
+        self.unfill(slot, computed);
         let request = &mut self.table[slot as usize];
-        // What the prefix cache has named cannot be given back one by one.
-        let blocks = if self.limits.caches_prefixes { blocks.max(request.blocks) } else { blocks };
         let held = std::mem::replace(&mut request.blocks, blocks);
         request.computed = computed;
         self.take(i64::from(blocks) - i64::from(held));
@@ -62,6 +61,7 @@ impl View {
 
     /// Places a member of a lane where the host says it is: at `kv` tokens, with the blocks it holds or needs.
     pub(crate) fn shift(&mut self, slot: Slot, kv: u32) {
+        self.unfill(slot, kv);
         let (held, surplus) = (self.blocks(slot), self.surplus(slot));
         // Blocks taken for what was rejected stay until the next step needs them, or frees them.
         let blocks = held.max(self.layout.after(kv.saturating_sub(1), kv));
@@ -86,6 +86,14 @@ impl View {
         let prefills = |&slot: &Slot| table[slot as usize].phase == Phase::Prefilling;
         self.prefilling.clear();
         self.prefilling.extend(self.residents.iter(table).filter(prefills));
+    }
+
+    /// It has computed no more than so many tokens, whatever was planned.
+    #[inline]
+    fn unfill(&mut self, slot: Slot, tokens: u32) {
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.unfill(slot, tokens);
+        }
     }
 
     /// Takes blocks for a resident, or gives some back (negative); of the prefix cache only what no plan has taken.
@@ -124,9 +132,9 @@ impl View {
         (request.computed, request.blocks, request.phase) = (kv, held, phase);
     }
 
-    /// Frees the KV of a resident request, and takes it off the residents.
+    /// Frees the KV of a resident request, of which no more than `kv` tokens were computed, and takes it off the residents.
     #[inline]
-    fn release(&mut self, slot: Slot) {
+    fn release(&mut self, slot: Slot, kv: u32) {
         match self.request(slot).phase {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
             Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
@@ -134,24 +142,22 @@ impl View {
             Phase::Receiving => self.receiving.retain(|&other| other != slot),
             Phase::Waiting => {}
         }
-        let shared = self.request(slot).shared_blocks(&self.layout);
+        // Of what the prefix cache shares it keeps count by itself.
+        let shared = if self.limits.caches_prefixes { 0 } else { self.request(slot).shared_blocks(&self.layout) };
         let request = &mut self.table[slot as usize];
-        let (blocks, kv) = (std::mem::take(&mut request.blocks), std::mem::take(&mut request.computed));
-        match &mut self.prefixes {
-            Some(prefixes) => {
-                prefixes.release(slot, blocks, kv);
-                self.pool.release(blocks, 0);
-                self.pool.count_once(prefixes.held());
-            }
-            None => self.pool.release(blocks, shared),
+        let (blocks, computed) = (std::mem::take(&mut request.blocks), std::mem::take(&mut request.computed));
+        self.pool.release(blocks, shared);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.release(slot, blocks, computed.min(kv));
+            self.pool.count_once(prefixes.held());
         }
         self.residents.remove(&mut self.table, slot);
     }
 
-    /// Resident → waiting, first in the queue, with `kept` output tokens to recompute. `preempted` is false when the host
-    /// refused an admission: the request then goes back to where it came from.
-    pub(crate) fn send_back(&mut self, slot: Slot, kept: u32, preempted: bool) {
-        self.release(slot);
+    /// Resident → waiting, first in the queue, after `kv` tokens were computed and with `kept` output tokens to recompute.
+    /// `preempted` is false when the host refused an admission: the request then goes back to where it came from.
+    pub(crate) fn send_back(&mut self, slot: Slot, kv: u32, kept: u32, preempted: bool) {
+        self.release(slot, kv);
         let request = &mut self.table[slot as usize];
         request.kept = kept;
         request.phase = Phase::Waiting;
@@ -168,7 +174,7 @@ impl View {
     pub(crate) fn remove(&mut self, slot: Slot) {
         match self.request(slot).phase {
             Phase::Waiting => self.dequeue(slot),
-            _ => self.release(slot),
+            _ => self.release(slot, u32::MAX),
         }
         let request = &mut self.table[slot as usize];
         // A place without output to come is vacant.

@@ -60,7 +60,7 @@ fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() 
     }
     assert_eq!((ids(&view, view.iter_waiting(0)), ids(&view, view.iter_waiting(1))), (vec![4], vec![1, 2, 3]));
     view.admit(slots[1]);
-    view.send_back(slots[1], 0, false);
+    view.send_back(slots[1], u32::MAX, 0, false);
     view.check();
     assert_eq!(ids(&view, view.iter_waiting(1)), [1, 2, 3]);
     view.remove(slots[2]);
@@ -137,7 +137,7 @@ fn the_preempted_go_first_with_what_they_keep() {
     assert_eq!(view.last_resident(), Some(b));
     assert_eq!((view.resident_before(b), view.resident_before(a)), (Some(a), None));
     for slot in [b, a] {
-        view.send_back(slot, view.stage(slot), true);
+        view.send_back(slot, view.kv(slot), view.stage(slot), true);
         view.check();
     }
     assert_eq!(ids(&view, view.iter_resuming()), [1, 2], "the one preempted last was admitted first");
@@ -155,7 +155,7 @@ fn a_refused_admission_returns_to_where_it_stood() {
     let (a, b) = (add(&mut view, 1, 4, 1), add(&mut view, 2, 4, 1));
     view.admit(a);
     view.set_computed(a, 2, 1);
-    view.send_back(a, 0, false);
+    view.send_back(a, u32::MAX, 0, false);
     view.check();
     assert_eq!((view.head(1), view.waiting(1), view.resuming(), view.prefilling().len()), (Some(a), 2, 0, 0));
     assert_eq!(view.request(b).preemptions + view.request(a).preemptions, 0);
