@@ -43,7 +43,7 @@ def look(job: Job) -> tuple[Job, Forecasts]:
     name, size, load, seed = job
     blocks = BLOCKS[size]
     ones = offered(name, 1.0, FIXED.seeds["choose"][0])
-    bound = plan(requests=ones, kv_blocks=blocks, max_num_seqs=FIXED.max_num_seqs).bound["requests"]
+    bound = plan(requests=ones, kv_blocks=blocks, max_num_seqs=FIXED.max_num_seqs).bound.request_rate
     requests = offered(name, load * bound, seed)
     return job, probe(requests, every=64, kv_blocks=blocks, max_num_seqs=FIXED.max_num_seqs)
 

@@ -60,7 +60,7 @@ def offered(name: str, rate: float, seed: int, count: int) -> Requests:
 def capacity(name: str) -> float:
     """Requests/s that no schedule exceeds."""
     requests = replace(offered(name, 1.0, FIXED.seeds["choose"][0], 4000), tenant=None)
-    return float(plan(requests=requests, runs=1, **ENGINE).bound["requests"])
+    return float(plan(requests=requests, runs=1, **ENGINE).bound.request_rate)
 
 
 def served(requests: Requests, **settings: Any) -> dict[str, float]:

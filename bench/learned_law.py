@@ -80,7 +80,7 @@ def capacity(cell: tuple[str, str]) -> tuple[tuple[str, str], float]:
     settings: dict[str, Any] = {"kv_blocks": kv_blocks(name), "max_num_seqs": FIXED.max_num_seqs}
     law = (shipped() | MADE_UP)[name]
     requests = offered(workload, 1.0, 1_000, FIXED.seeds["choose"][0])
-    return cell, float(plan(requests=requests, iteration_time=law, runs=1, **settings).bound["requests"])
+    return cell, float(plan(requests=requests, iteration_time=law, runs=1, **settings).bound.request_rate)
 
 
 def run(job: Job) -> tuple[Cell, dict[str, float]]:

@@ -16,7 +16,7 @@ from contract import TRACES, markdown, start
 from wait_core import simulate
 from wait_core.planning import PlanReport, plan
 from wait_core.report import table
-from wait_core.simulation.trial import figures
+from wait_core.simulation.trial import Figures, figures
 from wait_core.workload import Requests, replayed, sampled
 from wait_core.workload.datasets import Dataset, TraceWorkload, panel
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from contract import Bench
 
 FIGURES = {
-    "output tok/s": "throughput",
-    "TTFT s": "ttft",
-    "TPOT s": "tpot",
-    "latency s": "latency",
-    "peak KV": "peak",
+    "output tok/s": "output_throughput",
+    "TTFT s": "ttft_s",
+    "TPOT s": "tpot_s",
+    "latency s": "e2el_s",
+    "peak KV": "peak_kv",
     "preemptions": "preemptions",
 }
 PLAN_SEED = 1000
@@ -66,22 +66,22 @@ def others(workload: Dataset | TraceWorkload, rate: float, count: int, seeds: Se
     return [trace.window(1.0, len(trace) // 2).scaled(rate)]
 
 
-def measured(policy: str, requests: Requests) -> dict[str, float]:
+def measured(policy: str, requests: Requests) -> Figures:
     """Simulate and return the figures of the run."""
     fixed = panel()
     return figures(simulate(policy, requests=requests, kv_blocks=fixed.kv_blocks, max_num_seqs=fixed.max_num_seqs))
 
 
-def row(name: str, load: float, report: PlanReport, runs: list[dict[str, float]]) -> dict[str, Any]:
+def row(name: str, load: float, report: PlanReport, runs: list[Figures]) -> dict[str, Any]:
     """One row: predicted / simulated for each figure, and the error of the prediction."""
-    share = report.rate / report.engine_limit["requests"]
+    share = report.request_rate / report.engine_limit.request_rate
     cells: dict[str, Any] = {"workload": name, "load": load, "of saturated": f"{share:.0%}"}
     for title, key in FIGURES.items():
-        mean = statistics.mean(run[key] for run in runs)
-        cells[title] = f"{_short(report.expected[key])} / {_short(mean)}"
-        cells[f"{title} error"] = f"{report.expected[key] / mean - 1:+.0%}" if mean else ""
-    spread = [(report.expected["least"]["ttft"], report.expected["most"]["ttft"])]
-    spread.append((min(run["ttft"] for run in runs), max(run["ttft"] for run in runs)))
+        mean, planned = statistics.mean(getattr(run, key) for run in runs), getattr(report.expected.mean, key)
+        cells[title] = f"{_short(planned)} / {_short(mean)}"
+        cells[f"{title} error"] = f"{planned / mean - 1:+.0%}" if mean else ""
+    spread = [(report.expected.least.ttft_s, report.expected.most.ttft_s)]
+    spread.append((min(run.ttft_s for run in runs), max(run.ttft_s for run in runs)))
     cells["TTFT by run"] = " / ".join(f"{_short(least)}-{_short(most)}" for least, most in spread)
     return cells
 
@@ -94,7 +94,7 @@ def regime(workload: Dataset | TraceWorkload, report: PlanReport) -> str:
     """In which of the regimes the errors of a cell are counted."""
     if isinstance(workload, TraceWorkload):
         return REGIMES[4]
-    share = report.rate / report.engine_limit["requests"]
+    share = report.request_rate / report.engine_limit.request_rate
     return REGIMES[sum(share > edge for edge in (0.75, 0.98, 1.02))]
 
 
@@ -116,7 +116,7 @@ def main() -> None:
             print(f"{name}: skipped, its trace is not in {TRACES} (set WAIT_CORE_TRACES)")
             continue
         for load in fixed.loads:
-            rate = load * sample.bound["requests"]
+            rate = load * sample.bound.request_rate
             report = planned(workload, rate, count, runs, policy)
             assert report is not None  # noqa: S101 - it was there a moment ago
             found = [measured(policy, each) for each in others(workload, rate, count, fixed.seeds["compare"][:seeds])]
@@ -124,11 +124,11 @@ def main() -> None:
             print(table(list(bench.rows[-1]), [list(bench.rows[-1].values())]).splitlines()[-1], flush=True)
             where = regime(workload, report)
             for key in FIGURES.values():
-                mean = statistics.mean(run[key] for run in found)
+                mean = statistics.mean(getattr(run, key) for run in found)
                 if mean and key != "preemptions":
-                    errors[where][key].append(abs(report.expected[key] / mean - 1))
-            least, most = report.expected["least"]["ttft"], report.expected["most"]["ttft"]
-            inside[where] += [least <= run["ttft"] <= most for run in found]
+                    errors[where][key].append(abs(getattr(report.expected.mean, key) / mean - 1))
+            least, most = report.expected.least.ttft_s, report.expected.most.ttft_s
+            inside[where] += [least <= run.ttft_s <= most for run in found]
     summary = claims(bench, errors, inside)
     thresholds = gated(bench, count)
     if bench.options.markdown:
@@ -138,8 +138,20 @@ def main() -> None:
 
 # Bounds in percent on the median and the largest error; what has none is a figure without a goal.
 GOALS = {
-    REGIMES[0]: {"throughput": (2, 5), "tpot": (2, 10), "latency": (3, 15), "ttft": (5, 20), "peak": (5, 20)},
-    REGIMES[3]: {"throughput": (2, 10), "tpot": (2, 10), "latency": (5, 15), "ttft": (5, 15), "peak": (2, 10)},
+    REGIMES[0]: {
+        "output_throughput": (2, 5),
+        "tpot_s": (2, 10),
+        "e2el_s": (3, 15),
+        "ttft_s": (5, 20),
+        "peak_kv": (5, 20),
+    },
+    REGIMES[3]: {
+        "output_throughput": (2, 10),
+        "tpot_s": (2, 10),
+        "e2el_s": (5, 15),
+        "ttft_s": (5, 15),
+        "peak_kv": (2, 10),
+    },
 }
 
 
@@ -178,10 +190,10 @@ def gated(bench: Bench, count: int) -> list[list[object]]:
             requests = sampled(name, request_rate=rate, num_prompts=count, seed=fixed.seeds["compare"][0])
             report = plan(requests=requests, kv_blocks=fixed.kv_blocks, max_num_seqs=fixed.max_num_seqs)
             shares = [each / rate for _, _, each in report.types]
-            wait = zip(shares, report.wait["delays"], strict=True)
+            wait = zip(shares, report.wait.delays, strict=True)
             planned = {
-                "wait": (report.wait["per_type"], sum(share * delay["latency"] for share, delay in wait)),
-                "nested-wait": (report.nested_wait["per_segment"], report.nested_wait["latency"]),
+                "wait": (report.wait.per_type, sum(share * delay.e2el_s for share, delay in wait)),
+                "nested-wait": (report.nested_wait.per_segment, report.nested_wait.e2el_s),
             }
             for policy, (thresholds, guess) in planned.items():
                 latency = {}

@@ -108,11 +108,11 @@ def test_conversations_are_part_of_a_definition() -> None:
     assert "conversations" not in dataset("chat").to_dict()
     data = definition.to_dict()
     data["conversations"]["turns"] = 0.5
-    with pytest.raises(ValueError, match=r"conversations.turns: 0.5"):
+    with pytest.raises(WaitCoreError, match=r"conversations.turns: 0.5"):
         Dataset.from_dict(data)
-    with pytest.raises(ValueError, match=r"conversations.system: -1"):
+    with pytest.raises(WaitCoreError, match=r"conversations.system: -1"):
         Conversations(2.0, 1.0, 1.0, -1, 100)
-    with pytest.raises(ValueError, match=r"conversations: 'turn' is unknown; did you mean 'turns'"):
+    with pytest.raises(WaitCoreError, match=r"conversations: 'turn' is unknown; did you mean 'turns'"):
         Dataset.from_dict(data | {"conversations": {"turn": 1}})
 
 

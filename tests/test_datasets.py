@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wait_core import WaitCoreError
 from wait_core.workload import datasets
 from wait_core.workload.datasets import (
     Constant,
@@ -178,7 +179,7 @@ def test_constant_names_need_no_entry() -> None:
     ],
 )
 def test_unknown_names(name: str, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(WaitCoreError, match=match):
         dataset(name)
 
 
@@ -209,5 +210,5 @@ def test_unknown_names(name: str, match: str) -> None:
     ],
 )  # fmt: skip
 def test_wrong_definitions_name_key_and_value(data: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(WaitCoreError, match=match):
         Dataset.from_dict(data)

@@ -58,8 +58,8 @@ def test_shipped_deployments_plan_and_simulate_by_name() -> None:
     report = wait_core.simulate(iteration_time=NAME, dataset_name="chat", request_rate=5, num_prompts=50)
     assert report.settings["kv_blocks"] == hardware.shipped()[NAME].kv_blocks
     plan = wait_core.plan(types=[(512, 64, 2.0)], num_prompts=200, runs=1, **hardware.shipped()[NAME].settings())
-    assert plan.engine["max_num_seqs"] == 1024
-    assert plan.engine["token_budget"] == 8192
+    assert plan.engine.max_num_seqs == 1024
+    assert plan.engine.token_budget == 8192
 
 
 def test_a_deployment_is_read_as_it_was_written(tmp_path: Path) -> None:

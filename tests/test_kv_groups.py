@@ -115,9 +115,9 @@ def test_a_plan_counts_windows_as_the_simulator_does() -> None:
     each = hardware.shipped()[GPT_OSS]
     asked: dict[str, Any] = {"types": [(4000, 500, 4.0)], "num_prompts": 200, "runs": 1}
     whole, apart = (plan(**asked, **each.settings(as_full=as_full)) for as_full in (True, False))
-    assert whole.engine["capacity"] == each.kv_blocks * 16
-    assert 1.9 * whole.engine["capacity"] < apart.engine["capacity"] < 2 * whole.engine["capacity"]
-    assert whole.engine_limit["requests"] < apart.engine_limit["requests"] <= apart.bound["requests"]
+    assert whole.engine.capacity == each.kv_blocks * 16
+    assert 1.9 * whole.engine.capacity < apart.engine.capacity < 2 * whole.engine.capacity
+    assert whole.engine_limit.request_rate < apart.engine_limit.request_rate <= apart.bound.request_rate
     requests = sampled("rag", request_rate=20.0, num_prompts=300, seed=1)
     objective: dict[str, Any] = {"slo_ttft_ms": 2e3, "slo_tpot_ms": 50.0, "iteration_time": GPT_OSS}
     blocks = each.kv_blocks
@@ -155,7 +155,7 @@ def test_groups_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     one = figures("--set", 'kv_groups=[{"kind": "full"}]', "--set", "kv_blocks=7424")
     assert one == figures()
     planned = plan(types=[(900, 100, 2.0)], num_prompts=200, runs=1, kv_groups=groups, kv_blocks=40_000)
-    assert planned.engine["capacity"] == 40_000 * 16 * 1000 // (1000 + 5 * 256)
+    assert planned.engine.capacity == 40_000 * 16 * 1000 // (1000 + 5 * 256)
     with pytest.raises(WaitCoreError, match="kv_blocks is missing: how large the blocks of your kv_groups are"):
         simulate("vllm", **offered, kv_groups=groups)
 

@@ -28,8 +28,8 @@ def test_the_number_of_gpus_and_what_they_cost() -> None:
     assert h100.replicas is not None
     assert a100.replicas > h100.replicas > 1
     for offer, price in ((a100, 2.0), (h100, 3.0)):
-        assert offer.replicas == offer.gpus == math.ceil(60.0 / (0.8 * offer.limit))
-        assert offer.utilisation <= 0.8 < 60.0 / (offer.limit * (offer.replicas - 1))
+        assert offer.replicas == offer.gpus == math.ceil(60.0 / (0.8 * offer.saturated_rate))
+        assert offer.utilisation <= 0.8 < 60.0 / (offer.saturated_rate * (offer.replicas - 1))
         assert offer.headroom == pytest.approx(1 / offer.utilisation - 1)
         assert offer.dollars_per_hour == offer.gpus * price
     # 200 and 30 tokens in and out, 10 requests/s: 1.08 million output tokens an hour.
@@ -42,7 +42,7 @@ def test_the_number_of_gpus_and_what_they_cost() -> None:
 def test_the_limit_is_that_of_the_plan() -> None:
     (offer,) = planning.offers([H100], request_rate=10.0, **SMALL)
     report = plan(request_rate=10.0, **SMALL, **H100.settings())
-    assert offer.limit == pytest.approx(report.engine_limit["requests"])
+    assert offer.saturated_rate == pytest.approx(report.engine_limit.request_rate)
     assert (offer.dollars_per_hour, offer.goodput) == (None, None)
 
 

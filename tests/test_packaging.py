@@ -21,7 +21,7 @@ import check_wheel  # noqa: E402
 
 BLOCKED = """
 import sys
-for module in ("matplotlib", "scipy", "compression", "backports", "polars", "pandas"):
+for module in ("matplotlib", "scipy", "compression", "backports", "polars", "pandas", "pyarrow"):
     sys.modules[module] = None
 from wait_core.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -56,7 +56,9 @@ def test_the_metadata_of_the_installed_package_are_complete() -> None:
     assert text is not None
     assert check_wheel.problems_of_metadata(text, released=False) == []
     extras = set(importlib.metadata.metadata("wait-core").get_all("Provides-Extra") or ())
-    assert extras == {"all", "calibrate", "docs", "hardware", "plot", "report", "test", "vllm", "zstd"}
+    assert extras == {
+        "all", "arrow", "calibrate", "docs", "hardware", "plot", "polars", "report", "test", "vllm", "zstd",
+    }  # fmt: skip
 
 
 def test_a_release_names_its_repository_and_has_no_relative_links() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from wait_core.workload import sampled
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from wait_core.planning import NestedThresholds
 
 LINEAR = {"law": "linear", "d0": 0.01, "d1": 2e-7}
 
@@ -73,21 +75,21 @@ def test_thresholds_as_caps_stay_within_a_tile() -> None:
 def test_gates_planned_on_the_staircase_have_the_least_latency() -> None:
     requests = sampled("p512d20", request_rate=20.0, num_prompts=10_000, seed=3)
     report = wait_core.plan(requests=requests)
-    (planned,), (delay,) = report.wait["per_type"], report.wait["delays"]
+    (planned,), (delay,) = report.wait.per_type, report.wait.delays
 
     def simulated(n: float) -> float:
         run = wait_core.simulate("wait", requests=requests, work_conserving=False, thresholds=[n])
         return float(run.e2el_s.mean())
 
     least = simulated(planned)
-    assert delay["latency"] == pytest.approx(least, rel=0.1)
+    assert delay.e2el_s == pytest.approx(least, rel=0.1)
     assert all(simulated(factor * planned) > 1.02 * least for factor in (0.6, 1.5, 2.5))
     # The average of its iterations would keep up at 0.48; they themselves do not.
     assert simulated(0.48) > 5 * least
 
 
 def test_what_is_called_protected_holds_for_unequal_prompts() -> None:
-    def planned(prompts: dict[int, float], capacity: int) -> dict[str, Any]:
+    def planned(prompts: dict[int, float], capacity: int) -> NestedThresholds:
         outputs = {3: 60.0, 8: 40.0}
         types = [(p, output, share * rate) for output, rate in outputs.items() for p, share in prompts.items()]
         report = wait_core.plan(
@@ -96,19 +98,19 @@ def test_what_is_called_protected_holds_for_unequal_prompts() -> None:
         )  # fmt: skip
         return report.nested_wait
 
-    assert planned({8: 1.0}, 400)["protected"]
+    assert planned({8: 1.0}, 400).protected
     tight = planned({2: 0.9, 62: 0.1}, 400)
-    assert (tight["feasible"], tight["protected"]) == (True, False)
-    assert [violation["condition"] for violation in tight["unprotected"]] == ["M^π + buffer ≤ C"]
-    assert planned({2: 0.9, 62: 0.1}, 4000)["protected"]
+    assert (tight.feasible, tight.protected) == (True, False)
+    assert [violation.condition for violation in tight.unprotected] == ["M^π + buffer ≤ C"]
+    assert planned({2: 0.9, 62: 0.1}, 4000).protected
 
 
 def test_a_chunked_prompt_is_not_called_protected() -> None:
     # 2,100 tokens do not fit one iteration: the request falls out of step with those that entered with it.
     report = wait_core.plan(types=[(2_100, 20, 1.0), (2_100, 50, 0.5)], runs=1, num_prompts=200, policy="vllm")
-    conditions = [violation["condition"] for violation in report.nested_wait["unprotected"]]
-    assert report.nested_wait["feasible"]
-    assert not report.nested_wait["protected"]
+    conditions = [violation.condition for violation in report.nested_wait.unprotected]
+    assert report.nested_wait.feasible
+    assert not report.nested_wait.protected
     assert "tokens per iteration ≤ token_budget" in conditions
 
 
@@ -154,10 +156,10 @@ def test_what_is_expected_is_what_other_seeds_give(name: str, rate: float, withi
     expected = wait_core.plan(dataset_name=name, request_rate=rate, policy="clairvoyant").expected
     other = sampled(name, request_rate=rate, num_prompts=12_000, seed=77)
     found = figures(wait_core.simulate("clairvoyant", requests=other))
-    for figure in ("ttft", "tpot", "latency", "throughput"):
-        assert expected[figure] == pytest.approx(found[figure], rel=within), figure
-    assert expected["least"]["latency"] <= expected["latency"] <= expected["most"]["latency"]
-    assert expected["peak"] == pytest.approx(found["peak"], rel=0.15)
+    for figure in ("ttft_s", "tpot_s", "e2el_s", "output_throughput"):
+        assert getattr(expected.mean, figure) == pytest.approx(getattr(found, figure), rel=within), figure
+    assert expected.least.e2el_s <= expected.mean.e2el_s <= expected.most.e2el_s
+    assert expected.mean.peak_kv == pytest.approx(found.peak_kv, rel=0.15)
 
 
 def test_the_saturated_rate_is_that_of_a_long_overload() -> None:
@@ -168,19 +170,19 @@ def test_the_saturated_rate_is_that_of_a_long_overload() -> None:
     assert report.reasons[0].startswith("rate < saturated rate fails: 4/s against 2.")
     requests = sampled("p512d1000", request_rate=4.0, num_prompts=6_000, seed=77)
     run = figures(wait_core.simulate("clairvoyant", requests=requests, kv_blocks=8448))
-    assert run["throughput"] == pytest.approx(report.engine_limit["throughput"], rel=0.02)
-    caps = report.wait["caps"]
-    run = figures(wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps["per_type"]))
-    assert run["preemptions"] == 0
-    assert run["throughput"] == pytest.approx(caps["saturated"]["throughput"], rel=0.02)
+    assert run.output_throughput == pytest.approx(report.engine_limit.output_throughput, rel=0.02)
+    caps = report.wait.caps
+    run = figures(wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps.per_type))
+    assert run.preemptions == 0
+    assert run.output_throughput == pytest.approx(caps.saturated.output_throughput, rel=0.02)
     # Cohorts of equal lengths: FCFS that must never evict keeps memory back, admission one by one does not.
-    assert report.engine_limit["requests"] < 0.97 * caps["saturated"]["requests"]
-    assert caps["saturated"]["requests"] < report.bound["requests"]
+    assert report.engine_limit.request_rate < 0.97 * caps.saturated.request_rate
+    assert caps.saturated.request_rate < report.bound.request_rate
 
 
 def test_overload_is_played_too() -> None:
     short, longer = (wait_core.plan(types=[(512, 1000, 4.0)], num_prompts=n, runs=2) for n in (500, 2_000))
-    assert longer.expected["ttft"] > 3 * short.expected["ttft"]
+    assert longer.expected.mean.ttft_s > 3 * short.expected.mean.ttft_s
     assert any("latency has not settled" in warning for warning in longer.warnings)
 
 
@@ -189,9 +191,9 @@ def test_a_plan_is_for_the_policy_that_runs() -> None:
         policy: wait_core.plan(dataset_name="reasoning-2700", request_rate=0.4, num_prompts=600, runs=2, policy=policy)
         for policy in ("clairvoyant", "vllm")
     }
-    assert plans["clairvoyant"].expected["most"]["preemptions"] == 0
-    assert plans["vllm"].expected["least"]["preemptions"] > 0.1
-    assert plans["vllm"].engine_limit["requests"] < plans["clairvoyant"].engine_limit["requests"]
+    assert plans["clairvoyant"].expected.most.preemptions == 0
+    assert plans["vllm"].expected.least.preemptions > 0.1
+    assert plans["vllm"].engine_limit.request_rate < plans["clairvoyant"].engine_limit.request_rate
 
 
 def test_requests_are_played_as_they_arrive() -> None:
@@ -200,32 +202,32 @@ def test_requests_are_played_as_they_arrive() -> None:
     times = np.sort(np.where(np.arange(1_000) % 2 == 0, even.arrival_ns // 20, even.arrival_ns))
     uneven = replace(even, arrival_ns=times)
     calm, burst = (wait_core.plan(requests=requests) for requests in (even, uneven))
-    assert burst.expected["ttft"] > 10 * calm.expected["ttft"]
-    assert burst.expected["runs"] == 1
-    assert burst.expected["least"] == burst.expected["most"]
+    assert burst.expected.mean.ttft_s > 10 * calm.expected.mean.ttft_s
+    assert burst.expected.runs == 1
+    assert burst.expected.least == burst.expected.most
     scaled = wait_core.plan(requests=uneven, request_rate=0.05)
-    assert scaled.rate == pytest.approx(0.05)
-    assert scaled.expected["ttft"] < 0.1 * burst.expected["ttft"]
+    assert scaled.request_rate == pytest.approx(0.05)
+    assert scaled.expected.mean.ttft_s < 0.1 * burst.expected.mean.ttft_s
 
 
 def test_gpus_for_a_target() -> None:
     report = wait_core.plan(types=[(512, 20, 7.0), (512, 50, 3.0)], target_rate=100.0, utilisation=0.7)
     gpus = report.gpus
     assert gpus is not None
-    limit = report.engine_limit["requests"]
-    assert 100.0 / gpus["number"] <= 0.7 * limit < 100.0 / (gpus["number"] - 1)
-    assert gpus["expected"]["latency"] > report.expected["latency"]
+    limit = report.engine_limit.request_rate
+    assert 100.0 / gpus.number <= 0.7 * limit < 100.0 / (gpus.number - 1)
+    assert gpus.expected.mean.e2el_s > report.expected.mean.e2el_s
     # The mix counts, not its rate.
     again = wait_core.plan(types=[(512, 20, 0.7), (512, 50, 0.3)], target_rate=100.0, utilisation=0.7).gpus
     assert again is not None
-    assert again["number"] == gpus["number"]
-    assert again["expected"]["latency"] == pytest.approx(gpus["expected"]["latency"])
+    assert again.number == gpus.number
+    assert again.expected.mean.e2el_s == pytest.approx(gpus.expected.mean.e2el_s)
 
 
 def test_bursts_are_warned_of() -> None:
     calm = wait_core.plan(dataset_name="chat", request_rate=3.0, num_prompts=2000)
     bursts = wait_core.plan(dataset_name="bursts", request_rate=3.0, num_prompts=2000)
-    assert calm.warnings == []
+    assert calm.warnings == ()
     assert any("as variable as a Poisson stream" in warning for warning in bursts.warnings)
 
 
@@ -237,18 +239,18 @@ def test_the_stability_region_ends_where_the_plan_says() -> None:
     ]
     for report in plans:
         assert report.region is not None
-        own = report.region["capacity"].index(report.engine["capacity"])
+        own = report.region.capacity.index(report.engine.capacity)
         for column, limit in (("fluid", report.fluid_limit), ("engine", report.engine_limit), ("bound", report.bound)):
-            assert report.region[column][own] == limit["requests"]
-        assert report.stable == (report.rate < report.region["engine"][own])
-        assert report.region["capacity"] == sorted(report.region["capacity"])
+            assert getattr(report.region, column)[own] == limit.request_rate
+        assert report.stable == (report.request_rate < report.region.engine[own])
+        assert list(report.region.capacity) == sorted(report.region.capacity)
     region = plans[0].region
     assert region is not None
-    assert len({len(column) for column in region.values()}) == 1
+    assert len({len(column) for column in asdict(region).values()}) == 1
     for column in ("fluid", "engine", "bound"):
-        assert min(region[column]) > 0
-    assert all(fluid <= bound * (1 + 1e-9) for fluid, bound in zip(region["fluid"], region["bound"], strict=True))
-    assert region["bound"] == sorted(region["bound"])
+        assert min(getattr(region, column)) > 0
+    assert all(fluid <= bound * (1 + 1e-9) for fluid, bound in zip(region.fluid, region.bound, strict=True))
+    assert list(region.bound) == sorted(region.bound)
 
 
 def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: 
     out = capsys.readouterr().out
     assert "NOT STABLE" in out
     assert "x < 1 fails" in out
-    assert "the line grows by" in out
+    assert "the queue grows by" in out
     assert main(["plan", *arguments[1:], "--policy", "vllm", "--runs", "2", "--num-prompts", "500"]) == 0
     out = capsys.readouterr().out
     assert "saturated engine, vllm" in out
@@ -328,14 +330,14 @@ def test_figures_by_hand() -> None:
     )  # fmt: skip
     law = {"law": "linear", "d0": 0.01, "d1": 0.0}
     found = figures(wait_core.simulate("vllm", requests=requests, iteration_time=law, kv_blocks=10, block_size=1))
-    assert found["ttft"] == pytest.approx(0.01)
-    assert found["tpot"] == pytest.approx(0.01)
-    assert found["latency"] == pytest.approx(0.025)
-    assert found["wait"] == 0
-    assert found["growth"] == pytest.approx(2 / 3)
+    assert found.ttft_s == pytest.approx(0.01)
+    assert found.tpot_s == pytest.approx(0.01)
+    assert found.e2el_s == pytest.approx(0.025)
+    assert found.queue_s == 0
+    assert found.growth == pytest.approx(2 / 3)
     # In the last iteration of the first the prompt and two tokens have KV.
-    assert found["peak"] == pytest.approx(0.6)
-    assert found["preemptions"] == 0
+    assert found.peak_kv == pytest.approx(0.6)
+    assert found.preemptions == 0
 
 
 def test_saturated_is_as_fast_as_the_law_allows() -> None:
@@ -344,12 +346,12 @@ def test_saturated_is_as_fast_as_the_law_allows() -> None:
                     max_num_seqs=8, token_budget=1000, num_types=8, settings={})  # fmt: skip
     found = saturated(engine, [sampled("p4d10", request_rate=1.0, num_prompts=10)], 90.0)
     # In 160 requests one batch of 8 more or less between the quantiles shows.
-    assert found["requests"] == pytest.approx(8 / 0.1, rel=0.08)
+    assert found.request_rate == pytest.approx(8 / 0.1, rel=0.08)
     few = replace(engine, max_num_seqs=1)
-    assert saturated(few, [sampled("p4d10", request_rate=1.0)], 10.0)["requests"] == pytest.approx(10.0, rel=0.002)
-    assert found["throughput"] == pytest.approx(10 * found["requests"])
-    assert found["binding"] == "max-running"
-    assert found["residents"] == pytest.approx(8, rel=0.2)
+    assert saturated(few, [sampled("p4d10", request_rate=1.0)], 10.0).request_rate == pytest.approx(10.0, rel=0.002)
+    assert found.output_throughput == pytest.approx(10 * found.request_rate)
+    assert found.binding == "max-running"
+    assert found.residents == pytest.approx(8, rel=0.2)
     short, long = ([sampled(name, request_rate=1.0)] for name in ("p9d1", "p4d10"))
-    assert saturated(replace(engine, kv_blocks=30), long, 90.0)["binding"] == "memory"
-    assert saturated(replace(engine, token_budget=9), short, 200.0)["binding"] == "token-budget"
+    assert saturated(replace(engine, kv_blocks=30), long, 90.0).binding == "memory"
+    assert saturated(replace(engine, token_budget=9), short, 200.0).binding == "token-budget"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from wait_core import report
+from wait_core import WaitCoreError, report
 from wait_core.report import plot_style, time_series
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def test_policies_in_one_figure_differ() -> None:
 )
 def test_bad_input_is_named_and_writes_nothing(call: Callable[[Path], Path], match: str, tmp_path: Path) -> None:
     path = tmp_path / "figure.png"
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(WaitCoreError, match=match):
         call(path)
     assert not path.exists()
 

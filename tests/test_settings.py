@@ -179,4 +179,4 @@ def test_one_default_policy_everywhere() -> None:
     assert BY_NAME["policy"].default == "adaptive"
     report = simulate(dataset_name="p64d32", request_rate=5.0, num_prompts=20)
     assert report.policy == "adaptive"
-    assert wait_core.plan(types=[(64, 32, 1.0)], num_prompts=50, runs=1).engine["policy"] == "adaptive"
+    assert wait_core.plan(types=[(64, 32, 1.0)], num_prompts=50, runs=1).engine.policy == "adaptive"

@@ -149,7 +149,7 @@ def test_preemption_restart_loses_the_output() -> None:
     ],
 )
 def test_bad_input_names_the_argument_and_the_value(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=f"(?i){message}"):
+    with pytest.raises(WaitCoreError, match=f"(?i){message}"):
         simulate("vllm", **tiny(**arguments))  # type: ignore[arg-type]
 
 

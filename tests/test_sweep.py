@@ -86,7 +86,7 @@ def test_every_form_has_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_parquet_is_an_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs the extra arrow")
     assert main([*COMMAND, "--output", str(tmp_path / "rows.parquet"), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     stored = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
@@ -98,7 +98,7 @@ def test_parquet_without_pyarrow_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr("wait_core.cli.rows.find_spec", lambda _name: None)
     assert main([*COMMAND, "--output", str(tmp_path / "rows.parquet")]) == 2
-    assert "pip install pyarrow" in capsys.readouterr().err
+    assert "pip install 'wait-core[arrow]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

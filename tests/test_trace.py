@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wait_core import WaitCoreError
 from wait_core.workload import Trace, load, write_mooncake
 
 
@@ -30,7 +31,7 @@ def test_requests_at_one_instant_cannot_be_scaled() -> None:
     ones = np.ones(2, np.uint32)
     trace = Trace(prompt_tokens=ones, output_tokens=ones, arrival_ns=np.zeros(2, np.int64))
     assert trace.rate is None
-    with pytest.raises(ValueError, match="arrive at once"):
+    with pytest.raises(WaitCoreError, match="arrive at once"):
         trace.scaled(1.0)
 
 
@@ -66,7 +67,7 @@ def test_arrays_are_read_only_and_the_callers_stay_writable() -> None:
 def test_inconsistent_columns_are_refused(change: dict[str, object], match: str) -> None:
     ones = np.ones(2, np.uint32)
     columns: dict[str, object] = {"prompt_tokens": ones, "output_tokens": ones}
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(WaitCoreError, match=match):
         Trace(**(columns | change))  # type: ignore[arg-type]
 
 

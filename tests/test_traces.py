@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wait_core import WaitCoreError
 from wait_core.workload import Trace, TraceError, load, traces, write_mooncake
 
 if TYPE_CHECKING:
@@ -158,9 +159,9 @@ def test_vidur_without_arrivals_has_lengths_only(write: Callable[[str], Path]) -
     assert trace.arrival_ns is None
     assert trace.rate is None
     assert trace.duration_s is None
-    with pytest.raises(ValueError, match="no arrival times"):
+    with pytest.raises(WaitCoreError, match="no arrival times"):
         trace.scaled(1.0)
-    with pytest.raises(ValueError, match="no arrival times"):
+    with pytest.raises(WaitCoreError, match="no arrival times"):
         trace.rates()
 
 
@@ -307,23 +308,23 @@ def test_a_csv_of_another_format_names_the_missing_column(write: Callable[[str],
 
 def test_arguments_out_of_range_are_named(write: Callable[[str], Path]) -> None:
     path = write(FILES["vidur"])
-    with pytest.raises(ValueError, match="format: 'parquet'"):
+    with pytest.raises(WaitCoreError, match="format: 'parquet'"):
         load(path, "parquet")
-    with pytest.raises(ValueError, match="limit: 0"):
+    with pytest.raises(WaitCoreError, match="limit: 0"):
         load(path, limit=0)
-    with pytest.raises(ValueError, match="default_output: 0"):
+    with pytest.raises(WaitCoreError, match="default_output: 0"):
         load(path, default_output=0)
     with pytest.raises(FileNotFoundError):
         load(path.with_name("absent"))
-    with pytest.raises(ValueError, match="n: 0"):
+    with pytest.raises(WaitCoreError, match="n: 0"):
         load(path).head(0)
     with pytest.raises(IndexError, match="index: 2"):
         load(path).hashes(2)
     for rate in (0, -1.0, float("nan"), float("inf"), True, 1e-300):
-        with pytest.raises(ValueError, match="rate: "):
+        with pytest.raises(WaitCoreError, match="rate: "):
             load(path).scaled(rate)
     for window in (0.0, -1.0, float("nan"), 5.0, 1e-9):
-        with pytest.raises(ValueError, match="window_s: "):
+        with pytest.raises(WaitCoreError, match="window_s: "):
             load(path).rates(window)
 
 
@@ -345,10 +346,10 @@ def test_head_keeps_columns_together(write: Callable[[str], Path]) -> None:
 
 def test_mooncake_needs_arrivals_and_tokens(write: Callable[[str], Path], tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
-    with pytest.raises(ValueError, match="no arrival times"):
+    with pytest.raises(WaitCoreError, match="no arrival times"):
         write_mooncake(load(write(FILES["words"])), target)
     ones = np.ones(1, np.uint32)
-    with pytest.raises(ValueError, match="words"):
+    with pytest.raises(WaitCoreError, match="words"):
         write_mooncake(
             Trace(prompt_tokens=ones, output_tokens=ones, arrival_ns=np.zeros(1, np.int64), unit="words"), target
         )

@@ -302,8 +302,8 @@ class Planner:
         """
     def capacity_bound(self) -> dict[str, Any]:
         """The most that any schedule can carry, in the same terms: the linear program over compositions."""
-    def goodput_bound(self, *, slo_ttft: float | None = None, slo_tpot: float | None = None) -> dict[str, Any]:
-        """The most requests of this workload that any schedule can serve within an objective, s (goodput: their share,
+    def goodput_bound(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
+        """The most requests of this workload that any schedule can serve within an objective, ms (goodput: their share,
         requests: 1/s): the same program with an accept variable for each type.
         """
     def thresholds(

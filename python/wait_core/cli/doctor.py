@@ -100,6 +100,8 @@ def _purpose(extra: str) -> str:
         "zstd": "traces packed by zstd",
         "hardware": "GPUs and models beyond the shipped ones",
         "report": "pages of HTML (--report)",
+        "polars": "Report.to_polars",
+        "arrow": "Report.to_arrow and Parquet",
         "vllm": "serving",
     }
     return purposes.get(extra, extra)

@@ -36,7 +36,7 @@ def compare(arguments: argparse.Namespace, deployments: list[Deployment], asked:
             print(text(found))
         if drawn is not None:
             model = deployments[0].model.rpartition("/")[2]
-            offers_picture(drawn, found, title=f"{model}: GPUs for {found[0].rate:.4g} requests/s")
+            offers_picture(drawn, found, title=f"{model}: GPUs for {found[0].request_rate:.4g} requests/s")
     if arguments.picture is not None and not arguments.json:
         print(f"picture: {arguments.picture}")
     return 0
@@ -53,13 +53,13 @@ def text(found: list[Offer]) -> str:
     for offer in found:
         row = [
             f"{offer.deployment.tensor_parallel_size} x {offer.deployment.gpu}",
-            offer.limit,
+            offer.saturated_rate,
             "none will do" if offer.gpus is None else offer.gpus,
             offer.rate_each,
             f"{offer.utilisation:.0%}",
             f"{offer.headroom:+.0%}",
-            offer.ttft * 1e3,
-            offer.tpot * 1e3,
+            offer.ttft_s * 1e3,
+            offer.tpot_s * 1e3,
         ]
         row += [f"{offer.goodput:.1%}"] if offer.goodput is not None else []
         money = (offer.dollars_per_hour, offer.dollars_per_million_output_tokens, offer.dollars_per_million_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.picture import picture
 from wait_core.cli.workload import POLICY, add_source, source_of
 from wait_core.hardware import A100
-from wait_core.planning import explain, plan
+from wait_core.planning import CapacityBound, plan
 from wait_core.report import stability_region
 from wait_core.report.html import page_of_plan, rendered
 from wait_core.settings import POLICIES
@@ -22,7 +23,7 @@ from wait_core.settings import POLICIES
 if TYPE_CHECKING:
     import argparse
 
-    from wait_core.planning import PlanReport
+    from wait_core.planning import Expected, PlanReport
 
 POINTS = 32
 """Capacities of the stability region that are looked at for a picture."""
@@ -175,13 +176,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _draw(path: str, report: PlanReport) -> None:
     assert report.region is not None  # noqa: S101  it was asked for
-    rates = dict(report.region)
+    rates = asdict(report.region)
     stability_region(
         path,
         rates.pop("capacity"),
         rates,
-        rate=report.rate,
-        capacity_tokens=report.engine["capacity"],
+        rate=report.request_rate,
+        capacity_tokens=report.engine.capacity,
         title=f"Stability region of {report.workload}",
     )
 
@@ -197,16 +198,16 @@ def text(report: PlanReport) -> str:
 
 def _verdict(report: PlanReport) -> str:
     engine = report.engine
-    share = report.rate / report.engine_limit["requests"]
+    share = report.request_rate / report.engine_limit.request_rate
     lines = [
         (
-            f"{report.workload} at {report.rate:.4g} requests/s on {engine['capacity']:,} KV tokens"
-            f" ({engine['kv_blocks']:,} blocks), max_num_seqs {engine['max_num_seqs']}, token_budget"
-            f" {engine['token_budget']:,}"
+            f"{report.workload} at {report.request_rate:.4g} requests/s on {engine.capacity:,} KV tokens"
+            f" ({engine.kv_blocks:,} blocks), max_num_seqs {engine.max_num_seqs}, token_budget"
+            f" {engine.token_budget:,}"
         ),
         (
             f"{'STABLE' if report.stable else 'NOT STABLE'}: {share:.1%} of what the saturated engine serves,"
-            f" {report.rate / report.bound['requests']:.1%} of what any schedule could"
+            f" {report.request_rate / report.bound.request_rate:.1%} of what any schedule could"
         ),
     ]
     lines += [f"  - {reason}" for reason in report.reasons]
@@ -218,53 +219,54 @@ def _rates(report: PlanReport) -> str:
     rows = []
     for name, limit in (
         ("constant composition (fluid)", report.fluid_limit),
-        (f"saturated engine, {report.engine['policy']}", report.engine_limit),
-        ("WAIT, thresholds as caps", report.wait["caps"]["saturated"]),
+        (f"saturated engine, {report.engine.policy}", report.engine_limit),
+        ("WAIT, thresholds as caps", report.wait.caps.saturated),
         ("any schedule (bound)", report.bound),
     ):
-        rows.append([name, limit["requests"], limit["throughput"], limit.get("binding", "")])
+        binding = "" if isinstance(limit, CapacityBound) else limit.binding
+        rows.append([name, limit.request_rate, limit.output_throughput, binding])
     lines = [tabulated(["largest rate of this mix", "requests/s", "output tok/s", "binds"], rows)]
     if report.fluid is None:
         lines.append(f"fluid equilibrium: none, x = {report.load:.4f} (below 1 is stable)")
     else:
         fluid = report.fluid
         lines.append(
-            f"fluid equilibrium: x = {report.load:.4f}, iteration {fluid['iteration_time'] * 1e3:.4g} ms,"
-            f" M* = {fluid['memory']:,.0f} KV tokens, {fluid['resident']:.4g} residents"
+            f"fluid equilibrium: x = {report.load:.4f}, iteration {fluid.iteration_s * 1e3:.4g} ms,"
+            f" M* = {fluid.kv_tokens:,.0f} KV tokens, {fluid.residents:.4g} residents"
         )
     if report.goodput is not None:
-        within = {"TTFT": report.goodput["slo_ttft_ms"], "TPOT": report.goodput["slo_tpot_ms"]}
+        within = {"TTFT": report.goodput.slo_ttft_ms, "TPOT": report.goodput.slo_tpot_ms}
         objective = ", ".join(f"{name} {_seconds(1e-3 * ms)}" for name, ms in within.items() if ms is not None)
         lines.append(
-            f"goodput within {objective}: at most {report.goodput['goodput']:.1%} of the requests,"
-            f" {report.goodput['requests']:.4g} requests/s, whatever the scheduler"
+            f"goodput within {objective}: at most {report.goodput.goodput:.1%} of the requests,"
+            f" {report.goodput.request_goodput:.4g} requests/s, whatever the scheduler"
         )
     return "\n".join(lines)
 
 
 def _delays(report: PlanReport) -> str:
-    lines = [f"expected, {report.engine['policy']}: {_expected(report.expected)}"]
+    lines = [f"expected, {report.engine.policy}: {_expected(report.expected)}"]
     if not report.stable:
-        grows = report.rate - report.engine_limit["requests"]
-        lines.append(f"no steady state: the line grows by {grows:.4g} requests/s, and delays with it")
+        grows = report.request_rate - report.engine_limit.request_rate
+        lines.append(f"no steady state: the queue grows by {grows:.4g} requests/s, and delays with it")
     return "\n".join(lines)
 
 
-def _expected(expected: dict[str, Any]) -> str:
+def _expected(expected: Expected) -> str:
     """Each figure, and the least and the most over the runs."""
 
     def figure(key: str, short: Any) -> str:
-        mean, least, most = (short(where[key]) for where in (expected, expected["least"], expected["most"]))
+        mean, least, most = (short(getattr(of, key)) for of in (expected.mean, expected.least, expected.most))
         return mean if least == most else f"{mean} ({least} to {most})"
 
-    seat = f", {_seconds(expected['wait'])} of it until admission" if expected["wait"] > 1e-3 else ""
-    preempts = expected["most"]["preemptions"] > 0
+    queued = f", {_seconds(expected.mean.queue_s)} of it until admission" if expected.mean.queue_s > 1e-3 else ""
+    preempts = expected.most.preemptions > 0
     evicted = f", {figure('preemptions', '{:.2g}'.format)} preemptions a request" if preempts else ""
-    times = f" x {expected['runs']}" if expected["runs"] > 1 else ""
+    times = f" x {expected.runs}" if expected.runs > 1 else ""
     return (
-        f"TTFT {figure('ttft', _seconds)}{seat}, TPOT {figure('tpot', _seconds)},"
-        f" latency {figure('latency', _seconds)}, peak KV {figure('peak', '{:.0%}'.format)}{evicted}"
-        f"; {expected['num_prompts']:,} requests{times}"
+        f"TTFT {figure('ttft_s', _seconds)}{queued}, TPOT {figure('tpot_s', _seconds)},"
+        f" latency {figure('e2el_s', _seconds)}, peak KV {figure('peak_kv', '{:.0%}'.format)}{evicted}"
+        f"; {expected.num_prompts:,} requests{times}"
     )
 
 
@@ -275,48 +277,48 @@ def _seconds(value: float) -> str:
 
 
 def _wait(report: PlanReport) -> str:
-    wait, caps = report.wait, report.wait["caps"]
-    columns = zip(report.types, wait["per_type"], caps["per_type"], wait["delays"], strict=True)
+    wait, caps = report.wait, report.wait.caps
+    columns = zip(report.types, wait.per_type, caps.per_type, wait.delays, strict=True)
     rows = [
-        [prompt, output, rate, n, cap, _seconds(delay["ttft"]), _seconds(delay["tpot"]), _seconds(delay["latency"])]
+        [prompt, output, rate, n, cap, _seconds(delay.ttft_s), _seconds(delay.tpot_s), _seconds(delay.e2el_s)]
         for (prompt, output, rate), n, cap, delay in columns
     ]
     lines = [
         "wait: thresholds n, gated as in the paper, and as caps of a work-conserving engine",
         tabulated(["prompt", "output", "rate/s", "n gated", "n caps", "TTFT", "TPOT", "latency"], rows),
         (
-            f"gated: iteration {wait['iteration_time'] * 1e3:.4g} ms, M^pi = {wait['memory']:,.0f} tokens, slack"
-            f" {wait['slack']:.1%}{', paced' if wait['paced'] else ''}; caps: at most {caps['residents']} residents"
+            f"gated: iteration {wait.iteration_s * 1e3:.4g} ms, M^pi = {wait.kv_tokens:,.0f} tokens, slack"
+            f" {wait.slack:.1%}{', paced' if wait.paced else ''}; caps: at most {caps.residents} residents"
         ),
     ]
     if report.stable:
-        lines += [f"  - {explain(violation)}" for violation in wait["violations"]]
+        lines += [f"  - {violation}" for violation in wait.violations]
     return "\n".join(lines)
 
 
 def _nested(report: PlanReport) -> str:
     nested = report.nested_wait
-    per_segment = nested["per_segment"] or ["-"] * len(report.segments)
+    per_segment = nested.per_segment or ["-"] * len(report.segments)
     rows = [
-        [f"{segment['first_stage']}..{segment['last_stage']}", segment["rate"], segment["survival"], n]
+        [f"{segment.first_stage}..{segment.last_stage}", segment.rate, segment.survival, n]
         for segment, n in zip(report.segments, per_segment, strict=True)
     ]
     lines = ["nested-wait", tabulated(["stages", "rate/s", "p", "n"], rows)]
-    if nested.get("unstable"):
-        lines.append(f"  - {nested['unstable']}")
-    lines += [f"  - {explain(violation)}" for violation in nested["violations"]]
+    if nested.unstable:
+        lines.append(f"  - {nested.unstable}")
+    lines += [f"  - {violation}" for violation in nested.violations]
     buffer = report.buffer
     if buffer is not None:
-        verdict = "kept" if nested["protected"] else "not kept: thresholds without it"
+        verdict = "kept" if nested.protected else "not kept: thresholds without it"
         lines.append(
-            f"safety buffer for probability {buffer['failure_probability']:g} within {buffer['horizon']:,.4g} s:"
-            f" {buffer['tokens']:,.0f} tokens above M^pi = {nested['memory']:,.0f} ({verdict})"
+            f"safety buffer for probability {buffer.failure_probability:g} within {buffer.horizon_s:,.4g} s:"
+            f" {buffer.tokens:,.0f} tokens above M^pi = {nested.kv_tokens:,.0f} ({verdict})"
         )
-        lines += [f"  - for the buffer, {explain(violation)}" for violation in nested["unprotected"]]
-        if report.segments[1:] and nested["protected"]:
+        lines += [f"  - for the buffer, {violation}" for violation in nested.unprotected]
+        if report.segments[1:] and nested.protected:
             lines.append(
-                f"  the {buffer['tokens_left']:,.0f} tokens left keep it at {buffer['failure_probability_left']:.3g}"
-                f" over that time, at {buffer['failure_probability']:g} for {_seconds(buffer['horizon_left'])}"
+                f"  the {buffer.tokens_left:,.0f} tokens left keep it at {buffer.failure_probability_left:.3g}"
+                f" over that time, at {buffer.failure_probability:g} for {_seconds(buffer.horizon_left_s)}"
             )
     return "\n".join(lines)
 
@@ -326,6 +328,6 @@ def _gpus(report: PlanReport) -> str:
     if gpus is None:
         return ""
     return (
-        f"{gpus['target_rate']:g} requests/s: {gpus['number']} GPUs at {gpus['rate_each']:.4g}/s each,"
-        f" {gpus['utilisation']:.0%} of the saturated rate; {_expected(gpus['expected'])}"
+        f"{gpus.target_rate:g} requests/s: {gpus.number} GPUs at {gpus.rate_each:.4g}/s each,"
+        f" {gpus.utilisation:.0%} of the saturated rate; {_expected(gpus.expected)}"
     )

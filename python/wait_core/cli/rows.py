@@ -32,7 +32,7 @@ def form_of(path: Path) -> str:
     if form not in FORMS:
         raise WaitCoreError(f"{path}: the name ends in none of {', '.join(FORMS)}")
     if form == ".parquet" and find_spec("pyarrow") is None:
-        raise WaitCoreError(f"{path}: Parquet needs pyarrow: pip install pyarrow")
+        raise WaitCoreError(f"{path}: Parquet needs pyarrow: pip install 'wait-core[arrow]'")
     return form
 
 

@@ -8,7 +8,42 @@ scheduler itself, laws of hardware, and anything printed or drawn.
 from wait_core.planning.goodput import goodput_bound
 from wait_core.planning.offers import Offer, offers
 from wait_core.planning.plan import plan
-from wait_core.planning.plan_report import PlanReport
-from wait_core.planning.verdict import explain
+from wait_core.planning.plan_report import PlannedEngine, PlannedGpus, PlanReport, StabilityRegion
+from wait_core.planning.rates import CapacityBound, Composition, FluidEquilibrium, FluidLimit, Goodput, Prices
+from wait_core.planning.thresholds import (
+    Caps,
+    Delays,
+    NestedThresholds,
+    SafetyBuffer,
+    Segment,
+    Violation,
+    WaitThresholds,
+)
+from wait_core.simulation.trial import Expected, Figures, SaturatedRate
 
-__all__ = ["Offer", "PlanReport", "explain", "goodput_bound", "offers", "plan"]
+__all__ = [
+    "CapacityBound",
+    "Caps",
+    "Composition",
+    "Delays",
+    "Expected",
+    "Figures",
+    "FluidEquilibrium",
+    "FluidLimit",
+    "Goodput",
+    "NestedThresholds",
+    "Offer",
+    "PlanReport",
+    "PlannedEngine",
+    "PlannedGpus",
+    "Prices",
+    "SafetyBuffer",
+    "SaturatedRate",
+    "Segment",
+    "StabilityRegion",
+    "Violation",
+    "WaitThresholds",
+    "goodput_bound",
+    "offers",
+    "plan",
+]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wait_core import _core, hardware
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.hardware.kv_groups import context_tokens
+from wait_core.planning.rates import Goodput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,14 +40,4 @@ def goodput_bound(
         requests.types(len(requests))[0], law, capacity=capacity, max_running=max_num_seqs,
         token_budget=token_budget,
     )  # fmt: skip
-    return float(goodput(planner, slo_ttft_ms, slo_tpot_ms)["goodput"])
-
-
-def goodput(planner: _core.Planner, slo_ttft_ms: float | None, slo_tpot_ms: float | None) -> dict[str, Any]:
-    """Return the linear program's largest goodput within an objective (ms): share of the requests, and requests/s."""
-    ttft, tpot = (None if ms is None else 1e-3 * ms for ms in (slo_ttft_ms, slo_tpot_ms))
-    found = planner.goodput_bound(slo_ttft=ttft, slo_tpot=tpot)
-    return {key: found[key] for key in ("goodput", "requests")} | {
-        "slo_ttft_ms": slo_ttft_ms,
-        "slo_tpot_ms": slo_tpot_ms,
-    }
+    return Goodput.of(planner, slo_ttft_ms, slo_tpot_ms).goodput

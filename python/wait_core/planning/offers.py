@@ -23,15 +23,15 @@ MOST = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What one kind of GPU offers for the traffic. Times in s, rates in requests/s, money in dollars.
+    """What one kind of GPU offers for the traffic. Rates in requests/s, money in dollars.
 
     Attributes
     ----------
     deployment : Deployment
         One replica.
-    rate : float
+    request_rate : float
         Of the traffic, all replicas together.
-    limit : float
+    saturated_rate : float
         Rate that a saturated replica carries.
     replicas, gpus : int or None
         How many meet utilisation and objective; None where no number of replicas meets the objective.
@@ -39,23 +39,23 @@ class Offer:
         Of one replica, at that number (at the fewest for the utilisation, if the objective is not met).
     goodput : float or None
         Share of the requests that meet the objective; None without one.
-    ttft, tpot : float
-        Means.
+    ttft_s, tpot_s : float
+        Means, s.
     dollars_per_hour, dollars_per_million_output_tokens, dollars_per_million_tokens : float or None
         Of all GPUs; None without a price.
 
     """
 
     deployment: Deployment
-    rate: float
-    limit: float
+    request_rate: float
+    saturated_rate: float
     replicas: int | None
     gpus: int | None
     rate_each: float
     utilisation: float
     goodput: float | None
-    ttft: float
-    tpot: float
+    ttft_s: float
+    tpot_s: float
     dollars_per_hour: float | None
     dollars_per_million_output_tokens: float | None
     dollars_per_million_tokens: float | None
@@ -162,7 +162,7 @@ def _offer(
         traffic.exact, each.law, capacity=engine.capacity(longest), max_running=each.max_num_seqs,
         token_budget=each.token_budget,
     )  # fmt: skip
-    limit = saturated(engine, traffic.draw(traffic.rate), planner.capacity_bound()["requests"])["requests"]
+    limit = saturated(engine, traffic.draw(traffic.rate), planner.capacity_bound()["requests"]).request_rate
     fewest = math.ceil(traffic.rate / (utilisation * limit) * (1 - 1e-12))
     seen: dict[int, dict[str, float]] = {}
 
@@ -176,15 +176,15 @@ def _offer(
     prompt, output = (sum(kind[i] * kind[2] for kind in traffic.exact) * 3600 / 1e6 for i in (0, 1))
     return Offer(
         deployment=each,
-        rate=traffic.rate,
-        limit=limit,
+        request_rate=traffic.rate,
+        saturated_rate=limit,
         replicas=number,
         gpus=None if number is None else number * each.tensor_parallel_size,
         rate_each=traffic.rate / shown,
         utilisation=traffic.rate / shown / limit,
         goodput=None if attainment is None else seen[shown]["goodput"],
-        ttft=seen[shown]["ttft"],
-        tpot=seen[shown]["tpot"],
+        ttft_s=seen[shown]["ttft_s"],
+        tpot_s=seen[shown]["tpot_s"],
         dollars_per_hour=hourly,
         dollars_per_million_output_tokens=None if hourly is None else hourly / output,
         dollars_per_million_tokens=None if hourly is None else hourly / (prompt + output),
@@ -192,10 +192,10 @@ def _offer(
 
 
 def _played(engine: Engine, traffic: Traffic, rate: float, objective: dict[str, float | None]) -> dict[str, float]:
-    """Means over the runs at this rate: ttft, tpot (s), and the share that meets the objective."""
+    """Means over the runs at this rate: ttft_s, tpot_s, and the share that meets the objective."""
     reports = [engine.run(requests) for requests in traffic.draw(rate)]
     each = [figures(report) for report in reports]
-    found = {name: sum(one[name] for one in each) / len(each) for name in ("ttft", "tpot")}
+    found = {name: sum(getattr(one, name) for one in each) / len(each) for name in ("ttft_s", "tpot_s")}
     if any(value is not None for value in objective.values()):
         met = [float(report.summary(**objective)["goodput"]) for report in reports]
         found["goodput"] = sum(met) / len(met)

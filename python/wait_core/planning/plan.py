@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from wait_core import _core, hardware
 from wait_core.hardware import A100, kv_cache_of
-from wait_core.planning.goodput import goodput
-from wait_core.planning.plan_report import PlanReport
+from wait_core.planning.plan_report import PlannedEngine, PlannedGpus, PlanReport
+from wait_core.planning.rates import CapacityBound, FluidEquilibrium, FluidLimit, Goodput
 from wait_core.planning.stability import stability_region
+from wait_core.planning.thresholds import Caps, NestedThresholds, SafetyBuffer, Segment, WaitThresholds
 from wait_core.planning.verdict import reasons, warnings
 from wait_core.simulation.trial import Engine, expected, saturated
 from wait_core.workload.traffic import Traffic, Types
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from wait_core.settings.types import KvGroup
+    from wait_core.simulation.trial import SaturatedRate
     from wait_core.workload import Dataset, Requests, Trace
 
 MOST_RUNS = 10_000
@@ -131,43 +133,43 @@ def plan(
 
     exact, classes = planner(workload.exact), planner(workload.grouped)
     played = workload.draw(workload.rate)
-    bound = exact.capacity_bound()
-    limit, experience = saturated(engine, played, bound["requests"]), expected(engine, played)
-    wait = classes.thresholds()
-    wait["caps"] = _caps(classes, engine, workload, played, bound["requests"])
-    nested, buffer = _nested(
-        exact, workload.boundaries, engine, margin=margin, delta=failure_probability, horizon_s=horizon_s
-    )
-    stable = workload.rate < limit["requests"]
-    fluid_limit = exact.largest_stable_rate()
-    rates = {"fluid": fluid_limit["requests"], "engine": limit["requests"], "bound": bound["requests"]}
+    bound = CapacityBound.of(exact)
+    limit, experience = saturated(engine, played, bound.request_rate), expected(engine, played)
+    wait = WaitThresholds.of(classes, _caps(classes, engine, workload, played, bound.request_rate))
+    protection = {"failure_probability": failure_probability, "horizon_s": horizon_s}
+    nested = NestedThresholds.of(exact, workload.boundaries, margin=margin, block_size=block_size, **protection)
+    stable = workload.rate < limit.request_rate
+    fluid_limit = FluidLimit.of(exact)
+    rates = {"fluid": fluid_limit.request_rate, "engine": limit.request_rate, "bound": bound.request_rate}
     return PlanReport(
         workload=workload.name,
-        rate=workload.rate,
-        types=workload.grouped,
-        engine={
-            "policy": policy,
-            "kv_blocks": blocks,
-            "block_size": block_size,
-            "capacity": capacity,
-            "max_num_seqs": max_num_seqs,
-            "token_budget": token_budget,
-            "iteration_time": law,
-        },
+        request_rate=workload.rate,
+        types=tuple(workload.grouped),
+        engine=PlannedEngine(
+            policy=policy,
+            kv_blocks=blocks,
+            block_size=block_size,
+            capacity=capacity,
+            max_num_seqs=max_num_seqs,
+            token_budget=token_budget,
+            iteration_time=law,
+        ),
         stable=stable,
-        reasons=[] if stable else reasons(workload.rate, limit, wait),
+        reasons=() if stable else reasons(workload.rate, limit, wait),
         warnings=warnings(workload, limit, experience),
         load=exact.load,
-        fluid=exact.equilibrium(),
+        fluid=FluidEquilibrium.of(exact),
         fluid_limit=fluid_limit,
         engine_limit=limit,
         bound=bound,
-        goodput=None if slo_ttft_ms is None and slo_tpot_ms is None else goodput(exact, slo_ttft_ms, slo_tpot_ms),
+        goodput=None if slo_ttft_ms is None and slo_tpot_ms is None else Goodput.of(exact, slo_ttft_ms, slo_tpot_ms),
         expected=experience,
         wait=wait,
-        segments=exact.segments(workload.boundaries),
+        segments=tuple(Segment(**each) for each in exact.segments(workload.boundaries)),
         nested_wait=nested,
-        buffer=buffer,
+        buffer=SafetyBuffer.of(
+            exact, workload.boundaries, nested, kv_blocks=blocks, block_size=block_size, **protection
+        ),
         gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
         region=stability_region(workload.exact, played, engine, rates, region) if region > 0 else None,
         dropped=dict(workload.dropped),
@@ -175,52 +177,28 @@ def plan(
     )
 
 
-def _caps(
-    classes: _core.Planner, engine: Engine, workload: Traffic, played: list[Requests], bound: float
-) -> dict[str, Any]:
-    caps = classes.thresholds(block_size=engine.block_size)
+def _caps(classes: _core.Planner, engine: Engine, workload: Traffic, played: list[Requests], bound: float) -> Caps:
+    found = classes.thresholds(block_size=engine.block_size)
     # Residents that the caps allow: whole requests of each type over its stages.
-    residents = sum(math.ceil(n * output) for n, (_, output, _) in zip(caps["per_type"], workload.grouped, strict=True))
-    capped = replace(engine, policy="wait", settings={**engine.settings, "thresholds": caps["per_type"]})
-    keys = ("per_type", "iteration_time", "memory")
-    return {key: caps[key] for key in keys} | {"residents": residents, "saturated": saturated(capped, played, bound)}
+    residents = sum(
+        math.ceil(n * output) for n, (_, output, _) in zip(found["per_type"], workload.grouped, strict=True)
+    )
+    capped = replace(engine, policy="wait", settings={**engine.settings, "thresholds": found["per_type"]})
+    return Caps(
+        per_type=tuple(found["per_type"]),
+        iteration_s=found["iteration_time"],
+        kv_tokens=found["memory"],
+        residents=residents,
+        saturated=saturated(capped, played, bound),
+    )
 
 
-def _nested(
-    planner: _core.Planner, boundaries: list[int], engine: Engine, *, margin: float, delta: float, horizon_s: float
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    block = engine.block_size
-    protected = planner.nested(
-        boundaries, margin=margin, failure_probability=delta, horizon=horizon_s, block_size=block
-    )  # fmt: skip
-    chosen = protected if protected["feasible"] else planner.nested(boundaries, margin=margin)
-    chosen["protected"] = protected["feasible"]
-    chosen["unprotected"] = protected["violations"]
-    if not chosen["feasible"]:
-        return chosen, None
-    buffer = planner.safety_buffer(chosen["per_segment"], boundaries, block_size=block)
-    left = max(0.0, engine.kv_blocks * block - chosen["memory"])
-    return chosen, {
-        "failure_probability": delta,
-        "horizon": horizon_s,
-        "tokens": buffer.tokens(delta, horizon_s),
-        "queue_bounds": buffer.queue_bounds(delta, horizon_s),
-        "theta": buffer.theta,
-        "tokens_left": left,
-        # The bounds are about thresholds that are not paced and whose plan fits seats and budget.
-        "failure_probability_left": buffer.failure_probability(left, horizon_s) if chosen["protected"] else 1.0,
-        "horizon_left": buffer.horizon(left, delta) if chosen["protected"] else 0.0,
-    }
-
-
-def _gpus(
-    engine: Engine, workload: Traffic, limit: dict[str, Any], target: float, utilisation: float
-) -> dict[str, Any]:
-    number = math.ceil(target / (utilisation * limit["requests"]) * (1 - 1e-12))
-    return {
-        "target_rate": target,
-        "number": number,
-        "rate_each": target / number,
-        "utilisation": target / number / limit["requests"],
-        "expected": expected(engine, workload.draw(target / number)),
-    }
+def _gpus(engine: Engine, workload: Traffic, limit: SaturatedRate, target: float, utilisation: float) -> PlannedGpus:
+    number = math.ceil(target / (utilisation * limit.request_rate) * (1 - 1e-12))
+    return PlannedGpus(
+        target_rate=target,
+        number=number,
+        rate_each=target / number,
+        utilisation=target / number / limit.request_rate,
+        expected=expected(engine, workload.draw(target / number)),
+    )

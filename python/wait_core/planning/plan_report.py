@@ -10,58 +10,127 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wait_core.workload.traffic import Types
+    from wait_core.planning.rates import CapacityBound, FluidEquilibrium, FluidLimit, Goodput
+    from wait_core.planning.thresholds import NestedThresholds, SafetyBuffer, Segment, WaitThresholds
+    from wait_core.simulation.trial import Expected, SaturatedRate
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedEngine:
+    """The engine that a plan is for.
+
+    Attributes
+    ----------
+    policy : str
+        What admits.
+    kv_blocks, block_size, max_num_seqs, token_budget : int
+        KV blocks, tokens per block, most residents, most tokens per iteration.
+    capacity : int
+        KV tokens that the blocks hold of the longest requests.
+    iteration_time : dict
+        The iteration-time law.
+
+    """
+
+    policy: str
+    kv_blocks: int
+    block_size: int
+    capacity: int
+    max_num_seqs: int
+    token_budget: int
+    iteration_time: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedGpus:
+    """GPUs for a target rate.
+
+    Attributes
+    ----------
+    target_rate, rate_each : float
+        Requests/s, of all and of each.
+    number : int
+        How many it takes.
+    utilisation : float
+        Share of the saturated rate that each has.
+    expected : Expected
+        What requests experience on each.
+
+    """
+
+    target_rate: float
+    number: int
+    rate_each: float
+    utilisation: float
+    expected: Expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityRegion:
+    """How the largest rates move with the memory.
+
+    Attributes
+    ----------
+    capacity : tuple of float
+        KV tokens, rising; that of the engine is among them.
+    fluid, engine, bound : tuple of float
+        Requests/s at each: `fluid_limit`, `engine_limit` and `bound` of the plan.
+
+    """
+
+    capacity: tuple[float, ...]
+    fluid: tuple[float, ...]
+    engine: tuple[float, ...]
+    bound: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """What `plan` found. Times are in seconds, rates in requests per second, memory in KV tokens.
+    """What `plan` found. Names say units: _s seconds, _ms milliseconds, tokens KV tokens; rates are per second.
 
     Attributes
     ----------
     workload : str
         What arrives.
-    rate : float
-        How much of it.
-    types : list of (prompt, output, rate)
+    request_rate : float
+        How much of it, requests/s.
+    types : tuple of (prompt, output, rate)
         The request types that the thresholds are for.
-    engine : dict
-        policy, kv_blocks, block_size, capacity (tokens), max_num_seqs, token_budget, iteration_time.
+    engine : PlannedEngine
+        What serves it.
     stable : bool
         Whether the engine keeps up: the rate is below that of `engine_limit`.
-    reasons : list of str
+    reasons : tuple of str
         Why not: each inequality that fails, by how much, and what would make it hold.
-    warnings : list of str
+    warnings : tuple of str
         Where the figures below promise more than they can keep.
     load : float
         x, the share of the GPU's time that the workload needs at the most efficient batch size.
-    fluid : dict or None
+    fluid : FluidEquilibrium or None
         The fluid equilibrium; None where x >= 1.
-    fluid_limit, engine_limit, bound : dict
-        Three largest rates: of a constant composition (the fluid model), of the engine in overload
-        (`wait_core.simulation.trial.saturated`), and the linear program's, which no schedule exceeds.
-    goodput : dict or None
-        For an objective: the linear program's largest goodput (share of the requests offered, and requests/s).
-    expected : dict
-        What the requests experience, played through the engine (`wait_core.simulation.trial.expected`): means, the
-        least and the most over the runs, of the first `num_prompts` requests. Where the engine does not keep up they
-        grow with that number.
-    wait : dict
-        WAIT's thresholds with the least latency, with slack, delays, and what fails of their conditions; `caps`: those
-        that serve the most, for a work-conserving WAIT.
-    segments : list of dict
-        Segments of Nested WAIT, one per output length of the types, of all lengths that there are: with the mean, the
-        variance and the maximum of their prompts.
-    nested_wait : dict
-        Its thresholds, and what fails; `protected`: whether they keep an overflow as rare as asked for, in KV blocks
-        (proved in rust/core/src/safety/buffer.rs). Where not, `unprotected` lists the inequalities in the way.
-    buffer : dict or None
-        The safety buffer: what (failure_probability, horizon) needs, and what the memory that is left gives.
-    gpus : dict or None
-        For a target rate: their number, and what to expect on each, as in `expected`.
-    region : dict or None
-        The stability region: capacity (KV tokens, rising) against the largest rates fluid, engine and bound
-        (requests/s), those above among them; None unless it was asked for.
+    fluid_limit : FluidLimit
+        The largest rate of a constant composition: the fluid model.
+    engine_limit : SaturatedRate
+        The largest rate of this engine: what it serves in overload.
+    bound : CapacityBound
+        The linear program's largest rate, which no schedule exceeds.
+    goodput : Goodput or None
+        For an objective: the largest goodput of any scheduler.
+    expected : Expected
+        What requests experience, played through the engine. Where the engine does not keep up, delays grow with
+        `num_prompts`.
+    wait : WaitThresholds
+        WAIT's thresholds, gated and as caps.
+    segments : tuple of Segment
+        Segments of Nested WAIT, one per output length of the types.
+    nested_wait : NestedThresholds
+        Nested WAIT's thresholds.
+    buffer : SafetyBuffer or None
+        The safety buffer of these; None where there are no feasible thresholds.
+    gpus : PlannedGpus or None
+        For a target rate: the number of GPUs.
+    region : StabilityRegion or None
+        The stability region, if it was asked for.
     dropped : dict of str to int
         Rows of a trace that were left out, by reason.
     notes : tuple of str
@@ -70,30 +139,30 @@ class PlanReport:
     """
 
     workload: str
-    rate: float
-    types: Types
-    engine: dict[str, Any]
+    request_rate: float
+    types: tuple[tuple[int, int, float], ...]
+    engine: PlannedEngine
     stable: bool
-    reasons: list[str]
-    warnings: list[str]
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
     load: float
-    fluid: dict[str, Any] | None
-    fluid_limit: dict[str, Any]
-    engine_limit: dict[str, Any]
-    bound: dict[str, Any]
-    goodput: dict[str, Any] | None
-    expected: dict[str, Any]
-    wait: dict[str, Any]
-    segments: list[dict[str, Any]]
-    nested_wait: dict[str, Any]
-    buffer: dict[str, Any] | None
-    gpus: dict[str, Any] | None
-    region: dict[str, list[float]] | None = None
+    fluid: FluidEquilibrium | None
+    fluid_limit: FluidLimit
+    engine_limit: SaturatedRate
+    bound: CapacityBound
+    goodput: Goodput | None
+    expected: Expected
+    wait: WaitThresholds
+    segments: tuple[Segment, ...]
+    nested_wait: NestedThresholds
+    buffer: SafetyBuffer | None
+    gpus: PlannedGpus | None
+    region: StabilityRegion | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values; what is infinite becomes None."""
+        """Return everything as plain values; what is infinite or NaN becomes None."""
         plain: dict[str, Any] = _finite(asdict(self))
         return plain
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wait_core import _core
+from wait_core.planning.plan_report import StabilityRegion
 from wait_core.simulation.trial import saturated
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def stability_region(
     types: Types, played: list[Requests], engine: Engine, own: dict[str, float], points: int
-) -> dict[str, list[float]]:
+) -> StabilityRegion:
     """Return the largest rates of a mix against the memory, from a twentieth of the engine's to twice it.
 
     Parameters
@@ -34,11 +35,6 @@ def stability_region(
     points : int
         Other capacities that are looked at.
 
-    Returns
-    -------
-    dict of str to list of float
-        capacity (KV tokens, rising), fluid, engine, bound (requests/s), as in `PlanReport`.
-
     """
     longest = max(prompt + output for prompt, output, _ in types)
     capacity = engine.capacity(longest)
@@ -52,7 +48,7 @@ def stability_region(
             token_budget=engine.token_budget,
         )  # fmt: skip
         bound = planner.capacity_bound()["requests"]
-        carried = saturated(other, played[:1], bound)["requests"]
+        carried = saturated(other, played[:1], bound).request_rate
         rows.append((float(other.capacity(longest)), planner.largest_stable_rate()["requests"], carried, bound))
-    columns: list[Any] = [list(column) for column in zip(*sorted(rows), strict=True)]
-    return dict(zip(("capacity", "fluid", "engine", "bound"), columns, strict=True))
+    capacities, fluid, carried_by_engine, bounds = zip(*sorted(rows), strict=True)
+    return StabilityRegion(capacity=capacities, fluid=fluid, engine=carried_by_engine, bound=bounds)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wait_core._core import WaitCoreError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,7 +26,7 @@ def some(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def check(holds: bool, name: str, value: object, expected: str) -> None:
     """Refuse `value`, called `name`, unless what is expected of it holds."""
     if not holds:
-        raise ValueError(f"{name}: {value!r} is not {expected}")
+        raise WaitCoreError(f"{name}: {value!r} is not {expected}")
 
 
 def vector(name: str, data: Floats) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from wait_core import _core, hardware
 from wait_core.hardware import A100, kv_cache_of
+from wait_core.simulation import frames
 from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
+    import polars as pl
+    import pyarrow as pa
 
     from wait_core.settings.types import EngineSettings
     from wait_core.workload import Dataset, Trace
@@ -117,6 +120,33 @@ class Report:
         named = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
         read = {"dropped": dict(self.dropped), "notes": list(self.notes)}
         return named | self.run.summary(slo_ttft_ms, slo_tpot_ms) | read
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return the requests as a Polars data frame: one row a request, in the order of arrival.
+
+        Its columns are listed in docs/results.md; null where a request never came so far.
+
+        Raises
+        ------
+        WaitCoreError
+            If polars is not installed: it comes with the extra `polars`.
+
+        """
+        return frames.to_polars(self.run)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the requests as an Arrow table: the columns of `to_polars`.
+
+        Its metadata has policy, workload, seed and settings, as JSON under the key wait_core.
+
+        Raises
+        ------
+        WaitCoreError
+            If pyarrow is not installed: it comes with the extra `arrow`.
+
+        """
+        about = {"policy": self.policy, "workload": self.workload, "seed": self.seed, "settings": self.settings}
+        return frames.to_arrow(self.run, about)
 
     def to_json(self, **slo: float | None) -> str:
         """Return `summary` as one line of JSON; what was never observed is null."""

@@ -6,7 +6,7 @@ core itself that decides, with its cohorts, its evictions, and the arrivals as t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from wait_core.simulation.run import simulate
 from wait_core.workload import sampled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from wait_core.simulation.run import Report
     from wait_core.workload import Requests
@@ -30,7 +30,80 @@ GENERATIONS = 16
 """A saturated trial has at least so many times the requests that are resident at once."""
 MOST_REQUESTS = 200_000
 
-FIGURES = ("throughput", "wait", "ttft", "tpot", "latency", "growth", "peak", "preemptions")
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one run gave, without its first requests; NaN where nothing was observed.
+
+    Attributes
+    ----------
+    output_throughput : float
+        Output tokens/s, between the middle completions.
+    queue_s, ttft_s, tpot_s, e2el_s : float
+        Means, s: arrival to admission, to the first token, time per output token, arrival to completion.
+    growth : float
+        Mean latency of the second half of the requests, over that of the first.
+    peak_kv : float
+        Most KV blocks in use, as a share of all.
+    preemptions : float
+        A request.
+
+    """
+
+    output_throughput: float
+    queue_s: float
+    ttft_s: float
+    tpot_s: float
+    e2el_s: float
+    growth: float
+    peak_kv: float
+    preemptions: float
+
+
+FIGURES = tuple(each.name for each in fields(Figures))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What requests experience, over the runs that were played.
+
+    Attributes
+    ----------
+    mean, least, most : Figures
+        Each figure's mean, least and most over the runs.
+    num_prompts, runs : int
+        Requests in a run, and how many runs.
+
+    """
+
+    mean: Figures
+    least: Figures
+    most: Figures
+    num_prompts: int
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaturatedRate:
+    """What an engine serves in overload.
+
+    Attributes
+    ----------
+    request_rate, output_throughput : float
+        Requests/s and output tokens/s.
+    residents, kv, tokens : float
+        Means over the run: requests in the KV cache, the share of its blocks in use, tokens in an iteration.
+    binding : str
+        The limit that these come closest to: memory, max-running or token-budget.
+
+    """
+
+    request_rate: float
+    output_throughput: float
+    residents: float
+    kv: float
+    tokens: float
+    binding: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +154,8 @@ class Engine:
         )
 
 
-def figures(report: Report) -> dict[str, float]:
-    """Return what a run gave.
-
-    throughput (output tokens/s between the middle completions); wait (arrival to admission), ttft, tpot, latency: means
-    in s without the first requests; growth: latency of the second half over that of the first; peak: most KV blocks in
-    use, share of all; preemptions per request. NaN where nothing was observed.
-    """
+def figures(report: Report) -> Figures:
+    """Return what a run gave."""
     run, counts = report.run, report.run.counts
     done = run.finished_ns != np.iinfo(np.uint64).max
     arrived, admitted, first, finished = (
@@ -95,22 +163,22 @@ def figures(report: Report) -> dict[str, float]:
         for column in (run.arrival_ns, run.admitted_ns, run.first_token_ns, run.finished_ns)
     )
     output = run.output[done]
-    late = slice(int(WARM_UP * len(output)), None)
-    latency = (finished - arrived)[late]
+    settled = slice(int(WARM_UP * len(output)), None)
+    latency = (finished - arrived)[settled]
     half = len(latency) // 2
-    several = output[late] > 1
-    gaps = (finished - first)[late][several] / (output[late][several] - 1)
+    several = output[settled] > 1
+    gaps = (finished - first)[settled][several] / (output[settled][several] - 1)
     tokens, seconds = _middle(finished, output)
-    return {
-        "throughput": tokens / seconds if seconds > 0 else float("nan"),
-        "wait": _mean((admitted - arrived)[late]),
-        "ttft": _mean((first - arrived)[late]),
-        "tpot": _mean(gaps),
-        "latency": _mean(latency),
-        "growth": _mean(latency[half:]) / _mean(latency[:half]) if half else float("nan"),
-        "peak": counts["peak_kv_blocks"] / counts["kv_blocks"],
-        "preemptions": counts["preemptions"] / len(done),
-    }
+    return Figures(
+        output_throughput=tokens / seconds if seconds > 0 else float("nan"),
+        queue_s=_mean((admitted - arrived)[settled]),
+        ttft_s=_mean((first - arrived)[settled]),
+        tpot_s=_mean(gaps),
+        e2el_s=_mean(latency),
+        growth=_mean(latency[half:]) / _mean(latency[:half]) if half else float("nan"),
+        peak_kv=counts["peak_kv_blocks"] / counts["kv_blocks"],
+        preemptions=counts["preemptions"] / len(done),
+    )
 
 
 def _mean(values: Any) -> float:
@@ -127,26 +195,28 @@ def _middle(finished: Any, weights: Any) -> tuple[float, float]:
     return float(weights[(finished > low) & (finished <= high)].sum()), float(high - low)
 
 
-def expected(engine: Engine, runs: Sequence[Requests]) -> dict[str, Any]:
-    """Play the runs: the mean of each figure, the least and the most of them, and how much was played."""
+def expected(engine: Engine, runs: Sequence[Requests]) -> Expected:
+    """Play the runs and return what their requests experienced."""
     each = [figures(engine.run(requests)) for requests in runs]
-    columns = {name: [found[name] for found in each] for name in FIGURES}
-    return {name: _mean(values) for name, values in columns.items()} | {
-        "least": {name: min(values) for name, values in columns.items()},
-        "most": {name: max(values) for name, values in columns.items()},
-        "num_prompts": sum(map(len, runs)) // len(runs),
-        "runs": len(runs),
-    }
+    columns = {name: [getattr(found, name) for found in each] for name in FIGURES}
+
+    def over_runs(of: Callable[[list[float]], float]) -> Figures:
+        return Figures(**{name: of(values) for name, values in columns.items()})
+
+    return Expected(
+        mean=over_runs(_mean),
+        least=over_runs(min),
+        most=over_runs(max),
+        num_prompts=sum(map(len, runs)) // len(runs),
+        runs=len(runs),
+    )
 
 
-def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> dict[str, Any]:
-    """Offer twice the `bound` (requests/s), which nobody can exceed, and return what is carried and what binds.
+def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> SaturatedRate:
+    """Offer twice the `bound` (requests/s) that no schedule exceeds, and return what is served and what binds.
 
-    They arrive one by one: an engine that starts with all of them there at once moves as one cohort for ever, if their
+    Requests arrive one by one: an engine that starts with all of them present moves as one cohort for ever, if their
     lengths are equal.
-
-    Also, on average over the run: residents, kv (share of the blocks), tokens (per iteration); and `binding`, the limit
-    that these come closest to: memory, max-running or token-budget.
     """
     requests = tokens = seconds = 0.0
     shares: list[tuple[float, float, float]] = []
@@ -175,14 +245,14 @@ def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> dict[st
         "max-running": seats / engine.max_num_seqs,
         "token-budget": batch / engine.token_budget,
     }
-    return {
-        "requests": requests / seconds,
-        "throughput": tokens / seconds,
-        "residents": seats,
-        "kv": kv,
-        "tokens": batch,
-        "binding": max(limits, key=lambda name: limits[name]),
-    }
+    return SaturatedRate(
+        request_rate=requests / seconds,
+        output_throughput=tokens / seconds,
+        residents=seats,
+        kv=kv,
+        tokens=batch,
+        binding=max(limits, key=lambda name: limits[name]),
+    )
 
 
 def _overload(requests: Requests, count: int, rate: float) -> Requests:

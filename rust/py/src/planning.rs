@@ -165,12 +165,17 @@ impl Planner {
         value(py, &refused(capacity_bound(&self.setting()))?)
     }
 
-    /// The most requests of this workload that any schedule can serve within an objective, s (goodput: their share,
+    /// The most requests of this workload that any schedule can serve within an objective, ms (goodput: their share,
     /// requests: 1/s): the same program with an accept variable for each type.
-    #[pyo3(signature = (*, slo_ttft = None, slo_tpot = None))]
-    fn goodput_bound<'py>(&self, py: Python<'py>, slo_ttft: Option<f64>, slo_tpot: Option<f64>) -> Answer<'py> {
-        let or_any = |limit: Option<f64>| limit.unwrap_or(f64::INFINITY);
-        let objective = Objective { ttft: or_any(slo_ttft), tpot: or_any(slo_tpot) };
+    #[pyo3(signature = (*, slo_ttft_ms = None, slo_tpot_ms = None))]
+    fn goodput_bound<'py>(&self, py: Python<'py>, slo_ttft_ms: Option<f64>, slo_tpot_ms: Option<f64>) -> Answer<'py> {
+        for (name, limit) in [("slo_ttft_ms", slo_ttft_ms), ("slo_tpot_ms", slo_tpot_ms)] {
+            if let Some(ms) = limit.filter(|ms| ms.is_nan() || *ms <= 0.0) {
+                return Err(WaitCoreError::new_err(format!("{name} = {ms}: must be above 0 ms")));
+            }
+        }
+        let seconds = |limit: Option<f64>| limit.map_or(f64::INFINITY, |ms| 1e-3 * ms);
+        let objective = Objective { ttft: seconds(slo_ttft_ms), tpot: seconds(slo_tpot_ms) };
         value(py, &refused(py.detach(|| goodput_bound(&self.setting(), objective)))?)
     }
 

@@ -25,8 +25,8 @@ def page_of_plan(report: PlanReport, *, command: str) -> Page:
         The command line that gives it again.
 
     """
-    engine = report.engine
-    share = report.rate / report.engine_limit["requests"]
+    engine, verdict = report.engine, "stable" if report.stable else "NOT STABLE"
+    share = report.request_rate / report.engine_limit.request_rate
     notes = [*report.reasons, *report.warnings]
     notes += left_out(report.dropped)
     notes += [f"Assumed: {note}." for note in report.notes]
@@ -37,15 +37,15 @@ def page_of_plan(report: PlanReport, *, command: str) -> Page:
     if report.gpus is not None:
         gpus = report.gpus
         text = (
-            f"{number(gpus['target_rate'])} requests/s take {gpus['number']} GPUs at {number(gpus['rate_each'])}/s"
-            f" each, {gpus['utilisation']:.0%} of what a saturated one carries."
+            f"{number(gpus.target_rate)} requests/s take {gpus.number} GPUs at {number(gpus.rate_each)}/s"
+            f" each, {gpus.utilisation:.0%} of what a saturated one carries."
         )
         sections.append(Section(heading="GPUs for the target", text=text))
     kept = ("kv_blocks", "block_size", "max_num_seqs", "token_budget", "iteration_time", "policy")
-    sections += [in_force({name: engine[name] for name in kept}), reproduction(command)]
+    sections += [in_force({name: getattr(engine, name) for name in kept}), reproduction(command)]
     return Page(
-        title=f"{report.workload} at {number(report.rate)} requests/s: {'stable' if report.stable else 'NOT STABLE'}",
-        summary=f"{share:.1%} of what the saturated engine serves under {engine['policy']}, on {engine['capacity']:,}"
+        title=f"{report.workload} at {number(report.request_rate)} requests/s: {verdict}",
+        summary=f"{share:.1%} of what the saturated engine serves under {engine.policy}, on {engine.capacity:,}"
         " KV tokens.",
         notes=notes,
         sections=sections,
@@ -54,11 +54,11 @@ def page_of_plan(report: PlanReport, *, command: str) -> Page:
 
 def _rates(report: PlanReport) -> Section:
     limits = {
-        "this traffic": report.rate,
-        "constant composition (fluid)": report.fluid_limit["requests"],
-        f"saturated engine, {report.engine['policy']}": report.engine_limit["requests"],
-        "WAIT, thresholds as caps": report.wait["caps"]["saturated"]["requests"],
-        "any schedule (bound)": report.bound["requests"],
+        "this traffic": report.request_rate,
+        "constant composition (fluid)": report.fluid_limit.request_rate,
+        f"saturated engine, {report.engine.policy}": report.engine_limit.request_rate,
+        "WAIT, thresholds as caps": report.wait.caps.saturated.request_rate,
+        "any schedule (bound)": report.bound.request_rate,
     }
     figure = Figure(svg=bars({name: {"rate": rate} for name, rate in limits.items()}, title="Rates", unit="/s"))
     text = "The largest rate of this mix, in requests/s, by four measures; the traffic is stable below the engine's."
@@ -68,15 +68,15 @@ def _rates(report: PlanReport) -> Section:
 def _region(report: PlanReport) -> Section:
     region = report.region
     assert region is not None  # noqa: S101  looked at before
-    memory = np.array(region["capacity"]) / 1e3
-    names = {"fluid": "fluid", "engine": f"engine, {report.engine['policy']}", "bound": "any schedule"}
-    lines = [Line(name=names[key], x=memory, y=np.array(region[key])) for key in names]
-    own = report.engine["capacity"] / 1e3
-    lines.append(Line(name="this traffic", x=np.array([own]), y=np.array([report.rate])))
+    memory = np.array(region.capacity) / 1e3
+    names = {"fluid": "fluid", "engine": f"engine, {report.engine.policy}", "bound": "any schedule"}
+    lines = [Line(name=names[key], x=memory, y=np.array(getattr(region, key))) for key in names]
+    own = report.engine.capacity / 1e3
+    lines.append(Line(name="this traffic", x=np.array([own]), y=np.array([report.request_rate])))
     svg = chart(
         lines,
         Axis(label="KV cache, thousand tokens", least=0.0),
-        Axis(label="requests/s", least=0.0, most=1.1 * max(*region["bound"], report.rate)),
+        Axis(label="requests/s", least=0.0, most=1.1 * max(*region.bound, report.request_rate)),
         title="The largest rates against the memory, and this traffic on this GPU",
         marks=[own],
     )
@@ -89,13 +89,13 @@ def _region(report: PlanReport) -> Section:
 def _expected(report: PlanReport) -> Section:
     expected = report.expected
     rows = [
-        [label, *(number(where[key] * factor) for where in (expected, expected["least"], expected["most"]))]
+        [label, *(number(getattr(of, key) * factor) for of in (expected.mean, expected.least, expected.most))]
         for label, key, factor in (
-            ("TTFT, ms", "ttft", 1e3), ("TPOT, ms", "tpot", 1e3), ("E2E, ms", "latency", 1e3),
-            ("peak KV, %", "peak", 1e2), ("preemptions a request", "preemptions", 1.0),
+            ("TTFT, ms", "ttft_s", 1e3), ("TPOT, ms", "tpot_s", 1e3), ("E2E, ms", "e2el_s", 1e3),
+            ("peak KV, %", "peak_kv", 1e2), ("preemptions a request", "preemptions", 1.0),
         )
     ]  # fmt: skip
-    text = f"Means of {expected['runs']} runs of {expected['num_prompts']:,} requests, played through the core."
+    text = f"Means of {expected.runs} runs of {expected.num_prompts:,} requests, played through the core."
     if not report.stable:
         text += " There is no steady state: the longer it runs, the longer the delays."
     return Section(heading="What to expect", text=text, tables=[Table(header=["", "mean", "least", "most"], rows=rows)])
@@ -105,7 +105,7 @@ def _thresholds(report: PlanReport) -> Section:
     wait = report.wait
     rows = [
         [f"{prompt:,}", f"{output:,}", number(rate), number(n), number(cap)]
-        for (prompt, output, rate), n, cap in zip(report.types, wait["per_type"], wait["caps"]["per_type"], strict=True)
+        for (prompt, output, rate), n, cap in zip(report.types, wait.per_type, wait.caps.per_type, strict=True)
     ]
     header = ["prompt", "output", "requests/s", "gated", "as caps"]
     return Section(heading="WAIT's thresholds", tables=[Table(header=header, rows=rows, text=())])

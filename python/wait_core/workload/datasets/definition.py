@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from wait_core._core import WaitCoreError
 from wait_core.workload.datasets.distributions import (
     ARRIVALS,
     DISTRIBUTIONS,
@@ -171,7 +172,7 @@ class Dataset:
 
         Raises
         ------
-        ValueError
+        WaitCoreError
             Names the key and the value that are wrong, and for an unknown key the nearest known one.
 
         """
@@ -203,23 +204,23 @@ def _plain(value: object) -> object:
 
 def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{where}: {value!r} is not a list")  # noqa: TRY004  # one kind of error for a bad file
+        raise WaitCoreError(f"{where}: {value!r} is not a list")
     return list(value)
 
 
 def _fields(cls: type, data: object, where: str) -> dict[str, Any]:
     """Return `data` as keyword arguments of `cls`: all fields without a default, no other key, lists as tuples."""
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: {data!r} is not an object")  # noqa: TRY004
+        raise WaitCoreError(f"{where}: {data!r} is not an object")
     known = [field.name for field in dataclasses.fields(cls)]
     for key in data:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{where}: {key!r} is unknown; {hint}known: {', '.join(known)}")
+            raise WaitCoreError(f"{where}: {key!r} is unknown; {hint}known: {', '.join(known)}")
     needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in data]:
-        raise ValueError(f"{where}: {missing[0]!r} is missing")
+        raise WaitCoreError(f"{where}: {missing[0]!r} is missing")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
@@ -227,6 +228,6 @@ def _tagged(kinds: Mapping[str, type[_T]], data: object, where: str) -> _T:
     """Return the object of the class that data["kind"] names."""
     if not isinstance(data, dict) or data.get("kind") not in kinds:
         kind = data.get("kind") if isinstance(data, dict) else data
-        raise ValueError(f"{where}.kind: {kind!r} is not {', '.join(kinds)}")
+        raise WaitCoreError(f"{where}.kind: {kind!r} is not {', '.join(kinds)}")
     cls = kinds[data["kind"]]
     return cls(**_fields(cls, {key: value for key, value in data.items() if key != "kind"}, where))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from wait_core._core import WaitCoreError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -17,7 +19,7 @@ MAX_LENGTH = 2**32 - 1
 def require(holds: bool, where: str, value: object, expected: str) -> None:
     """Raise the error that `value`, standing at `where`, is not `expected`, unless it `holds`."""
     if not holds:
-        raise ValueError(f"{where}: {value!r} is not {expected}")
+        raise WaitCoreError(f"{where}: {value!r} is not {expected}")
 
 
 def is_number(value: object) -> bool:

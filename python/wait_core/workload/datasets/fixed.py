@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from wait_core._core import WaitCoreError
 from wait_core.files import read_object
 from wait_core.workload.datasets.definition import Component, Dataset, Phase
 from wait_core.workload.datasets.distributions import Constant, Poisson, require
@@ -149,7 +150,7 @@ def dataset(name: str) -> Dataset:
 
     Raises
     ------
-    ValueError
+    WaitCoreError
         If there is none of that name; the message gives the nearest one.
 
     """
@@ -161,7 +162,7 @@ def dataset(name: str) -> Dataset:
         phase = Phase(0.0, (Component(name, 1.0, prompt, output),))
         return Dataset(name, f"one type, prompt {prompt.value}, output {output.value}", Poisson(), (phase,))
     if isinstance(found, TraceWorkload):
-        raise ValueError(f"dataset: {name!r} is a recorded trace ({found.trace}); give the path of its file")  # noqa: TRY004
+        raise WaitCoreError(f"dataset: {name!r} is a recorded trace ({found.trace}); give the path of its file")
     near = difflib.get_close_matches(name, dataset_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"dataset: {name!r} is unknown; {hint}known: {', '.join(dataset_names())}, p<prompt>d<output>")
+    raise WaitCoreError(f"dataset: {name!r} is unknown; {hint}known: {', '.join(dataset_names())}, p<prompt>d<output>")
