@@ -134,13 +134,13 @@ class Bridge:
         except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
             self.telemetry.fail(error)
 
-    def stop(self) -> None:
-        """Keep what is to outlive the engine."""
+    def keep(self, *, ends: bool) -> None:
+        """Write what is to outlive the engine, which rests now, or ends."""
         if self.active:
             try:
-                self.control.stop()
+                self.control.keep(time.monotonic_ns(), ends=ends)
             except BaseException as error:  # noqa: BLE001
-                self._fail("shutdown", error)
+                self._fail("while resting", error)
 
     def report(self) -> dict[str, Any]:
         """Return the adapter's counts since the start."""

@@ -151,11 +151,13 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for raw, where in ((additional, f'additional_config["{KEY}"]'), (in_file, f"settings file {path}")):
-        if raw is None:
+        if raw is in_file and path is None:
             continue
         if not isinstance(raw, dict):
             raise ConfigError(f"{where} must be an object, got {shown(raw)}")
         for name, value in raw.items():
+            if name == KEY:
+                raise ConfigError(f'{where}: its settings stand in it by themselves, not under "{KEY}"')
             if name in FROM_ENGINE:
                 option = FROM_ENGINE[name]
                 how = f"set vLLM's {option} instead" if option else "it cannot be set"

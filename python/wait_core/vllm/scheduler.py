@@ -57,14 +57,14 @@ class WaitScheduler(AsyncScheduler):
 
     def shutdown(self) -> None:
         """Let the core's side end before vLLM's."""
-        self.wait_core.stop()
+        self.wait_core.keep(ends=True)
         super().shutdown()
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """Let our figures travel with vLLM's to the front end."""
         stats = super().make_stats(*args, **kwargs)
-        if self.wait_core.log is not None and not self.has_unfinished_requests():
-            self.wait_core.log.flush()  # vLLM asks nothing of us until the next request, and may be killed before
+        if not self.has_unfinished_requests():  # vLLM asks nothing of us until the next one, and may be killed before
+            self.wait_core.keep(ends=False)
         if stats is not None:
             self.wait_core.send(stats)
         return stats
