@@ -42,6 +42,8 @@ class Control:
             logger.warning(
                 "wait-core was tested with vLLM %s, this is %s: see docs/vllm.md, Upgrades", TESTED, vllm_version
             )
+        if support.has_rust_frontend():
+            logger.warning(support.RUST_FRONTEND)
         self.settings = support.with_priorities(scheduler, config.load(additional))
         self.engine = {
             "kv_blocks": scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block

@@ -14,6 +14,7 @@ from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
@@ -54,6 +55,10 @@ class WaitScheduler(AsyncScheduler):
             self.wait_core.release()
         self.wait_core.after_step(output)
         return output
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+        """Let those that ended while they waited be told with what has come of a step."""
+        return self.wait_core.late.tell(super().update_from_output(*args, **kwargs))
 
     def shutdown(self) -> None:
         """Let the core's side end before vLLM's."""
