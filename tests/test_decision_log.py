@@ -226,7 +226,8 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str, caps
 
 
 READS = {"explain", "first_in_queue", "kv_forecast", "learned", "num_resident", "num_waiting", "predicted_wait_ns"}
-READS |= {"iteration_time", "settings", "stage", "stats", "thresholds", "used_blocks"}
+READS |= {"admission_gap_ns", "iteration_time", "settings", "stage", "stats", "thresholds", "used_blocks"}
+READS |= {"waiting_tokens"}
 
 
 def test_every_call_that_changes_the_core_is_logged() -> None:

@@ -56,18 +56,24 @@ def test_a_path_in_the_configuration_beats_the_environment(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("given", "in_file", "message"),
     [
-        ([], None, "must be an object"),
+        ([], {}, "must be an object"),
         ({}, 5, "must be an object, got 5"),
-        ({"kv_blocks": 4}, None, "kv_blocks = 4: it follows the engine; set vLLM's num_gpu_blocks_override"),
-        ({"host_preempts": False}, None, "it cannot be set"),
-        ({"ttft_target": 2.0, "late": "refuse"}, None, "late = 'refuse': it follows the engine; it cannot be set"),
-        ({"policy": 3}, None, "policy must be of type str, got 3"),
-        ({"shadow": "yes"}, None, "shadow must be of type bool"),
-        ({"watchdog_s": -1}, None, "watchdog_s must be a number of seconds"),
-        ({"watchdog_s": True}, None, "watchdog_s must be a number"),
-        ({"log_max_mb": float("nan")}, None, "log_max_mb must be a number of megabytes"),
-        ({"learned_file": 1}, None, "learned_file must be a path"),
-        ({"log_file": 1}, None, "log_file must be a path"),
+        ({}, None, "settings file settings.json must be an object, got None"),
+        (None, {}, "must be an object, got None"),
+        ({"wait_core": {"policy": "vllm"}}, {}, 'its settings stand in it by themselves, not under "wait_core"'),
+        ({}, {"wait_core": {"policy": "vllm"}}, 'settings file settings.json: .* not under "wait_core"'),
+        ({}, {"policy": None}, "policy must be of type str, got None"),
+        ({"kv_blocks": 4}, {}, "kv_blocks = 4: it follows the engine; set vLLM's num_gpu_blocks_override"),
+        ({"host_preempts": False}, {}, "it cannot be set"),
+        ({"max_wait_s": -1}, {}, "max_wait_s must be a number of seconds, 0 or more, got -1"),
+        ({}, {"max_wait_s": "2"}, "max_wait_s must be a number of seconds"),
+        ({"policy": 3}, {}, "policy must be of type str, got 3"),
+        ({"shadow": "yes"}, {}, "shadow must be of type bool"),
+        ({"watchdog_s": -1}, {}, "watchdog_s must be a number of seconds"),
+        ({"watchdog_s": True}, {}, "watchdog_s must be a number"),
+        ({"log_max_mb": float("nan")}, {}, "log_max_mb must be a number of megabytes"),
+        ({"learned_file": 1}, {}, "learned_file must be a path"),
+        ({"log_file": 1}, {}, "log_file must be a path"),
         ({}, {"log_file": "a"}, "log_file = 'a': it is fixed at the start"),
     ],
 )
@@ -134,7 +140,7 @@ def test_a_damaged_settings_file_is_refused_while_serving(
 
     path = tmp_path / "settings.json"
     path.write_text("{}")
-    watched = settings_file.SettingsFile(str(path), None)
+    watched = settings_file.SettingsFile(str(path), {})
     path.write_bytes(content)
     changed = watched.poll(1)
     if changed is not None:

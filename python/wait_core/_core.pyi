@@ -231,6 +231,14 @@ class Scheduler:
         no law was given as a setting.
         """
     @property
+    def admission_gap_ns(self) -> int:
+        """What one more request ahead adds to `predicted_wait_ns`: the mean gap between the last admissions out of a queue, ns;
+        0 as long as no request has waited.
+        """
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of prompts, and of outputs lost to preemption, that the requests outside the KV cache bring, cached or not."""
+    @property
     def predicted_wait_ns(self) -> int:
         """How long a request that joined the queue now would wait for its admission, ns; 0 while no request waits."""
     def explain(self, request_id: int) -> Hold | None:

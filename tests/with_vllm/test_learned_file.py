@@ -52,16 +52,35 @@ def test_a_restarted_engine_goes_on_from_what_was_learned(tmp_path: Path, caplog
     assert json.loads(path.read_text())["learned"] == learned, "a policy that learns nothing does not overwrite it"
 
 
-def test_it_is_kept_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def written(driver: Any) -> None:
+    driver.scheduler.wait_core.control._learned._writer.join()
+
+
+def test_an_engine_that_comes_to_rest_has_kept_it(tmp_path: Path) -> None:
+    """It may be killed at any time then."""
+    path = tmp_path / "learned.json"
+    driver = engine(learned_file=str(path))
+    serve(driver, 60)
+    written(driver)
+    assert json.loads(path.read_text())["learned"] == core(driver).learned()
+    before = path.stat().st_ino
+    serve(driver, 4, "s")
+    written(driver)
+    assert path.stat().st_ino == before, "at most once a second"
+
+
+def test_it_is_kept_at_intervals_while_the_engine_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wait_core.vllm import learned_file
 
     path = tmp_path / "learned.json"
     driver = engine(learned_file=str(path))
-    serve(driver, 4)
+    driver.add("long", [3] * 40, 200, ignore_eos=True)
+    for _ in range(20):
+        driver.step()
     assert not path.exists()
-    monkeypatch.setattr(learned_file, "EVERY_NS", 0)
-    driver.scheduler.wait_core.control._learned._next_ns = 1
-    serve(driver, 4)
+    monkeypatch.setattr(learned_file, "BUSY_NS", 0)
+    driver.step()
+    written(driver)
     assert json.loads(path.read_text())["policy"] == "adaptive"
 
 

@@ -45,7 +45,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert module.parameters("Scheduler.shutdown") == ["self"]
     assert "self.scheduler.shutdown()" in vllm["v1.engine.core"].source("EngineCore.shutdown")
     assert following.bases("AsyncScheduler") == ["Scheduler"]
-    for name in ["schedule", "add_request", "make_stats", "shutdown"]:
+    for name in ["schedule", "add_request", "make_stats", "shutdown", "update_from_output"]:
         assert not following.has(f"AsyncScheduler.{name}")
 
     # Attributes read or set.
@@ -169,6 +169,29 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     # Nobody else takes from the queue.
     assert module.text.count("pop_request()") == 2
     assert module.text.count("peek_request()") == 1
+
+
+def test_ending_a_request_that_waits_is_as_expected(vllm: Source) -> None:
+    scheduler = vllm["v1.core.sched.scheduler"]
+    assert scheduler.parameters("Scheduler.finish_requests") == ["self", "request_ids", "finished_status"]
+    assert scheduler.parameters("Scheduler.get_request_counts") == ["self"]
+    # As vLLM itself tells of a request that it ends between two outputs.
+    update = re.sub(r"\s+", " ", scheduler.source("Scheduler.update_from_output"))
+    ours = "new_token_ids=[], finish_reason=request.get_finished_reason(), events=request.take_events(),"
+    assert ours in update
+    assert "outputs[request.client_index].append( EngineCoreOutput(" in update
+    engine = vllm["v1.engine"]
+    assert {"request_id", "new_token_ids", "finish_reason", "stop_reason", "events", "trace_headers"} <= engine.fields(
+        "EngineCoreOutput"
+    ).keys()
+    assert "outputs" in engine.fields("EngineCoreOutputs")
+    assert "ABORT" in engine.members("FinishReason")
+    assert "extra_args" in vllm["sampling_params"].fields("SamplingParams")
+    # A class of ASGI is put around the application, and made with nothing but that.
+    middleware = vllm["entrypoints.serve.middleware.register"]
+    assert "app.add_middleware(imported)" in middleware.text
+    for protocol in ("completion", "chat_completion"):
+        assert "vllm_xargs" in vllm[f"entrypoints.openai.{protocol}.protocol"].text
 
 
 def test_the_way_of_our_figures_is_as_expected(vllm: Source) -> None:

@@ -26,6 +26,25 @@ def test_what_nobody_fetches_stays_bounded() -> None:
     assert again["decisions_ns"] == again["holds_ns"] == []
 
 
+@pytest.mark.parametrize("rust", [False, True])
+def test_a_front_end_in_rust_gets_no_figures_and_the_log_says_so(
+    rust: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from in_process import Driver, Setup
+
+    from wait_core.vllm.telemetry import detach
+
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", str(int(rust)))
+    driver = Driver(Setup(scheduler="WaitScheduler"))
+    assert caplog.text.count("behind vLLM's Rust front end") == rust
+    driver.add("r", [5] * 20, 3)
+    figures = []
+    while driver.scheduler.has_requests():
+        outputs = (driver.step().outputs or {}).values()
+        figures += [detach(each.scheduler_stats) for each in outputs if each.scheduler_stats]
+    assert any(figures) is not rust
+
+
 def test_the_document_names_every_metric() -> None:
     from wait_core.vllm import metrics
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wait_core.vllm.admission import AdmissionMiddleware
     from wait_core.vllm.scheduler import WaitScheduler
 
-__all__ = ["WaitScheduler"]
+__all__ = ["AdmissionMiddleware", "WaitScheduler"]
 
 
 def __getattr__(name: str) -> object:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> object:
         from wait_core.vllm.scheduler import WaitScheduler  # noqa: PLC0415  vLLM takes seconds to import
 
         return WaitScheduler
+    if name == "AdmissionMiddleware":
+        from wait_core.vllm.admission import AdmissionMiddleware  # noqa: PLC0415  needs no vLLM
+
+        return AdmissionMiddleware
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

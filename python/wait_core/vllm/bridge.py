@@ -9,8 +9,8 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
-from wait_core import WaitCoreError
-from wait_core.vllm import gated_queue, prefixes, telemetry, transfer
+from wait_core import DeadlineError, WaitCoreError
+from wait_core.vllm import gated_queue, late, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
 from wait_core.vllm.unready import Unready
 from wait_core.vllm.watchdog import Watchdog
@@ -52,6 +52,7 @@ class Bridge:
         self.prefixes = prefixes.Prefixes(scheduler)
         self.unready = Unready(scheduler)
         self.watchdog = Watchdog()
+        self.late = late.Late(scheduler)
         self.active = True
         self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
         scheduler.waiting = self.queue
@@ -64,7 +65,7 @@ class Bridge:
         self._prefilling: dict[int, int] = {}  # id -> tokens computed when last looked at
         self._plan: Plan | None = None
         self._offered: list[int] = []
-        self._held = {"held": 0, "paused": 0}
+        self.held = {"held": 0, "paused": 0}
         self._preempted_before: frozenset[str] = frozenset()
         self._budget = scheduler.max_num_scheduled_tokens
         # vLLM counts the adapters of those that run; one that pauses would come back beside too many others.
@@ -120,27 +121,15 @@ class Bridge:
 
     def send(self, stats: SchedulerStats) -> None:
         """Put our figures into what vLLM sends to its front end."""
-        if self.telemetry.failed:
-            return
-        try:
-            now_ns = time.monotonic_ns()
-            if not self.telemetry.is_due(now_ns, idle=not self.scheduler.running):
-                return
-            state: dict[str, Any] = {"active": self.active, "policy": self.settings.policy}
-            if self.active:
-                state |= {"shadow": self.settings.shadow, "blocks": self.control.engine["kv_blocks"], **self._held}
-                state |= self.telemetry.collect(self.core, now_ns, self.counts)
-            self.telemetry.attach(stats, state, now_ns)
-        except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
-            self.telemetry.fail(error)
+        self.telemetry.send(stats, self, time.monotonic_ns())
 
-    def stop(self) -> None:
-        """Keep what is to outlive the engine."""
+    def keep(self, *, ends: bool) -> None:
+        """Write what is to outlive the engine, which rests now, or ends."""
         if self.active:
             try:
-                self.control.stop()
+                self.control.keep(time.monotonic_ns(), ends=ends)
             except BaseException as error:  # noqa: BLE001
-                self._fail("shutdown", error)
+                self._fail("while resting", error)
 
     def report(self) -> dict[str, Any]:
         """Return the adapter's counts since the start."""
@@ -168,14 +157,24 @@ class Bridge:
         try:
             transfer.declare(self.core, number, request, (self.scheduler, self.settings), now_ns)
         except WaitCoreError as refusal:
-            self._make_foreign(request, refusal)
+            if isinstance(refusal, DeadlineError):
+                self.late.end(request, transfer.broken_bound(self.core, request, self.settings))
+            else:
+                self._make_foreign(request, refusal)
             return
+        self.late.watch(number, request, now_ns, self.settings)
         self.prefixes.moved = True
         self._arrivals[number] = now_ns
         self._ids[request.request_id] = number
         self._requests[number] = request
         if request.status == RequestStatus.RUNNING:  # vLLM took it by itself the moment it was ready
             self._prefilling[number] = -1
+
+    def _end(self, number: int, bound: str) -> None:
+        """Let a late request, which has left the core, leave vLLM too."""
+        request = self._requests[number]
+        self._left(request.request_id)
+        self.late.end(request, bound)
 
     def _make_foreign(self, request: Request, refusal: WaitCoreError | None) -> None:
         self._foreign[request.request_id] = request
@@ -241,7 +240,7 @@ class Bridge:
         stale = left.union(self._preempted)
         self.core.complete(
             finished=finished,
-            preempted=_without(self._preempted, left),
+            preempted=[number for number in self._preempted if number not in left],
             refused=self._refused,
             progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
             free_blocks=free,
@@ -254,12 +253,17 @@ class Bridge:
         scheduler = self.scheduler
         if not self.settings.shadow:
             self._watch(now_ns)
-        if self.prefixes.moved and self._held["held"] and self.prefixes.used:  # held: memory binds
+        if self.prefixes.moved and self.held["held"] and self.prefixes.used:  # held: memory binds
             self.prefixes.tell(self.core, self._requests)
+        for number, bound in self.late.due(now_ns, self._requests):
+            self.core.abort(number)
+            self._end(number, bound)
         plan = self._plan = self.core.plan(now_ns)
+        for number, bound, _ in plan.refused:
+            self._end(number, bound)
         requests = self._requests
         self._offered = [*plan.resumed, *plan.admitted]
-        self._held = {"held": plan.held, "paused": len(plan.paused)}
+        self.held = {"held": plan.held, "paused": len(plan.paused)}
         if plan.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
@@ -394,7 +398,3 @@ class Bridge:
             error,
             exc_info=error,
         )
-
-
-def _without(numbers: list[int], left: Iterable[int]) -> list[int]:
-    return [n for n in numbers if n not in left] if left else numbers

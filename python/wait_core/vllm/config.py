@@ -45,8 +45,11 @@ class Settings:
         Whether ``max_tokens`` is the exact output length of a request that ignores EOS and has no stop condition.
     fast_decode
         Whether steady decode skips the work that vLLM does in vain; see `wait_core.vllm.fast_decode`.
+    max_wait_s
+        Longest time in seconds that a request may wait for its first admission: one that is expected to wait longer
+        ends when it comes, one that has waited so long ends then; none by default. A request may ask for less.
     shadow
-        Decide and count, but let stock vLLM act.
+        Decide and count, but let stock vLLM act; no request ends late.
     config_file
         JSON object of settings that override these; read again, while serving, whenever it changes.
     log_file
@@ -68,6 +71,7 @@ class Settings:
     use_max_tokens: bool = True
     known_lengths: bool = True
     fast_decode: bool = False
+    max_wait_s: float | None = None
     shadow: bool = False
     config_file: str | None = None
     log_file: str | None = None
@@ -94,13 +98,8 @@ FROM_ENGINE = {
     "max_queued_requests": "max_num_queued_reqs",
     "max_queued_tokens": "max_num_queued_tokens",
     "host_preempts": None,
-    "late": None,
-    "tenant_weights": None,
 }
-"""Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each.
-
-vLLM has no answer for a request that is refused while it waits, and knows no tenants.
-"""
+"""Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each."""
 
 
 def load(additional: object) -> Settings:
@@ -151,11 +150,13 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for raw, where in ((additional, f'additional_config["{KEY}"]'), (in_file, f"settings file {path}")):
-        if raw is None:
+        if raw is in_file and path is None:
             continue
         if not isinstance(raw, dict):
             raise ConfigError(f"{where} must be an object, got {shown(raw)}")
         for name, value in raw.items():
+            if name == KEY:
+                raise ConfigError(f'{where}: its settings stand in it by themselves, not under "{KEY}"')
             if name in FROM_ENGINE:
                 option = FROM_ENGINE[name]
                 how = f"set vLLM's {option} instead" if option else "it cannot be set"
@@ -176,8 +177,10 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
     for name in ("config_file", "log_file", "step_log_file", "learned_file"):
         if not isinstance(merged.get(name), str | None):
             raise ConfigError(f"{KEY}.{name} must be a path, got {shown(merged[name])}")
-    for name, unit in (("watchdog_s", "seconds"), ("log_max_mb", "megabytes")):
+    for name, unit in (("watchdog_s", "seconds"), ("log_max_mb", "megabytes"), ("max_wait_s", "seconds")):
         number = merged.get(name, 0.0)
+        if number is None and name == "max_wait_s":
+            continue
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < float("inf"):
             raise ConfigError(f"{KEY}.{name} must be a number of {unit}, 0 or more, got {shown(number)}")
     if path is not None:
@@ -203,8 +206,9 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
         if name not in SETTINGS and (near := difflib.get_close_matches(name, [*OWN, *SETTINGS], n=1)):
             where = settings.sources.get(name, KEY)
             raise ConfigError(f'{where}: unknown setting "{name[:60]}"; did you mean "{near[0]}"?')
+    core = {name: value for name, value in settings.core.items() if not (settings.shadow and name == "late")}
     try:
-        return Scheduler(settings.policy, **settings.core, **engine)
+        return Scheduler(settings.policy, **core, **engine)
     except (TypeError, ValueError) as error:  # WaitCoreError is a ValueError
         raise ConfigError(f"{KEY}: {error}") from error
 

@@ -8,7 +8,7 @@ from vllm.logger import init_logger
 from vllm.version import __version__ as vllm_version
 
 from wait_core.logs.decision_log import DecisionLog, LoggedCore
-from wait_core.vllm import config, support, transfer
+from wait_core.vllm import config, learned_file, support, transfer
 from wait_core.vllm.learned_file import LearnedFile
 from wait_core.vllm.settings_file import SettingsFile
 
@@ -36,12 +36,14 @@ class Control:
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
-        additional = scheduler.vllm_config.additional_config.get(config.KEY)
+        additional = scheduler.vllm_config.additional_config.get(config.KEY, {})
         support.check(scheduler)
         if not vllm_version.startswith(TESTED):
             logger.warning(
                 "wait-core was tested with vLLM %s, this is %s: see docs/vllm.md, Upgrades", TESTED, vllm_version
             )
+        if support.has_rust_frontend():
+            logger.warning(support.RUST_FRONTEND)
         self.settings = support.with_priorities(scheduler, config.load(additional))
         self.engine = {
             "kv_blocks": scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block
@@ -72,7 +74,7 @@ class Control:
         old core has learned goes over to one of the same policy. From time to time it is kept in its file.
         """
         if self._learned is not None:
-            self._learned.save_now_and_then(self.core, now_ns)
+            self._learned.save_now_and_then(self.core, now_ns, learned_file.BUSY_NS)
         settings = None if self._file is None else self._file.poll(now_ns)
         if self._file is None or settings is None:
             return None
@@ -99,10 +101,15 @@ class Control:
         logger.info("settings changed: %s", description)
         return refused
 
-    def stop(self) -> None:
-        """Keep what was learned: the engine ends."""
+    def keep(self, now_ns: int, *, ends: bool) -> None:
+        """Write what is not in its file yet, for the engine rests, or ends: vLLM kills it without a word by default."""
+        if self.log is not None:
+            self.log.flush()
         if self._learned is not None:
-            self._learned.save(self.core)
+            if ends:
+                self._learned.save(self.core)
+            else:
+                self._learned.save_now_and_then(self.core, now_ns, learned_file.RESTING_NS)
 
 
 class _Kept:

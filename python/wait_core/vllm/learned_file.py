@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -17,8 +18,9 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 
 FORMAT = "wait-core-learned"
 VERSION = 1
-EVERY_NS = 60_000_000_000
-"""Time between two savings: what a server that is killed forgets."""
+BUSY_NS = 10_000_000_000
+RESTING_NS = 1_000_000_000
+"""Time between two savings while the engine serves, and when it comes to rest: what a server that is killed forgets."""
 
 
 class LearnedFile:
@@ -26,7 +28,8 @@ class LearnedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._next_ns = 0
+        self._saved_ns: int | None = None
+        self._writer = threading.Thread()
         self._fails = False
 
     def load(self, core: Any) -> None:
@@ -45,20 +48,28 @@ class LearnedFile:
         else:
             logger.info("wait-core goes on from what was learned before: %s", self.path)
 
-    def save_now_and_then(self, core: Any, now_ns: int) -> None:
-        """Save if that was not done for a minute; the first time is a minute after the first call."""
-        if now_ns >= self._next_ns:
-            if self._next_ns:
-                self.save(core)
-            self._next_ns = now_ns + EVERY_NS
+    def save_now_and_then(self, core: Any, now_ns: int, every_ns: int) -> None:
+        """Save if that was not done for so long; at rest the first time already.
+
+        A thread writes, as a disk may be slow and the engine may have work; a saving while it does is left out.
+        """
+        if self._saved_ns is None:
+            self._saved_ns = now_ns - RESTING_NS
+        if now_ns - self._saved_ns >= every_ns and not self._writer.is_alive():
+            self._saved_ns = now_ns
+            if (kept := _kept(core)) is not None:
+                self._writer = threading.Thread(target=self._write, args=(kept,), daemon=True)
+                self._writer.start()
 
     def save(self, core: Any) -> None:
-        """Write what `core` has learned; an error is logged once, until it goes well again."""
-        learned = core.learned()
-        if learned is None:
-            return  # this policy learns nothing; what another has learned stays
-        kept = {"format": FORMAT, "version": VERSION, "wait_core": __version__}
-        kept |= {"policy": core.settings["policy"], "learned": learned}
+        """Write what `core` has learned, and return when it is written."""
+        if self._writer.is_alive():
+            self._writer.join()
+        if (kept := _kept(core)) is not None:
+            self._write(kept)
+
+    def _write(self, kept: dict[str, Any]) -> None:
+        """Replace the file; an error is logged once, until it goes well again."""
         try:
             with replacing(self.path) as file:
                 json.dump(kept, file)
@@ -68,3 +79,12 @@ class LearnedFile:
             self._fails = True
             return
         self._fails = False
+
+
+def _kept(core: Any) -> dict[str, Any] | None:
+    """Return what is written of `core`; None under a policy that learns nothing: what another has learned stays."""
+    learned = core.learned()
+    if learned is None:
+        return None
+    kept = {"format": FORMAT, "version": VERSION, "wait_core": __version__}
+    return kept | {"policy": core.settings["policy"], "learned": learned}

@@ -14,12 +14,13 @@ from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from wait_core.vllm import telemetry
+from wait_core.vllm.load import LOADS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vllm.config import VllmConfig
-    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
@@ -50,6 +51,8 @@ COUNTERS = {
 BY_REASON = {
     "holds": "Decisions that held a waiting line, by reason.",
     "rejected": "Requests that the core refused to plan, by reason; vLLM serves them ungated.",
+    "late": "Requests that ended while they waited, by the bound on their wait.",
+    "refused": "Requests that AdmissionMiddleware answered with 503, by the bound on their wait.",
 }
 DECISION_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
 HOLD_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -68,25 +71,30 @@ class WaitCoreStatLogger(AggregateStatLoggerBase):
 
     def _show(self) -> _Metrics:
         if self._metrics is None:
-            self._metrics = _Metrics()
+            self._metrics = _Metrics(self._labels)
             for labels in self._labels.values():
                 self._metrics.start(labels)
+            LOADS.on_refusal = self._metrics.refused
         return self._metrics
 
     def record(
         self,
         scheduler_stats: SchedulerStats | None,
-        iteration_stats: object,  # noqa: ARG002  the interface's
+        iteration_stats: IterationStats | None,
         mm_cache_stats: object = None,  # noqa: ARG002
         engine_idx: int = 0,
     ) -> None:
         """Take our figures out of what the engine sent, and show them."""
-        if scheduler_stats is None or self._failed:
+        if self._failed:
             return
         try:
-            figures = telemetry.detach(scheduler_stats)
+            if iteration_stats is not None:
+                LOADS.generated(engine_idx, iteration_stats.num_generation_tokens)
+            figures = None if scheduler_stats is None else telemetry.detach(scheduler_stats)
             if figures is not None:
                 self._show().update(self._labels[engine_idx], figures)
+                if "load" in figures:
+                    LOADS.report(engine_idx, figures["load"])
         except Exception:
             self._failed = True
             logger.exception("wait-core shows no metrics from now on")
@@ -102,7 +110,8 @@ class WaitCoreStatLogger(AggregateStatLoggerBase):
 
 
 class _Metrics:
-    def __init__(self) -> None:
+    def __init__(self, engines: Mapping[int, tuple[str, str]]) -> None:
+        self._engines = engines
         for collector in list(REGISTRY._collector_to_names):  # noqa: SLF001  as vLLM does: a further engine in a process
             if str(getattr(collector, "_name", "")).startswith("wait_core_"):
                 REGISTRY.unregister(collector)
@@ -131,6 +140,10 @@ class _Metrics:
             metric.labels(*labels)
         self.gauges["active"].labels(*labels).set(1)
 
+    def refused(self, engine: int, reason: str) -> None:
+        """Count a request that was not let in."""
+        self.by_reason["refused"].labels(*self._engines[engine], reason).inc()
+
     def update(self, labels: tuple[str, str], figures: Mapping[str, Any]) -> None:
         self.gauges["active"].labels(*labels).set(int(figures["active"]))
         if not figures["active"]:
@@ -149,8 +162,9 @@ class _Metrics:
                 self.counters[key].labels(*labels).inc(value)
             elif kind in self.by_reason:
                 self.by_reason[kind].labels(*labels, reason).inc(value)
-        for reason, value in figures["rejected"].items():
-            self.by_reason["rejected"].labels(*labels, reason).inc(value)
+        for name in ("rejected", "late"):
+            for reason, value in figures[name].items():
+                self.by_reason[name].labels(*labels, reason).inc(value)
         for histogram, nanoseconds in ((self.decisions, figures["decisions_ns"]), (self.holds, figures["holds_ns"])):
             shown = histogram.labels(*labels)
             for value in nanoseconds:

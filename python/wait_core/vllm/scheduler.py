@@ -14,6 +14,7 @@ from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
@@ -55,16 +56,20 @@ class WaitScheduler(AsyncScheduler):
         self.wait_core.after_step(output)
         return output
 
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+        """Let those that ended while they waited be told with what has come of a step."""
+        return self.wait_core.late.tell(super().update_from_output(*args, **kwargs))
+
     def shutdown(self) -> None:
         """Let the core's side end before vLLM's."""
-        self.wait_core.stop()
+        self.wait_core.keep(ends=True)
         super().shutdown()
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """Let our figures travel with vLLM's to the front end."""
         stats = super().make_stats(*args, **kwargs)
-        if self.wait_core.log is not None and not self.has_unfinished_requests():
-            self.wait_core.log.flush()  # vLLM asks nothing of us until the next request, and may be killed before
+        if not self.has_unfinished_requests():  # vLLM asks nothing of us until the next one, and may be killed before
+            self.wait_core.keep(ends=False)
         if stats is not None:
             self.wait_core.send(stats)
         return stats

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vllm import envs
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 HEEDS_PRIORITY = "adaptive"
 """The policy that admits by priority; the others admit in the order of arrival."""
+
+
+RUST_FRONTEND = (
+    "wait-core schedules behind vLLM's Rust front end, which loads no Python: there are no wait_core_* metrics, and "
+    "AdmissionMiddleware, /get_load and /v1/loads are not there; max_wait_s, late, vllm_xargs, logs and files work"
+)
+"""What is said at the start where `has_rust_frontend`."""
+
+
+def has_rust_frontend() -> bool:
+    """Whether vLLM's front end is the one in Rust, which shows none of our figures and might stumble over them."""
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
 def check(scheduler: Scheduler) -> None:

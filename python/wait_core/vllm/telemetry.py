@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from wait_core import CapacityError, QueueFullError, WaitCoreError
+from wait_core import CapacityError, DeadlineError, QueueFullError, WaitCoreError
+from wait_core.vllm import load, support
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
+
+    from wait_core.vllm.bridge import Bridge
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
@@ -34,7 +37,11 @@ MOST = 10_000
 """Most durations kept between two sendings; at one a step this is far more than `EVERY_NS` has room for."""
 RATE_WINDOW_S = 60.0
 """Time constant of the arrival rate, an exponential average."""
-_REASONS: dict[type[WaitCoreError], str] = {CapacityError: "too_large", QueueFullError: "queue_full"}
+_REASONS: dict[type[WaitCoreError], str] = {
+    CapacityError: "too_large",
+    QueueFullError: "queue_full",
+    DeadlineError: "late",
+}
 
 
 def detach(stats: SchedulerStats) -> dict[str, Any] | None:
@@ -60,8 +67,9 @@ class Telemetry:
         self._rate_ns = 0
         self._said: dict[int, str] = {}
         self.failed = False
+        self._has_reader = not support.has_rust_frontend()
 
-    def fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Send nothing from now on."""
         let_pass(error)
         self.failed = True
@@ -84,10 +92,21 @@ class Telemetry:
         for name, value in _counters(core.stats).items():
             self._sent[name] = value
 
-    def attach(self, stats: SchedulerStats, figures: Mapping[str, Any], now_ns: int) -> None:
-        """Put `figures` into what vLLM sends."""
-        self._sent_ns = now_ns
-        stats.num_kv_fetch_reqs_by_stage[CARRIER + json.dumps(figures)] = 0
+    def send(self, stats: SchedulerStats, bridge: Bridge, now_ns: int) -> None:
+        """Put the figures of `bridge`, which has come here with an error of ours or without, into what vLLM sends."""
+        if self.failed or not self._has_reader or not self.is_due(now_ns, idle=not bridge.scheduler.running):
+            return
+        try:
+            settings, engine = bridge.settings, bridge.control.engine
+            figures: dict[str, Any] = {"active": bridge.active, "policy": settings.policy}
+            if bridge.active:
+                figures |= {"shadow": settings.shadow, "blocks": engine["kv_blocks"], **bridge.held}
+                figures |= {"load": load.figures(bridge), "late": bridge.late.taken()}
+                figures |= self.collect(bridge.core, now_ns, bridge.counts)
+            self._sent_ns = now_ns
+            stats.num_kv_fetch_reqs_by_stage[CARRIER + json.dumps(figures)] = 0
+        except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
+            self._fail(error)
 
     def rejected_for(self, refusal: WaitCoreError | None) -> None:
         """Count a request that the core refuses to plan, by reason; None stands for a streaming session."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from wait_core.vllm.config import Settings
 
+LONGEST_S = 1e9
+"""Bounds on a wait beyond this, some 30 years, are none."""
+
 
 def declare(core: Any, number: int, request: Request, by: tuple[Scheduler, Settings], arrival_ns: int) -> None:
     """Add `request` to `core` with the lengths that the settings let it see.
@@ -27,6 +30,8 @@ def declare(core: Any, number: int, request: Request, by: tuple[Scheduler, Setti
         Where the core refuses it.
     """
     scheduler, settings = by
+    by_arrival = scheduler.policy != SchedulingPolicy.PRIORITY
+    longest = longest_wait(request, settings)
     room = max(1, scheduler.max_model_len - request.num_prompt_tokens)
     length = min(request.max_tokens, room)
     core.add(
@@ -34,10 +39,20 @@ def declare(core: Any, number: int, request: Request, by: tuple[Scheduler, Setti
         request.num_prompt_tokens,
         length if settings.use_max_tokens else None,
         output_tokens=length if settings.known_lengths and _length_is_known(request) else None,
-        # Where vLLM goes by arrival, it ignores priorities.
-        priority=_clamped(request.priority) if scheduler.policy == SchedulingPolicy.PRIORITY else 0,
+        # Where vLLM goes by arrival, it ignores priorities of its own.
+        priority=_clamped(_argument(request, "wait_core_priority", int) or 0 if by_arrival else request.priority),
+        tenant=_tenant(request, settings),
+        max_wait_ns=None if longest is None else longest[0],
         now_ns=arrival_ns,
     )
+
+
+def longest_wait(request: Request, settings: Settings) -> tuple[int, str] | None:
+    """Return how long `request` may wait for its admission, ns, and what says so: the least of what does."""
+    own = _argument(request, "wait_core_deadline", (int, float))
+    bounds = {"max_wait_s": settings.max_wait_s, "deadline": own}
+    known = [(int(s * 1e9), name) for name, s in bounds.items() if s is not None and 0 <= s < LONGEST_S]
+    return min(known) if known and not settings.shadow else None
 
 
 def move(
@@ -79,6 +94,24 @@ def move(
     # The one sent back last stands first.
     core.complete(preempted=preempted[::-1], free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
     return refused
+
+
+def broken_bound(core: Any, request: Request, settings: Settings) -> str:
+    """Return which bound `request` breaks, which the core has just refused as one that would be late."""
+    longest = longest_wait(request, settings)
+    return "ttft_target" if longest is None or core.predicted_wait_ns <= longest[0] else longest[1]
+
+
+def _argument(request: Request, name: str, kind: Any) -> Any:
+    """Return what the client says in ``vllm_xargs``, None where that is nothing or of another kind."""
+    said = ((request.sampling_params and request.sampling_params.extra_args) or {}).get(name)
+    return said if isinstance(said, kind) and not isinstance(said, bool) else None
+
+
+def _tenant(request: Request, settings: Settings) -> int:
+    """Return the tenant that the client names, 0 where there is none of that number."""
+    named = _argument(request, "wait_core_tenant", int) or 0
+    return int(named) if 0 <= named < len(settings.core.get("tenant_weights") or ()) else 0
 
 
 def _clamped(priority: int) -> int:

@@ -130,6 +130,7 @@ fn a_deadline_that_the_line_cannot_meet_is_refused_with_the_predicted_wait() {
     // Twenty wait, one goes a second.
     let predicted = core.predicted_wait_ns();
     assert!(predicted.abs_diff(20 * SECOND) < 2 * SECOND, "{predicted}");
+    assert!(core.admission_gap_ns().abs_diff(SECOND) < SECOND / 10, "{}", core.admission_gap_ns());
     let impatient = Request { max_wait_ns: Some(10 * SECOND), ..request(100, 10, 10, 40) };
     let refused = Error::DeadlineUnreachable { id: 100, predicted_wait_ns: predicted, max_wait_ns: 10 * SECOND };
     assert_eq!(core.add(&impatient), Err(refused));

@@ -235,6 +235,13 @@ impl Scheduler {
         self.inner.predicted_wait_ns()
     }
 
+    /// What one more request ahead adds to `predicted_wait_ns`: the mean gap between the last admissions out of a queue, ns;
+    /// 0 as long as no request has waited.
+    #[getter]
+    fn admission_gap_ns(&self) -> u64 {
+        self.inner.admission_gap_ns()
+    }
+
     /// Why a request waits, by the plan made last; None if it does not wait.
     fn explain(&self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> Option<Hold> {
         self.inner.explain(request_id).map(Hold::from)
@@ -260,6 +267,12 @@ impl Scheduler {
     #[getter]
     fn num_waiting(&self) -> u32 {
         self.inner.view().waiting_total()
+    }
+
+    /// Tokens of prompts, and of outputs lost to preemption, that the requests outside the KV cache bring, cached or not.
+    #[getter]
+    fn waiting_tokens(&self) -> u64 {
+        self.inner.view().waiting_tokens()
     }
 
     /// Requests in the KV cache.

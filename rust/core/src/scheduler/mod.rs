@@ -164,6 +164,12 @@ impl Scheduler {
         self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
     }
 
+    /// Mean gap between the last admissions out of a queue, ns: what one more request ahead adds to the predicted wait. 0 as
+    /// long as no request has waited.
+    pub fn admission_gap_ns(&self) -> u64 {
+        self.waiting_time.gap_ns()
+    }
+
     /// What the policy has learned from the traffic, to be restored in another scheduler; none where it learns nothing.
     pub fn learned(&self) -> Option<serde_json::Value> {
         self.policy.learned()

@@ -1,0 +1,78 @@
+"""Requests that end while they wait, because they are late: the client is told so, with the reason."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+from wait_core.vllm.transfer import longest_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+    from wait_core.vllm.config import Settings
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+
+
+class Late:
+    """Ends what is late with vLLM, and keeps what is to be told of it until vLLM tells of a step.
+
+    A request ends with the finish reason "abort": of those that vLLM knows, the one that says neither that the output
+    is complete nor that the server is at fault. Its `stop_reason` is "late: " and the bound that it broke.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._ended: dict[str, int] = {}
+        self._due: list[tuple[int, int, str]] = []  # (when, id, bound): a heap
+        self._untold: list[tuple[int, EngineCoreOutput]] = []
+
+    def watch(self, number: int, request: Request, arrival_ns: int, settings: Settings) -> None:
+        """Look at `request` again when it has waited as long as it may."""
+        if (longest := longest_wait(request, settings)) is not None:
+            heapq.heappush(self._due, (arrival_ns + longest[0], number, longest[1]))
+
+    def due(self, now_ns: int, requests: Mapping[int, Request]) -> list[tuple[int, str]]:
+        """Return those that have waited as long as they may and were never admitted, and the bound."""
+        found = []
+        while self._due and self._due[0][0] <= now_ns:
+            _, number, bound = heapq.heappop(self._due)
+            request = requests.get(number)
+            if request is not None and request.status == RequestStatus.WAITING:  # not preempted, either
+                found.append((number, bound))
+        return found
+
+    def end(self, request: Request, bound: str) -> None:
+        """Let vLLM forget `request`, and its client hear which `bound` it broke."""
+        self._ended[bound] = self._ended.get(bound, 0) + 1
+        self._scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
+        output = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=request.get_finished_reason(),
+            stop_reason=f"late: {bound}",
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        self._untold.append((request.client_index, output))
+        logger.debug("wait-core ends %s, late by %s", request.request_id, bound)
+
+    def taken(self) -> dict[str, int]:
+        """Return how many have ended since the last call, by the bound that they broke."""
+        ended, self._ended = self._ended, {}
+        return ended
+
+    def tell(self, outputs: dict[int, EngineCoreOutputs]) -> dict[int, EngineCoreOutputs]:
+        """Add to the outputs of a step what has ended since the last one."""
+        untold, self._untold = self._untold, []
+        for client, output in untold:
+            outputs.setdefault(client, EngineCoreOutputs(outputs=[])).outputs.append(output)
+        return outputs
