@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -10,7 +9,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
 from wait_core import DeadlineError, WaitCoreError
-from wait_core.vllm import gated_queue, late, prefixes, telemetry, transfer
+from wait_core.vllm import clock, gated_queue, late, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
 from wait_core.vllm.unready import Unready
 from wait_core.vllm.watchdog import Watchdog
@@ -95,14 +94,14 @@ class Bridge:
         """Report what has happened, ask for a plan, and set gate, pauses and token budget for one step."""
         if self.active:
             try:
-                now_ns = time.monotonic_ns()
+                now_ns = clock.now_ns()
                 for request, arrival_ns in self.unready.ready():
                     self._declare(request, arrival_ns)
                 self._report()
                 self._exchange(now_ns)
                 if self.scheduler.pause_state != PauseState.PAUSED_ALL:
                     self._decide(now_ns)
-                    self.telemetry.decisions_ns.append(time.monotonic_ns() - now_ns)
+                    self.telemetry.decisions_ns.append(clock.now_ns() - now_ns)
             except BaseException as error:  # noqa: BLE001
                 self._fail("before schedule", error)
 
@@ -121,13 +120,13 @@ class Bridge:
 
     def send(self, stats: SchedulerStats) -> None:
         """Put our figures into what vLLM sends to its front end."""
-        self.telemetry.send(stats, self, time.monotonic_ns())
+        self.telemetry.send(stats, self, clock.now_ns())
 
     def keep(self, *, ends: bool) -> None:
         """Write what is to outlive the engine, which rests now, or ends."""
         if self.active:
             try:
-                self.control.keep(time.monotonic_ns(), ends=ends)
+                self.control.keep(clock.now_ns(), ends=ends)
             except BaseException as error:  # noqa: BLE001
                 self._fail("while resting", error)
 
@@ -146,7 +145,7 @@ class Bridge:
         if request.resumable:
             self._make_foreign(request, None)
             return
-        now_ns = time.monotonic_ns()
+        now_ns = clock.now_ns()
         self.telemetry.arrived(now_ns)
         if not self.unready.keeps(request, now_ns):
             self._declare(request, now_ns)
@@ -299,7 +298,7 @@ class Bridge:
             else:
                 self._refused.append(number)
         if plan.admitted:
-            now_ns = time.monotonic_ns()
+            now_ns = clock.now_ns()
             admitted = [n for n in plan.admitted if n in self._prefilling]
             self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
         ungated = self.watchdog.is_open or self.settings.shadow

@@ -9,13 +9,13 @@ not. Works one step ahead as well (asynchronous scheduling).
 from __future__ import annotations
 
 import json
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
 from wait_core.logs.step_log import FORMAT, VERSION
+from wait_core.vllm import clock
 from wait_core.vllm.config import KEY, ConfigError, of_rank
 
 if TYPE_CHECKING:
@@ -116,15 +116,15 @@ def install(scheduler: Scheduler, name: str, max_bytes: int) -> StepLog:
             logger.exception("wait-core: the step log ends")
 
     def logged_schedule(*args: Any, **kwargs: Any) -> SchedulerOutput:
-        at_ns = time.monotonic_ns()
+        at_ns = clock.now_ns()
         output = schedule(*args, **kwargs)
         guarded(log.scheduled, output, at_ns)
         return output
 
     def logged_update(scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
-        guarded(log.ended, scheduler_output, time.monotonic_ns())
+        guarded(log.ended, scheduler_output, clock.now_ns())
         result = update(scheduler_output, *args, **kwargs)
-        log.handled_ns = time.monotonic_ns()
+        log.handled_ns = clock.now_ns()
         return result
 
     scheduler.schedule = logged_schedule
