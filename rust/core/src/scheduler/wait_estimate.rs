@@ -38,6 +38,11 @@ impl WaitingTime {
         }
     }
 
+    /// Mean time between two admissions while a request waited, ns; 0 as long as none has.
+    pub(crate) fn gap_ns(&self) -> u64 {
+        self.gap_ns as u64
+    }
+
     /// Expected wait behind `ahead` others, ns; 0 as long as no request has waited.
     pub(crate) fn predict_ns(&self, ahead: u32) -> u64 {
         // An empty queue is no wait: the gap says how fast a queue moves, not how long an admission takes.
