@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "wait_core"
 # Every folder of the package; a new one is declared here, so that no guard below can pass on a folder that has moved.
 # Each may import itself, the top, and those that stand before it.
-ORDER = ("settings", "logs", "hardware", "workload", "simulation", "planning", "report", "cli")
+ORDER = ("settings", "logs", "fleet", "hardware", "workload", "simulation", "planning", "report", "cli")
 PACKAGE_FOLDERS = {"", *ORDER, "vllm"}
 # What each crate may name, in Cargo.toml and in its source.
 CRATES = {"core": set(), "sim": {"wait-core"}, "py": {"wait-core", "wait-sim", "pyo3", "numpy"}}
@@ -124,7 +124,7 @@ def test_a_crate_names_only_what_stands_below_it(crate: str) -> None:
 
 
 CORE = ROOT / "rust" / "core" / "src"
-LADDER = ["error", "memory", "model", "fluid", "learn", "config", "state", "plan", "policy", "scheduler"]
+LADDER = ["error", "memory", "model", "routing", "fluid", "learn", "config", "state", "plan", "policy", "scheduler"]
 """The folders and files of the core; each may use only those before it."""
 
 

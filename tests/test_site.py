@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import llms  # noqa: E402
 
-PARTS = ["workload", "simulation", "planning", "logs", "hardware", "report"]
+PARTS = ["workload", "simulation", "planning", "fleet", "logs", "hardware", "report"]
 MODULES = ["wait_core", *(f"wait_core.{part}" for part in PARTS)]
 
 

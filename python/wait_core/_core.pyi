@@ -8,14 +8,17 @@ from wait_core.settings.types import Settings
 
 __all__ = [
     "DEBUG_BUILD",
+    "ROUTERS",
     "SETTINGS",
     "CapacityError",
+    "Choice",
     "DeadlineError",
     "DuplicateIdError",
     "Hold",
     "Plan",
     "Planner",
     "QueueFullError",
+    "Router",
     "Run",
     "SafetyBuffer",
     "Scheduler",
@@ -33,6 +36,7 @@ __all__ = [
 
 __version__: Final[str]
 DEBUG_BUILD: Final[bool]
+ROUTERS: Final[list[str]]
 SETTINGS: Final[list[str]]
 
 class WaitCoreError(ValueError):
@@ -230,6 +234,15 @@ class Scheduler:
         from; `used`: whether it decides, which it does once 256 iterations were foretold with an error of at most 0.2 and
         no law was given as a setting.
         """
+    def load(self) -> dict[str, Any]:
+        """How busy the engine is, for a router that compares it with others (`wait_core.fleet.Router.report`): a dictionary of
+        a dozen numbers, whatever the number of requests. Asking changes no decision.
+
+        `waiting` and `residents`: requests outside and in the KV cache; `waiting_tokens`, `prefill_tokens`: prompt tokens that
+        these have still to compute; `kv_tokens`: KV tokens that residents hold; `free_blocks`; `admission_gap_ns`: mean time
+        between two admissions while a request waited, 0 if none has. Where the policy learns them also `kv_peak` and
+        `kv_deviation`: the most KV tokens that the residents will hold, and its standard deviation; `mean_output`, tokens.
+        """
     @property
     def admission_gap_ns(self) -> int:
         """What one more request ahead adds to `predicted_wait_ns`: the mean gap between the last admissions out of a queue, ns;
@@ -271,6 +284,102 @@ class Scheduler:
         """Every setting in force, defaults included, under the names that the constructor takes; `kv_blocks` as
         `set_capacity` left it.
         """
+
+@final
+class Choice:
+    """Where a request goes."""
+    @property
+    def replica(self) -> str | None:
+        """The replica; None: the request is held at the door, to be routed again when a replica has reported or another
+        request has ended.
+        """
+    @property
+    def hold(self) -> str | None:
+        """Why it is held: "no-replica", or "all-full": no replica could start it soon. None if it is not."""
+    @property
+    def by(self) -> str:
+        """Which router decided: "power-of-two" where the one that was asked for knew too little."""
+    @property
+    def predicted_ttft_s(self) -> float | None:
+        """When it is predicted to have its first token, s from now; None where that is not predicted."""
+    @property
+    def overflow(self) -> float | None:
+        """The probability that the replica's KV cache overflows with it; None where that is not predicted."""
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that are thought to be cached on the replica."""
+
+@final
+class Router:
+    """Chooses the replica for each request, from what the replicas report and what it has sent itself since.
+
+    `router` is one of `wait_core.fleet.ROUTERS`. Times are ns on one clock, the caller's, by which replicas report too;
+    replicas and requests are named by texts. Not thread-safe by design: one thread routes, and a second gets an exception.
+
+    `seed`: of what is drawn. `stale_after`: age from which a report says nothing any more, s; such a replica is judged by
+    what was sent to it, and while no report is younger, a router that reads reports chooses by power of two.
+    `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a factor.
+    `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every replica, s.
+
+    Raises `WaitCoreError` where a name is unknown or a value out of its range; the message names it.
+    """
+    def __new__(
+        cls,
+        router: str = "forecast",
+        *,
+        seed: int = 0,
+        stale_after: float | None = None,
+        affinity_load: float | None = None,
+        longest_queue: float | None = None,
+    ) -> Router: ...
+    def add_replica(
+        self,
+        replica: str,
+        *,
+        kv_blocks: int,
+        block_size: int = 16,
+        max_num_seqs: int = 256,
+        token_budget: int = 2048,
+        iteration_time: Mapping[str, Any] | None = None,
+        model: str = "",
+    ) -> None:
+        """A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
+
+        `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`: its
+        law, given or learned; without it "forecast" assumes a nominal one. `model`: that of all replicas of a router.
+
+        Raises `WaitCoreError` for a size of 0 or another model than that of the others; nothing has changed then.
+        """
+    def drain_replica(self, replica: str) -> bool:
+        """A replica takes no more requests, and ends those it has; False if there is no such replica."""
+    def remove_replica(self, replica: str) -> list[str]:
+        """A replica is gone. Returns the requests that were sent to it and have not ended, for the caller to route again."""
+    @property
+    def replicas(self) -> list[str]:
+        """The replicas present, those that drain included, in the order in which they joined."""
+    def report(self, replica: str, at_ns: int, load: Mapping[str, Any]) -> bool:
+        """What a replica was at `at_ns`: a dictionary as `Scheduler.load()` returns it, of which any key may be absent. False,
+        and nothing changes, if the replica is gone or a later report is known. Raises `WaitCoreError` for what is no load.
+        """
+    def route(
+        self,
+        request: str,
+        now_ns: int,
+        *,
+        prompt_tokens: int,
+        max_tokens: int | None = None,
+        block_hashes: Sequence[int] = ...,
+    ) -> Choice:
+        """Chooses a replica for a request, and counts it as sent there; one that is present already moves.
+
+        `block_hashes`: one integer for each full block of the prompt that stands for all tokens up to there, where it is
+        known what requests have in common; `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
+        """
+    def finished(self, request: str, now_ns: int) -> bool:
+        """A request has ended, whichever way; False if it was not routed."""
+    @property
+    def unknown_reports(self) -> int:
+        """Reports of replicas that were gone, or older than one that was known."""
 
 @final
 class Planner:

@@ -12,6 +12,7 @@ mod memory;
 pub mod model;
 mod plan;
 pub mod policy;
+pub mod routing;
 mod scheduler;
 mod state;
 

@@ -5,6 +5,7 @@ mod convert;
 mod error;
 mod plan;
 mod planning;
+mod routing;
 mod run;
 mod scheduler;
 mod simulation;
@@ -21,6 +22,8 @@ mod _core {
     #[pymodule_export]
     use super::planning::{Planner, SafetyBuffer};
     #[pymodule_export]
+    use super::routing::{Choice, Router};
+    #[pymodule_export]
     use super::run::{Run, pools, run};
     #[pymodule_export]
     use super::scheduler::Scheduler;
@@ -32,6 +35,7 @@ mod _core {
         use pyo3::types::PyModuleMethods;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("SETTINGS", wait_core::Config::keys())?;
+        module.add("ROUTERS", wait_core::routing::RouterName::ALL.map(wait_core::routing::RouterName::name))?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))
     }
 }

@@ -229,6 +229,17 @@ impl Scheduler {
         self.inner.learned_law().map(|learned| learned_law(py, &learned)).transpose()
     }
 
+    /// How busy the engine is, for a router that compares it with others (`wait_core.fleet.Router.report`): a dictionary of
+    /// a dozen numbers, whatever the number of requests. Asking changes no decision.
+    ///
+    /// `waiting` and `residents`: requests outside and in the KV cache; `waiting_tokens`, `prefill_tokens`: prompt tokens that
+    /// these have still to compute; `kv_tokens`: KV tokens that residents hold; `free_blocks`; `admission_gap_ns`: mean time
+    /// between two admissions while a request waited, 0 if none has. Where the policy learns them also `kv_peak` and
+    /// `kv_deviation`: the most KV tokens that the residents will hold, and its standard deviation; `mean_output`, tokens.
+    fn load<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        pythonize::pythonize(py, &self.inner.load()).map_err(|error| WaitCoreError::new_err(error.to_string()))
+    }
+
     /// How long a request that joined the queue now would wait for its admission, ns; 0 while no request waits.
     #[getter]
     fn predicted_wait_ns(&self) -> u64 {

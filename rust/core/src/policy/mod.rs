@@ -70,6 +70,17 @@ pub struct LearnedLaw {
     pub used: bool,
 }
 
+/// What a policy expects that learns: the figures that a router asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// The most KV tokens that the residents will hold, if none is admitted after them.
+    pub kv_peak: f64,
+    /// Standard deviation of that.
+    pub kv_deviation: f64,
+    /// Mean output length, tokens.
+    pub output: f64,
+}
+
 /// The contract of a policy.
 pub trait Policy {
     /// Decode lanes it uses.
@@ -140,6 +151,11 @@ pub trait Policy {
     /// changes no decision.
     fn kv_forecast(&mut self, _view: &View) -> Vec<KvForecast> {
         Vec::new()
+    }
+
+    /// What it expects of the residents and of their lengths; none where a policy learns nothing. Asking changes no decision.
+    fn expects(&mut self, _view: &View) -> Option<Expected> {
+        None
     }
 
     /// Learns what happened.
@@ -259,6 +275,10 @@ impl Policy for AnyPolicy {
 
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         delegate!(self, policy => policy.kv_forecast(view))
+    }
+
+    fn expects(&mut self, view: &View) -> Option<Expected> {
+        delegate!(self, policy => policy.expects(view))
     }
 
     fn observe(&mut self, view: &View, slot: Slot, event: Event) {

@@ -17,6 +17,7 @@ use crate::state::View;
 mod add;
 mod explain;
 mod feedback;
+mod load;
 #[cfg(test)]
 mod tests;
 mod wait_estimate;

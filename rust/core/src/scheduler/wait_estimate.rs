@@ -38,7 +38,7 @@ impl WaitingTime {
         }
     }
 
-    /// Mean gap between admissions while a request waited, ns; 0 as long as none has.
+    /// Mean time between two admissions while a request waited, ns; 0 as long as none has.
     pub(crate) fn gap_ns(&self) -> u64 {
         self.gap_ns as u64
     }

@@ -1,7 +1,6 @@
 //! Where every request is, and what the engine holds, kept up to date step by step. Absent: any decision (policy/), any
 //! rule of what memory costs (memory/).
 
-mod id_hash;
 mod invariants;
 pub(crate) mod linked_list;
 mod prefixes;

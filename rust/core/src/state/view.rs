@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use crate::config::{Config, MAX_COUNT};
 use crate::memory::{BlockPool, KvLayout, Lane};
+use crate::model::id_hash::BuildIdHasher;
 use crate::model::{Hit, Request, RequestId, Slot};
 use crate::state::Prefixes;
-use crate::state::id_hash::BuildIdHasher;
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};

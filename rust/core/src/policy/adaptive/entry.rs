@@ -3,10 +3,11 @@
 use super::overflow_margin::RequestMargin;
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
-use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, Span, forecast};
+use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, POOLED, Span, forecast};
 use crate::memory::Footprint;
 use crate::model::{BatchShape, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
+use crate::policy::Expected;
 use crate::state::{Phase, View};
 
 /// The residents, and the requests that enter.
@@ -63,6 +64,16 @@ impl Adaptive {
         let kv = (view.lanes()[0].kv() + prompts).saturating_sub(self.shared) as f64;
         let most = growth * kv + residents * footprint.most_beside();
         forecast(&self.outlook(view), self.capacity(view), most, growth * residents)
+    }
+
+    /// The peak of what the residents will hold: what is expected at the horizon at which that is most.
+    pub(super) fn expected(&mut self, view: &View) -> Expected {
+        let outlook = self.outlook(view);
+        let moments = outlook.iter().flat_map(Span::moments).map(|(_, mean, deviation)| (mean, deviation));
+        let (kv_peak, kv_deviation) = moments.fold((0.0, 0.0), |most, at| if at.0 > most.0 { at } else { most });
+        // What is shared is held once.
+        let kv_peak = kv_peak + self.shared as f64;
+        Expected { kv_peak, kv_deviation, output: self.forecast.curve(POOLED).moments().0 }
     }
 
     /// What is known before any request enters.

@@ -166,6 +166,11 @@ impl Learned {
         }
     }
 
+    /// Whether the forecast has a curve to go by.
+    pub(super) fn has_begun(&self) -> bool {
+        self.refreshed.is_some()
+    }
+
     fn memory(&self) -> f64 {
         if self.without.contains(&Part::Forgetting) { f64::INFINITY } else { MEMORY }
     }

@@ -32,7 +32,7 @@ use self::ttft_deadline::TtftDeadline;
 use self::turns::Turns;
 use serde::{Deserialize, Serialize};
 
-use super::{Event, LearnedLaw, Policy, Step};
+use super::{Event, Expected, LearnedLaw, Policy, Step};
 use crate::config::{Config, Order, Part};
 use crate::learn::iteration_time::{FitState, IterationTimeFit};
 use crate::learn::{Candidate, Forecast, KvForecast, POOLED};
@@ -294,6 +294,11 @@ impl Policy for Adaptive {
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
         self.advance(view);
         self.overflows(view)
+    }
+
+    fn expects(&mut self, view: &View) -> Option<Expected> {
+        self.advance(view);
+        self.learned.has_begun().then(|| self.expected(view))
     }
 
     fn step(&mut self, step: Step) {

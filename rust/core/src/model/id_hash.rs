@@ -9,7 +9,7 @@
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Builds the hash of a table of ids.
-pub(super) type BuildIdHasher = BuildHasherDefault<IdHasher>;
+pub(crate) type BuildIdHasher = BuildHasherDefault<IdHasher>;
 
 /// Digits of π: no pattern that ids could have.
 const FLIP: u64 = 0x243f_6a88_85a3_08d3;
@@ -18,7 +18,7 @@ const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Hashes one id.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn write_u64(&mut self, id: u64) {

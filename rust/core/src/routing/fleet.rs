@@ -1,0 +1,256 @@
+//! The replicas as the router sees them: what each reported last, and what has been sent and has ended since.
+
+use std::collections::VecDeque;
+
+use super::load::{Load, Replica};
+use super::prefixes::KnownPrefixes;
+use super::{Incoming, ReplicaId};
+use crate::error::{Error, Result};
+
+/// Mean output length while none is known, tokens.
+const MEAN_OUTPUT: f64 = 256.0;
+
+/// A request that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) at_ns: u64,
+    pub(super) prompt: u32,
+    /// Prompt tokens to compute.
+    pub(super) uncomputed: u32,
+}
+
+impl Sent {
+    pub(super) fn new(at_ns: u64, request: &Incoming, cached: u32) -> Self {
+        Self { at_ns, prompt: request.prompt, uncomputed: request.prompt - cached.min(request.prompt - 1) }
+    }
+}
+
+/// Requests and prompt tokens, summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Sums {
+    pub(super) requests: u32,
+    pub(super) prompt: u64,
+}
+
+impl Sums {
+    fn add(&mut self, prompt: u32) {
+        self.requests += 1;
+        self.prompt += u64::from(prompt);
+    }
+
+    fn take(&mut self, prompt: u32) {
+        self.requests -= 1;
+        self.prompt -= u64::from(prompt);
+    }
+}
+
+/// Prompt tokens that a replica has still to compute, as they were at a time: from then on it works them off.
+#[derive(Clone, Copy, Debug, Default)]
+struct Backlog {
+    tokens: f64,
+    at_ns: u64,
+}
+
+impl Backlog {
+    fn at(self, now_ns: u64, per_second: f64) -> f64 {
+        let seconds = now_ns.saturating_sub(self.at_ns) as f64 * 1e-9;
+        (self.tokens - seconds * per_second).max(0.0)
+    }
+}
+
+/// One replica.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) id: ReplicaId,
+    pub(super) what: Replica,
+    pub(super) drains: bool,
+    /// The last report, and when it was true, ns.
+    reported: Option<(u64, Load)>,
+    /// All that was sent and has not ended.
+    pub(super) in_flight: Sums,
+    /// What was sent, and what has ended, since the last report.
+    sent: VecDeque<Sent>,
+    ended: VecDeque<(u64, u32)>,
+    pub(super) since: Sums,
+    pub(super) left: Sums,
+    backlog: Backlog,
+    /// Prompt tokens a second that it computes beside its decodes, by its last report.
+    prefill_rate: f64,
+    pub(super) known: KnownPrefixes,
+}
+
+impl Standing {
+    fn new(id: ReplicaId, what: Replica) -> Self {
+        let known = KnownPrefixes::new(what.kv_blocks);
+        let mut standing = Self {
+            id,
+            what,
+            drains: false,
+            reported: None,
+            in_flight: Sums::default(),
+            sent: VecDeque::new(),
+            ended: VecDeque::new(),
+            since: Sums::default(),
+            left: Sums::default(),
+            backlog: Backlog::default(),
+            prefill_rate: f64::INFINITY,
+            known,
+        };
+        standing.refresh_rate();
+        standing
+    }
+
+    /// The last report, unless it is older than `stale_ns`.
+    pub(super) fn fresh(&self, now_ns: u64, stale_ns: u64) -> Option<&Load> {
+        let (at_ns, load) = self.reported.as_ref()?;
+        (now_ns.saturating_sub(*at_ns) <= stale_ns).then_some(load)
+    }
+
+    /// Prompt tokens left to compute.
+    pub(super) fn backlog(&self, now_ns: u64) -> f64 {
+        self.backlog.at(now_ns, self.prefill_rate)
+    }
+
+    /// Mean output length, tokens.
+    pub(super) fn mean_output(&self) -> f64 {
+        self.reported.and_then(|(_, load)| load.mean_output).unwrap_or(MEAN_OUTPUT).max(1.0)
+    }
+
+    fn refresh_rate(&mut self) {
+        let load = self.reported.map(|(_, load)| load).unwrap_or_default();
+        self.prefill_rate = super::forecast::prefill_rate(&self.what, load.residents, load.kv_tokens);
+    }
+
+    fn push_backlog(&mut self, sent: &Sent) {
+        let tokens = self.backlog(sent.at_ns) + f64::from(sent.uncomputed);
+        self.backlog = Backlog { tokens, at_ns: self.backlog.at_ns.max(sent.at_ns) };
+    }
+
+    fn send(&mut self, sent: Sent, hashes: &[u64]) {
+        self.in_flight.add(sent.prompt);
+        self.since.add(sent.prompt);
+        self.push_backlog(&sent);
+        self.sent.push_back(sent);
+        if !hashes.is_empty() {
+            self.known.learn(hashes);
+        }
+    }
+
+    fn leave(&mut self, now_ns: u64, prompt: u32) {
+        self.in_flight.take(prompt);
+        self.left.add(prompt);
+        self.ended.push_back((now_ns, prompt));
+    }
+
+    /// What was sent or ended by `at_ns` is in a report of that time.
+    fn settle(&mut self, at_ns: u64) {
+        while let Some(sent) = self.sent.front().copied().filter(|sent| sent.at_ns <= at_ns) {
+            self.sent.pop_front();
+            self.since.take(sent.prompt);
+        }
+        while let Some((_, prompt)) = self.ended.front().copied().filter(|&(ended_ns, _)| ended_ns <= at_ns) {
+            self.ended.pop_front();
+            self.left.take(prompt);
+        }
+    }
+
+    fn report(&mut self, at_ns: u64, load: &Load) -> bool {
+        if self.reported.is_some_and(|(known_ns, _)| known_ns > at_ns) {
+            return false;
+        }
+        self.reported = Some((at_ns, *load));
+        self.settle(at_ns);
+        self.refresh_rate();
+        // What was sent since is worked off after what the report had.
+        self.backlog = Backlog { tokens: (load.waiting_tokens + load.prefill_tokens) as f64, at_ns };
+        for at in 0..self.sent.len() {
+            let sent = self.sent[at];
+            self.push_backlog(&sent);
+        }
+        true
+    }
+}
+
+/// All replicas.
+#[derive(Clone, Debug)]
+pub(super) struct Fleet {
+    standings: Vec<Standing>,
+    stale_ns: u64,
+}
+
+impl Fleet {
+    pub(super) fn new(stale_after: f64) -> Self {
+        Self { standings: Vec::new(), stale_ns: (stale_after * 1e9) as u64 }
+    }
+
+    pub(super) fn standings(&self) -> &[Standing] {
+        &self.standings
+    }
+
+    /// Places of those that take requests.
+    pub(super) fn open(&self) -> impl Iterator<Item = (usize, &Standing)> + '_ {
+        self.standings.iter().enumerate().filter(|(_, standing)| !standing.drains)
+    }
+
+    pub(super) fn stale_ns(&self) -> u64 {
+        self.stale_ns
+    }
+
+    /// Whether some open replica has a report that still says something.
+    pub(super) fn any_fresh(&self, now_ns: u64) -> bool {
+        self.open().any(|(_, standing)| standing.fresh(now_ns, self.stale_ns).is_some())
+    }
+
+    /// What was sent longer ago than a report may be old is kept for no report.
+    pub(super) fn forget_stale(&mut self, now_ns: u64) {
+        let Some(oldest_ns) = now_ns.checked_sub(self.stale_ns.saturating_add(1)) else { return };
+        for standing in &mut self.standings {
+            standing.settle(oldest_ns);
+        }
+    }
+
+    fn of(&mut self, id: ReplicaId) -> Option<&mut Standing> {
+        self.standings.iter_mut().find(|standing| standing.id == id)
+    }
+
+    pub(super) fn add(&mut self, id: ReplicaId, what: Replica) -> Result<()> {
+        what.validate()?;
+        if let Some(other) = self.standings.iter().find(|other| other.id != id && other.what.model != what.model) {
+            let rule = format!("the other replicas serve {:?}: a router serves one model", other.what.model);
+            return Err(Error::invalid("model", format!("{:?}", what.model), rule));
+        }
+        match self.of(id) {
+            Some(standing) => {
+                standing.known.set_capacity(what.kv_blocks);
+                standing.what = what;
+                standing.refresh_rate();
+            }
+            None => self.standings.push(Standing::new(id, what)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn drain(&mut self, id: ReplicaId) -> bool {
+        self.of(id).map(|standing| standing.drains = true).is_some()
+    }
+
+    pub(super) fn remove(&mut self, id: ReplicaId) -> bool {
+        let before = self.standings.len();
+        self.standings.retain(|standing| standing.id != id);
+        self.standings.len() < before
+    }
+
+    pub(super) fn report(&mut self, id: ReplicaId, at_ns: u64, load: &Load) -> bool {
+        self.of(id).is_some_and(|standing| standing.report(at_ns, load))
+    }
+
+    pub(super) fn send(&mut self, place: usize, sent: Sent, hashes: &[u64]) {
+        self.standings[place].send(sent, hashes);
+    }
+
+    pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32) {
+        if let Some(standing) = self.of(id) {
+            standing.leave(now_ns, prompt);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `forecast`: when a request would end on each replica, and by how much it would delay those there.
+//!
+//! A replica serves all its requests at once, so what a request costs is time for itself and for the others. Under the
+//! iteration-time law the time until its first token is what the prompts before it and its own take beside the decodes
+//! there, less what is cached; before that it waits for a seat, and until enough of the KV cache is left. Then each of its
+//! tokens takes an iteration. Those that decode there meanwhile wait for its prompt, and their iterations are longer by its
+//! decode. It goes where the sum is least; among equals where more of its prompt is cached, then where fewer requests are.
+//!
+//! What the KV cache will hold is the peak that the replica expects of its residents, and what each request that waits or
+//! was sent since adds: of one with p prompt tokens, if outputs end at a constant rate after m tokens on average, the largest
+//! of (p + h)·e^(−h/m) over the iterations h.
+
+use super::fleet::{Fleet, Standing};
+use super::load::Replica;
+use super::rules::{Proposal, cached_tokens};
+use super::{DoorHold, Incoming};
+use crate::model::{BatchShape, IterationTime};
+
+/// Deviations from the expected peak that are kept free.
+const MARGIN: f64 = 1.0;
+/// Scores that differ by less than this share are equal.
+const EQUAL: f64 = 1e-9;
+
+/// What is predicted of a request on a replica.
+#[derive(Clone, Copy, Debug)]
+struct Prediction {
+    /// Until it is admitted, s.
+    wait: f64,
+    /// Until its first token, s.
+    ttft: f64,
+    /// Until its end, s, and what it delays the others, summed.
+    cost: f64,
+    overflow: f64,
+    cached: u32,
+    requests: u32,
+}
+
+pub(super) fn propose(fleet: &Fleet, turn: usize, now_ns: u64, request: &Incoming, longest_queue: f64) -> Proposal {
+    let standings = fleet.standings();
+    let start = turn % standings.len();
+    let mut best: Option<(usize, Prediction)> = None;
+    let mut shortest = f64::INFINITY;
+    for place in (start..standings.len()).chain(0..start) {
+        let standing = &standings[place];
+        if standing.drains {
+            continue;
+        }
+        let found = predict(standing, fleet.stale_ns(), now_ns, request);
+        shortest = shortest.min(found.wait);
+        if best.as_ref().is_none_or(|(_, best)| found.is_better(best)) {
+            best = Some((place, found));
+        }
+    }
+    let Some((place, found)) = best else { return Proposal::held(DoorHold::NoReplica) };
+    let foreseen = Proposal {
+        ttft: Some(found.ttft).filter(|ttft| ttft.is_finite()),
+        overflow: Some(found.overflow),
+        ..Proposal::default()
+    };
+    if shortest > longest_queue {
+        return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
+    }
+    Proposal { place: Some(place), cached: found.cached, ..foreseen }
+}
+
+impl Prediction {
+    fn is_better(&self, other: &Self) -> bool {
+        if (self.cost - other.cost).abs() > EQUAL * other.cost {
+            return self.cost < other.cost;
+        }
+        (self.cached, other.requests) > (other.cached, self.requests)
+    }
+}
+
+/// What is on a replica now: its report, what was sent since added and what has ended since taken out. Of a replica whose
+/// report is too old, what the router knows itself.
+struct Present {
+    decodes: f64,
+    kv: f64,
+    requests: f64,
+    /// Mean and deviation of the most KV tokens that they will hold.
+    peak: f64,
+    deviation: f64,
+    /// Those that wait for memory or a seat.
+    queue: f64,
+    gap: f64,
+}
+
+fn present(standing: &Standing, stale_ns: u64, now_ns: u64) -> Present {
+    let mean = standing.mean_output();
+    let Some(load) = standing.fresh(now_ns, stale_ns) else {
+        let requests = f64::from(standing.in_flight.requests);
+        let kv = standing.in_flight.prompt as f64 + 0.5 * mean * requests;
+        return Present { decodes: requests, kv, requests, peak: kv, deviation: 0.0, queue: 0.0, gap: 0.0 };
+    };
+    let (residents, waiting) = (f64::from(load.residents), f64::from(load.waiting));
+    let (sent, sent_prompt) = (f64::from(standing.since.requests), standing.since.prompt as f64);
+    // Those that have ended since held as much as the others.
+    let entered = residents + sent;
+    let stays = if entered > 0.0 { 1.0 - (f64::from(standing.left.requests) / entered).min(1.0) } else { 1.0 };
+    let of_mean_prompt = |tokens: f64, requests: f64| if requests > 0.0 { hold(tokens / requests, mean) } else { 0.0 };
+    let held = load.kv_tokens as f64;
+    let expected = load.kv_peak.unwrap_or(held + load.prefill_tokens as f64 + 0.5 * mean * residents);
+    Present {
+        decodes: stays * entered,
+        kv: stays * (held + sent_prompt),
+        requests: stays * entered + waiting,
+        peak: stays * (expected + sent * of_mean_prompt(sent_prompt, sent))
+            + waiting * of_mean_prompt(load.waiting_tokens as f64, waiting),
+        deviation: load.kv_deviation.unwrap_or(0.0),
+        queue: (waiting + sent - f64::from(standing.left.requests)).max(0.0),
+        gap: if load.waiting > 0 { load.admission_gap_ns as f64 * 1e-9 } else { 0.0 },
+    }
+}
+
+/// The most KV tokens that a request is expected to hold.
+fn hold(prompt: f64, mean: f64) -> f64 {
+    if prompt >= mean { prompt } else { mean * libm::exp(prompt / mean - 1.0) }
+}
+
+fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming) -> Prediction {
+    let what = &standing.what;
+    let mean = standing.mean_output().min(request.max_tokens.map_or(f64::INFINITY, f64::from));
+    let there = present(standing, stale_ns, now_ns);
+    let cached = if request.block_hashes.is_empty() { 0 } else { cached_tokens(standing, request) };
+    let prompt = f64::from(request.prompt);
+    let own = f64::from(request.prompt - cached);
+    let speed = Speed::of(what, there.decodes.min(f64::from(what.max_num_seqs)), there.kv.min(what.tokens()));
+
+    let needs = there.peak + hold(prompt, mean) - f64::from(cached).min(prompt);
+    let capacity = what.tokens();
+    let overflow = exceeds(capacity, needs, there.deviation);
+    // Of what is held, what those hold that end within a second: each stays as long as its output takes.
+    let stay = mean * speed.decode;
+    let lacking = (needs + MARGIN * there.deviation - capacity).max(0.0) / needs.min(capacity);
+    let seats = f64::from(what.max_num_seqs);
+    let unseated = (there.requests + 1.0 - seats).max(0.0) / seats;
+    let wait = (stay * lacking.max(unseated)).max(there.gap * there.queue);
+    let backlog = standing.backlog(now_ns);
+    let compute = 0.5 * speed.decode + speed.prefill_seconds(what, backlog + own);
+    let ttft = wait + compute;
+    let longer = speed.with_one_more(what, prompt + 0.5 * mean);
+    let delays = there.decodes * (speed.prefill_seconds(what, own) - speed.decode).max(0.0)
+        + there.decodes * mean * (longer - speed.decode);
+    Prediction {
+        wait,
+        ttft,
+        cost: ttft + mean * longer + delays,
+        overflow,
+        cached,
+        requests: standing.in_flight.requests,
+    }
+}
+
+/// The probability that a normal variable is above a limit.
+fn exceeds(limit: f64, mean: f64, deviation: f64) -> f64 {
+    if deviation > 0.0 {
+        0.5 * libm::erfc((limit - mean) / (deviation * core::f64::consts::SQRT_2))
+    } else {
+        f64::from(mean > limit)
+    }
+}
+
+/// How fast a replica computes beside so many decodes.
+struct Speed<'a> {
+    law: Option<&'a IterationTime>,
+    shape: BatchShape,
+    /// An iteration of the decodes alone, s.
+    decode: f64,
+}
+
+/// Of a replica whose law is not known: an iteration of 10 ms, longer by as much for each 512 tokens and 64 decodes. Such
+/// replicas are compared with one another only.
+fn nominal(shape: &BatchShape) -> f64 {
+    0.01 * (1.0 + shape.prefill_tokens as f64 / 512.0 + shape.decodes as f64 / 64.0)
+}
+
+impl<'a> Speed<'a> {
+    fn of(what: &'a Replica, decodes: f64, kv: f64) -> Self {
+        let shape = BatchShape { decodes: decodes as u64, decode_kv: kv as u64, ..BatchShape::default() };
+        let mut speed = Self { law: what.iteration_time.as_ref(), shape, decode: 0.0 };
+        speed.decode = speed.seconds(&BatchShape { decodes: shape.decodes.max(1), ..shape });
+        speed
+    }
+
+    fn seconds(&self, shape: &BatchShape) -> f64 {
+        self.law.map_or_else(|| nominal(shape), |law| law.seconds(shape))
+    }
+
+    /// Time in which so many prompt tokens are computed beside the decodes.
+    fn prefill_seconds(&self, what: &Replica, tokens: f64) -> f64 {
+        let room = self.room(what);
+        let whole = (tokens / room) as u64;
+        let rest = (tokens - whole as f64 * room).max(1.0);
+        let full = if whole > 0 { self.with_prefill(room) } else { 0.0 };
+        whole as f64 * full + self.with_prefill(rest)
+    }
+
+    /// Prompt tokens that an iteration has room for.
+    fn room(&self, what: &Replica) -> f64 {
+        (f64::from(what.token_budget) - self.shape.decodes as f64).max(1.0)
+    }
+
+    fn with_prefill(&self, tokens: f64) -> f64 {
+        let mut shape = self.shape;
+        shape.add_prefill(tokens as u64, 0);
+        self.seconds(&shape)
+    }
+
+    /// An iteration with one decode more.
+    fn with_one_more(&self, what: &Replica, kv: f64) -> f64 {
+        let decodes = (self.shape.decodes + 1).min(u64::from(what.max_num_seqs));
+        self.seconds(&BatchShape { decodes, decode_kv: self.shape.decode_kv + kv as u64, ..self.shape })
+    }
+}
+
+/// Prompt tokens a second that a replica computes beside so many decodes.
+pub(super) fn prefill_rate(what: &Replica, decodes: u32, kv: u64) -> f64 {
+    let speed = Speed::of(what, f64::from(decodes.min(what.max_num_seqs)), kv as f64);
+    let room = speed.room(what);
+    room / speed.with_prefill(room)
+}

@@ -1,0 +1,101 @@
+//! What a replica is, and what it says of itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::IterationTime;
+
+/// What a replica is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replica {
+    /// Name of the model it serves: that of all replicas of a router.
+    pub model: String,
+    /// Usable KV blocks.
+    pub kv_blocks: u32,
+    /// Tokens of a block.
+    pub block_size: u32,
+    /// Most requests in an iteration.
+    pub max_num_seqs: u32,
+    /// Most tokens in an iteration.
+    pub token_budget: u32,
+    /// How long its iterations take, given or learned; without it nothing is predicted of the replica in seconds.
+    pub iteration_time: Option<IterationTime>,
+}
+
+impl Default for Replica {
+    /// A scheduler's defaults. `kv_blocks` is 0, which is refused: it is to be said.
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            kv_blocks: 0,
+            block_size: 16,
+            max_num_seqs: 256,
+            token_budget: 2048,
+            iteration_time: None,
+        }
+    }
+}
+
+impl Replica {
+    pub(super) fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("kv_blocks", self.kv_blocks),
+            ("block_size", self.block_size),
+            ("max_num_seqs", self.max_num_seqs),
+            ("token_budget", self.token_budget),
+        ];
+        match sizes.into_iter().find(|&(_, size)| size == 0) {
+            Some((name, _)) => Err(Error::invalid(name, 0, "must be at least 1")),
+            None => Ok(()),
+        }
+    }
+
+    /// Tokens that its KV cache holds.
+    pub(super) fn tokens(&self) -> f64 {
+        f64::from(self.kv_blocks) * f64::from(self.block_size)
+    }
+}
+
+/// What a replica says of itself: a dozen numbers, which [`crate::Scheduler::load`] gives. Any host may fill in those that
+/// it knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Load {
+    /// Requests outside the KV cache.
+    pub waiting: u32,
+    /// Requests in it.
+    pub residents: u32,
+    /// Tokens that the waiting would prefill.
+    pub waiting_tokens: u64,
+    /// Tokens that the residents have still to prefill.
+    pub prefill_tokens: u64,
+    /// KV tokens that the residents hold.
+    pub kv_tokens: u64,
+    /// Free KV blocks.
+    pub free_blocks: u32,
+    /// Mean time between two admissions while a request waited, ns; 0: none has waited.
+    pub admission_gap_ns: u64,
+    /// The most KV tokens that the residents are expected to hold, if none is admitted after them, and its standard
+    /// deviation; absent where the policy forecasts nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_peak: Option<f64>,
+    /// Standard deviation of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_deviation: Option<f64>,
+    /// Mean output length that was learned, tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_output: Option<f64>,
+}
+
+impl Load {
+    pub(super) fn validate(&self) -> Result<()> {
+        let figures =
+            [("kv_peak", self.kv_peak), ("kv_deviation", self.kv_deviation), ("mean_output", self.mean_output)];
+        for (name, value) in figures {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= 0.0)) {
+                return Err(Error::invalid(name, value, "must be finite and at least 0"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! `Router`: which replica a request goes to. Names are the caller's texts; the core knows them by number.
+
+use std::collections::HashMap;
+
+use pyo3::prelude::*;
+use wait_core::routing::{self, Incoming, Load, Replica, RouterName, Routing};
+
+use crate::convert;
+use crate::error;
+
+/// Texts by number, and numbers by text.
+#[derive(Default)]
+struct Names {
+    numbers: HashMap<String, u64>,
+    texts: HashMap<u64, String>,
+    next: u64,
+}
+
+impl Names {
+    fn number(&self, text: &str) -> Option<u64> {
+        self.numbers.get(text).copied()
+    }
+
+    /// The number that a text has, or that it would be given next.
+    fn number_or_next(&self, text: &str) -> u64 {
+        self.number(text).unwrap_or(self.next)
+    }
+
+    fn keep(&mut self, text: &str, number: u64) {
+        if self.texts.contains_key(&number) {
+            return;
+        }
+        self.numbers.insert(text.to_owned(), number);
+        self.texts.insert(number, text.to_owned());
+        self.next = self.next.max(number + 1);
+    }
+
+    fn forget(&mut self, number: u64) -> Option<String> {
+        let text = self.texts.remove(&number)?;
+        self.numbers.remove(&text);
+        Some(text)
+    }
+}
+
+/// Where a request goes.
+#[pyclass(frozen, module = "wait_core.fleet")]
+pub(crate) struct Choice {
+    /// The replica; None: the request is held at the door, to be routed again when a replica has reported or another
+    /// request has ended.
+    #[pyo3(get)]
+    replica: Option<String>,
+    /// Why it is held: "no-replica", or "all-full": no replica could start it soon. None if it is not.
+    #[pyo3(get)]
+    hold: Option<&'static str>,
+    /// Which router decided: "power-of-two" where the one that was asked for knew too little.
+    #[pyo3(get)]
+    by: &'static str,
+    /// When it is predicted to have its first token, s from now; None where that is not predicted.
+    #[pyo3(get)]
+    predicted_ttft_s: Option<f64>,
+    /// The probability that the replica's KV cache overflows with it; None where that is not predicted.
+    #[pyo3(get)]
+    overflow: Option<f64>,
+    /// Prompt tokens that are thought to be cached on the replica.
+    #[pyo3(get)]
+    cached_tokens: u32,
+}
+
+#[pymethods]
+impl Choice {
+    fn __repr__(&self) -> String {
+        let (where_to, by) = match (&self.replica, self.hold) {
+            (Some(replica), _) => (format!("replica={replica:?}"), self.by),
+            (None, hold) => (format!("hold={:?}", hold.unwrap_or_default()), self.by),
+        };
+        format!("Choice({where_to}, by={by:?})")
+    }
+}
+
+/// Chooses the replica for each request, from what the replicas report and what it has sent itself since.
+///
+/// `router` is one of `wait_core.fleet.ROUTERS`. Times are ns on one clock, the caller's, by which replicas report too;
+/// replicas and requests are named by texts. Not thread-safe by design: one thread routes, and a second gets an exception.
+///
+/// `seed`: of what is drawn. `stale_after`: age from which a report says nothing any more, s; such a replica is judged by
+/// what was sent to it, and while no report is younger, a router that reads reports chooses by power of two.
+/// `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a factor.
+/// `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every replica, s.
+///
+/// Raises `WaitCoreError` where a name is unknown or a value out of its range; the message names it.
+#[pyclass(module = "wait_core.fleet")]
+pub(crate) struct Router {
+    inner: routing::Router,
+    replicas: Names,
+    requests: Names,
+}
+
+#[pymethods]
+impl Router {
+    #[new]
+    #[pyo3(signature = (router = "forecast", *, seed = 0, stale_after = None, affinity_load = None, longest_queue = None))]
+    fn new(
+        router: &str,
+        #[pyo3(from_py_with = convert::ranged)] seed: u64,
+        stale_after: Option<f64>,
+        affinity_load: Option<f64>,
+        longest_queue: Option<f64>,
+    ) -> PyResult<Self> {
+        let unset = Routing::default();
+        let settings = Routing {
+            router: RouterName::parse(router).map_err(error::core)?,
+            seed,
+            stale_after: stale_after.unwrap_or(unset.stale_after),
+            affinity_load: affinity_load.unwrap_or(unset.affinity_load),
+            longest_queue: longest_queue.unwrap_or(unset.longest_queue),
+        };
+        let inner = routing::Router::new(settings).map_err(error::core)?;
+        Ok(Self { inner, replicas: Names::default(), requests: Names::default() })
+    }
+
+    /// A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
+    ///
+    /// `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`: its
+    /// law, given or learned; without it "forecast" assumes a nominal one. `model`: that of all replicas of a router.
+    ///
+    /// Raises `WaitCoreError` for a size of 0 or another model than that of the others; nothing has changed then.
+    #[pyo3(signature = (replica, *, kv_blocks, block_size = 16, max_num_seqs = 256, token_budget = 2048,
+        iteration_time = None, model = ""))]
+    #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
+    fn add_replica(
+        &mut self,
+        replica: &str,
+        #[pyo3(from_py_with = convert::ranged)] kv_blocks: u32,
+        #[pyo3(from_py_with = convert::ranged)] block_size: u32,
+        #[pyo3(from_py_with = convert::ranged)] max_num_seqs: u32,
+        #[pyo3(from_py_with = convert::ranged)] token_budget: u32,
+        iteration_time: Option<&Bound<'_, PyAny>>,
+        model: &str,
+    ) -> PyResult<()> {
+        let iteration_time = iteration_time.map(|law| convert::json(law, "iteration_time")).transpose()?;
+        let what =
+            Replica { model: model.to_owned(), kv_blocks, block_size, max_num_seqs, token_budget, iteration_time };
+        let number = self.replicas.number_or_next(replica);
+        self.inner.add_replica(number, what).map_err(error::core)?;
+        self.replicas.keep(replica, number);
+        Ok(())
+    }
+
+    /// A replica takes no more requests, and ends those it has; False if there is no such replica.
+    fn drain_replica(&mut self, replica: &str) -> bool {
+        self.replicas.number(replica).is_some_and(|number| self.inner.drain_replica(number))
+    }
+
+    /// A replica is gone. Returns the requests that were sent to it and have not ended, for the caller to route again.
+    fn remove_replica(&mut self, replica: &str) -> Vec<String> {
+        let Some(number) = self.replicas.number(replica) else { return Vec::new() };
+        self.replicas.forget(number);
+        let lost = self.inner.remove_replica(number);
+        lost.into_iter().filter_map(|request| self.requests.forget(request)).collect()
+    }
+
+    /// The replicas present, those that drain included, in the order in which they joined.
+    #[getter]
+    fn replicas(&self) -> Vec<String> {
+        self.inner.replicas().filter_map(|number| self.replicas.texts.get(&number).cloned()).collect()
+    }
+
+    /// What a replica was at `at_ns`: a dictionary as `Scheduler.load()` returns it, of which any key may be absent. False,
+    /// and nothing changes, if the replica is gone or a later report is known. Raises `WaitCoreError` for what is no load.
+    fn report(
+        &mut self,
+        replica: &str,
+        #[pyo3(from_py_with = convert::ranged)] at_ns: u64,
+        load: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let load: Load = convert::json(load, "load")?;
+        match self.replicas.number(replica) {
+            Some(number) => self.inner.report(number, at_ns, &load).map_err(error::core),
+            None => Ok(false),
+        }
+    }
+
+    /// Chooses a replica for a request, and counts it as sent there; one that is present already moves.
+    ///
+    /// `block_hashes`: one integer for each full block of the prompt that stands for all tokens up to there, where it is
+    /// known what requests have in common; `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
+    #[pyo3(signature = (request, now_ns, *, prompt_tokens, max_tokens = None, block_hashes = Vec::new()))]
+    #[allow(clippy::needless_pass_by_value)] // extracted from a Python list
+    fn route(
+        &mut self,
+        request: &str,
+        #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
+        #[pyo3(from_py_with = convert::ranged)] prompt_tokens: u32,
+        #[pyo3(from_py_with = convert::ranged)] max_tokens: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] block_hashes: Vec<u64>,
+    ) -> PyResult<Choice> {
+        let id = self.requests.number_or_next(request);
+        let incoming = Incoming { id, prompt: prompt_tokens, max_tokens, block_hashes: &block_hashes };
+        let choice = self.inner.route(now_ns, &incoming).map_err(error::core)?;
+        match choice.replica {
+            Some(_) => self.requests.keep(request, id),
+            None => drop(self.requests.forget(id)),
+        }
+        Ok(Choice {
+            replica: choice.replica.and_then(|number| self.replicas.texts.get(&number).cloned()),
+            hold: choice.hold.map(routing::DoorHold::name),
+            by: choice.by.name(),
+            predicted_ttft_s: choice.ttft,
+            overflow: choice.overflow,
+            cached_tokens: choice.cached,
+        })
+    }
+
+    /// A request has ended, whichever way; False if it was not routed.
+    fn finished(&mut self, request: &str, #[pyo3(from_py_with = convert::ranged)] now_ns: u64) -> bool {
+        let Some(number) = self.requests.number(request) else { return false };
+        self.requests.forget(number);
+        self.inner.finished(now_ns, number)
+    }
+
+    /// Reports of replicas that were gone, or older than one that was known.
+    #[getter]
+    fn unknown_reports(&self) -> u64 {
+        self.inner.unknown_reports()
+    }
+}

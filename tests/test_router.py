@@ -1,0 +1,102 @@
+"""`wait_core.fleet.Router` at its Python border; the rules themselves are tested where they are, in rust/core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wait_core import Scheduler, WaitCoreError
+from wait_core.fleet import ROUTERS, Router
+
+
+def router(name: str, replicas: int = 2, **settings: Any) -> Router:
+    made = Router(name, **settings)
+    for i in range(replicas):
+        made.add_replica(f"gpu-{i}", kv_blocks=1000, iteration_time={"law": "a100"})
+    return made
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_request_goes_somewhere_and_is_forgotten_once(name: str) -> None:
+    made = router(name, 3)
+    for i in range(30):
+        choice = made.route(f"request-{i}", i, prompt_tokens=100)
+        assert choice.replica in made.replicas
+        assert choice.hold is None
+    assert all(made.finished(f"request-{i}", 100) for i in range(30))
+    assert not any(made.finished(f"request-{i}", 100) for i in range(30))
+
+
+def test_a_scheduler_says_how_busy_it_is() -> None:
+    schedulers = [Scheduler(kv_blocks=1000) for _ in range(2)]
+    for i in range(20):
+        schedulers[0].add(i, 500)
+    schedulers[0].plan()
+    made = router("forecast")
+    for i, scheduler in enumerate(schedulers):
+        assert made.report(f"gpu-{i}", 1_000_000, scheduler.load())
+    choice = made.route("request", 2_000_000, prompt_tokens=100)
+    assert (choice.replica, choice.by) == ("gpu-1", "forecast")
+    assert choice.predicted_ttft_s is not None
+    assert 0 < choice.predicted_ttft_s < 1
+    assert repr(choice) == 'Choice(replica="gpu-1", by="forecast")'
+    load = schedulers[0].load()
+    assert load["waiting"] + load["residents"] == 20
+    assert load["waiting_tokens"] + load["prefill_tokens"] + load["kv_tokens"] == 20 * 500
+    # Other policies learn no lengths: what is not known is absent.
+    assert "kv_peak" not in Scheduler("vllm", kv_blocks=10).load()
+
+
+def test_a_replica_that_dies_gives_back_the_names_of_its_requests() -> None:
+    made = router("round-robin")
+    sent = {f"request-{i}": made.route(f"request-{i}", i, prompt_tokens=1).replica for i in range(6)}
+    lost = made.remove_replica("gpu-0")
+    assert lost == [name for name, replica in sent.items() if replica == "gpu-0"]
+    assert made.replicas == ["gpu-1"]
+    assert not made.report("gpu-0", 10, {})
+    assert {made.route(name, 11, prompt_tokens=1).replica for name in lost} == {"gpu-1"}
+    made.add_replica("gpu-0", kv_blocks=1000)  # it comes back, empty
+    assert made.remove_replica("gpu-0") == []
+
+
+def test_a_request_that_is_routed_again_moves() -> None:
+    made = router("least-requests")
+    first = made.route("request", 0, prompt_tokens=100).replica
+    other = made.route("other", 1, prompt_tokens=100).replica
+    assert first != other
+    made.route("request", 2, prompt_tokens=100)
+    assert made.finished("request", 3)
+    assert not made.finished("request", 3)
+
+
+def test_without_replicas_requests_are_held_not_lost() -> None:
+    made = router("forecast", 0)
+    held = made.route("request", 0, prompt_tokens=100)
+    assert (held.replica, held.hold) == (None, "no-replica")
+    assert repr(held) == 'Choice(hold="no-replica", by="power-of-two")'
+    made.add_replica("gpu", kv_blocks=1000)
+    assert made.route("request", 1, prompt_tokens=100).replica == "gpu"
+
+
+def test_bad_input_is_refused_by_name() -> None:
+    with pytest.raises(WaitCoreError, match='did you mean "power-of-two"'):
+        Router("power-of-to")
+    with pytest.raises(WaitCoreError, match="stale_after = -1"):
+        Router(stale_after=-1)
+    made = router("forecast")
+    with pytest.raises(WaitCoreError, match='model = "other": the other replicas serve ""'):
+        made.add_replica("gpu-2", kv_blocks=10, model="other")
+    with pytest.raises(WaitCoreError, match="kv_blocks = 0"):
+        made.add_replica("gpu-2", kv_blocks=0)
+    with pytest.raises(WaitCoreError, match="iteration_time"):
+        made.add_replica("gpu-2", kv_blocks=10, iteration_time={"law": "guess"})
+    assert made.replicas == ["gpu-0", "gpu-1"]
+    with pytest.raises(WaitCoreError, match="unknown field `queue`"):
+        made.report("gpu-0", 0, {"queue": 3})
+    with pytest.raises(WaitCoreError, match="kv_peak"):
+        made.report("gpu-0", 0, {"kv_peak": float("inf")})
+    with pytest.raises(WaitCoreError, match="out of range"):
+        made.report("gpu-0", -1, {})
+    with pytest.raises(WaitCoreError, match="prompt = 0"):
+        made.route("request", 0, prompt_tokens=0)
