@@ -225,7 +225,16 @@ def test_what_is_no_log_is_refused(tmp_path: Path, text: str, message: str, caps
     assert err.count("\n") == 1
 
 
-READS = {"explain", "first_in_queue", "kv_forecast", "learned", "num_resident", "num_waiting", "predicted_wait_ns"}
+READS = {
+    "explain",
+    "first_in_queue",
+    "kv_forecast",
+    "learned",
+    "load",
+    "num_resident",
+    "num_waiting",
+    "predicted_wait_ns",
+}
 READS |= {"admission_gap_ns", "iteration_time", "settings", "stage", "stats", "thresholds", "used_blocks"}
 READS |= {"waiting_tokens"}
 

@@ -383,21 +383,3 @@ fn a_batch_that_the_host_takes_by_itself_does_not_slow_those_that_follow() {
     let after = equal_lengths(&mut core, &mut next, 60, false);
     assert!(after > 0.8 * usual, "{after} residents, {usual} before");
 }
-
-#[test]
-fn what_a_request_will_hold_whose_kv_is_on_the_way_is_foreseen() {
-    let held = |receives: bool| {
-        let mut core = scheduler(json!({"kv_blocks": 1000, "block_size": 1, "overflow_probability": 0.01}));
-        // Four residents grow from 150 to 250 tokens each: to what the cache holds, all at one moment.
-        for id in 0..4 {
-            let hit = Hit { computed: if receives { 149 } else { 0 }, shared: 0 };
-            core.add(&Request { receives, hit, ..request(id, 150, 100, 0) }).unwrap();
-        }
-        assert_eq!(admitted(&mut core).len(), 4);
-        core.add(&request(4, 150, 100, 0)).unwrap();
-        assert_eq!(admitted(&mut core), [0; 0]);
-        core.explain(4).map(|hold| hold.reason)
-    };
-    assert_eq!(held(false), Some(HoldReason::ForecastOverflow));
-    assert_eq!(held(true), Some(HoldReason::ForecastOverflow));
-}

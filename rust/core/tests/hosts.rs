@@ -162,6 +162,27 @@ fn a_request_whose_kv_is_on_the_way_holds_memory_and_computes_nothing() {
 }
 
 #[test]
+fn what_a_request_will_hold_whose_kv_is_on_the_way_is_foreseen() {
+    let held = |receives: bool| {
+        let mut core =
+            scheduler(&json!({"policy": "adaptive", "kv_blocks": 1000, "block_size": 1, "overflow_probability": 0.01}));
+        let request =
+            |id| Request { id, prompt: 150, output: LengthHint::Exact(100), arrival_ns: 0, ..Request::default() };
+        // Four residents grow from 150 to 250 tokens each: to what the cache holds, all at one moment.
+        for id in 0..4 {
+            let hit = Hit { computed: if receives { 149 } else { 0 }, shared: 0 };
+            core.add(&Request { receives, hit, ..request(id) }).unwrap();
+        }
+        assert_eq!(core.plan(0).chunks().len(), 4);
+        core.add(&request(4)).unwrap();
+        core.plan(0);
+        core.explain(4).map(|hold| hold.reason)
+    };
+    assert_eq!(held(false), Some(HoldReason::ForecastOverflow));
+    assert_eq!(held(true), Some(HoldReason::ForecastOverflow));
+}
+
+#[test]
 fn several_tokens_a_step_are_an_offset_of_their_own() {
     let mut core = scheduler(&json!({"kv_blocks": 40, "block_size": 4, "num_lookahead_tokens": 3}));
     with(&mut core, &[(1, 4), (2, 4)]);
