@@ -326,3 +326,15 @@ fn a_prefix_that_others_hold_is_neither_computed_nor_charged_again() {
     core.complete(&Report { finished: &[1], free_blocks: Some(3), ..Report::default() }).unwrap();
     assert_eq!(core.view().pool().used(), 7);
 }
+
+/// It was let in after the plan, whose iteration is not taken back from it.
+#[test]
+fn what_the_host_lets_in_and_preempts_between_two_plans_keeps_its_output() {
+    let mut core = scheduler(&json!({"policy": "vllm", "kv_blocks": 100, "max_num_seqs": 1}));
+    (1..=2).for_each(|id| core.add(&request(id, 40)).unwrap());
+    core.plan(0);
+    core.complete(&Report { progress: &[(2, 41)], ..Report::default() }).unwrap();
+    core.complete(&Report { preempted: &[2], ..Report::default() }).unwrap();
+    let kept = core.view().request(core.view().slot(2).unwrap()).kept;
+    assert_eq!((kept, core.stats().recomputed_tokens), (2, 41));
+}

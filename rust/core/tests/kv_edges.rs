@@ -167,3 +167,25 @@ fn prefill_first_lets_no_request_go_for_one_that_receives() {
     let plan = core.plan(0);
     assert_eq!((plan.chunks().len(), plan.preempted().len()), (1, 0));
 }
+
+/// What `adaptive` learns of one request that is told to have ended after so many plans, restored by another of its kind.
+fn learns_of(settings: &Value, prompt: u32, max_tokens: u32, plans: u32) -> wait_core::Result<()> {
+    let mut core = small(settings);
+    core.add(&Request { max_tokens: Some(max_tokens), ..request(1, prompt) }).unwrap();
+    (0..plans).for_each(|_| _ = core.plan(0));
+    core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+    small(settings).restore(&core.learned().unwrap())
+}
+
+#[test]
+fn adaptive_learns_no_output_beyond_max_tokens_from_a_host_that_tells_the_end_late() {
+    let settings = json!({"policy": "adaptive", "max_model_len": 6});
+    assert_eq!(learns_of(&settings, 2, 3, 9), Ok(()));
+}
+
+#[test]
+fn adaptive_believes_that_a_request_took_more_than_the_longest_where_chunks_are_left_behind() {
+    let chunks = json!([{"kind": "chunked_local", "chunk": 8}]);
+    let settings = json!({"policy": "adaptive", "max_model_len": 16, "kv_groups": chunks});
+    assert_eq!(learns_of(&settings, 7, 1, 1), Ok(()));
+}

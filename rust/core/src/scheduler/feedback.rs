@@ -216,10 +216,11 @@ impl Scheduler {
     fn before_last_plan(&self, slot: Slot) -> (u32, u32) {
         let (request, stage, kv) = (self.view.request(slot), self.view.stage(slot), self.view.kv(slot));
         let chunk = self.plan.chunks().iter().find(|chunk| chunk.slot == slot && chunk.id == request.id);
-        match (request.phase, chunk) {
-            (Phase::Prefilling, Some(chunk)) => (stage, kv.min(chunk.start)),
-            (Phase::Decoding, Some(chunk)) if chunk.last => (stage - 1, kv.min(chunk.start)),
-            (Phase::Decoding, None) if self.plan.runs(usize::from(request.lane)) => (stage - 1, kv - 1),
+        let decodes = request.phase == Phase::Decoding;
+        // Where the host has placed a request since, it is: elsewhere than its chunk ended, or where it joined its lane.
+        match chunk {
+            Some(chunk) if kv == chunk.start + chunk.tokens => (stage - u32::from(decodes), chunk.start),
+            None if decodes && kv > request.computed && self.plan.runs(request.lane.into()) => (stage - 1, kv - 1),
             _ => (stage, kv),
         }
     }

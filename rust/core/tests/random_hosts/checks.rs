@@ -76,7 +76,7 @@ impl Host {
             }
             let resumed = of_kind(&resuming);
             let plan = self.core.last_plan();
-            let mut moved = sequence(before, plan.moved().iter().map(|&(slot, _)| slot));
+            let mut moved = sequence(before, plan.moved().iter().map(|&(slot, _)| slot).filter(fits_alone));
             let left = sequence(before, plan.refused().iter().map(|refusal| refusal.slot));
             let mut queues: Vec<Vec<RequestId>> = (0..before.queues()).map(waiting).collect();
             for queue in &mut queues {

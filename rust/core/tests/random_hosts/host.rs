@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use wait_core::config::PolicyName;
 use wait_core::{Config, Error, Hit, LengthHint, Report, Request, RequestId, Scheduler, StepTime};
 
-use crate::ledger::{Entry, LastStep, Ledger};
+use crate::ledger::{Entry, Ledger};
 use crate::world::{Addition, Lies, Op, World};
 
 /// Most iterations that are planned and not completed.
@@ -197,8 +197,6 @@ impl Host {
         let mut free_blocks = None;
         if self.lies {
             (preempted, refused) = (name(&lies.preempted), name(&lies.refused));
-            // The core takes it that what is preempted was to run in the last plan.
-            preempted.retain(|id| self.ledger.entries.get(id).is_none_or(|entry| entry.last != LastStep::Moved));
             progress = lies.progress.iter().map(|&(at, kv)| (self.named(at), kv)).collect();
             hits = lies
                 .hits

@@ -20,10 +20,11 @@ pub(crate) enum LastStep {
     #[default]
     Stood,
     Decoded,
-    /// Since then the host has let it in or moved it.
-    Moved,
-    /// A chunk that began here.
-    Prefilled(u32),
+    /// A chunk.
+    Prefilled {
+        start: u32,
+        end: u32,
+    },
 }
 
 #[derive(Clone, Debug, Default)]
@@ -166,7 +167,7 @@ impl Ledger {
         self.note(id, kv);
         let shared = self.kv.filled(self.entries[&id].hit.shared);
         let entry = self.entry(id);
-        (entry.kv, entry.resident, entry.parked, entry.last) = (0, false, false, LastStep::Stood);
+        (entry.kv, entry.resident, entry.parked) = (0, false, false);
         let blocks = std::mem::take(&mut entry.blocks);
         self.pool.release(blocks, shared, self.held());
         self.unlist(id);
@@ -269,7 +270,7 @@ impl Ledger {
                 self.admit(chunk.id);
             }
             let entry = self.entry(chunk.id);
-            (entry.kv, entry.blocks, entry.last) = (end, chunk.blocks, LastStep::Prefilled(chunk.start));
+            (entry.kv, entry.blocks, entry.last) = (end, chunk.blocks, LastStep::Prefilled { start: chunk.start, end });
             if chunk.tokens > 0 {
                 shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
             }
@@ -305,7 +306,7 @@ impl Ledger {
                 let entry = &self.entries[&id];
                 let (stage, kv) = match entry.last {
                     LastStep::Decoded if entry.emits() => (entry.stage() - 1, entry.kv - 1),
-                    LastStep::Prefilled(start) => (entry.stage() - u32::from(entry.emits()), entry.kv.min(start)),
+                    LastStep::Prefilled { start, .. } => (entry.stage() - u32::from(entry.emits()), start),
                     _ => (entry.stage(), entry.kv),
                 };
                 self.preempt(id, kv, stage);
@@ -324,7 +325,10 @@ impl Ledger {
             let least = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
             if !(entry.receives || entry.parked && kv < entry.target()) {
-                entry.last = LastStep::Moved;
+                // Elsewhere than the plan took it to be: that is not of its doing.
+                if !matches!(entry.last, LastStep::Prefilled { end, .. } if end == kv) {
+                    entry.last = LastStep::Stood;
+                }
                 // What was taken for more tokens stays until the next step, while it decodes.
                 let stays = entry.emits() && !entry.parked && kv >= entry.target();
                 (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });

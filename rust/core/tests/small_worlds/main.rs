@@ -75,6 +75,6 @@ fn all_courses_of_a_few_calls() {
 #[test]
 #[ignore = "slow: minutes, in a release build"]
 fn all_courses() {
-    explore_all(8, &CACHES);
+    explore_all(7, &CACHES);
     explore_all(7, &[Cache { blocks: 6, block_size: 1 }, Cache { blocks: 4, block_size: 2 }]);
 }

@@ -38,6 +38,8 @@ impl Adaptive {
             Event::Finished => {
                 self.advance(view);
                 if let Some((class, stage)) = self.forecast.leave(slot) {
+                    // A host that tells of the end late has let iterations be planned that computed nothing.
+                    let stage = stage.min(request.max_tokens);
                     self.learned.end(class, stage - 1);
                     let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
                     self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));

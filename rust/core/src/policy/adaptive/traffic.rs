@@ -113,7 +113,7 @@ impl Traffic {
         let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
         // Where nothing but full attention is cached a request holds its output so far at least.
         let triangle = if footprint.plateaus().is_empty() { 0.5 * output_squared * footprint.slope() } else { 0.0 };
-        let heaviest = footprint.tokens(longest) * output;
+        let heaviest = footprint.most(longest) * output;
         for (name, value, least, most) in [
             ("arrived", arrived, 0.0, MOST_SEEN),
             ("prompt", prompt, 0.0, longest),
