@@ -341,7 +341,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_saturated_is_as_fast_as_the_law_allows() -> None:
-    # 8 seats, 10 iterations of 10 ms each; the few requests given are repeated until the seats are what binds.
+    # 8 slots, 10 iterations of 10 ms each; the few requests given are repeated until the slots bind.
     engine = Engine(policy="vllm", law={"law": "linear", "d0": 0.01, "d1": 0.0}, kv_blocks=1000, block_size=1,
                     max_num_seqs=8, token_budget=1000, num_types=8, settings={})  # fmt: skip
     found = saturated(engine, [sampled("p4d10", request_rate=1.0, num_prompts=10)], 90.0)

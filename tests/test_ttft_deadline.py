@@ -163,7 +163,7 @@ def test_a_log_replays_to_the_same_decisions(tmp_path: Path) -> None:
         order += core.plan(now_ns).admitted
         core.complete(finished=order[-2:-1])
     log.close()
-    assert order != sorted(order), "somebody was late"
+    assert order != sorted(order), "a request was late"
     result = replay(tmp_path / "log.jsonl")
     assert result.line is None
     assert not result.notes

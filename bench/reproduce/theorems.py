@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 LARGE = 10**6
-"""Memory, seats and token budget that never bind."""
+"""Memory, slots and token budget that never bind."""
 
 
 @dataclass(frozen=True)
