@@ -175,7 +175,7 @@ def test_the_saturated_rate_is_that_of_a_long_overload() -> None:
     run = figures(wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps.per_type))
     assert run.preemptions == 0
     assert run.output_throughput == pytest.approx(caps.saturated.output_throughput, rel=0.02)
-    # Cohorts of equal lengths: FCFS that must never evict keeps memory back, admission one by one does not.
+    # Cohorts of equal lengths: FCFS that must never preempt keeps memory back, admission one by one does not.
     assert report.engine_limit.request_rate < 0.97 * caps.saturated.request_rate
     assert caps.saturated.request_rate < report.bound.request_rate
 
