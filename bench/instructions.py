@@ -34,7 +34,7 @@ MOST_GROWTH = 0.2
 """Largest exponent of the instructions in the number that run."""
 GROUPS = ("vllm", "adaptive")
 """Policies that are counted with three groups of the KV cache too."""
-"""Cases in which memory is full and requests wait."""
+"""Those in which memory is full of those who have a line behind them."""
 RUNNING = (16, 256, 1_024, 8_192, 65_536)
 WAITING = (0, 1_000, 100_000, 1_000_000)
 # Stages over which the example's residents spread, if there are as many.

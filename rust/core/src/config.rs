@@ -118,9 +118,9 @@ pub struct Config {
     /// Groups of the KV cache, each with blocks of its own from `kv_blocks`: full attention, sliding windows, chunked-local
     /// attention, constant states (one group of full attention). [at most 1,024 groups]
     pub kv_groups: Vec<KvGroup>,
-    /// Whether the scheduler keeps the prefix cache itself, for requests that carry the hashes of their blocks: it then
-    /// knows what is cached, and counts a shared block once. For one group of full attention; with others, or with a
-    /// prefix cache of its own, the host reports what a request finds (false).
+    /// Whether the scheduler keeps the prefix cache, of requests that come with the hashes of their blocks: it knows what is
+    /// cached, and counts a block that several hold once. For one group of full attention; with others, or with a prefix
+    /// cache of its own, the host reports what a request finds (false).
     pub prefix_caching: bool,
     /// Slots that a decode takes ahead of its token, for the drafts of speculative decoding (0). [0 to 1,024 tokens]
     pub num_lookahead_tokens: u32,

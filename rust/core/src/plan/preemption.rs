@@ -18,7 +18,7 @@ impl Plan {
         }
     }
 
-    /// Preempts the resident admitted last. False if there is none, or if the host preempts by itself.
+    /// Preempts the resident admitted last. False if there is none, or preemptions are the host's business.
     pub fn preempt_last(&mut self, view: &View) -> bool {
         let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
         if let Some(victim) = victim {
@@ -52,7 +52,7 @@ impl Plan {
         self.release(view, slot, blocks, kv);
     }
 
-    /// A resident's blocks become free, except for those that others hold.
+    /// A resident's blocks come back, but for those that others hold.
     fn release(&mut self, view: &View, slot: Slot, blocks: u32, kv: u32) {
         if let Some(prefixes) = &mut self.prefixes {
             let before = prefixes.held();
@@ -62,9 +62,9 @@ impl Plan {
         }
         let pool = view.pool();
         let kept = pool.stays_charged(blocks, view.request(slot).shared_blocks(view.layout()), self.unclaimed);
-        // None are unclaimed while the host's report takes precedence.
+        // None are unclaimed while the host is taken at its word.
         self.unclaimed = (self.unclaimed - kept).max(0);
-        // No more can be free than there are, whatever was reported as shared.
+        // No more can be free than there are, whatever was said to be shared.
         self.free = (self.free + i64::from(blocks) - kept).min(i64::from(pool.capacity()));
     }
 }

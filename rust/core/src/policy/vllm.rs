@@ -2,7 +2,7 @@
 //!
 //! Running requests go first, in the order of their admission, as far as the token budget reaches: a decode takes one
 //! token, a prefill what is left of its prompt. Out of blocks: preempt the request admitted last. In an iteration that
-//! preempted nothing, admit first come, first served while a slot, tokens and the blocks of the WHOLE prompt are free above
+//! preempted nothing, admit first come first served while a seat, tokens and the blocks of the WHOLE prompt are free above
 //! the watermark (which an idle engine ignores); only the blocks of the first chunk are taken.
 
 use super::{Policy, admission};
@@ -101,7 +101,7 @@ fn share_budget(view: &View, plan: &mut Plan) {
     }
 }
 
-/// Admits while a slot, tokens and the blocks of the whole prompt are free above the watermark.
+/// Admits while a seat, tokens and the blocks of the whole prompt are free above the watermark.
 pub(super) fn admit_in_order(view: &View, plan: &mut Plan) {
     admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
         plan.seat(view)?;

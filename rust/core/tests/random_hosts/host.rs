@@ -1,4 +1,4 @@
-//! A host that keeps its own books, and lies where the world says so.
+//! A host that keeps its own books, and lies where it is told to.
 
 use std::collections::VecDeque;
 
@@ -174,8 +174,7 @@ impl Host {
         assert_eq!(*plan.shape(), shape, "what is computed");
         assert_eq!((u64::from(plan.decodes()), u64::from(plan.tokens())), (shape.decodes, shape.tokens()));
         let (pool, held) = (&self.ledger.pool, self.ledger.held());
-        // A host may have said that more is free than the residents hold: as they leave that is forgotten, which no
-        // plan foresees.
+        // A host may have said that more is free than the residents hold: as they leave that is forgotten, which no plan foresees.
         let forgets = drift > 0 && !plan.preempted().is_empty();
         if !forgets && !self.config.prefix_caching && !drifted && held > 0 && held >= pool.drift {
             assert_eq!(plan.free(), i64::from(pool.capacity) - pool.used(held), "blocks that the plan says it leaves");
@@ -337,7 +336,7 @@ impl Host {
                 || !plan.refused().is_empty();
             let arrives = self.ledger.entries.values().any(Entry::receiving);
             assert!(moves || arrives, "stalled: {plan:?}");
-            // A host that preempts by itself takes the last admitted, as the core would.
+            // A host that evicts by itself takes the last admitted, as the core would.
             let last = self.ledger.residents.last().copied().filter(|_| self.config.host_preempts && free < 0);
             let mut finished = self.flying.pop_front().unwrap();
             finished.retain(|id| Some(*id) != last);

@@ -39,7 +39,7 @@ impl View {
         }
     }
 
-    /// Hands the prefix cache to the plan being made.
+    /// Hands the prefix cache to a plan that is made.
     pub(crate) fn lend_prefixes(&mut self) -> Option<Box<Prefixes>> {
         self.prefixes.take()
     }

@@ -1,4 +1,4 @@
-//! The life of a request once it is admitted, until it leaves the KV cache.
+//! What a request goes through once it is admitted, until it leaves the KV cache.
 
 use super::View;
 use crate::model::Slot;
@@ -34,7 +34,7 @@ impl View {
         self.take(i64::from(blocks) - i64::from(held));
     }
 
-    /// Receiving → prefilling: its KV has arrived. False in any other phase.
+    /// Receiving → prefilling: its KV has come. False in any other phase.
     pub(crate) fn received(&mut self, slot: Slot) -> bool {
         let request = &mut self.table[slot as usize];
         let receives = request.phase == Phase::Receiving;
@@ -146,7 +146,7 @@ impl View {
     }
 
     /// Resident → waiting, first in the queue, with `kept` output tokens to recompute. `preempted` is false when the host
-    /// refused an admission: the request then returns to its place in the queue.
+    /// refused an admission: the request then goes back to where it came from.
     pub(crate) fn send_back(&mut self, slot: Slot, kept: u32, preempted: bool) {
         self.release(slot);
         let request = &mut self.table[slot as usize];
