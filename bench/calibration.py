@@ -1,7 +1,7 @@
 """How well `adaptive` knows what its residents will hold: overflows predicted and observed, peaks, and after a shift.
 
-A decision's residents are replayed at their true lengths with nobody admitted after them
-(`wait_core.simulation.probe`). Decisions count where memory binds: the next in line is held because the forecast leaves
+A decision's residents are replayed at their true lengths with no later admissions
+(`wait_core.simulation.probe`). Decisions count where memory binds: the next request is held because the forecast leaves
 no room for it. The panel's workloads and seeds, on two sizes of the A100: 80 GB, where memory binds for long outputs,
 and 40 GB. `--markdown` prints the tables of docs/adaptive.md, `--figures` draws docs/figures/calibration.png.
 """

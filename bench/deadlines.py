@@ -6,7 +6,7 @@ it comes, refuses the requests whose work is largest (KV tokens times iterations
 costs) up to the share that suits it best, and serves the others with `clairvoyant`: the best of a grid of shares,
 orders and token budgets, chosen with hindsight in each cell. The bound is `wait_core.planning.goodput_bound`. A tenant
 alone at its share has a GPU of half the speed to itself, the reference of fair queueing; beside that, half of the
-memory and seats at full speed, which serves half as much where memory binds.
+memory and slots at full speed, which serves half as much where memory binds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Latency of the core called from Python: an iteration in which requests come and go, a burst of arrivals, aborts.
 
-Each resident ends with probability 1/1,000 an iteration, those next in line take the seats, and as many arrive. p50
-and p99 are over all steps of three identical runs, whatever else the machine did meanwhile; the worst is that of the
-least of three for each step. Beside them the cost of a call across the border that does nothing, which is the floor,
-and where vLLM is installed its own scheduler's step, `schedule` and `update_from_output`, on the same queue in the same
-process, by turns with ours. They do different work: vLLM's names blocks, hashes prefixes and builds the batch's input,
-ours decides.
+Each resident ends with probability 1/1,000 an iteration, the next requests in the queue take their slots, and as many
+arrive. p50 and p99 are over all steps of three identical runs, whatever else the machine did meanwhile; the worst is
+that of the least of three for each step. Beside them the cost of a call across the border that does nothing, which is
+the floor, and where vLLM is installed its own scheduler's step, `schedule` and `update_from_output`, on the same queue
+in the same process, by turns with ours. They do different work: vLLM's names blocks, hashes prefixes and builds the
+batch's input, ours decides.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def measure(bench: Bench, case: str, running: int, waiting: int, iterations: int
         stats = engine.scheduler.stats
         held = stats["holds"]["forecast_overflow"]
     if case.endswith("full") and not held:
-        raise RuntimeError("the forecast held nobody: memory is not full")
+        raise RuntimeError("the forecast held no request: memory is not full")
     p50, p99 = (float(time) for time in np.percentile(times, [50, 99]))
     bench.rows.append(
         {
@@ -147,7 +147,7 @@ def beside_vllm(bench: Bench, running: int, waiting: int, steps: int) -> None:
     times = np.array([(engine.step(), engine.stock_us) for _ in range(steps)])
     gc.enable()
     gc.unfreeze()
-    # vLLM learns one step later than ours who has ended.
+    # vLLM learns of completions one step later than ours.
     if abs(len(engine.stock.scheduler.running) - len(engine.running)) > running // 20:
         raise RuntimeError(f"{len(engine.stock.scheduler.running)} run in vLLM, {len(engine.running)} in ours")
     for at, scheduler in enumerate(("adaptive, between vLLM's steps", "vLLM's AsyncScheduler")):

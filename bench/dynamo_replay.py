@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-# The engine of bench/simulator.py: 7,424 blocks of 16 tokens, 256 seats, 2,048 tokens an iteration.
+# The engine of bench/simulator.py: 7,424 blocks of 16 tokens, max_num_seqs 256, 2,048 tokens an iteration.
 ENGINE = {
     "backend": "vllm",
     "num_gpu_blocks": 7424,

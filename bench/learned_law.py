@@ -1,4 +1,4 @@
-"""The iteration-time law as `adaptive` learns it, against the same policy that is told the law.
+"""The iteration-time law as `adaptive` learns it, against the same policy given the law.
 
 For every law of the panel, and two made-up ones without stairs (the paper's linear law; a mixture of experts
 bound by memory), with iterations as the law says and with 10 % noise (`step_jitter`): a server learns for its first
@@ -84,7 +84,7 @@ def capacity(cell: tuple[str, str]) -> tuple[tuple[str, str], float]:
 
 
 def run(job: Job) -> tuple[Cell, dict[str, float]]:
-    """Learn, start again, and serve the workload with the law learned, known, and never told."""
+    """Learn, start again, and serve the workload with the law learned, known, and hidden."""
     cell, num_requests, seed, bound = job
     name, workload, load, jitter = cell
     requests = offered(workload, load * bound, num_requests, seed)
@@ -106,7 +106,7 @@ def run(job: Job) -> tuple[Cell, dict[str, float]]:
         arm: simulate("adaptive", requests=requests, law=arm, learned=state, **settings)
         for arm in ("learned", "known", "hidden")
     }
-    # What was learned of the law is no law given: it has to go where nothing is to be told.
+    # A learned law is part of the state: it is removed where the law is hidden.
     arms["hidden"] = simulate(
         "adaptive", requests=requests, law="hidden", learned=dict(state or {}) | {"iteration_time": None}, **settings
     )
@@ -128,7 +128,7 @@ def main() -> None:
     """Print the tables."""
     bench = start(
         "learned_law",
-        "The iteration-time law learned online, against the same policy that is told it.",
+        "The iteration-time law learned online, against the same policy given it.",
         markdown={"action": "store_true", "help": "print the table of docs/adaptive.md"},
     )
     quick = bench.options.quick

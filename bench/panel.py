@@ -1,15 +1,15 @@
 """The panel: every engine x workload x load x policy, simulated, and what is claimed of `adaptive` there.
 
-Everything fixed is in python/wait_core/workload/datasets/panel.json: engines (law, memory, seats), workloads, number
-of requests, seeds, loads relative to the bound of each stream that no schedule exceeds (with a prefix cache, which
-has no such bound, to what stock carries in overload), the grid of static settings. In each cell two static pairs of
-watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the highest
-throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's. They
-and stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one
-default and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first
-engine, the same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results and not
-repeated. What is marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md,
-`--data` writes every cell to docs/data/panel.csv.
+Everything fixed is in python/wait_core/workload/datasets/panel.json: engines (law, memory, max_num_seqs), workloads,
+number of requests, seeds, loads relative to the bound of each stream that no schedule exceeds (with a prefix cache,
+which has no such bound, to what stock carries in overload), the grid of static settings. In each cell two static pairs
+of watermark and token budget of vLLM are chosen on one half of the seeds, in hindsight: the one with the highest
+throughput, and the one with the least mean E2E latency among those whose p99 TTFT is within 1.1 times stock's. They and
+stock are compared with on the other half, by paired ratios with 95 % intervals. `adaptive` is judged with one default
+and no setting of a cell; beside it stand the same with lengths known and, at load 1 and above on the first engine, the
+same with the SLO's TTFT stated (`ttft_target`). The runs of a build are kept in bench/results and not repeated. What is
+marked with a star was never used for tuning. `--markdown` prints the tables of docs/panel.md, `--data` writes every
+cell to docs/data/panel.csv.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ OVERLOAD = 4.0
 MIDDLE = (0.2, 0.8)
 """It is counted between these shares of the completions, neither filling nor draining."""
 STATED = "adaptive, SLO stated"
-"""`adaptive` that is told the SLO's TTFT, which is what an overload misses; its TPOT is left alone (`tpot_target`)."""
+"""`adaptive` given the SLO's TTFT, which is what an overload misses; its TPOT is left alone (`tpot_target`)."""
 KNOWN = "adaptive, lengths known"
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ Job = tuple[str, str, float, str, int]
 
 
 def static(engine: Engine) -> dict[str, dict[str, Any]]:
-    """Return the static pairs of an engine: stock, and the grid, as far as every seat gets a token."""
+    """Return the static pairs of an engine: stock, and the grid, as far as every slot gets a token."""
     budgets = sorted({*FIXED.token_budgets, engine.token_budget})
     return {
         f"vllm {watermark:g}/{budget}": {"policy": "vllm", "watermark": watermark, "token_budget": budget}

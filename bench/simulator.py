@@ -4,10 +4,11 @@ Rates are per second of processor time (user and system), which a busy machine d
 
 `--against VENV` replays the same requests with the offline mocker of `ai-dynamo-runtime` installed there, by turns with
 ours, without the time it takes to read the trace. Both batch continuously as vLLM does, first come first served with
-chunked prefills, over 7,424 blocks of 16 tokens, 256 seats and 2,048 tokens an iteration; prefixes are not shared. They
-are not the same model: the mocker names the blocks of each request by hash, stands behind a router of many workers, and
-takes its iteration times from a polynomial of its own; ours counts blocks, steps all decodes at once, and uses
-the fitted A100 law. Requests that all arrive at once keep both full, so that neither law decides how large batches are.
+chunked prefills, over 7,424 blocks of 16 tokens, max_num_seqs 256 and 2,048 tokens an iteration; prefixes are not
+shared. They are not the same model: the mocker names the blocks of each request by hash, stands behind a router of many
+workers, and takes its iteration times from a polynomial of its own; ours counts blocks, steps all decodes at once, and
+uses the fitted A100 law. Requests that all arrive at once keep both full, so that neither law decides how large batches
+are.
 """
 
 from __future__ import annotations

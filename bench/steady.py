@@ -24,10 +24,10 @@ ITERATION_NS = 30_000_000
 
 
 class Engine:
-    """A scheduler of one of CASES, whose host draws who finishes.
+    """A scheduler of one of CASES, whose host draws the requests that finish.
 
     Lengths are unknown to the core. `adaptive` has memory for what its residents will probably hold, not for all their
-    `max_tokens`: each admission is forecast. With "memory full" the line is held by the forecast, not by the seats.
+    `max_tokens`: each admission is forecast. With "memory full" the forecast limits admission, not the number of slots.
     `nested-wait` has segments, and thresholds that make some wait between two of them.
     """
 

@@ -2,7 +2,7 @@
 
 A law is calibrated on the live server of the settings (stock decisions, round 1 of every cell); then the requests of
 all rounds are simulated under it: the arms, ours with lengths known, and the clairvoyant, which sees all lengths and
-never evicts. The rounds of a cell follow each other, so that what one teaches the next knows, as on the server; in
+never preempts. The rounds of a cell follow each other, so that what one teaches the next knows, as on the server; in
 `ours, just started` each round is the first. Free of the machine's noise, and only as true as the law. The text model
 chooses its lengths itself: those of bench/vllm_ab.py's rounds are simulated; without these all rounds are served first.
 

@@ -56,7 +56,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def loaded(arm: str, running: int, waiting: int) -> Driver:
-    """Return a driver of `arm` with `running` decodes, every seat taken, and `waiting` requests behind them."""
+    """Return a driver of `arm` with `running` decodes, every slot taken, and `waiting` requests behind them."""
     blocks = running * -(-(PROMPT + BLOCK + OUTPUT) // BLOCK) + 1
     sizes: dict[str, Any] = {
         "num_blocks": blocks,

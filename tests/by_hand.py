@@ -58,5 +58,5 @@ def run_to_the_end(core: Scheduler, outputs: dict[int, int], *, iterations: int 
 
 
 def held(core: Scheduler) -> set[int]:
-    """Return who the last plan did not run."""
+    """Return the requests that the last plan did not run."""
     return {i for i in range(1000) if i in core and core.explain(i) is not None}

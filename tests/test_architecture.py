@@ -1,4 +1,4 @@
-"""Who may import whom: core <- sim <- py <- python/wait_core <- {cli, vllm}; and no file over 400 lines."""
+"""Allowed imports: core <- sim <- py <- python/wait_core <- {cli, vllm}; and no file over 400 lines."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_simulate_prints_one_line_of_json(capsys: pytest.CaptureFixture[str], tm
     assert out.count("\n") == 1
     assert json.loads(out)["completed"] == 100
     assert saved.read_text(encoding="utf-8") == out
-    assert err == ""  # no progress bar where nobody looks
+    assert err == ""  # no progress bar without a terminal
 
 
 def test_simulate_prints_a_list(capsys: pytest.CaptureFixture[str]) -> None:

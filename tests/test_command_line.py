@@ -232,7 +232,7 @@ def processor_seconds(pid: int) -> float:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc for how far a process is")
 @pytest.mark.parametrize("after", [0.01, 0.03, 0.1, 0.2, 0.4, 2.5])
 def test_ctrl_c_ends_it_at_any_moment(after: float, tmp_path: Path) -> None:
-    """While modules load, while requests are drawn, and while they are simulated: told apart by processor time."""
+    """While modules load, while requests are drawn, and while they are simulated: distinguished by processor time."""
     saved = tmp_path / "result.json"
     long = ["--dataset-name", "reasoning-2700", "--request-rate", "1", "--num-prompts", "1000000"]
     command = [sys.executable, "-c", PROGRAM, "simulate", *long, "--save-result", str(saved)]

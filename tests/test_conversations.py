@@ -220,5 +220,5 @@ def test_two_pools_and_decode_only() -> None:
     with pytest.raises(WaitCoreError, match=r"transfer.bandwidth = 0"):
         simulate_pools(requests, transfer=Transfer(bytes_per_token=1.0, bandwidth=0.0), prefill={}, decode={})
     chat = sampled("multi-turn", request_rate=3.0, num_prompts=30)
-    with pytest.raises(WaitCoreError, match="run in series"):
+    with pytest.raises(WaitCoreError, match="two engines in series"):
         simulate_pools(chat, transfer=transfer, prefill={}, decode={})

@@ -11,7 +11,7 @@ from wait_core.workload import sampled
 
 
 def test_overflows_are_about_as_frequent_as_predicted() -> None:
-    # A cache of some 40 requests: the next in line is held by the forecast most of the time.
+    # A cache of some 40 requests: the next request is held by the forecast most of the time.
     requests = sampled("reasoning-2700", request_rate=1.0, num_prompts=1500, seed=4)
     found = probe(requests, kv_blocks=7424, every=32, overflow_probability=0.02)
     held = found.held & (found.completed > 100)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MOST_SECONDS = 5.0
-"""Processor time of one file of a few kilobytes; what has no bound takes minutes or for ever."""
+"""Processor time of one file of a few kilobytes; what has no bound takes minutes or forever."""
 MOST_MEMORY = 1 << 30
 """Bytes of address space that a reader may take beside what the tests take already."""
 

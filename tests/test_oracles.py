@@ -24,7 +24,7 @@ LENGTHS = st.tuples(st.integers(1, 9), st.integers(1, 8))
 
 
 def same_trajectory(core: Scheduler, oracle: Paper, arrivals: Iterable[tuple[int, Request]]) -> int:
-    """Drive both with the same arrivals until nothing more happens; return the number of evictions."""
+    """Drive both with the same arrivals until nothing more happens; return the number of preemptions."""
     pending = list(arrivals)
     residents: set[int] = set()
     requests = {request.id: request for _, request in pending}
@@ -54,7 +54,7 @@ def same_trajectory(core: Scheduler, oracle: Paper, arrivals: Iterable[tuple[int
         if idle and not pending:
             return evictions
         if not pending and evictions > 50:
-            return evictions  # the paper's algorithms may evict in circles where memory is too small
+            return evictions  # the paper's algorithms may preempt in circles where memory is too small
     raise AssertionError("no end in sight")
 
 
@@ -108,7 +108,7 @@ def test_nested_wait(
     prompts: list[int], outputs: list[int], n: list[int], spare: int, arrivals: list[tuple[int, int]]
 ) -> None:
     boundaries = sorted(outputs)
-    # From enough for one request to enough for all: with and without evictions.
+    # From enough for one request to enough for all: with and without preemptions.
     capacity = max(prompts) + max(outputs) + 1 + spare
     core = scheduler("nested-wait", capacity, boundaries=boundaries, thresholds=n)
     lengths = list(zip(prompts, outputs, strict=True))

@@ -36,7 +36,7 @@ def test_thresholds_of_two_types_by_hand() -> None:
 
 
 def test_thresholds_never_grow_from_segment_to_segment() -> None:
-    # Nobody ends in the first segment: p_2 = 1, and q_2 = 0.99 keeps n_2 < n_1.
+    # No request ends in the first segment: p_2 = 1, and q_2 = 0.99 keeps n_2 < n_1.
     thresholds = workloads.spread_total(199.0, np.full(5, 200, np.uint32), [100, 200], 0.05)
     assert thresholds == pytest.approx([1.0, 0.99])
 

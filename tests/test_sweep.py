@@ -117,7 +117,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     kept = partial.read_text(encoding="utf-8").splitlines()
-    assert f"{len(kept) - 1} of 40 runs are kept in {partial}: the same command goes on" in err
+    assert f"{len(kept) - 1} of 40 runs are kept in {partial}: the same command resumes" in err
     assert not output.exists()
     # A row that was kept is not simulated again: a mark in it comes out.
     entry = json.loads(kept[1])

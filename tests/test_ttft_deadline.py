@@ -124,7 +124,7 @@ def test_a_plan_names_what_it_refuses_and_add_raises(tmp_path: Path) -> None:
     assert [(number, reason) for number, reason, _ in plan.refused] == [(1, "ttft_target"), (2, "ttft_target")]
     assert all(wait_ns > 2 * 10**9 for _, _, wait_ns in plan.refused)
     assert (1 in core._core, core.stats["refused"], plan.held) == (False, 2, 0)
-    # 0.4 s between two admissions: the second in line is in time, the third would be late.
+    # 0.4 s between two admissions: the second in the queue is in time, the third would be late.
     core.complete(finished=[0])
     now_ns, number = 2 * 10**9, 3
     for _ in range(200):
@@ -163,7 +163,7 @@ def test_a_log_replays_to_the_same_decisions(tmp_path: Path) -> None:
         order += core.plan(now_ns).admitted
         core.complete(finished=order[-2:-1])
     log.close()
-    assert order != sorted(order), "somebody was late"
+    assert order != sorted(order), "a request was late"
     result = replay(tmp_path / "log.jsonl")
     assert result.line is None
     assert not result.notes

@@ -73,7 +73,7 @@ def fluid(study: Study) -> None:
 
 
 def simulated(study: Study, name: str, types: tuple[tuple[int, int, float], ...], thresholds: tuple[int, ...]) -> None:
-    """WAIT with integer thresholds and blocks of one token, in the paper's convention: peak KV is M^π, no eviction."""
+    """WAIT with integer thresholds and blocks of one token, the paper's convention: peak KV is M^π, no preemptions."""
     costs = [token_iterations(prompt, output) for prompt, output, _ in types]
     planned = sum(n * cost for n, cost in zip(thresholds, costs, strict=True))
     load = D1 * sum(rate * cost for (_, _, rate), cost in zip(types, costs, strict=True))
@@ -99,5 +99,5 @@ def simulated(study: Study, name: str, types: tuple[tuple[int, int, float], ...]
     study.state("fluid", f"WAIT on {name}: completions / arrivals", "1", f"{np.mean(completions):.4f}")
     study.bench.claim(f"fluid, {name}: peak KV / M^π", max(peaks) / planned, "", "<= 1")
     study.bench.claim(f"fluid, {name}: smallest peak KV / M^π", min(peaks) / planned, "", ">= 0.98")
-    study.bench.claim(f"fluid, {name}: share of requests evicted", evicted, "", "<= 0")
+    study.bench.claim(f"fluid, {name}: share of requests preempted", evicted, "", "<= 0")
     study.bench.claim(f"fluid, {name}: completions / arrivals", float(np.mean(completions)), "", ">= 0.98")

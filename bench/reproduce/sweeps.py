@@ -161,10 +161,10 @@ def long(study: Study) -> None:
         for policy, share in shares.items():
             ours, best = (found[settings][policy][rate].mean("preempted") for settings in (PAPER, TUNED))
             text = f"{ours:.2%}; tuned {best:.2%}"
-            study.state("long", f"requests evicted at {rate}/s, {NAMES[policy]}", f"{share:.2%}", text)
+            study.state("long", f"requests preempted at {rate}/s, {NAMES[policy]}", f"{share:.2%}", text)
         for settings in (PAPER, TUNED):
             evicted = found[settings]["wait"][rate].mean("preempted")
-            study.bench.claim(f"long, {rate}/s, {settings}: share of requests that WAIT evicts", evicted, "", "<= 0")
+            study.bench.claim(f"long, {rate}/s, {settings}: share of requests that WAIT preempts", evicted, "", "<= 0")
     # Paced, WAIT fills the memory in a thousand iterations; a run of ten times the length shows what it settles at.
     longer = replace(LONG, name="long, N x 10", num_requests=10 * LONG.num_requests)
     rates, latencies = [], []

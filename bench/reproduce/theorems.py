@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 LARGE = 10**6
-"""Memory, seats and token budget that never bind."""
+"""Memory, slots and token budget that never bind."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def theorem1(study: Study) -> None:
                 study.bench.claim(f"Theorem 1, {name}, {slack}: exponent of {quantity} in T", value, "", goal)
                 study.state("theorem1", f"exponent of the {quantity} in ζT, {name}, {slack}", paper, f"{value:.2f}")
             study.bench.claim(f"Theorem 1, {name}, {slack}: peak memory / M^π", growth.peak / capacity, "", "<= 1")
-            study.bench.claim(f"Theorem 1, {name}, {slack}: evictions", growth.evictions, "requests", "<= 0")
+            study.bench.claim(f"Theorem 1, {name}, {slack}: preemptions", growth.evictions, "requests", "<= 0")
     boundary(study)
 
 

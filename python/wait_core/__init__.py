@@ -1,7 +1,7 @@
 """wait-core: a scheduling core for LLM inference.
 
 `Scheduler` decides, inside a serving loop of your own; `simulate` runs the same core against a model of a GPU;
-`wait_core.vllm` puts it into vLLM. The model and the vocabulary are those of arXiv 2504.11320.
+`wait_core.vllm` runs it inside vLLM. The model and the vocabulary are those of arXiv 2504.11320.
 """
 
 import importlib

@@ -62,16 +62,16 @@ class Hold:
     """Why a request waits: the reason, what it needs and the number that limits it."""
     @property
     def reason(self) -> str:
-        """One of no_blocks, too_large (more blocks than the cache has now: others pass it by), below_threshold,
+        """One of no_blocks, too_large (more blocks than the cache has now: other requests overtake it), below_threshold,
         forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap, head_of_line (others go before it),
-        paused_at_boundary, host_refused (admitted by the last plan, and not taken), engine_paused.
+        paused_at_boundary, host_refused (admitted by the last plan, and refused by the host), engine_paused.
         """
     @property
     def needs(self) -> float:
-        """What it would take, in the reason's unit (blocks, requests, seconds)."""
+        """What the request needs, in the reason's unit (blocks, requests, seconds)."""
     @property
     def limit(self) -> float:
-        """What there is, in the same unit; at least 0."""
+        """What is available, in the same unit; at least 0."""
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
 
@@ -113,7 +113,7 @@ class Plan:
         """Requests outside the KV cache after this plan."""
     @property
     def wake_ns(self) -> int | None:
-        """When to ask again though nothing has happened, ns; None if only events matter."""
+        """When to plan again even if no event occurs, ns; None if only events matter."""
     @property
     def is_empty(self) -> bool:
         """True if there is nothing to compute."""
@@ -149,16 +149,16 @@ class Scheduler:
     ) -> None:
         """Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock, ns.
 
-        `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is known;
-        `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true / predicted);
-        `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
+        `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is
+        known; `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true /
+        predicted); `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
         `tenant_weights`.
 
         `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
         tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
         the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
-        as it is foreseen) that stands for all tokens up to there. A request that
-        `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
+        as it is foreseen) that stands for all tokens up to there. A request with `receives` set holds its memory once
+        admitted and computes nothing until `complete(received=...)` names it.
 
         Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
         at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
@@ -180,13 +180,14 @@ class Scheduler:
         step_ns: int | None = None,
         iteration: int | None = None,
     ) -> None:
-        """Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and ignored.
+        """Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and
+        ignored.
 
-        `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose admission it
-        did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose KV has
-        come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached and what
-        of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises `WaitCoreError` for
-        what cannot be, and changes nothing then.
+        `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose
+        admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
+        `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
+        requests, what of a prompt is cached and what of that residents hold; `free_blocks`: KV blocks that the host has
+        free; this count takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing then.
 
         `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
         the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
@@ -207,11 +208,11 @@ class Scheduler:
         it is out of the range of `kv_blocks`.
         """
     def reset_prefix_cache(self) -> bool:
-        """Forgets what is in the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
+        """Empties the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
         weights. False, and nothing changes, while a request is resident.
         """
     def drain(self) -> None:
-        """No more arrivals will come: thresholds stop waiting for company."""
+        """No more arrivals will come: thresholds no longer wait for more requests."""
     def set_paused(self, paused: bool) -> None:
         """A paused engine plans empty iterations and keeps everything."""
     def learned(self) -> dict[str, Any] | None:
@@ -230,8 +231,8 @@ class Scheduler:
         """The iteration-time law learned from `complete(step_ns=...)`; None for policies that learn none.
 
         `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the last
-        512 iterations, each foretold before it was learned from, None before the first; `observations`: iterations learned
-        from; `used`: whether it decides, which it does once 256 iterations were foretold with an error of at most 0.2 and
+        512 iterations, each predicted before it was learned from, None before the first; `observations`: iterations learned
+        from; `used`: whether it is used, which it is once 256 iterations were predicted with an error of at most 0.2 and
         no law was given as a setting.
         """
     def load(self) -> dict[str, Any]:
@@ -418,7 +419,7 @@ class Planner:
         what binds there.
         """
     def capacity_bound(self) -> dict[str, Any]:
-        """The most that any schedule can carry, in the same terms: the linear program over compositions."""
+        """The largest rate that any schedule can serve, in the same terms: the linear program over compositions."""
     def goodput_bound(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
         """The most requests of this workload that any schedule can serve within an objective, ms (goodput: their share,
         requests: 1/s): the same program with an accept variable for each type.
@@ -491,7 +492,7 @@ class SafetyBuffer:
 
 @final
 class Run:
-    """One finished simulation; the constructor takes one up again from what pickling made of it."""
+    """One finished simulation; the constructor restores one that was pickled."""
     def __new__(cls, state: bytes) -> Run: ...
     def __reduce__(self) -> tuple[type[Run], tuple[bytes]]: ...
     @property
@@ -629,8 +630,8 @@ def run(
     callback: Callable[[int], object] | None = None,
 ) -> Run:
     """Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
-    `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
-    would wait for ever, `WaitCoreError` where a value is refused.
+    `callback(completed)` is called at intervals, and an exception that it raises ends the run. Raises `StalledError`
+    where requests would wait forever, `WaitCoreError` where a value is refused.
     """
 
 def pools(

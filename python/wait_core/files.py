@@ -39,7 +39,7 @@ _SAID = 300
 
 
 class FileError(WaitCoreError):
-    """A file that cannot be read as what it should be.
+    """A file that does not have the expected form.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class FileError(WaitCoreError):
     column : str or None
         Column of a csv file, or key of a JSON object.
     value : object
-        What stands there.
+        The value there.
 
     """
 
@@ -119,7 +119,7 @@ class Source(Protocol):
 
 
 class _Unpacked:
-    """What a compressed file holds, up to a bound."""
+    """The contents of a compressed file, up to a bound."""
 
     def __init__(self, file: Source, most: int, place: Place) -> None:
         self._file = file
@@ -263,9 +263,9 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, binary: bool = False) -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` when the block ends well; else `path` stays as it was.
+    """Open a file that replaces `path` when the block succeeds; otherwise `path` stays as it was.
 
-    Entered before work starts, it finds out then whether the result can be written at all. A device or a pipe is
+    Entered before the work starts, so that a result that cannot be written fails early. A device or a pipe is
     written as it is.
 
     Raises

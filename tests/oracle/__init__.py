@@ -24,7 +24,8 @@ class Request:
 
 @dataclass
 class Step:
-    """What one iteration did: the stage that each request of the batch passed, and who was evicted, in that order."""
+    """What one iteration did: the stage that each request of the batch passed, and which were preempted, in that
+    order."""
 
     batch: dict[int, int] = field(default_factory=dict)
     evicted: list[int] = field(default_factory=list)

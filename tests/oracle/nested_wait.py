@@ -61,7 +61,7 @@ class NestedWait(Paper):
             segments += 1
         step = self.run(self.select(segments))
         if segments and not step.batch and not step.evicted:
-            # Paused segments hold the memory that the first one needs. The paper's algorithm would stand for ever:
+            # Paused segments hold the memory that the first one needs. The paper's algorithm would stop forever:
             # all segments go on, without new requests.
             step = self.run([request for request in self.select(len(self.thresholds)) if request.resident])
         self.iteration += 1

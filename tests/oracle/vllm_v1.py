@@ -20,7 +20,7 @@ class Sequence:
 
 @dataclass
 class Step:
-    """Tokens scheduled of each request, in the order of scheduling, and who was preempted."""
+    """Tokens scheduled of each request, in the order of scheduling, and which were preempted."""
 
     scheduled: dict[int, int] = field(default_factory=dict)
     preempted: list[int] = field(default_factory=list)

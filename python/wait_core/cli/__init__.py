@@ -1,7 +1,7 @@
 """The `wait-core` command: one file a sub-command, its options and the wording of its results.
 
-app.py runs them, arguments.py has the kinds of values that options take, output.py is about terminals. Deliberately
-absent: whatever a program would call too; that stands in the package that it is about.
+app.py runs them, arguments.py has the types of option values, output.py is about terminals. Deliberately absent:
+everything that a program may call too, which is in the package of its subject.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ COMMANDS = {
     "compare": "several policies on the same requests",
     "sweep": "many simulations: rates x policies x memory x seeds, resumable, on all cores",
     "trace": "what a trace holds: what was read, assumed and dropped, lengths, rates, shared prefixes",
-    "settings": "every setting: type, range, unit, default, meaning, who heeds it",
+    "settings": "every setting: type, range, unit, default, meaning, which policies use it",
     "hardware": "which GPUs and models are known, and what of them",
     "calibrate": "fit the iteration-time law of a GPU to a step log of vLLM",
     "doctor": "what is installed, does it fit, is the server's scheduler active?",
@@ -34,7 +34,7 @@ EXIT = """exit status:
   1    the answer is no: replay found other decisions, no request could run, doctor found a fault
   2    an option, a file or a setting is refused; one line on standard error says which
   130  interrupted (Ctrl-C); no result was written
-  141  whoever read the output has gone (| head)
+  141  the reader closed the pipe (| head)
 """
 
 
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # What is still in the buffer has nobody to go to; the interpreter would try again when it ends.
+        # The buffer has no reader any more, and the interpreter would try to flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (WaitCoreError, OSError, MemoryError) as error:

@@ -48,12 +48,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def report(steps: step_log.Steps, fits: dict[str, calibration.Fit]) -> str:
-    """Return what was measured and how well each law tells it."""
+    """Return what was measured and how well each law fits."""
     prefill = steps.prefill_tokens > 0
     seen = (
         f"{len(steps):,} iterations, {steps.seconds.sum():,.0f} s: {int(prefill.sum()):,} with prefill; "
         f"tokens up to {steps.tokens.max():,.0f}, decodes up to {steps.decodes.max():,.0f}, "
-        f"their KV up to {steps.decode_kv.max():,.0f} tokens. The law is a guess beyond these."
+        f"their KV up to {steps.decode_kv.max():,.0f} tokens. Beyond these, the law extrapolates."
     )
     rows = [
         [

@@ -28,7 +28,7 @@ def add_deployment(group: argparse._ArgumentGroup, *, several: bool = False) -> 
         "--gpu",
         nargs="+" if several else None,
         metavar="GPU[:TP]" if several else "GPU",
-        help="GPU, for law, memory, seats and budget: see `wait-core hardware`"
+        help="GPU, for law, memory, max_num_seqs and token budget: see `wait-core hardware`"
         + ("; several are compared" if several else ""),
     )
     group.add_argument("--model", metavar="NAME", help="model on Hugging Face, or its config.json; goes with --gpu")

@@ -1,6 +1,6 @@
 """`wait-core doctor`: what is installed, whether it fits together, and whether a server's scheduler is active.
 
-vLLM is not imported for it, which would take seconds and a GPU: its version and what it would load are looked at.
+vLLM is not imported for it, which would take seconds and a GPU: only its version and entry points are read.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def text(found: list[Offer]) -> str:
         row = [
             f"{offer.deployment.tensor_parallel_size} x {offer.deployment.gpu}",
             offer.saturated_rate,
-            "none will do" if offer.gpus is None else offer.gpus,
+            "objective not met" if offer.gpus is None else offer.gpus,
             offer.rate_each,
             f"{offer.utilisation:.0%}",
             f"{offer.headroom:+.0%}",

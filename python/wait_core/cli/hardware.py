@@ -43,7 +43,15 @@ def _shipped() -> str:
          each.max_num_seqs, each.token_budget]
         for each in shipped().values()
     ]  # fmt: skip
-    header = ["shipped, for --iteration-time too", "--gpu", "--model", "-tp", "KV tokens", "seats", "budget"]
+    header = [
+        "shipped, for --iteration-time too",
+        "--gpu",
+        "--model",
+        "-tp",
+        "KV tokens",
+        "max_num_seqs",
+        "token_budget",
+    ]
     return tabulated(header, rows)
 
 
@@ -73,7 +81,7 @@ def details(deployment: Deployment) -> str:
     ]  # fmt: skip
     capacity = (
         f"{deployment.kv_blocks * deployment.block_size:,} KV tokens in {deployment.kv_blocks:,} blocks of"
-        f" {deployment.block_size}; {deployment.max_num_seqs:,} seats, {deployment.token_budget:,} tokens an iteration,"
+        f" {deployment.block_size}; max_num_seqs {deployment.max_num_seqs:,}, token_budget {deployment.token_budget:,},"
         f" requests up to {deployment.max_model_len:,} tokens"
     )
     cache = deployment.kv_cache()

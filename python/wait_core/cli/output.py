@@ -66,7 +66,7 @@ def tabulated(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     from wait_core.report.tables import cells, table  # noqa: PLC0415  slow to import, for what prints no table
 
     text = table(header, rows)
-    # What is piped is read by a program, or by whoever looks at the file: it keeps one form.
+    # Piped output is read by programs or from a file: its layout does not depend on a terminal.
     if max(map(len, text.splitlines())) <= shutil.get_terminal_size((sys.maxsize, 24)).columns:
         return text
     name = max(map(len, header[1:]), default=0)

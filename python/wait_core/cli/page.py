@@ -24,9 +24,9 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def report_file(arguments: argparse.Namespace) -> Iterator[IO[str] | None]:
-    """Yield the file for the page, which takes its place when the block ends well; None where none is asked for.
+    """Yield the file for the page, which is put in place when the block succeeds; None where none is asked for.
 
-    Entered before the work, it refuses then a page that cannot be made or written.
+    Entered before the work starts, so that a page that cannot be made or written is refused early.
 
     Raises
     ------

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def picture(path: Path | None) -> Iterator[str | None]:
-    """Yield where to draw what takes the place of `path` when the block ends well; None where no picture is asked for.
+    """Yield where to draw the picture that replaces `path` when the block succeeds; None where none is asked for.
 
-    Entered before the work, it refuses then a picture that cannot be drawn or written.
+    Entered before the work starts, so that a picture that cannot be drawn or written is refused early.
 
     Raises
     ------

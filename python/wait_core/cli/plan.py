@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from wait_core.planning import Expected, PlanReport
 
+ENDLESS_S = 1e9
+"""What takes longer, s, is as good as without end."""
 POINTS = 32
 """Capacities of the stability region that are looked at for a picture."""
 
@@ -271,8 +273,8 @@ def _expected(expected: Expected) -> str:
 
 
 def _seconds(value: float) -> str:
-    if value > 1e9:
-        return "ever"
+    if value > ENDLESS_S:
+        return "unbounded"
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:,.4g} s"
 
 
@@ -316,9 +318,11 @@ def _nested(report: PlanReport) -> str:
         )
         lines += [f"  - for the buffer, {violation}" for violation in nested.unprotected]
         if report.segments[1:] and nested.protected:
+            left = buffer.horizon_left_s
+            kept = "forever" if left > ENDLESS_S else f"for {_seconds(left)}"
             lines.append(
                 f"  the {buffer.tokens_left:,.0f} tokens left keep it at {buffer.failure_probability_left:.3g}"
-                f" over that time, at {buffer.failure_probability:g} for {_seconds(buffer.horizon_left_s)}"
+                f" over that time, at {buffer.failure_probability:g} {kept}"
             )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""`wait-core replay`: whether the core decides today as a log says that it did."""
+"""`wait-core replay`: whether the core still decides as a log says it did."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--policy", choices=POLICIES, help="only those that this policy heeds")
+    parser.add_argument("--policy", choices=POLICIES, help="only those that this policy uses")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a list of objects, one a setting")
     form.add_argument("--schema", action="store_true", help="the JSON schema of a settings file (--config)")

@@ -1,4 +1,4 @@
-"""`wait-core sweep`: many simulations of one workload, and where an interrupted one goes on."""
+"""`wait-core sweep`: many simulations of one workload, resumable."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
-        help="write all rows: .jsonl, .json, .csv, or .parquet with pyarrow; interrupted, the same command goes on",
+        help="write all rows: .jsonl, .json, .csv, or .parquet with pyarrow; interrupted, the same command resumes",
     )  # fmt: skip
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object a line, one line a simulation")
@@ -218,8 +218,8 @@ class Kept:
     def interrupted(self, done: int, wanted: int) -> str:
         """Return what to say when it did not come to its end."""
         if self.path is None:
-            return "interrupted, nothing was written (with --output, the same command would go on)"
-        return f"interrupted, {done} of {wanted} runs are kept in {self.path}: the same command goes on"
+            return "interrupted, nothing was written (with --output, the same command would resume)"
+        return f"interrupted, {done} of {wanted} runs are kept in {self.path}: the same command resumes"
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

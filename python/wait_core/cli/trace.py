@@ -1,4 +1,4 @@
-"""`wait-core trace`: what a trace holds, and what was made of it when it was read."""
+"""`wait-core trace`: what a trace holds, and how it was read."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--step-jitter", type=kinds.jitter, default=0.0, metavar="S", help="relative deviation of the iterations' times"
     )
-    group.add_argument("--law", choices=LAW, default="known", help="what the policy is told of the iteration-time law")
+    group.add_argument("--law", choices=LAW, default="known", help="what the policy knows of the iteration-time law")
     kinds.add_objective(group, "goodput")
     group.add_argument("--config", type=Path, metavar="FILE", help="settings of the core, JSON: `wait-core settings`")
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; VALUE is JSON")

@@ -1,4 +1,4 @@
-"""GPUs and models by name: iteration-time law, KV cache and engine defaults of what people run.
+"""GPUs and models by name: iteration-time law, KV cache and engine defaults.
 
 `engine` makes a `Deployment` from the kernel times of the package aiconfigurator-core (`pip install
 'wait-core[hardware]'`) and the model's own configuration; `shipped` has those that need no package; `iteration_time`

@@ -47,7 +47,7 @@ def engine(
     kv_cache_dtype: str = "auto",
     host_s: float = HOST_S,
 ) -> Deployment:
-    """Describe a model on a group of GPUs: law, KV cache, seats and token budget.
+    """Describe a model on a group of GPUs: law, KV cache, `max_num_seqs` and token budget.
 
     A deployment that ships is used as it is, unless the package of kernel times is installed in another version than it
     came from. Else the law is fitted in seconds and cached in the user's cache folder (`WAIT_CORE_CACHE`, or
@@ -62,12 +62,12 @@ def engine(
     tensor_parallel_size : int
         GPUs of one replica.
     engine : str
-        "vllm", "sglang" or "trtllm": whose kernels. Memory, seats and budget are counted as vLLM does for all of them.
+        "vllm", "sglang" or "trtllm": whose kernels. Memory, `max_num_seqs` and budget follow vLLM for all of them.
     gpu_memory_utilization : float, optional
         Share of the memory that the engine may fill (vLLM's default: 0.92, 0.9 before 0.21).
     max_num_seqs, token_budget : int, optional
-        Seats and most tokens per iteration (vLLM's default: 1,024 and 8,192 on GPUs of 70 GiB and more, 256 and 2,048
-        on smaller ones and on the A100).
+        Most residents and most tokens per iteration (vLLM's default: 1,024 and 8,192 on GPUs of 70 GiB and more, 256
+        and 2,048 on smaller ones and on the A100).
     block_size : int, optional
         Tokens per KV block (16; 64 where the cache is a compressed latent).
     kv_cache_dtype : {"auto", "bfloat16", "fp8"}

@@ -37,7 +37,7 @@ LEAST_GAIN = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A law and how well it tells the iterations it was fitted to.
+    """A law and how well it fits the measured iterations.
 
     Attributes
     ----------
@@ -48,11 +48,11 @@ class Fit:
     outlier_time : float
         Share of the measured time that was left out.
     r_squared : float
-        Share of the variance told.
+        Share of the variance explained.
     median_error, p90_error : float
         Relative errors of single iterations, absolute values.
     total_error : float
-        Relative error of the sum over all iterations, those left out included: what a throughput is off by.
+        Relative error of the sum over all iterations, those left out included: the error of a predicted throughput.
 
     """
 
@@ -133,7 +133,7 @@ def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str],
         named[f"slope {i}"] = np.where(on_stair, tokens - first, 0.0)
         first = edge + 1
     if min(int((steps.decodes > 0).sum()), int((steps.decodes == 0).sum())) >= FEWEST:
-        # What is paid once for decodes can be told from the stairs where some iterations have none.
+        # The fixed cost of decodes can be separated from the stairs only where some iterations have none.
         named["decode_base_ns"] = (steps.decodes > 0).astype(np.float64)
     named |= {
         "per_decode_ns": steps.decodes,
@@ -147,7 +147,7 @@ def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str],
 
 
 def _stairs(steps: Steps, kept: npt.NDArray[np.bool_], weight: Column) -> list[float]:
-    """Return where the stairs end: powers of two and multiples of 64 or more, taken one by one while they pay."""
+    """Return where the stairs end: powers of two and multiples of 64 or more, added while they lower the error."""
     tokens = steps.tokens
     most = int(tokens.max())
     spacing = 64 * math.ceil(most / (64 * MOST_CANDIDATES))

@@ -1,4 +1,4 @@
-"""Names of GPUs, models and engines: what goes together, and what was probably meant."""
+"""Names of GPUs, models and engines: which go together, and the nearest names."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class Memory:
     usable : int
         `gpu_memory_utilization` of it.
     weights, activations, runtime, graphs : int
-        Weights; peak of a forward pass at the token budget and of sampling at all seats; CUDA context and NCCL; CUDA
-        graphs.
+        Weights; peak of a forward pass at the token budget and of sampling for `max_num_seqs` requests; CUDA context
+        and NCCL; CUDA graphs.
 
     """
 
@@ -70,7 +70,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """How well the law tells the queries of one region that it was not fitted to.
+    """How well the law predicts held-out queries of one region.
 
     Attributes
     ----------
@@ -120,9 +120,9 @@ class Deployment:
     kv_blocks, block_size : int
         KV blocks of all layers, all counted as full ones, and tokens in each; `kv_cache` is what the layers keep.
     max_num_seqs, token_budget, max_model_len : int
-        Seats, most tokens per iteration, longest request: the engine's defaults for this GPU.
+        Most residents, most tokens per iteration, longest request: the engine's defaults for this GPU.
     notes : tuple of str
-        What else is assumed or falls back on something.
+        Further assumptions and fallbacks.
 
     """
 

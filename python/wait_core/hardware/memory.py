@@ -1,12 +1,12 @@
 """How many KV blocks are left, counted as vLLM counts them at start.
 
-vLLM lets a profiling pass run at the full token budget, then a sampling pass at all seats, and gives the KV cache what
-is left of `gpu_memory_utilization` times the memory that CUDA reports: not the weights, not the peak of those passes,
-not what CUDA and NCCL hold, and since 0.21 not the CUDA graphs.
+vLLM lets a profiling pass run at the full token budget, then a sampling pass for `max_num_seqs` requests, and gives the
+KV cache what is left of `gpu_memory_utilization` times the memory that CUDA reports: not the weights, not the peak of
+those passes, not what CUDA and NCCL hold, and since 0.21 not the CUDA graphs.
 
 The peak was fitted to start-up lines of vLLM 0.19 on H100 (`python bench/hardware.py --memory` prints them beside what
-is computed here): sampling holds 14 bytes a seat and word of the vocabulary (logits in 16 and 32 bits, probabilities,
-noise), beside three copies of the hidden states.
+is computed here): sampling holds 14 bytes for each request and word of the vocabulary (logits in 16 and 32 bits,
+probabilities, noise), beside three copies of the hidden states.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ what its data sheet says."""
 
 
 def defaults(gpu: str, total: int) -> tuple[int, int]:
-    """Seats and token budget that `vllm serve` takes on this GPU.
+    """`max_num_seqs` and token budget of `vllm serve` on this GPU.
 
     vllm/engine/arg_utils.py: 1,024 and 8,192 from 70 GiB on, but 256 and 2,048 on the A100.
     """

@@ -82,7 +82,7 @@ def support() -> dict[tuple[str, str], dict[str, str]]:
 
 
 def engine_version(gpu: str, engine: str) -> str:
-    """Return the version of the engine whose kernels are answered for on this GPU."""
+    """Return the version of the engine whose kernel times there are for this GPU."""
     from aiconfigurator_core.sdk.perf_database import resolve_query_version  # noqa: PLC0415
 
     return str(resolve_query_version(gpu, engine, "current"))

@@ -1,6 +1,6 @@
-"""What is written down while an engine runs, and how it is read again: the decision log, its replay, the step log.
+"""Logs of a running engine, and their readers: the decision log, its replay, the step log.
 
-Deliberately absent: who writes them in vLLM (`wait_core.vllm`), and the reading of a log as a workload
+Deliberately absent: the writers inside vLLM (`wait_core.vllm`), and the reading of a log as a workload
 (`wait_core.workload.traces`).
 """
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What came of it.
+    """The result of a replay.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Replay:
     logged, decided : dict
         The first plan that differs, as logged and as decided now.
     notes : tuple of str
-        What else there is to know of the log.
+        Remarks about the log.
 
     """
 

@@ -1,8 +1,8 @@
-"""What traffic needs: whether a GPU keeps up with it, with which thresholds and delays, and how many of which kind.
+"""Capacity planning: whether a GPU keeps up with traffic, with which thresholds and delays, and how many are needed.
 
-`plan` answers for one GPU, `offers` compares several, `goodput_bound` says where every schedule ends. They ask the
-linear program and the fluid model of the core, and play trials in `wait_core.simulation`. Deliberately absent: the
-scheduler itself, laws of hardware, and anything printed or drawn.
+`plan` answers for one GPU, `offers` compares several, `goodput_bound` is the limit of every
+scheduler. They use the linear program and the fluid model of the core, and run trials in `wait_core.simulation`.
+Deliberately absent: the scheduler itself, laws of hardware, and anything printed or drawn.
 """
 
 from wait_core.planning.goodput import goodput_bound

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wait_core.workload import Dataset, Requests, Trace
 
 MOST_RUNS = 10_000
-"""Seeds that are played."""
+"""Seeds that are simulated."""
 
 
 def plan(
@@ -64,11 +64,12 @@ def plan(
     request_rate : float, optional
         Requests/s; needed for a dataset, scales the others.
     num_prompts : int, optional
-        Requests that are played, and that stand for the length distribution (types, dataset: 4000; trace: all of it).
+        Requests that are simulated, and that represent the length distribution (types, dataset: 4000; trace: all of
+        it).
     seed, runs : int
-        First seed of a dataset or of types, and how many of them are played. A trace is played as it is.
+        First seed of a dataset or of types, and how many of them are simulated. A trace is simulated as it is.
     policy : str
-        The engine's policy. "clairvoyant" admits first come first served and never evicts: it knows the lengths.
+        The engine's policy. "clairvoyant" knows the lengths: it admits first come, first served, and never preempts.
     iteration_time : str or mapping
         How long an iteration takes, see `wait_core.hardware.iteration_time.iteration_time`.
     kv_blocks, kv_groups, block_size, max_num_seqs, token_budget
@@ -87,7 +88,7 @@ def plan(
     slo_ttft_ms, slo_tpot_ms : float, optional
         An objective, ms: how much goodput can any schedule reach at this rate?
     region : int
-        Other capacities at which the largest rates are looked for: the stability region, of which a picture is drawn.
+        Number of other capacities at which the largest rates are computed: the stability region, for a picture.
 
     Returns
     -------

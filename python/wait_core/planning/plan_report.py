@@ -67,7 +67,7 @@ class PlannedGpus:
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityRegion:
-    """How the largest rates move with the memory.
+    """How the largest rates depend on memory.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class PlanReport:
     reasons : tuple of str
         Why not: each inequality that fails, by how much, and what would make it hold.
     warnings : tuple of str
-        Where the figures below promise more than they can keep.
+        Where the figures below are less certain than they look.
     load : float
         x, the share of the GPU's time that the workload needs at the most efficient batch size.
     fluid : FluidEquilibrium or None
@@ -117,7 +117,7 @@ class PlanReport:
     goodput : Goodput or None
         For an objective: the largest goodput of any scheduler.
     expected : Expected
-        What requests experience, played through the engine. Where the engine does not keep up, delays grow with
+        What requests experience, simulated with the engine. Where the engine does not keep up, delays grow with
         `num_prompts`.
     wait : WaitThresholds
         WAIT's thresholds, gated and as caps.

@@ -1,4 +1,4 @@
-"""The stability region: how the largest rate of a mix moves with the memory."""
+"""The stability region: how the largest rate of a mix depends on memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def stability_region(
     types : list of (prompt, output, rate)
         The mix.
     played : list of Requests
-        Runs of it; the saturated engine plays the first of them at each capacity but its own.
+        Runs of it; the saturated engine serves the first of them at each capacity but its own.
     engine : Engine
         What serves them.
     own : dict
         fluid, engine, bound (requests/s) at the engine's own capacity: as the plan says, so that both say the same.
     points : int
-        Other capacities that are looked at.
+        Number of other capacities.
 
     """
     longest = max(prompt + output for prompt, output, _ in types)

@@ -1,4 +1,4 @@
-"""A plan's verdict in sentences: which inequality fails and what would mend it, and what to be careful with."""
+"""A plan's verdict in sentences: which inequality fails, what would make it hold, and where to be careful."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reasons(rate: float, limit: SaturatedRate, wait: WaitThresholds) -> tuple[st
 
 
 def warnings(workload: Traffic, limit: SaturatedRate, experience: Expected) -> tuple[str, ...]:
-    """Where the figures of a plan promise more than they can keep, a sentence each."""
+    """Where the figures of a plan are less certain than they look, a sentence each."""
     found = []
     share = workload.rate / limit.request_rate
     if 0.9 < share < 1:

@@ -1,7 +1,7 @@
 """The look of every figure: colours, lines, sizes, and the drawing surface.
 
-Colours are Okabe and Ito's, told apart with any colour vision. A known policy has the same colour, line and marker in
-every figure.
+Colours are Okabe and Ito's, distinguishable with any colour vision. A known policy has the same colour, line and marker
+in every figure.
 """
 
 from __future__ import annotations

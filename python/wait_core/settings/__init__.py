@@ -43,7 +43,7 @@ class Setting:
     meaning : str
         What it does.
     policies : tuple of str
-        The policies that heed it.
+        The policies that use it.
 
     """
 

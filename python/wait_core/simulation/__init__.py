@@ -1,7 +1,7 @@
-"""An engine on a virtual clock: requests in, what becomes of them out.
+"""A simulated engine on a virtual clock: from requests to what they experience.
 
 `simulate` runs a policy on a workload, `simulate_pools` one engine that prefills and one that decodes, `sweep` many
-runs, `probe` compares what a policy expects with what comes, and `trial` plays the runs that a plan asks for.
+runs, `probe` compares a policy's forecast with the outcome, and `trial` runs the simulations that a plan needs.
 Deliberately absent: routing, a real clock, and what the figures mean for capacity (`wait_core.planning`).
 """
 

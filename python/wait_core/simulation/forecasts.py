@@ -1,4 +1,4 @@
-"""`probe`: what a policy expects of its residents on a simulated GPU, and what becomes of them."""
+"""`probe`: the KV use that a policy forecasts for its residents on a simulated GPU, and the actual one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasts:
-    """Forecasts of KV tokens and the truth: the same residents at their true lengths, nobody admitted after them.
+    """Forecasts of KV tokens and the truth: the same residents at their true lengths, with no later admissions.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Forecasts:
     completed, residents : arrays of shape (probes,)
         Requests completed before the probe, and resident at it.
     held : array of shape (probes,)
-        Whether the next in line was held because the forecast left no room: memory binds.
+        Whether the next request was held because the forecast left no room: memory binds.
     mean, deviation : arrays of shape (probes, horizons)
         KV tokens expected, and their standard deviation.
     overflow : array of shape (probes, horizons)
@@ -72,14 +72,14 @@ def probe(
     iteration_time: str | Mapping[str, Any] = A100,
     **settings: Unpack[EngineSettings],
 ) -> Forecasts:
-    """Simulate `requests` to their end, output lengths hidden, and look at the forecast every so many iterations.
+    """Simulate `requests` to completion, output lengths hidden, and record the forecast at regular intervals.
 
     Parameters
     ----------
     requests : Requests
         What to offer.
     policy : str
-        One that forecasts; others give no probes.
+        A policy that forecasts; others give no probes.
     every : int
         Iterations between two probes.
     iteration_time, settings

@@ -19,7 +19,7 @@ NEVER = np.iinfo(np.uint64).max
 
 
 def columns(run: _core.Run) -> dict[str, np.ma.MaskedArray[Any, Any]]:
-    """Return the columns of the table, shape (requests,); masked where a request never came so far."""
+    """Return the columns of the table, shape (requests,); masked where a request never got that far."""
     arrival, admitted, first_token, finished = (
         np.ma.masked_equal(times, NEVER, copy=False)
         for times in (run.arrival_ns, run.admitted_ns, run.first_token_ns, run.finished_ns)

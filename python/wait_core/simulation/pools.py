@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Pools:
-    """What two engines in series gave.
+    """The results of two engines in series.
 
     Attributes
     ----------
     prefill : Report
-        Of the engine that computes prompts, where every request ends with its first token.
+        The engine that computes prompts, where every request ends with its first token.
     decode : Report
-        Of the engine that computes the other tokens, as clients see it: they sent a request when it came to the first
-        engine, and had its first token from there.
+        The engine that computes the other tokens, as clients see it: a request arrives when it reaches the first
+        engine, and its first token comes from there.
 
     """
 
@@ -54,7 +54,7 @@ def simulate_pools(
     requests : Requests
         What is offered; clients that wait for answers would need both engines at once and are refused.
     transfer : Transfer
-        How KV comes from the one engine to the other.
+        How KV is transferred from one engine to the other.
     prefill, decode : mapping
         Settings of each core (policy, kv_blocks, ...), with its `iteration_time`: see `simulate`. Each policy knows the
         law; it knows output lengths where it is defined so, the first engine's policy that they are 1.
@@ -72,13 +72,13 @@ def simulate_pools(
     WaitCoreError
         A value is refused; the message names it.
     StalledError
-        A policy left requests waiting for ever.
+        A policy left requests waiting forever.
 
     """
     if not (np.isfinite(overhead_s) and overhead_s >= 0):
         raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be finite and at least 0")
     if requests.follows is not None:
-        raise _core.WaitCoreError("requests: they follow one another, and the two engines run in series")
+        raise _core.WaitCoreError("requests: they follow one another, which two engines in series cannot simulate")
     laws, engines = [], []
     for given in (prefill, decode):
         law = hardware.iteration_time(given.get("iteration_time", A100))

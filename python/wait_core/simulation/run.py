@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from wait_core.workload import Dataset, Trace
 
 LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
-"""Policies that are defined for known output lengths; all others run with hidden ones unless told otherwise."""
+"""Policies that are defined for known output lengths; all others run with hidden ones by default."""
 
 LAW = ("known", "learned", "hidden")
-"""What a policy may be told of the iteration-time law."""
+"""What a policy may know of the iteration-time law."""
 
 MOST_SECONDS = 1e9
 """Longest overhead of an iteration: what nanoseconds in 64 bits leave room for."""
@@ -41,16 +41,16 @@ TYPED = frozenset({"wait", "nested-wait"})
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """How KV that was computed elsewhere comes.
+    """The transfer of KV that was computed elsewhere.
 
     Attributes
     ----------
     bytes_per_token : float
         Bytes of KV a token, of all layers.
     bandwidth : float
-        Bytes/s at which the KV of a request comes; each has that for itself. Infinite: KV is there at once.
+        Bytes/s at which the KV of a request arrives, for each request on its own. Infinite: KV is there at once.
     latency_s : float
-        Time that each transfer takes besides, s.
+        Fixed time that each transfer adds, s.
 
     """
 
@@ -65,7 +65,7 @@ class Transfer:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one simulation gave. Columns have one entry a request, in the order of arrival.
+    """The result of one simulation. Columns have one entry per request, in the order of arrival.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class Report:
         return at_ns.astype(np.float64) * 1e-9, blocks.astype(np.float64) * self.settings["block_size"]
 
     def summary(self, *, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
-        """Return the figures under the keys of `vllm bench serve`, and ours beside them.
+        """Return the figures under the keys of `vllm bench serve`, and further ones.
 
         With a service-level objective: request_goodput (requests/s that met it) and goodput (share of those offered).
         """
@@ -124,7 +124,7 @@ class Report:
     def to_polars(self) -> pl.DataFrame:
         """Return the requests as a Polars data frame: one row a request, in the order of arrival.
 
-        Its columns are listed in docs/results.md; null where a request never came so far.
+        Its columns are listed in docs/results.md; null where a request never got that far.
 
         Raises
         ------
@@ -190,7 +190,7 @@ def simulate(
     policy : str
         "adaptive", "vllm", ...: see docs/policies.md.
     dataset_name, dataset_path, requests
-        What to offer, exactly one of them: a named dataset, a trace, or `Requests` made before.
+        The requests, exactly one of them: a named dataset, a trace, or a `Requests` object.
     request_rate : float, optional
         Mean requests/s; needed for a dataset (inf: all at once), scales the time of a trace.
     num_prompts : int, optional
@@ -209,25 +209,25 @@ def simulate(
     lengths : {"known", "hidden"}, optional
         Whether the policy may see output lengths; by default as the policy is defined.
     law : {"known", "learned", "hidden"}
-        What the policy is told of `iteration_time`: the law itself; how long each iteration took, once it has ended,
-        from which "adaptive" learns the law (`report.run.iteration_time`); nothing.
+        What the policy knows of `iteration_time`: the law itself; only how long each iteration took, from which
+        "adaptive" learns the law (`report.run.iteration_time`); nothing.
     learned : mapping, optional
-        What a scheduler of this policy has learned before (`report.run.learned`), to start with.
+        What a scheduler of this policy has learned in an earlier run (`report.run.learned`).
     max_tokens : int, optional
         Declared for every request, whose output ends there (`finished_by_length` counts them); absent means the model's
         limit.
     num_types : int
         Most types for policies that need them, see `Requests.types`.
     hints : Hints, optional
-        What the host tells of its requests besides: predicted lengths, labels, priorities.
+        What the host passes with its requests: predicted lengths, labels, priorities.
     acceptance : sequence of float
         Speculative decoding: the probability that the first draft of a decode is accepted, that the first two are, and
         so on, as vLLM's acceptance rates by position. `num_speculative_tokens` defaults to their number.
     transfer : Transfer, optional
-        The KV of every prompt but its last token is computed elsewhere, and comes so once its memory is taken.
+        The KV of every prompt but its last token is computed elsewhere, and transferred once its memory is reserved.
     progress : bool or callable
-        Show a progress bar on standard error, if that is a terminal. A callable is called now and then with the number
-        of requests that have finished; what it raises ends the simulation.
+        Show a progress bar on standard error, if that is a terminal. A callable is called at intervals with the number
+        of requests that have finished; an exception that it raises ends the simulation.
     **settings
         Settings of the core (kv_blocks, block_size, max_num_seqs, token_budget, watermark, ...): `wait-core settings`
         and docs/settings.md list them. `kv_blocks` and `kv_groups` default to what goes with the law.
@@ -241,7 +241,7 @@ def simulate(
     WaitCoreError
         A value is refused; the message names it.
     StalledError
-        The policy left requests waiting for ever.
+        The policy left requests waiting forever.
 
     """
     wanted = offered(dataset_name, dataset_path, requests, request_rate, num_prompts, seed, burstiness)

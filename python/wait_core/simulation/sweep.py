@@ -41,7 +41,7 @@ class Cell:
 
 
 class _StoppedError(Exception):
-    """Another cell has failed, or the caller wants no more."""
+    """Another cell has failed, or the iterator was closed."""
 
 
 def cores() -> int:
@@ -59,7 +59,7 @@ def sweep(
 ) -> Generator[tuple[Cell, dict[str, Any]]]:
     """Simulate every cell, and yield each with its figures when it ends.
 
-    The core runs without Python's lock, so threads use all cores. To stop, close the iterator: what runs is cut short.
+    The core releases the GIL, so threads use all cores. Closing the iterator stops the simulations that are running.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Trials: a workload played through the core and the simulator, to see what an engine would make of it.
+"""Trials: a workload simulated with the core, to see how an engine would serve it.
 
 A run of thousands of requests takes milliseconds, less than a formula for a staircase law would; and it is the compiled
-core itself that decides, with its cohorts, its evictions, and the arrivals as they come.
+core itself that decides, with its cohorts, its preemptions, and the actual arrivals.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_REQUESTS = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one run gave, without its first requests; NaN where nothing was observed.
+    """The figures of one run, without its first requests; NaN where nothing was observed.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ FIGURES = tuple(each.name for each in fields(Figures))
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What requests experience, over the runs that were played.
+    """What requests experience, over the simulated runs.
 
     Attributes
     ----------
@@ -196,7 +196,7 @@ def _middle(finished: Any, weights: Any) -> tuple[float, float]:
 
 
 def expected(engine: Engine, runs: Sequence[Requests]) -> Expected:
-    """Play the runs and return what their requests experienced."""
+    """Simulate the runs and return what their requests experience."""
     each = [figures(engine.run(requests)) for requests in runs]
     columns = {name: [getattr(found, name) for found in each] for name in FIGURES}
 
@@ -215,7 +215,7 @@ def expected(engine: Engine, runs: Sequence[Requests]) -> Expected:
 def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> SaturatedRate:
     """Offer twice the `bound` (requests/s) that no schedule exceeds, and return what is served and what binds.
 
-    Requests arrive one by one: an engine that starts with all of them present moves as one cohort for ever, if their
+    Requests arrive one by one: an engine that starts with all of them present moves as one cohort forever, if their
     lengths are equal.
     """
     requests = tokens = seconds = 0.0

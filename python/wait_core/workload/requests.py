@@ -113,7 +113,7 @@ class Requests:
     tenant : ndarray of uint16, shape (n,), optional
         Tenants, indices of the setting `tenant_weights`.
     follows : Follows, optional
-        Which of them are later turns of conversations; None: all come by themselves, an open loop.
+        Which of them are later turns of conversations; None: all arrive independently, an open loop.
     system_tokens : int, optional
         All prompts begin with the same so many tokens, and a later turn with all that was said before it.
     prefix_blocks : PrefixBlocks, optional
@@ -139,7 +139,7 @@ class Requests:
     def window(self, start: float, count: int) -> Requests:
         """Return `count` requests in a row, from the fraction `start` of what can be skipped; times begin at 0.
 
-        A turn whose predecessor is left out comes by itself.
+        A turn whose predecessor is left out arrives independently.
         """
         first = round(start * max(0, len(self) - count))
         part = slice(first, first + count)
@@ -198,7 +198,7 @@ class Requests:
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a host may tell of its requests besides their prompts. Columns have one entry a request.
+    """What a host may pass with its requests besides their prompts. Columns have one entry a request.
 
     Attributes
     ----------

@@ -21,7 +21,7 @@ Types = list[tuple[int, int, float]]
 """(prompt, output, rate): tokens, tokens, requests/s."""
 
 NUM_PROMPTS = 4000
-"""Requests that are drawn, unless told otherwise."""
+"""Requests that are drawn by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ pub enum Order {
     Srpt,
 }
 
-/// A part of `adaptive` that can be left out, to measure what it buys.
+/// A part of `adaptive` that can be left out, to measure what it gains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
@@ -68,10 +68,10 @@ pub enum Part {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Late {
-    /// It waits until it costs those in time nothing.
+    /// It waits until serving it delays no request that is still in time.
     #[default]
     Park,
-    /// It is refused, when it comes or when it is found late.
+    /// It is refused on arrival, or once it is found to be late.
     Refuse,
 }
 
@@ -89,7 +89,7 @@ pub enum Preemption {
 /// All settings of a scheduler. Deserialised from a map; what is absent has the default shown.
 ///
 /// Each is described in one form, from which `scripts/settings.py` makes the table that users see: what it means (what holds
-/// where it is absent). [range and unit; the policies that heed it, where not all do]
+/// where it is absent). [range and unit; the policies that use it, unless all do]
 ///
 /// ```
 /// use wait_core::Config;
@@ -147,8 +147,8 @@ pub struct Config {
     pub max_queued_tokens: Option<u64>,
     /// Whether the prefill emits the first token, as in vLLM, or none, as in the paper (`vllm`).
     pub convention: StageConvention,
-    /// Request types, in the order of their ids: `wait`'s, and what `nested-wait` is planned from (none). [at most 4,096
-    /// types; wait, nested-wait]
+    /// Request types, in the order of their ids: those of `wait`, and those that `nested-wait` is planned from (none).
+    /// [at most 4,096 types; wait, nested-wait]
     pub types: Vec<RequestType>,
     /// Thresholds, one a type (`wait`) or segment (`nested-wait`) (planned from the types' rates). [each above 0 to 2^30
     /// requests; wait, nested-wait]
@@ -169,32 +169,34 @@ pub struct Config {
     pub order: Order,
     /// Seconds of waiting that outweigh one level of priority, the longest expected work against the shortest (`order` =
     /// `srpt`), or a place behind the head (`skip_ahead`): how long `adaptive` lets a request be overtaken. Null: no
-    /// waiting outweighs a level, so the least important may wait for ever (30). [0 to 1e9 s; adaptive]
+    /// waiting outweighs a level, so a request of low priority may wait forever (30). [0 to 1e9 s; adaptive]
     pub ageing: Option<f64>,
-    /// How many behind a head that lacks memory `adaptive` looks at for one that fits (0). [at least 0 requests; adaptive]
+    /// How many requests behind a head that does not fit in memory `adaptive` considers for admission (0). [at least 0
+    /// requests; adaptive]
     pub skip_ahead: u32,
-    /// Longest iteration in seconds that `adaptive` lets an admission or a prefill make. It holds once the law of iteration
-    /// times is known: `iteration_time`, or what is learned from the times that the host reports (none). [above 0 s;
-    /// adaptive]
+    /// Longest iteration in seconds that an admission or a prefill may cause under `adaptive`. It applies once the law
+    /// of iteration times is known: `iteration_time`, or what is learned from the times that the host reports (none).
+    /// [above 0 s; adaptive]
     pub tpot_target: Option<f64>,
     /// Longest time to first token in seconds: under `adaptive` a request that can no longer meet it is late (none). [above
     /// 0 s; adaptive]
     pub ttft_target: Option<f64>,
     /// What becomes of a late request; to refuse it takes a `ttft_target` (`park`). [adaptive]
     pub late: Late,
-    /// Weights of the tenants, numbered from 0, among which `adaptive` shares the tokens it serves while they wait (tenants
-    /// are not told apart). [each 1e-6 to 1e6; adaptive]
+    /// Weights of the tenants, numbered from 0, among which `adaptive` shares the tokens it serves while they wait (all
+    /// requests are of one tenant). [each 1e-6 to 1e6; adaptive]
     pub tenant_weights: Vec<f64>,
-    /// δ: how likely `adaptive` lets the residents overflow memory at a horizon when it admits (weighed anew for every
-    /// decision and horizon, so that idle memory and recomputation together cost least time). [above 0 to below 1;
+    /// δ: largest probability that the residents overflow memory at a horizon, when `adaptive` admits (chosen for every
+    /// decision and horizon so that idle memory and recomputation together cost the least time). [above 0 to below 1;
     /// adaptive]
     pub overflow_probability: Option<f64>,
-    /// Parts of `adaptive` that are left out, to measure what each buys (none). [adaptive]
+    /// Parts of `adaptive` that are left out, to measure what each gains (none). [adaptive]
     pub without: Vec<Part>,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true). [wait, nested-wait]
     pub work_conserving: bool,
     /// `nested-wait` passes a boundary as Algorithm 2 is printed, one service later than it needs to; up to n_k more
-    /// requests then stand before segment k, for which the safety buffer of `protection` has no room (false). [nested-wait]
+    /// requests then wait before segment k, for which the safety buffer of `protection` has no room (false).
+    /// [nested-wait]
     pub literal_boundaries: bool,
     /// Longest time in seconds that a threshold may hold a request that fits (no bound). [at least 0 s; wait, nested-wait]
     pub max_hold: Option<f64>,

@@ -70,7 +70,7 @@ fn shortest_expected_work_first_within_the_ageing_time() {
     core.add(&request(2, 10, 10, 1)).unwrap();
     core.add(&request(3, 100, 100, 2)).unwrap();
     assert_eq!(queue(&core), [2, 3, 1]);
-    // Whatever its work: who came later than the ageing time never overtakes.
+    // Whatever its work: a request that arrived later than the ageing time never overtakes.
     core.add(&request(4, 1, 1, 101)).unwrap();
     assert_eq!(queue(&core), [2, 3, 1, 4]);
 }
@@ -330,8 +330,8 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     assert!((limit(&core) - 400.0).abs() < 1e-9);
 }
 
-/// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in the queue; with `refuses`
-/// the host takes nobody. Returns the requests resident on average.
+/// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in the queue; with
+/// `refuses` the host admits none. Returns the requests resident on average.
 fn equal_lengths(core: &mut Scheduler, next: &mut RequestId, iterations: u32, refuses: bool) -> f64 {
     let mut residents = 0.0;
     for _ in 0..iterations {

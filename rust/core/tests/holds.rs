@@ -1,5 +1,5 @@
 //! What holds a request, under every policy: what has become too large for the cache holds no other up, and each that
-//! waits is told its own reason.
+//! waits has its own reason.
 
 mod common;
 

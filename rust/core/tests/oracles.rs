@@ -73,7 +73,7 @@ fn compare(core: &mut Scheduler, oracle: &mut impl Engine, arrivals: &[Arrival])
             break;
         }
         idle = if expected.tokens() == 0 { idle + 1 } else { 0 };
-        // Who pauses for company that never comes may hold the memory that the evicted needs.
+        // A request that pauses for arrivals that never come may hold the memory that a preempted one needs.
         let evicts = !expected.preempted.is_empty() && !drained;
         if (idle > 3 || evicts) && rest.peek().is_none() {
             assert!(!drained, "stalled");
@@ -169,7 +169,7 @@ proptest! {
     }
 }
 
-/// An iteration that only evicts, before the drain, is not a stall after it.
+/// An iteration that only preempts, before the drain, is not a stall after it.
 #[test]
 fn the_evicted_resume_once_drained() {
     let sizes = Sizes { blocks: 12, block_size: 1, seats: 4, budget: 4, restart: false };

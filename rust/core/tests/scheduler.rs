@@ -149,7 +149,7 @@ fn every_request_that_waits_is_explained() {
     assert_eq!(core.explain(1), None);
     assert_eq!(core.explain(4), Some(Hold { reason: HoldReason::NoBlocks, needs: 1.0, limit: 0.0 }));
     assert_eq!(core.explain(77), None);
-    // 16 → 17 twice and 8 → 9 find no block: request 3 goes, and nobody is admitted in such an iteration.
+    // 16 → 17 twice and 8 → 9 find no block: request 3 is preempted, and no request is admitted in such an iteration.
     assert_eq!(core.plan(0).preempted().iter().map(|&(_, id)| id).collect::<Vec<_>>(), [3]);
     for (id, needs) in [(3, 3.0), (4, 1.0)] {
         assert_eq!(core.explain(id), Some(Hold { reason: HoldReason::NoBlocks, needs, limit: 0.0 }), "{id}");

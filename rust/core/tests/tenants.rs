@@ -140,7 +140,7 @@ fn what_another_tenant_waits_for_is_said() {
     core.plan(0);
     core.add(&request(10, 1)).unwrap();
     core.plan(MS);
-    // Served least, and held for a seat; the other for its share.
+    // Served least, and held for a slot; the other for its share.
     assert_eq!(core.explain(10).unwrap().reason, HoldReason::BatchCap);
     let hold = core.explain(1).unwrap();
     assert_eq!(hold.reason, HoldReason::TenantShare);
@@ -198,7 +198,7 @@ fn tenants_are_checked() {
     let mut core = scheduler(json!({"tenant_weights": [1.0, 2.5]}));
     let message = core.add(&request(1, 2)).unwrap_err().to_string();
     assert_eq!(message, "tenant = 2: must be an index of tenant_weights");
-    // Where tenants are not told apart the label means nothing.
+    // Where tenants are not distinguished the label means nothing.
     assert!(scheduler(json!({})).add(&request(1, 2)).is_ok());
     for weights in [json!([0.0]), json!([1.0, -1.0]), json!([1e9])] {
         let all = json!({"kv_blocks": 9, "tenant_weights": weights}).as_object().unwrap().clone();

@@ -7,7 +7,7 @@ use wait_core::{Config, Error, HoldReason, LengthHint, Origin, Phase, Report, Re
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MS;
-/// Lines of the policy: those in time, and the late.
+/// Queues of the policy: requests in time, and late ones.
 const IN_TIME: usize = 0;
 const LATE: usize = 1;
 
@@ -37,7 +37,7 @@ fn end_all(core: &mut Scheduler) {
     core.complete(&Report { finished: &all, ..Report::default() }).unwrap();
 }
 
-/// One seat, whose request ends with each plan.
+/// One slot, whose request ends with each plan.
 fn one_seat(target: f64) -> Scheduler {
     scheduler(&json!({"kv_blocks": 100, "max_num_seqs": 1, "token_budget": 100}), json!(target))
 }
@@ -66,7 +66,7 @@ fn who_is_late_lets_those_go_first_that_are_not() {
     assert_eq!(serve(&mut core, 1_200 * MS), [5]);
     assert_eq!(core.explain(3).unwrap().reason, HoldReason::BatchCap, "the late are next");
     assert_eq!(serve(&mut core, 1_300 * MS), [2]);
-    // One that is taken back by the host, or refused by it, has its place among the late.
+    // One that is taken back by the host, or refused by it, keeps its place among late requests.
     core.add(&request(6, 10, 0)).unwrap();
     core.plan(1_400 * MS);
     assert_eq!(admitted(&core), [3]);
@@ -192,7 +192,7 @@ fn the_predicted_wait_is_that_of_who_is_in_time_or_of_who_is_late() {
     }
     let predicted = core.predicted_wait_ns();
     assert!(predicted.abs_diff(2 * SECOND) < SECOND / 5, "{predicted}");
-    // Three come where one leaves: a third is in time, and whoever comes now is late and goes behind everybody.
+    // Three come where one leaves: a third is in time, and a request that arrives now is late and goes behind all others.
     for step in 200..600_u64 {
         serve(&mut core, step * 100 * MS);
         arrive(&mut core, 3, step * 100 * MS);

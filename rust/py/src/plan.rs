@@ -7,13 +7,13 @@ use wait_core::Origin;
 #[pyclass(frozen, get_all, eq, skip_from_py_object, module = "wait_core")]
 #[derive(Clone, PartialEq)]
 pub(crate) struct Hold {
-    /// One of no_blocks, too_large (more blocks than the cache has now: others pass it by), below_threshold,
+    /// One of no_blocks, too_large (more blocks than the cache has now: other requests overtake it), below_threshold,
     /// forecast_overflow, tpot_target, ttft_target, tenant_share, batch_cap, head_of_line (others go before it),
-    /// paused_at_boundary, host_refused (admitted by the last plan, and not taken), engine_paused.
+    /// paused_at_boundary, host_refused (admitted by the last plan, and refused by the host), engine_paused.
     reason: &'static str,
-    /// What it would take, in the reason's unit (blocks, requests, seconds).
+    /// What the request needs, in the reason's unit (blocks, requests, seconds).
     needs: f64,
-    /// What there is, in the same unit; at least 0.
+    /// What is available, in the same unit; at least 0.
     limit: f64,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     token_budget: u32,
     /// Requests outside the KV cache after this plan.
     held: u32,
-    /// When to ask again though nothing has happened, ns; None if only events matter.
+    /// When to plan again even if no event occurs, ns; None if only events matter.
     wake_ns: Option<u64>,
 }
 

@@ -160,7 +160,7 @@ impl Planner {
         value(py, &refused(largest_stable_rate(&self.setting()))?)
     }
 
-    /// The most that any schedule can carry, in the same terms: the linear program over compositions.
+    /// The largest rate that any schedule can serve, in the same terms: the linear program over compositions.
     fn capacity_bound<'py>(&self, py: Python<'py>) -> Answer<'py> {
         value(py, &refused(capacity_bound(&self.setting()))?)
     }

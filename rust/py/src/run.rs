@@ -1,4 +1,4 @@
-//! A run of the simulator, and what it gave. Columns come back as numpy arrays.
+//! A run of the simulator and its results. Columns come back as numpy arrays.
 
 use std::ops::ControlFlow;
 
@@ -78,21 +78,21 @@ fn transfer((bytes_per_token, bandwidth, latency_s): (f64, f64, f64)) -> Transfe
     Transfer { bytes_per_token, bandwidth, latency_s }
 }
 
-/// One finished simulation; the constructor takes one up again from what pickling made of it.
+/// One finished simulation; the constructor restores one that was pickled.
 #[pyclass(frozen, module = "wait_core._core")]
 pub(crate) struct Run {
     inner: wait_sim::Run,
 }
 
 /// Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
-/// `callback(completed)` is called now and then, and what it raises ends the run. Raises `StalledError` where requests
-/// would wait for ever, `WaitCoreError` where a value is refused.
+/// `callback(completed)` is called at intervals, and an exception that it raises ends the run. Raises `StalledError`
+/// where requests would wait forever, `WaitCoreError` where a value is refused.
 #[pyfunction]
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
     overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None,
     predicted_log_error = 0.0, classes = None, priorities = None, tenants = None, follows = None, system = None,
     hash_ids = None, acceptance = Vec::new(), transfer = None, callback = None))]
-#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate`
+#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private interface of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
     settings: &Bound<'_, PyDict>,
@@ -183,7 +183,7 @@ pub(crate) fn run(
 /// whether it knows lengths. Returns the run of either. Raises as `run` does.
 #[pyfunction]
 #[pyo3(signature = (prefill, decode, law, decode_law, arrival_ns, prompt, output, *, transfer, max_tokens, overhead_ns))]
-#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private border of `simulate_pools`
+#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private interface of `simulate_pools`
 pub(crate) fn pools(
     py: Python<'_>,
     prefill: (Bound<'_, PyDict>, bool),
@@ -216,7 +216,7 @@ pub(crate) fn pools(
 impl Run {
     #[new]
     fn new(state: &[u8]) -> PyResult<Self> {
-        // The names in it tell a state of another version: nothing is misread.
+        // Its keys reveal a state of another version, so nothing is misread.
         match serde_json::from_slice(state) {
             Ok(inner) => Ok(Run { inner }),
             Err(error) => Err(WaitCoreError::new_err(format!("state: not one of a Run ({error})"))),

@@ -52,16 +52,16 @@ impl Scheduler {
 
     /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock, ns.
     ///
-    /// `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is known;
-    /// `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true / predicted);
-    /// `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
+    /// `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is
+    /// known; `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true /
+    /// predicted); `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
     /// `tenant_weights`.
     ///
     /// `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
     /// tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
     /// the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
-    /// as it is foreseen) that stands for all tokens up to there. A request that
-    /// `receives` holds its memory once admitted and computes nothing until `complete(received=...)` names it.
+    /// as it is foreseen) that stands for all tokens up to there. A request with `receives` set holds its memory once
+    /// admitted and computes nothing until `complete(received=...)` names it.
     ///
     /// Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
     /// at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
@@ -121,13 +121,14 @@ impl Scheduler {
         Plan::of(&self.inner)
     }
 
-    /// Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and ignored.
+    /// Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and
+    /// ignored.
     ///
-    /// `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose admission it
-    /// did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise; `received`: those whose KV has
-    /// come from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting requests, what of a prompt is cached and what
-    /// of that residents hold; `free_blocks`: KV blocks that the host has free, which is the truth. Raises `WaitCoreError` for
-    /// what cannot be, and changes nothing then.
+    /// `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose
+    /// admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
+    /// `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
+    /// requests, what of a prompt is cached and what of that residents hold; `free_blocks`: KV blocks that the host has
+    /// free; this count takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing then.
     ///
     /// `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
     /// the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
@@ -182,13 +183,13 @@ impl Scheduler {
         self.inner.set_capacity(kv_blocks).map_err(error::core)
     }
 
-    /// Forgets what is in the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
+    /// Empties the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
     /// weights. False, and nothing changes, while a request is resident.
     fn reset_prefix_cache(&mut self) -> bool {
         self.inner.reset_prefix_cache()
     }
 
-    /// No more arrivals will come: thresholds stop waiting for company.
+    /// No more arrivals will come: thresholds no longer wait for more requests.
     fn drain(&mut self) {
         self.inner.drain();
     }
@@ -221,8 +222,8 @@ impl Scheduler {
     /// The iteration-time law learned from `complete(step_ns=...)`; None for policies that learn none.
     ///
     /// `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the last
-    /// 512 iterations, each foretold before it was learned from, None before the first; `observations`: iterations learned
-    /// from; `used`: whether it decides, which it does once 256 iterations were foretold with an error of at most 0.2 and
+    /// 512 iterations, each predicted before it was learned from, None before the first; `observations`: iterations learned
+    /// from; `used`: whether it is used, which it is once 256 iterations were predicted with an error of at most 0.2 and
     /// no law was given as a setting.
     #[getter]
     fn iteration_time<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {

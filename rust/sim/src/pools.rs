@@ -16,7 +16,7 @@ pub struct Pools {
     /// The engine that computes prompts: every request ends there with its first token.
     pub prefill: Run,
     /// The engine that computes all other tokens, with the columns that clients see: they sent a request when it came to the
-    /// first engine, and had its first token from there. A request of one token ends there, too.
+    /// first engine, and received its first token from there. A request of one token ends there, too.
     pub decode: Run,
 }
 

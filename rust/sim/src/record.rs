@@ -58,7 +58,7 @@ pub struct Run {
     pub prompt_tokens: u64,
     /// Those of them that were not computed, since the cache held them or they came from elsewhere.
     pub cached_tokens: u64,
-    /// KV tokens lost to evictions that the cache still held when the request was admitted again.
+    /// KV tokens lost to preemptions that the cache still held when the request was admitted again.
     pub restored_tokens: u64,
     /// Drafts verified.
     pub draft_tokens: u64,
@@ -93,7 +93,7 @@ impl Run {
         HoldReason::ALL.iter().map(|reason| (reason.name(), self.stats.holds[*reason as usize]))
     }
 
-    /// KV tokens that were lost to evictions, but for those that the cache still held.
+    /// KV tokens that were lost to preemptions, except for those that the cache still held.
     pub fn recomputed_tokens(&self) -> u64 {
         self.stats.recomputed_tokens.saturating_sub(self.restored_tokens)
     }

@@ -1,4 +1,4 @@
-//! What a run needs: the core's configuration, the GPU, and what the policy is told.
+//! What a run needs: the core's configuration, the GPU, and what the policy knows.
 
 use wait_core::model::IterationTime;
 use wait_core::{Config, LengthHint};
@@ -54,7 +54,7 @@ pub struct Setup {
     pub max_tokens: Option<u32>,
     /// The client keeps at most this many requests under way, and sends the next when one has ended.
     pub max_concurrency: Option<usize>,
-    /// What a host tells of each arrival besides; empty where it tells nothing.
+    /// Hints that a host passes with each arrival; empty where it passes none.
     pub hints: Vec<Hint>,
     /// Time added to each iteration: scheduling, sampling, the host's own work, ns.
     pub overhead_ns: u64,
@@ -70,7 +70,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Lengths are hidden, nothing else is told, and nothing disturbs the law.
+    /// Lengths are hidden, no hints are given, and nothing disturbs the law.
     pub fn new(config: Config, law: IterationTime) -> Self {
         Self {
             config,

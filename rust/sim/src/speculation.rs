@@ -41,7 +41,7 @@ impl<'a> Drafts<'a> {
     }
 
     /// Draws how many drafts of each decode of the last plan are accepted. Those that have reached their end are added to
-    /// `finished`; of the others `progress` tells how far they are.
+    /// `finished`; for the others `progress` is how far they are.
     pub(crate) fn verify(
         &mut self,
         scheduler: &Scheduler,

@@ -64,7 +64,7 @@ impl Transfers {
         (self.transfer.map(computed).unwrap_or_default(), later)
     }
 
-    /// Requests admitted by the last plan, at `now_ns`: their KV sets out. Requests evicted have lost theirs.
+    /// Requests admitted by the last plan, at `now_ns`: the transfer of their KV begins. Preempted requests have lost theirs.
     #[inline]
     pub(crate) fn follow(&mut self, scheduler: &Scheduler, ends: &Ends, now_ns: u64) {
         if let Some(transfer) = self.transfer {
@@ -88,12 +88,12 @@ impl Transfers {
         self.lost.extend(all_there.map(|&(_, id)| (id, Hit::default())));
     }
 
-    /// Requests whose KV the last plan's evictions have lost: they compute it themselves.
+    /// Requests whose KV the last plan's preemptions have lost: they compute it themselves.
     pub(crate) fn lost(&self) -> &[(u64, Hit)] {
         &self.lost
     }
 
-    /// Requests whose KV has come by `now_ns`, as not told before.
+    /// Requests whose KV has arrived by `now_ns`, not reported before.
     pub(crate) fn received(&mut self, ends: &Ends, now_ns: u64) -> &[u64] {
         self.received.clear();
         while let Some(&Reverse((_, id, stamp))) = self.ready.peek().filter(|entry| entry.0.0 <= now_ns) {

@@ -14,7 +14,7 @@ struct Case {
     config: Config,
     arrivals: Vec<Arrival>,
     lengths: Lengths,
-    /// A declared maximum that cuts nobody short.
+    /// A declared maximum that cuts no output short.
     max_tokens: u32,
 }
 
@@ -82,7 +82,7 @@ fn run(case: &Case, policy: PolicyName, lengths: Lengths, change: impl FnOnce(&m
         max_tokens: Some(case.max_tokens),
         ..Setup::new(config, IterationTime::linear(0.01, 1e-4).unwrap())
     };
-    // Sixty small requests take far fewer iterations, unless some evict each other for ever.
+    // Sixty small requests take far fewer iterations, unless some preempt each other forever.
     let mut calls = 0;
     let mut limit = |_| {
         calls += 1;

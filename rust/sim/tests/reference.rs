@@ -73,7 +73,7 @@ impl Offer {
 }
 
 /// `extra` is 1 where a request takes an iteration more than it has output tokens (the paper's convention); `gated`
-/// engines drain when they evict after the last arrival.
+/// engines drain when they preempt after the last arrival.
 fn walk(engine: &mut impl Engine, sizes: &Sizes, offer: &Offer, extra: u32, gated: bool) -> Book {
     let n = offer.arrivals.len();
     let mut book = Book {

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines, steps, bars. Told apart by dashes, markers and words, and by colour besides."""
+"""Charts as inline SVG: lines, steps, bars. Series differ by dashes, markers and labels as well as by colour."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def chart(
     x, y : Axis
         The axes.
     title : str
-        What it shows, for those who do not see it.
+        What it shows, for screen readers.
     limit : (str, float), optional
         A level of y that is drawn across, with its name.
     marks : sequence of float
@@ -157,7 +157,7 @@ def bars(values: dict[str, dict[str, float]], *, title: str, unit: str) -> str:
     values : dict of str to (dict of str to float)
         By label, by name.
     title : str
-        What it shows, for those who do not see it.
+        What it shows, for screen readers.
     unit : str
         Of the values.
 

@@ -47,7 +47,7 @@ class Engine:
     kv_blocks : int or None
         Memory, blocks of 16 tokens; None for what goes with the law.
     max_num_seqs, token_budget : int
-        Seats, and the tokens of an iteration by default.
+        Most residents, and the default tokens of an iteration.
     workloads : tuple of str
         What runs on it.
     prefix_caching : bool

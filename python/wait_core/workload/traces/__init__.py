@@ -1,4 +1,4 @@
-"""Request traces: arrival times, prompt lengths and output lengths, from the formats of the field.
+"""Request traces: arrival times, prompt lengths and output lengths, from common formats.
 
 `load` reads a file, detecting its format by content; `write_mooncake` writes one. Times are integer nanoseconds from
 the first request on; they never pass through a float, so that seven decimals in the file are seven decimals here.

@@ -1,4 +1,4 @@
-"""`load`: one door for every format."""
+"""`load`: reads every format."""
 
 from __future__ import annotations
 

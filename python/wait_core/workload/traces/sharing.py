@@ -1,4 +1,4 @@
-"""How much of the prompts of a trace has been there before."""
+"""How much of the prompts of a trace repeats earlier prefixes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """Prefix sharing, as a cache without end would see it.
+    """Prefix sharing, as an unlimited cache would see it.
 
     Attributes
     ----------

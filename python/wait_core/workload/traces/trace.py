@@ -36,7 +36,7 @@ class Trace:
     class_index : uint32, shape (n,), or None
         Index into `class_names`.
     class_names : tuple of str
-        The classes that the file tells apart (model, request type), in order of first appearance.
+        The classes that the file distinguishes (model, request type), in order of first appearance.
     hash_ids : uint64, shape (k,), or None
         Prefix-block ids of all requests, one after the other; see `hashes`.
     hash_offsets : int64, shape (n + 1,), or None
@@ -54,7 +54,7 @@ class Trace:
     dropped : dict of str to int
         Rows left out, by reason.
     notes : tuple of str
-        What a reader of the figures must know: approximations, defaults that were used.
+        Approximations and defaults that affect the figures.
 
     """
 
@@ -127,7 +127,7 @@ class Trace:
         return self.hash_ids[self.hash_offsets[index] : self.hash_offsets[index + 1]]
 
     def head(self, n: int) -> Trace:
-        """Return the first `n` requests (all of them if there are fewer); `dropped` still tells of the whole file."""
+        """Return the first `n` requests (all of them if there are fewer); `dropped` still describes the whole file."""
         if n < 1:
             raise WaitCoreError(f"n: {n} is not at least 1")
         n = min(n, len(self))

@@ -96,7 +96,7 @@ impl NestedThresholds {
             }
         };
         require("M^π + buffer ≤ C", memory + buffer, setting.limits.capacity as f64, "C");
-        // With protection these two are what may occur, for a request that must wait for a seat or a chunk falls out of
+        // With protection these two are what may occur, because a request that must wait for a slot or a chunk falls out of
         // step; without it they are means.
         if let Some(running) = setting.limits.max_running {
             let condition =
@@ -112,9 +112,9 @@ impl NestedThresholds {
     /// The chain with this margin whose first threshold gives the least expected latency.
     ///
     /// As for WAIT: every stage costs the spacing Δ' = `n_1/Λ_1`, so latency grows with it, while the queues before
-    /// prefill and at the boundaries, with steps of variance `Λ_1 T` and `n_{k−1} p_k (1 − p_k)` and drifts `n_1` − `Λ_1 T` and
-    /// `n_k` − `n_{k−1} p_k`, are longer the smaller the thresholds. The chain is searched over Δ' from the least with
-    /// T ≤ Δ' to the largest that fits memory and buffer.
+    /// prefill and at the boundaries, with steps of variance `Λ_1 T` and `n_{k−1} p_k (1 − p_k)` and drifts `n_1` −
+    /// `Λ_1 T` and `n_k` − `n_{k−1} p_k`, are longer the smaller the thresholds. The chain is searched over Δ' from the
+    /// least with T ≤ Δ' to the largest that fits memory and buffer.
     ///
     /// # Errors
     /// [`Error::Unstable`] if the chain keeps up at no size, [`Error::Infeasible`] if none that keeps up

@@ -38,7 +38,7 @@ impl<'a> Mixture<'a> {
         }
     }
 
-    /// Most prompt tokens beside so many decodes; at least 1, for a budget below the decodes starves prefills for ever.
+    /// Most prompt tokens beside so many decodes; at least 1, because a budget below the decodes starves prefills forever.
     fn room(&self, decodes: f64) -> f64 {
         (self.budget as f64 - decodes).max(1.0)
     }

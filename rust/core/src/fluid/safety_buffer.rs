@@ -3,21 +3,21 @@
 //! # What is bounded, and why it holds
 //!
 //! Within T seconds there are at most N = 1 + T/d0 iterations. Up to the first overflow the run is that of unlimited
-//! memory, so it is enough to bound the memory of that run; with enough seats and token budget (`nested_thresholds.rs` checks
+//! memory, so it is enough to bound the memory of that run; with enough slots and token budget (`nested_thresholds.rs` checks
 //! this) every service lets in what is due and nothing else. Services without a batch, which thresholds below 1 have, take
 //! no time and count as services.
 //!
 //! *Stages.* Each service of segment k lets `n_k` in and moves all of its members one stage on, so every stage holds at
-//! most `n_k`: the paper's M^π. Where `n_k` is a fraction its credit lets at most ⌈s `n_k`⌉ ≤ s `n_k` + 1 enter in any s services;
-//! summed by parts over the stages that is one more request, at the last stage of the segment.
+//! most `n_k`: the paper's M^π. Where `n_k` is a fraction its credit lets at most ⌈s `n_k`⌉ ≤ s `n_k` + 1 enter in any
+//! s services; summed by parts over the stages that is one more request, at the last stage of the segment.
 //!
 //! *Queues.* X, what is left before segment k after a service, less the credit of its gate, follows the recursion of
-//! [`queue_bound`](super::queue_bound::queue_bound). Whether the i-th request that enters segment k − 1 passes it is an independent draw
-//! with probability `p_k`, whatever decides when it does (prompts, which may go with lengths, decide how long iterations
-//! take); and after j services a known number has entered. So an excursion of X starts at one of N places of that sequence
-//! (a service in which none enters adds none) and exceeds `n_k` + y with probability at most N e^(−`θ_k` y). A fractional `n_{k−1}` lets one request more in than
-//! `n_{k−1}` a service (a factor of at most e^(`θ_k`)), a fractional `n_k` carries less than one request of credit: each adds
-//! one request to the bound.
+//! [`queue_bound`](super::queue_bound::queue_bound). Whether the i-th request that enters segment k − 1 passes it is an
+//! independent draw with probability `p_k`, whatever decides when it does (prompts, which may go with lengths, decide
+//! how long iterations take); and after j services a known number has entered. So an excursion of X starts at one of N
+//! places of that sequence (a service in which none enters adds none) and exceeds `n_k` + y with probability at most N
+//! e^(−`θ_k` y). A fractional `n_{k−1}` lets one request more in than `n_{k−1}` a service (a factor of at most
+//! e^(`θ_k`)), a fractional `n_k` carries less than one request of credit: each adds one request to the bound.
 //!
 //! *Prompts.* The members and the queue of segment k are, in the order of arrival, among the last m requests that reached
 //! it, where m is the sum of the two bounds above. Nothing in the order depends on prompts, so the prompts of those that

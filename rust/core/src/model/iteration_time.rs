@@ -104,7 +104,7 @@ pub(crate) struct Stair {
 /// // 10 ms, and 0.1 µs for each of the 32,512 KV tokens.
 /// let law = IterationTime::linear(0.01, 1e-7)?;
 /// assert_eq!(law.nanos(&batch), 13_251_200);
-/// // The fitted law tells prompt tokens from decodes, and rounds the token count up to its tiles.
+/// // The fitted law distinguishes prompt tokens from decodes, and rounds the token count up to its tiles.
 /// assert!(IterationTime::A100.seconds(&batch) > 0.04);
 /// # Ok::<(), wait_core::Error>(())
 /// ```

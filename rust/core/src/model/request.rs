@@ -100,7 +100,7 @@ pub struct Request {
     pub output: LengthHint,
     /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or does not care.
     pub type_id: Option<u16>,
-    /// Lower goes first where the policy heeds it (`adaptive`): a level counts as `ageing` seconds of waiting.
+    /// Lower goes first where the policy uses it (`adaptive`): a level counts as `ageing` seconds of waiting.
     pub priority: i64,
     /// Tenant, an index of `tenant_weights`.
     pub tenant: u16,

@@ -38,7 +38,7 @@ pub struct Chunk {
     pub hit: Hit,
     /// Tokens computed before.
     pub start: u32,
-    /// Tokens to compute now; at least 1, but none of a request whose KV is on the way from elsewhere.
+    /// Tokens to compute now; at least 1, but none of a request whose KV is being transferred from elsewhere.
     pub tokens: u32,
     /// Blocks it holds from now on.
     pub blocks: u32,

@@ -5,7 +5,7 @@ use crate::model::Slot;
 use crate::state::View;
 
 impl Plan {
-    /// The batch cap that every policy respects: a free seat and tokens left in the budget.
+    /// The batch cap that every policy respects: a free slot and tokens left in the budget.
     ///
     /// # Errors
     /// The hold that says which of the two is missing.

@@ -7,8 +7,8 @@ use crate::model::{RequestId, Slot};
 pub enum HoldReason {
     /// Its prompt needs more KV blocks than are free (above the watermark).
     NoBlocks,
-    /// Its prompt needs more KV blocks than the cache has, since the capacity has shrunk or its output has grown: what
-    /// waits behind it passes it by.
+    /// Its prompt needs more KV blocks than the cache has, since the capacity has shrunk or its output has grown:
+    /// requests behind it overtake it.
     TooLarge,
     /// Its type or segment has fewer requests than the threshold, or the threshold's share is used up.
     BelowThreshold,
@@ -16,19 +16,19 @@ pub enum HoldReason {
     ForecastOverflow,
     /// Admission would break the target for time per output token.
     TpotTarget,
-    /// It is too late for the target for the time to first token, and those in time go first.
+    /// It can no longer meet the target for the time to first token, and requests in time go first.
     TtftTarget,
-    /// Another tenant that waits was served less for its weight.
+    /// Another waiting tenant was served less, relative to its weight.
     TenantShare,
     /// `max_num_seqs` or the token budget of the iteration is reached.
     BatchCap,
-    /// Others go before it: needs counts them.
+    /// Other requests go before it: needs counts them.
     HeadOfLine,
     /// It is resident, and its segment is not served.
     PausedAtBoundary,
-    /// It is resident, and its KV is on the way from elsewhere.
+    /// It is resident, and its KV is being transferred from elsewhere.
     KvTransfer,
-    /// The last plan admitted it, and the host did not take it.
+    /// The last plan admitted it, and the host refused it.
     HostRefused,
     /// The engine is paused: no plan admits anything.
     EnginePaused,
@@ -92,9 +92,9 @@ impl HoldReason {
 pub struct Hold {
     /// Why.
     pub reason: HoldReason,
-    /// What it would take (blocks, requests, seconds).
+    /// What the request needs (blocks, requests, seconds).
     pub needs: f64,
-    /// What there is; at least 0.
+    /// What is available; at least 0.
     pub limit: f64,
 }
 

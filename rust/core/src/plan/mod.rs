@@ -1,6 +1,6 @@
 //! What a policy proposes for one iteration.
 //!
-//! A policy builds a plan by calls that keep its arithmetic right (`free`, `tokens`), and changes nothing else; the
+//! A policy builds a plan through calls that keep its accounting right (`free`, `tokens`), and changes nothing else; the
 //! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
 
 pub use self::chunk::{Chunk, Origin};
@@ -163,7 +163,7 @@ impl Plan {
         self.holds.get(queue).copied().flatten()
     }
 
-    /// When the policy would decide otherwise though nothing has happened: a host that idles asks again then, ns.
+    /// When the policy would decide differently even without a new event: an idle host should plan again then, ns.
     pub fn wake_ns(&self) -> Option<u64> {
         self.wake_ns
     }
@@ -199,8 +199,8 @@ impl Plan {
     #[inline]
     pub fn decode(&mut self, view: &View, lane: usize) {
         debug_assert!(!self.run[lane], "lane {lane} planned twice");
-        // Members that the plan has taken out of the lane before take nothing, not even for a moment: it would cost the prefix
-        // cache a block.
+        // Members that the plan has taken out of the lane before take nothing, not even for a moment: it would cost the
+        // prefix cache a block.
         let decodes = |&slot: &Slot| {
             let request = view.request(slot);
             request.phase == Phase::Decoding && usize::from(request.lane) == lane
@@ -276,8 +276,8 @@ impl Plan {
         }
     }
 
-    /// Admits a waiting request with a first chunk of at most `tokens` behind what is computed already. The caller has checked
-    /// that the blocks of the whole prompt are free.
+    /// Admits a waiting request with a first chunk of at most `tokens` behind what is computed already. The caller has
+    /// checked that the blocks of the whole prompt are free.
     #[inline]
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32) {
         let (request, layout) = (view.request(slot), view.layout());

@@ -7,7 +7,7 @@ struct World {
     plan: Plan,
 }
 
-/// Ten blocks of four tokens, two lanes, six seats, a budget of sixteen tokens.
+/// Ten blocks of four tokens, two lanes, six slots, a budget of sixteen tokens.
 fn world() -> World {
     world_that(false)
 }

@@ -17,7 +17,7 @@ use crate::model::{BatchShape, IterationTime, Request, Slot};
 use crate::plan::Plan;
 use crate::state::{Tracked, View};
 
-/// What happened to a request, told to the policy that may learn from it. The view still holds the request.
+/// What happened to a request, reported to the policy, which may learn from it. The view still holds the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It joined the queue.
@@ -36,7 +36,7 @@ pub enum Event {
     Aborted,
 }
 
-/// What became of iterations, told to the policy that may learn how long they take.
+/// What became of iterations, reported to the policy, which may learn how long they take.
 #[derive(Clone, Copy, Debug)]
 pub enum Step<'a> {
     /// An iteration that computes something was planned.
@@ -62,7 +62,7 @@ pub enum Step<'a> {
 pub struct LearnedLaw {
     /// The law; none before the first 64 iterations are learned from.
     pub law: Option<IterationTime>,
-    /// Mean relative error of the last 512 iterations, each foretold before it was learned from; none before the first.
+    /// Mean relative error of the last 512 iterations, each predicted before it was learned from; none before the first.
     pub error: Option<f64>,
     /// Iterations learned from.
     pub observations: u64,

@@ -1,6 +1,6 @@
 //! Prefill first: vLLM before chunked prefill, as Vidur models it; the paper's baseline "vLLM".
 //!
-//! Admit first come first served while the whole prompt leaves the watermark of the blocks free and a seat is free, as
+//! Admit first come first served while the whole prompt leaves the watermark of the blocks free and a slot is free, as
 //! long as (requests · longest prompt) stays within the token budget. If anything is admitted, the batch is prefill only
 //! and decodes stall. Otherwise all running requests decode, in the order of arrival; out of blocks, the latest arrival
 //! goes back to the front of the queue and keeps its tokens, to be recomputed.
@@ -34,7 +34,7 @@ impl Policy for PrefillFirst {
     }
 }
 
-/// A free seat, and room for one more in a batch that is padded to its longest prompt.
+/// A free slot, and room for one more in a batch that is padded to its longest prompt.
 fn seat(view: &View, plan: &Plan, longest: u32) -> Result<(), Hold> {
     let (seats, budget) = (view.limits().max_num_seqs, plan.token_budget());
     if plan.residents() >= seats {

@@ -1,4 +1,4 @@
-//! What is accepted, and what is refused at the door.
+//! Which requests are accepted, and which are refused on arrival.
 
 use super::Scheduler;
 use crate::error::{Error, Result};
@@ -65,7 +65,7 @@ impl Scheduler {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
         }
         let room = length - request.prompt;
-        // The queues are summed up only where there is a bound to compare with.
+        // The queues are summed up only if there is a bound.
         if let Some(bound) = self.max_queued_requests {
             let queued = self.view.waiting_total();
             if queued >= bound {
@@ -84,7 +84,7 @@ impl Scheduler {
         Ok(request.max_tokens.unwrap_or(room).min(room))
     }
 
-    /// Compares the wait that is expected with the longest there may be, for the admission and for the first token.
+    /// Compares the expected wait with the longest one allowed, for admission and for the first token.
     fn arrives_in_time(&self, request: &Request) -> Result<()> {
         let wait_ns = self.predicted_wait_ns();
         let admission = request.max_wait_ns.map(|max_wait_ns| (wait_ns, max_wait_ns));

@@ -1,4 +1,4 @@
-//! Why a request does not run, in its own numbers.
+//! Why a request does not run, with its own numbers.
 
 use super::Scheduler;
 use crate::model::{RequestId, Slot};
@@ -6,9 +6,9 @@ use crate::plan::{Chunk, Hold, HoldReason, Origin, Plan};
 use crate::state::{Phase, View};
 
 impl Scheduler {
-    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet. What holds its
-    /// queue is said in its own numbers: a reason that was measured on the first in the queue is `HeadOfLine` to one
-    /// behind it that has none of its own. Walks the queue up to the request.
+    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet. The reason of
+    /// its queue is given with its own numbers: a reason that was measured on the head of the queue is `HeadOfLine` for
+    /// a request behind it that has none of its own. Walks the queue up to the request.
     pub fn explain(&self, id: RequestId) -> Option<Hold> {
         let slot = self.view.slot(id)?;
         if self.view.request(slot).phase == Phase::Waiting {
@@ -42,7 +42,7 @@ impl Scheduler {
         match (hold.reason, fits_alone(slot)) {
             (HoldReason::EnginePaused, _) => return Some(hold),
             (_, Err(too_large)) => return Some(too_large),
-            // It came after the plan.
+            // It arrived after the plan.
             (HoldReason::TooLarge, Ok(())) => return None,
             _ => {}
         }
@@ -66,7 +66,7 @@ impl Scheduler {
         })
     }
 
-    /// The hold of a request that nothing holds but those before it.
+    /// The hold of a request that only waits for those before it.
     fn head_of_line(&self, queue: usize, slot: Slot) -> Hold {
         let before = self.view.iter_waiting(queue).take_while(|&other| other != slot).count() as u32;
         let preempted = if queue == self.view.queues() { 0 } else { self.view.resuming() };
@@ -80,8 +80,8 @@ impl Scheduler {
             || self.plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0)
     }
 
-    /// Residents that the last plan does not run: members of a lane that stands, parked requests, waiting prefills, and those
-    /// whose KV is on the way.
+    /// Residents that the last plan does not run: members of a stopped lane, parked requests, waiting prefills, and
+    /// those whose KV is being transferred.
     pub fn paused_ids(&self) -> Vec<RequestId> {
         let (view, plan) = (&self.view, &self.plan);
         let computed = plan.chunks().iter().filter(|chunk| chunk.tokens > 0).count();
@@ -108,7 +108,7 @@ fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
 }
 
 /// What holds a queue with this head of which the policy said nothing: those preempted, or that it is too large, as all
-/// that wait with it are, or want of memory where the iteration went by with a preemption.
+/// that wait with it are, or lack of memory where the iteration preempted.
 pub(super) fn unsaid(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
     if plan.hold(view.queues()).is_some() {
         return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);

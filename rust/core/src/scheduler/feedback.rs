@@ -41,7 +41,7 @@ pub struct Report<'a> {
     /// KV tokens that a request holds after the last planned iteration, where the plan assumed otherwise. One that
     /// waited has been admitted by the host on its own.
     pub progress: &'a [(RequestId, u32)],
-    /// Requests whose KV has come from elsewhere: they are computed from now on.
+    /// Requests whose KV has arrived from elsewhere: they are computed from now on.
     pub received: &'a [RequestId],
     /// What of a waiting request's prompt is in the KV cache now.
     pub hits: &'a [(RequestId, Hit)],
@@ -70,7 +70,7 @@ pub struct Report<'a> {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepTime {
-    /// ns; 0 says nothing.
+    /// ns; 0 is ignored.
     pub ns: u64,
     /// Number of its plan, from 1 ([`crate::Stats::iterations`] when it was made); absent: the oldest plan with something
     /// to compute whose time was not reported. A host that does not report all of them names them.
@@ -84,8 +84,8 @@ impl Scheduler {
     /// Takes in what the host saw of the iterations planned so far. May come late, in parts, or not at all.
     ///
     /// # Errors
-    /// [`Error::Invalid`] names what cannot be: more free blocks than there are, a request longer than the model allows, a hit
-    /// beyond its prompt, a request that is said to have finished and to have been preempted. Nothing changes then.
+    /// [`Error::Invalid`] names what is impossible: more free blocks than there are, a request longer than the model
+    /// allows, a hit beyond its prompt, a request reported both as finished and as preempted. Nothing changes then.
     pub fn complete(&mut self, report: &Report) -> Result<()> {
         self.check_report(report)?;
         if !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty()) {

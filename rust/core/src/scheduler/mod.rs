@@ -2,7 +2,7 @@
 //!
 //! How to think about it: `plan` assumes that the host does exactly what was planned, and advances every request at
 //! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
-//! differently (and which requests finished); a decode that yields its one token is never mentioned.
+//! differently (and which requests finished); a decode that yields its one token is never reported.
 
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +94,7 @@ pub struct Scheduler {
     pub(crate) preemption: Preemption,
     max_queued_requests: Option<u32>,
     max_queued_tokens: Option<u64>,
-    /// How many tenants the policy tells apart; none where it does not.
+    /// How many tenants the policy distinguishes; none where it does not.
     tenants: Option<usize>,
     /// Whether it refuses late requests.
     refuses_late: bool,
@@ -147,8 +147,8 @@ impl Scheduler {
         &self.plan
     }
 
-    /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without any other request admitted;
-    /// none where the policy forecasts nothing. Asking changes no decision.
+    /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without any other request
+    /// admitted; none where the policy forecasts nothing. Asking changes no decision.
     pub fn kv_forecast(&mut self) -> Vec<KvForecast> {
         self.policy.kv_forecast(&self.view)
     }
@@ -158,9 +158,10 @@ impl Scheduler {
         &self.stats
     }
 
-    /// How long a request that arrived now would wait for its admission if no request came after it, ns: those ahead times
-    /// the mean gap between the last admissions out of a queue. 0 while no request waits. Ahead are all that wait; with a
-    /// `ttft_target` those in time, or all, if that took longer than the target and most of the last requests were late.
+    /// How long a request that arrived now would wait for its admission if no request came after it, ns: the requests
+    /// ahead times the mean gap between the last admissions from a queue. 0 while no request waits. Ahead are all that
+    /// wait; with a `ttft_target` those in time, or all, if that took longer than the target and most of the last
+    /// requests were late.
     pub fn predicted_wait_ns(&self) -> u64 {
         self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
     }
@@ -192,8 +193,8 @@ impl Scheduler {
         self.policy.learned_law()
     }
 
-    /// Proposes the next iteration and assumes that it happens. This alone moves the clock on: a request that says to have
-    /// arrived later than `now_ns` has waited for 0 ns until the plans have come so far.
+    /// Proposes the next iteration and assumes that it happens. This alone advances the clock: a request whose arrival
+    /// is later than `now_ns` has waited for 0 ns until a plan reaches that time.
     pub fn plan(&mut self, now_ns: u64) -> &Plan {
         self.view.advance_clock(now_ns);
         self.view.count_plan();
@@ -232,7 +233,7 @@ impl Scheduler {
             self.refuse_late();
         }
         self.apply();
-        // What resumes was admitted before: nothing that waits is nearer to its turn for it.
+        // Resumed requests were admitted before: they bring no waiting request nearer to its turn.
         let admitted = (self.stats.admitted - admitted_before) as u32;
         self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
         if cfg!(debug_assertions) {
@@ -247,13 +248,13 @@ impl Scheduler {
         }
     }
 
-    /// What the plan refuses leaves.
+    /// Requests that the plan refuses leave.
     #[cold]
     fn refuse_late(&mut self) {
         for at in 0..self.plan.refused().len() {
             self.abort(self.plan.refused()[at].id);
         }
-        // They leave as aborted requests do, and are counted apart.
+        // They leave as aborted requests do, and are counted separately.
         self.stats.aborted -= self.plan.refused().len() as u64;
         self.stats.refused += self.plan.refused().len() as u64;
     }
@@ -339,13 +340,13 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Forgets what is in the prefix cache that the scheduler keeps, as after a change of the model's weights. False, and
+    /// Empties the prefix cache that the scheduler keeps, as after a change of the model's weights. False, and
     /// nothing changes, while a request is resident.
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.view.reset_prefixes()
     }
 
-    /// No more arrivals will come: thresholds stop waiting for company.
+    /// No more arrivals will come: thresholds no longer wait for more requests.
     pub fn drain(&mut self) {
         self.view.set_draining();
     }

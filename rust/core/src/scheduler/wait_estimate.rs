@@ -1,4 +1,4 @@
-//! How long a request that joins the queue now will wait for its admission: those ahead, times the mean gap between
+//! How long a request that joins the queue now will wait for its admission: the requests ahead, times the mean gap between
 //! admissions while a request waited.
 
 /// Admissions over which the gap is taken.
@@ -14,7 +14,7 @@ pub(crate) struct WaitingTime {
 }
 
 impl WaitingTime {
-    /// A plan at `now_ns` has admitted so many, and `waiting` others wait still.
+    /// A plan at `now_ns` has admitted so many, and `waiting` others still wait.
     #[inline]
     pub(crate) fn step(&mut self, now_ns: u64, waiting: u32, admitted: u32) {
         if admitted > 0 {
@@ -45,7 +45,7 @@ impl WaitingTime {
 
     /// Expected wait behind `ahead` others, ns; 0 as long as no request has waited.
     pub(crate) fn predict_ns(&self, ahead: u32) -> u64 {
-        // An empty queue is no wait: the gap says how fast a queue moves, not how long an admission takes.
+        // An empty queue means no wait: the gap is how fast a queue moves, not how long an admission takes.
         if ahead == 0 { 0 } else { (self.gap_ns * (f64::from(ahead) + 0.5)) as u64 }
     }
 }

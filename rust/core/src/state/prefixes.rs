@@ -1,8 +1,9 @@
 //! What requests hold of the prefix cache, and what they would find there.
 //!
-//! A host that gives each request the hashes of its blocks leaves it to the core to know what is cached: which blocks of its
-//! prompt are there already, and which of those others hold. While a plan is made and applied this is the plan's, for what it
-//! takes decides what the next request in the same plan finds; at all other times it is the view's.
+//! A host that passes the hashes of the blocks of each request leaves it to the core to track what is cached: which
+//! blocks of its prompt are there already, and which of those others hold. While a plan is made and applied the plan
+//! owns this, because the blocks it takes decide what the next request in the same plan finds; at all other times the
+//! view does.
 
 use crate::memory::{Block, CachedBlocks, PrefixCache};
 use crate::model::{Hit, Slot};

@@ -49,7 +49,7 @@ impl Queue {
         self.list.insert_after(table, before, slot);
     }
 
-    /// Before its equals: it stood first among them.
+    /// Before its equals: it was the first of them.
     pub(crate) fn put_back(&mut self, table: &mut [Tracked], slot: Slot) {
         self.tokens += tokens(table, slot);
         let rank_of = rank(table, slot);
@@ -62,7 +62,7 @@ impl Queue {
         self.list.insert_after(table, before, slot);
     }
 
-    /// First of all, whatever its rank: for a queue that goes by nothing but what was put in last.
+    /// At the front, whatever its rank: for a queue that is last in, first out.
     pub(crate) fn push_front(&mut self, table: &mut [Tracked], slot: Slot) {
         debug_assert!(self.last.is_none(), "an indexed queue goes by rank");
         self.tokens += tokens(table, slot);

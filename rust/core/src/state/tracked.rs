@@ -1,6 +1,6 @@
 //! Where a request is: `Waiting → Prefilling → Decoding → gone`.
 //!
-//! With two ways aside: a `Parked` request keeps its KV and waits for its lane (Nested WAIT's boundary queue), a preempted
+//! With two side paths: a `Parked` request keeps its KV and waits for its lane (Nested WAIT's boundary queue), a preempted
 //! one is `Waiting` again, first in the queue.
 
 use super::linked_list::Link;
@@ -18,7 +18,7 @@ pub enum Phase {
     Decoding,
     /// In the KV cache but in no lane: paused between two segments.
     Parked,
-    /// Holds memory for KV that is on the way from elsewhere, and computes nothing.
+    /// Holds memory for KV that is being transferred from elsewhere, and computes nothing.
     Receiving,
 }
 
@@ -52,7 +52,7 @@ pub struct Tracked {
     pub hit: Hit,
     /// Type or class, 0 where the policy knows only one.
     pub type_id: u16,
-    /// Waiting queue in which it stands, or stood, unless preempted.
+    /// Waiting queue that it is, or was, in, unless preempted.
     pub(crate) queue: u16,
     /// Lane, while decoding.
     pub lane: u16,
@@ -70,12 +70,12 @@ impl Tracked {
         self.prompt + self.kept
     }
 
-    /// Waiting queue in which it stands, or stood before it was admitted, unless it was preempted.
+    /// Waiting queue that it is in, or was in before it was admitted, unless it was preempted.
     pub fn queue(&self) -> u16 {
         self.queue
     }
 
-    /// What of it needs not be computed, one token at least left over.
+    /// Tokens of it that need not be computed; at least one token is left.
     pub fn computed_on_admission(&self) -> u32 {
         self.hit.computed.min(self.prefill_target() - 1)
     }

@@ -266,7 +266,7 @@ impl View {
         self.now_ns
     }
 
-    /// No more arrivals will come: thresholds that wait for company stop waiting.
+    /// No more arrivals will come: thresholds no longer wait for more requests.
     pub fn draining(&self) -> bool {
         self.draining
     }
@@ -336,7 +336,7 @@ impl View {
         slot
     }
 
-    /// The queue a waiting request stands in.
+    /// The queue that a waiting request is in.
     #[inline]
     pub(crate) fn queue_of(&self, slot: Slot) -> usize {
         let request = self.request(slot);

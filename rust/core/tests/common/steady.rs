@@ -3,10 +3,10 @@
 //!
 //! Output lengths are unknown to the core, and the residents stand at all stages of progress: the longer one has run the
 //! likelier it is the next to finish. `adaptive` has room for its residents to go on for a while, though not up to their
-//! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the seats decides, and the
-//! queue is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps timed" is
-//! the same with the iterations' times reported, a few percent off the law: all is decided as there, and a law learned. With
-//! "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
+//! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the number of slots
+//! decides, and the queue is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps
+//! timed" is the same with the iterations' times reported, a few percent off the law: all is decided as there, and a
+//! law learned. With "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
 #![allow(dead_code)] // no user of this file needs all of it
 
 use serde_json::json;
@@ -51,7 +51,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// An engine of a case with `running` residents, which take all seats unless memory is full, and `waiting` behind
+    /// An engine of a case with `running` residents, which take all slots unless memory is full, and `waiting` behind
     /// them.
     pub(crate) fn loaded(case: &str, running: u64, waiting: u64) -> Self {
         let spread = SPREAD.min(running);
@@ -121,8 +121,8 @@ impl Engine {
         }
     }
 
-    /// Lowers the capacity to what the next admission needs by the forecast; where seats are to decide, to half way
-    /// between that and what everybody needs who runs up to `max_tokens`.
+    /// Lowers the capacity to what the next admission needs by the forecast; where slots are to decide, half way
+    /// between that and what all residents need up to `max_tokens`.
     fn limit_memory(&mut self) {
         if !self.case.starts_with("adaptive") {
             return;
@@ -141,7 +141,7 @@ impl Engine {
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
     }
 
-    /// One iteration with which `n` requests finish. With one for each `SPREAD` residents that goes on for ever.
+    /// One iteration with which `n` requests finish. With one for each `SPREAD` residents that goes on forever.
     pub(crate) fn step(&mut self, n: u64) {
         (0..n).for_each(|_| self.finish_one());
         self.iterate();
@@ -183,7 +183,7 @@ impl Engine {
     /// The older of two residents drawn at random ends with the iteration to come.
     fn finish_one(&mut self) {
         let mut drawn = || {
-            // Xorshift: these draws decide nothing but who is next.
+            // Xorshift: these draws only decide which request is next.
             self.draw ^= self.draw << 13;
             self.draw ^= self.draw >> 7;
             self.draw ^= self.draw << 17;

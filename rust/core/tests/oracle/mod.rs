@@ -72,7 +72,7 @@ pub struct Step {
     pub resumed: Vec<u64>,
     /// (id, KV tokens afterwards)
     pub decodes: Vec<(u64, u32)>,
-    /// Who emitted a token, ended included.
+    /// Requests that emitted a token, finished ones included.
     pub emitted: Vec<u64>,
     pub finished: Vec<u64>,
     /// KV blocks in use before the finished leave.

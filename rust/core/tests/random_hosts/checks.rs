@@ -20,7 +20,7 @@ impl Host {
     fn check_limits(&self, before: &View) {
         let (plan, view) = (self.core.last_plan(), self.core.view());
         let config = &self.config;
-        // Decodes always run, even where the host has admitted more than there are seats; and Vidur's prefill-first pads
+        // Decodes always run, even where the host has admitted more than there are slots; and Vidur's prefill-first pads
         // its budget, and admits a prompt that is too long for it alone.
         let most = match plan.chunks() {
             [_] if config.policy == PolicyName::PrefillFirst => u32::MAX,
@@ -30,7 +30,7 @@ impl Host {
         assert!(view.residents() <= config.max_num_seqs.max(before.residents()), "seats");
         assert_eq!(plan.residents() as usize, self.ledger.residents.len());
         if !config.host_preempts && !self.paused {
-            // A host may say that others use the cache: then there is nobody to evict.
+            // A host may report that others use the cache: then there is no resident to preempt.
             let idle = self.ledger.residents.is_empty();
             assert!(view.pool().used() <= i64::from(self.ledger.pool.capacity) || idle, "the plan fits");
             assert!(plan.free() >= 0 || idle, "the plan knows that it fits");
@@ -111,7 +111,7 @@ impl Host {
                 Phase::Decoding => !plan.runs(usize::from(view.request(slot).lane)),
                 Phase::Prefilling => plan.chunks().iter().all(|chunk| chunk.slot != slot),
             };
-            // Whoever joined its lane in this iteration has run.
+            // A request that joined its lane in this iteration has run.
             let ran = plan.chunks().iter().any(|chunk| chunk.slot == slot && chunk.tokens > 0);
             assert_eq!(self.core.explain(id).is_some(), waits && !ran, "request {id} is explained if it waits");
             let paused = self.core.explain(id).is_some_and(|hold| hold.reason == HoldReason::EnginePaused);

@@ -82,7 +82,7 @@ impl Kv {
     }
 }
 
-/// Plans for which a host's count of free blocks is heeded.
+/// Plans for which a host's count of free blocks is used.
 const MAX_SILENCE: u32 = 16;
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! A book of its own: what every request has and where it stands, kept from what was asked, what plans say and what was reported.
+//! A book of its own: what every request has and where it stands, kept from what was asked, what plans say and what was
+//! reported.
 //!
 //! Everything is in plain lists that are walked, and nothing is read from the core's state. The rules are those of the
 //! documentation of `Plan`, `Report` and `Request`.
@@ -284,7 +285,7 @@ impl Ledger {
         resident
     }
 
-    /// What a report tells.
+    /// What a report contains.
     pub(crate) fn take_in(&mut self, report: &Report) {
         for &id in report.refused.iter().rev() {
             if self.resident(id) {

@@ -146,7 +146,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
 pub(crate) struct Addition {
     pub(crate) prompt: u32,
     pub(crate) output: u32,
-    /// What is told of the length, see `Host::request`.
+    /// What is declared of the length, see `Host::request`.
     pub(crate) hint: u8,
     pub(crate) priority: i64,
     pub(crate) tenant: u16,
@@ -191,7 +191,7 @@ fn addition() -> impl Strategy<Value = Addition> {
     })
 }
 
-/// What a host tells beside the truth. Requests are named by their place among those present.
+/// What a host reports besides the truth. Requests are named by their place among those present.
 #[derive(Clone, Debug)]
 pub(crate) struct Lies {
     pub(crate) finished: Vec<usize>,

@@ -1,4 +1,4 @@
-//! A scheduler, its host, and what tells two states apart.
+//! A scheduler, its host, and what distinguishes two states.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -196,9 +196,10 @@ impl State {
         assert_eq!(last.core.stats().corrected_plans, 0);
     }
 
-    /// What the future depends on: which request stands where and with what, the queues, the lanes, the capacity, what the host is to report,
-    /// what the last plan did with which (a report may take that back), and what the policy remembers: its `Debug` text. That
-    /// names requests by slot, so slots are in the key, and may name iterations by tick, so ticks are, for policies that do.
+    /// What the future depends on: which request stands where and with what, the queues, the lanes, the capacity, what
+    /// the host is to report, what the last plan did with which (a report may take that back), and what the policy
+    /// remembers: its `Debug` text. That names requests by slot, so slots are in the key, and may name iterations by
+    /// tick, so ticks are, for policies that do.
     ///
     /// Left out are the counters and the estimate of waits, which nothing here asks for; the clock, which stands; the age of
     /// admissions, which matters after 16 plans; and in which order vacant slots are used again: a slot is but a name.

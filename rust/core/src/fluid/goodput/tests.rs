@@ -112,7 +112,7 @@ proptest! {
         prop_assert!((found - best).abs() < 1e-5 * (1.0 + best), "{found} {best}");
     }
 
-    /// More memory, more seats, lower rates and looser objectives never lower the goodput.
+    /// More memory, more slots, lower rates and looser objectives never lower the goodput.
     #[test]
     fn the_bound_is_monotone(
         types in prop::collection::vec((1u32..3_000, 1u32..900, 0.05f64..5.0), 1..30),

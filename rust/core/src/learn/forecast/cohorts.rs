@@ -1,4 +1,4 @@
-//! Members as they come, step and go: which are counted where, and when that changes next.
+//! Members as they join, step and leave: where each is counted, and when that changes next.
 
 use super::{Candidate, Forecast, HORIZONS, NIL, ROWS, STRIDE, WORD, columns, row_of, row_start, row_width};
 use crate::model::Slot;

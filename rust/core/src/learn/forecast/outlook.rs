@@ -1,7 +1,7 @@
 //! What is expected at each horizon: sums over the rows that have members.
 //!
-//! Horizons are looked at part by part, the nearest first: from some on little is left, which a bound tells for a fraction
-//! of what the sums cost.
+//! Horizons are looked at part by part, the nearest first: from some part on little is left, which a bound shows at a
+//! fraction of the cost of the sums.
 
 use super::chances::Bound;
 use super::cohorts::{YOUNG, young_row};

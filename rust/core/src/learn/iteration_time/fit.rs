@@ -1,10 +1,10 @@
 //! How long iterations take, fitted online to what the host measured.
 //!
-//! Observations are put aside, and taken in a batch at a time. Each is first compared with the law as it stands: that is
+//! Observations are buffered, and learned from a batch at a time. Each is first compared with the law as it stands: that is
 //! the law's error, on iterations it was not fitted to. Then it counts in its cell, divided by the time expected, because
 //! a long iteration may miss by more than a short one; and the law is fitted anew (`nonnegative`). One that took far longer
-//! than expected counts little and as if it had taken twice as long: a host that stood still says nothing of iterations,
-//! while a law that knows no better yet catches up within a few batches.
+//! than expected counts little and as if it had taken twice as long: a host that stalled carries no information on
+//! iterations, while a law that is still far off catches up within a few batches.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ const SELDOM: u64 = 4;
 /// Observations that a cell remembers, and that the error is a mean over.
 const MEMORY: f64 = 2_000.0;
 const ERROR_MEMORY: f64 = 512.0;
-/// The law is used once so many iterations have been foretold, with a mean error of at most so much.
+/// The law is used once so many iterations have been predicted, with a mean error of at most so much.
 const FORETOLD: f64 = 256.0;
 const LARGEST_ERROR: f64 = 0.2;
 /// An iteration that takes longer than expected by more than so many times its usual deviation, and by more than so much,
@@ -52,13 +52,13 @@ pub(crate) struct IterationTimeFit {
     errors: Vec<f64>,
 }
 
-/// How well iterations were foretold.
+/// How well iterations were predicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
     /// Iterations learned from.
     observations: u64,
-    /// Of them foretold, at most as many as the error is a mean over.
+    /// Of them predicted, at most as many as the error is a mean over.
     foretold: f64,
     /// Mean relative error, one that is larger taken as 1.
     error: f64,
@@ -101,7 +101,7 @@ impl Default for IterationTimeFit {
 }
 
 impl IterationTimeFit {
-    /// An iteration took so long. One that computed nothing or took no time says nothing.
+    /// An iteration took so long. One that computed nothing or took no time is ignored.
     pub(crate) fn observe(&mut self, shape: &BatchShape, ns: u64) {
         if shape.tokens() == 0 || ns == 0 {
             return;
@@ -118,7 +118,7 @@ impl IterationTimeFit {
         self.law.as_ref()
     }
 
-    /// Whether the host says how long iterations take.
+    /// Whether the host reports how long iterations take.
     pub(crate) fn has_begun(&self) -> bool {
         self.record.observations > 0 || !self.batch.is_empty()
     }
@@ -139,7 +139,7 @@ impl IterationTimeFit {
         self
     }
 
-    /// Mean relative error of the iterations foretold last; none before the first.
+    /// Mean relative error of the iterations predicted last; none before the first.
     pub(crate) fn error(&self) -> Option<f64> {
         (self.record.foretold > 0.0).then_some(self.record.error)
     }

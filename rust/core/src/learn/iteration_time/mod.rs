@@ -1,4 +1,4 @@
-//! What is learned online from what a host reports: how long iterations take. Absent: what a policy makes of it.
+//! What is learned online from the reports of a host: how long iterations take. Absent: how a policy uses it.
 
 mod fit;
 mod moments;

@@ -5,8 +5,8 @@
 
 use crate::model::BatchShape;
 
-/// What a time is told by, in this order, and the time itself: a constant, tokens, decodes, prompt tokens, KV tokens of
-/// the decodes, whether there are prompt tokens, KV tokens of the prefills, their attention, ns.
+/// The regressors of an iteration time, in this order, and the time itself: a constant, tokens, decodes, prompt tokens,
+/// KV tokens of the decodes, whether there are prompt tokens, KV tokens of the prefills, their attention, ns.
 pub(super) const ONE: usize = 0;
 pub(super) const TOKENS: usize = 1;
 pub(super) const DECODES: usize = 2;
@@ -20,7 +20,7 @@ const WIDTH: usize = 9;
 
 pub(super) type Row = [f64; WIDTH];
 
-/// Returns what the time of a batch is told by, and the time.
+/// Returns the regressors of the time of a batch, and the time.
 pub(super) fn row(shape: &BatchShape, ns: f64) -> Row {
     [
         1.0,
@@ -133,7 +133,7 @@ pub(super) const MOST_NS: f64 = 3.6e12;
 pub(super) const MOST_RATIO: f64 = 16.0;
 
 /// Cells of the token count: GEMM tiles, and so the edges of stairs, are multiples of 64, 128 or 256 tokens; small counts
-/// are told apart by powers of two, large ones in coarser steps, for there a stair is a small part of the whole.
+/// are distinguished by powers of two, large ones in coarser steps, because there a stair is a small part of the whole.
 pub(super) const CELLS: usize = 68;
 /// (first cell, tokens before it, width) of each run of equal cells.
 const RUNS: [(usize, u64, u64); 3] = [(59, 8192, 1024), (35, 2048, 256), (4, 64, 64)];

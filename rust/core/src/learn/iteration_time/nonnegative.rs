@@ -3,8 +3,9 @@
 //! The columns are those of a time that never falls with the tokens: from each cell on a jump (the edge of a stair), a
 //! slope within it, and a slope for good; beside them the costs of decodes, prefill and attention. A column enters where
 //! it lowers the sum of squares by more than noise does, the one that lowers it most first, and leaves where its cost
-//! would be negative (Lawson and Hanson, *Solving Least Squares Problems*, ch. 23) or no longer tells from noise. So
-//! stairs that the data do not support are merged. The columns of the last solution are where the next begins.
+//! would be negative (Lawson and Hanson, *Solving Least Squares Problems*, ch. 23) or is no longer distinguishable from
+//! noise. So stairs that the data do not support are merged. The columns of the last solution are where the next
+//! begins.
 
 use super::moments::{
     ANY_PREFILL, CELLS, DECODE_KV, DECODES, Moments, ONE, PREFILL_ATTENTION, PREFILL_KV, PREFILL_TOKENS, TIME, TOKENS,
@@ -21,7 +22,7 @@ const MOST_ENTER: usize = 12;
 /// than so many: the greatest of a hundred squares of normal variables is about 9.
 const ENTER: f64 = 7.0;
 const LEAVE: f64 = 4.0;
-/// No law is sought that tells times to better than this, relatively.
+/// No law is fitted to better than this, relatively.
 const FINEST: f64 = 1e-3;
 /// By how much cells differ from what the columns tell, relatively.
 const SPREAD: f64 = 0.02;
@@ -154,7 +155,7 @@ impl NonnegativeFit {
         lines
     }
 
-    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as that can be told from
+    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as it can be inferred from
     /// noise: times differ by `SPREAD` from what few columns tell, and a mean by the deviation of a single time over the
     /// root of the count.
     pub(super) fn left(&self, cells: &[Moments], moments: &Moments, line: Line) -> f64 {
@@ -312,7 +313,7 @@ impl NonnegativeFit {
         best
     }
 
-    /// The columns along which the sum of squares falls, and how steeply: what is not told, times the column.
+    /// The columns along which the sum of squares falls, and how steeply: the residual, times the column.
     fn descents(&self, cells: &[Moments], found: &mut Vec<(Column, f64)>) {
         found.clear();
         let mut consider = |column: Column, descent: f64| {
@@ -322,7 +323,7 @@ impl NonnegativeFit {
         };
         let lines = self.lines();
         let solved = COSTS.map(|entry| self.cost(entry));
-        // What is not told, times each entry, summed over the cells after the one at hand.
+        // The residual, times each entry, summed over the cells after the one at hand.
         let (mut constant, mut tokens, mut costs) = (0.0, 0.0, [0.0; COSTS.len()]);
         let mut lowest = 0;
         for (cell, (moments, line)) in cells.iter().zip(&lines).enumerate().rev() {
@@ -354,7 +355,7 @@ impl NonnegativeFit {
         costs.into_iter().zip(COSTS).for_each(|(descent, entry)| consider(Column::Cost(entry), descent));
     }
 
-    /// Takes out what no longer tells from noise.
+    /// Takes out what is no longer distinguishable from noise.
     fn prune(&mut self, cells: &[Moments]) {
         for _ in 0..MOST_ENTER {
             let mut least = (LEAVE * self.variance(cells), None);

@@ -40,7 +40,7 @@ impl Trials {
     }
 
     /// The count above `least` and below `most` that was tried least among those that need it, the largest of equals.
-    /// Times differ by `error` from what `law` tells, relatively, if it tells anything yet.
+    /// Times differ by `error` from what `law` predicts, relatively, if there is a law yet.
     pub(crate) fn next(&mut self, least: u64, most: u64, law: Option<(&IterationTime, f64)>) -> Option<u64> {
         let per_token = |n: u64| law.map_or(0.0, |(law, _)| law.token_seconds(n) / n as f64);
         let cheapest = counts().take_while(|&n| n <= most).map(per_token).fold(f64::INFINITY, f64::min);

@@ -1,4 +1,4 @@
-//! Which requests may enter: the checks that each passes one after the other, and what has passed them so far.
+//! Which requests may enter: the checks that each passes in turn, and the requests that have passed so far.
 
 use super::overflow_margin::RequestMargin;
 use super::{Adaptive, BALANCE};
@@ -32,12 +32,12 @@ pub(super) struct Entry {
 /// Iterations after which a bound is tried earlier than where it held.
 const EAGER: i64 = 16;
 
-/// What of the forecast decided last. It tells where to begin, and changes no decision.
+/// The part of the forecast that decided last: where to begin, which changes no decision.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Looked {
-    /// Column of the horizon that held a request, and the seats that were left.
+    /// Column of the horizon that held a request, and the slots that were left.
     held: Option<(usize, u32)>,
-    /// Parts that had to be summed up; a bound told the others.
+    /// Parts that had to be summed up; a bound sufficed for the others.
     summed: usize,
 }
 
@@ -170,9 +170,9 @@ impl Adaptive {
         Ok(())
     }
 
-    /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. As little is
-    /// looked at as tells: the horizon that held a request last, if none has left since; then the nearest part, and on
-    /// until what is further away is bounded.
+    /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. Only as much
+    /// is looked at as needed: the horizon that held a request last, if none has left since; then the nearest part, and
+    /// further ones until the rest is bounded.
     fn overflow(&mut self, entry: &mut Entry, candidate: &Candidate, margin: &RequestMargin) -> Option<f64> {
         let looked = &mut self.looked;
         if let Some((column, seats)) = looked.held.filter(|_| !std::mem::replace(&mut entry.asked, true))
@@ -186,7 +186,7 @@ impl Adaptive {
             }
         }
         for part in (0..PARTS).take_while(|&part| margin.asks(part * PART)) {
-            // A bound is tried where it held last, and now and then one part before that.
+            // A bound is tried where it held last, and occasionally one part earlier.
             if part + usize::from(self.forecast.tick() % EAGER == 0) >= looked.summed
                 && !entry.outlook.has_seen(part)
                 && let Some((mean, deviation)) = self.forecast.bound(part, &self.beside, candidate)
@@ -219,7 +219,7 @@ impl Adaptive {
 }
 
 impl Entry {
-    /// How many more of the waiting requests the free memory and the seats would hold, of mean size.
+    /// How many more of the waiting requests the free memory and slots would hold, of mean size.
     pub(super) fn would_fit(&self, view: &View) -> u32 {
         let tokens = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
         let blocks = i64::from(view.layout().demand(tokens as u32).max(1));

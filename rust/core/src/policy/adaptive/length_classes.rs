@@ -1,8 +1,8 @@
-//! What was learned of the output lengths, which are not known in advance, handed to the forecast now and then.
+//! What was learned of the output lengths, which are not known in advance, passed to the forecast at intervals.
 //!
 //! Requests with a class label, and requests of about the same predicted length, have a curve of their own. It leans on
 //! the curve of all where the class has seen little, given the prediction and its stated error by Bayes' rule: so an exact
-//! prediction is used from the first request on, a useless one says nothing, and a misstated error is found out.
+//! prediction is used from the first request on, a useless one has no effect, and a misstated error is detected.
 
 use serde::{Deserialize, Serialize};
 

@@ -40,7 +40,7 @@ use crate::model::{LengthHint, Request, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::View;
 
-/// How finely works are told apart between two levels of priority that do not age.
+/// How finely works are distinguished between two levels of priority that do not age.
 const WORK_STEPS: i64 = 1 << 20;
 
 /// State of `adaptive`.
@@ -64,7 +64,7 @@ pub struct Adaptive {
     deadline: Option<TtftDeadline>,
     /// The tenants, among which served tokens are shared by weight.
     tenants: Option<Tenants>,
-    /// Whose turn it is in the current plan.
+    /// Which queue is next in the current plan.
     turns: Turns,
     without: Vec<Part>,
     /// KV tokens of the residents' shared prefixes, counted for each.
@@ -127,13 +127,14 @@ impl Adaptive {
         }
     }
 
-    /// Lines in time, of which there are as many of the late if there is a deadline.
+    /// Queues of requests in time; with a deadline there are as many queues of late requests.
     fn tenant_queues(&self) -> usize {
         self.tenants.as_ref().map_or(1, Tenants::len)
     }
 
-    /// Collects what may enter, in turn; true if more would enter but for the tokens of an iteration. Behind a head that
-    /// lacks memory others of its queue are looked at, as long as they came within the ageing time after it.
+    /// Collects the requests that may enter, in turn; true if only the token budget keeps more from entering. Behind a
+    /// head that does not fit in memory, others of its queue are considered if they arrived within the ageing time
+    /// after it.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
         // Taken out for the while, so that the checks may borrow all else.
         let mut turns = std::mem::take(&mut self.turns);
@@ -226,7 +227,7 @@ impl Policy for Adaptive {
         request.type_id.map_or(0, |label| label.saturating_add(1))
     }
 
-    /// Its arrival, later by the ageing time for each level of priority, and for its share of the longest work there is;
+    /// Its arrival time plus the ageing time for each level of priority, and for its share of the longest work;
     /// without ageing its priority, then its work, then its arrival.
     fn rank(&self, view: &View, request: &Request, max_tokens: u32) -> i64 {
         let work = || {
@@ -354,7 +355,7 @@ impl Policy for Adaptive {
                 (0..=view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
-            // What it found in the prefix cache may have been taken by those before it.
+            // The blocks it found in the prefix cache may have been taken by requests before it.
             if view.limits().caches_prefixes
                 && let Err(hold) = plan.fits(view, slot, 0)
             {

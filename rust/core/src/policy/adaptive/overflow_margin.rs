@@ -21,7 +21,7 @@ use crate::learn::{HORIZONS, Span};
 /// GPU's arithmetic rate over its memory bandwidth: some 150 for an A100 at 16 bits, 300 for an H100.
 pub(super) const BALANCE: f64 = 200.0;
 
-/// Least probability that is told from certainty.
+/// Least probability that is distinguished from certainty.
 const LEAST: f64 = 1e-6;
 
 /// Deviations from which on the margin is wider than any that is asked: more than `LEAST` corresponds to.

@@ -2,7 +2,7 @@
 //! the fluid model.
 //!
 //! Requests of nearly equal length that enter together leave together: memory then swings between full and half empty
-//! for ever, for the queue refills it at once. A bucket of KV tokens · iterations that fills with C an iteration, and of
+//! forever, because the queue refills it at once. A bucket of KV tokens · iterations that fills with C an iteration, and of
 //! which each admission takes E[A], spreads them. Different lengths disperse a cohort by themselves.
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,8 @@ use super::traffic::Traffic;
 
 /// Rate of the bucket over C: what is not used in one iteration may be in another.
 const SLACK: f64 = 1.05;
-/// What the bucket holds, in C · E[l']. It never owes more, so that many that enter unasked (that come back, or that the
-/// host takes by itself) hold others up for a while, not for as long as they stay.
+/// What the bucket holds, in C · E[l']. Its debt is bounded, so that many requests that enter without asking (resumed,
+/// or admitted by the host itself) delay others for a while, not for as long as they stay.
 const BURST: f64 = 0.05;
 
 /// No bucket holds or owes more: the largest cache for as many iterations as the longest output has.

@@ -24,7 +24,7 @@ pub(super) struct Expected {
     pub(super) prompts: f64,
 }
 
-/// Expects what a budget of `n` tokens gives where memory and seats hold `residents` requests.
+/// Expects what a budget of `n` tokens gives where memory and slots hold `residents` requests.
 pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -> Expected {
     let budget = n as f64;
     let (mut low, mut high) = (0.0, residents.min(budget));

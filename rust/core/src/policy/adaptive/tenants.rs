@@ -2,11 +2,11 @@
 //!
 //! Each tenant has a virtual time: the tokens served to it, prompt and output, over its weight. The next request is that
 //! of the tenant whose time is least: start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) by served tokens, as
-//! the virtual token counter of Sheng et al. (*Fairness in Serving Large Language Models*, OSDI 2024). A tenant that comes
-//! back from having nothing to wait for is lifted to the time of the one served last, less its share of the memory in
-//! tokens: that much it would find free if it had its share to itself, and no more is saved up. An output is charged in
-//! advance with what the tenant's outputs were on average, and put right when it ends: a tenant that returns takes its
-//! share of the memory, not all of it.
+//! the virtual token counter of Sheng et al. (*Fairness in Serving Large Language Models*, OSDI 2024). A tenant that
+//! becomes active again is lifted to the time of the one served last, less its share of the memory in tokens: that much
+//! it would find free if it had its share to itself, and it saves up no more. An output is charged in advance with what
+//! the tenant's outputs were on average, and corrected when it ends: a tenant that returns takes its share of the
+//! memory, not all of it.
 //!
 //! While two tenants wait, the difference of their times grows by at most what one of them has charged in advance or
 //! still owes: one prompt and, for each of its residents, the longest output.

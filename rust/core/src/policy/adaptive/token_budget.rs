@@ -1,6 +1,6 @@
 //! Tokens of an iteration: how many prompt tokens are worth the time that they take from the decodes beside them.
 //!
-//! While requests are held for want of memory, seats or tokens, the budget is the static one with which the fluid model
+//! While requests are held for lack of memory, slots or tokens, the budget is the static one with which the fluid model
 //! expects most requests to pass (`steady_state.rs`). It ends where prompt tokens are cheapest: at the edge of a stair
 //! of the law, or where it bends from memory-bound to compute-bound; more of them in an iteration would only make the
 //! decodes, and with them the memory, slower to leave.

@@ -1,12 +1,12 @@
 //! A deadline for the first token: a request that can no longer meet it is late, and costs those in time nothing.
 //!
-//! First come, first served, an overloaded engine serves every request late: the queue is longer than the target, and whatever
-//! reaches its head has waited for all of it. A request that is found late leaves that queue. It is refused (`late` =
-//! `refuse`), or it waits among the late and is admitted where none in time waits and its whole stay fits what the traffic
-//! leaves of the engine: the share that those in time took lately, for those found late as well, and a deviation, beside
-//! all that late residents will hold. (What those in time hold is no measure of what they need: late residents push them
-//! out, and would leave room for more of their kind.) One late resident is always allowed, so that m late requests take at
-//! most m stays once those in time no longer wait.
+//! First come, first served, an overloaded engine serves every request late: the queue is longer than the target, and
+//! whatever reaches its head has waited for all of it. A request that is found late leaves that queue. It is refused
+//! (`late` = `refuse`), or it waits among the late requests and is admitted where none in time waits and its whole stay
+//! fits what the traffic leaves of the engine: the share that those in time took lately, for those found late as well,
+//! and a deviation, beside all that late residents will hold. (What those in time hold is no measure of what they need:
+//! late residents push them out, and would leave room for more of their kind.) One late resident is always allowed, so
+//! that m late requests take at most m stays once those in time no longer wait.
 //!
 //! Late is what would get its first token after the target: what it has waited, the time that the prompts before it and
 //! its own take at the pace measured where prompts were left over, and a margin. While requests are found late, those that
@@ -20,7 +20,7 @@ use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::{Phase, View};
 
 /// Iterations added to the time of the prompts: one in which the last of them begins, and one because no two take equally
-/// long. With one, several in 100 of those admitted in time miss the target where iterations are short; a third buys no
+/// long. With one, several in 100 of those admitted in time miss the target where iterations are short; a third gains no
 /// goodput.
 const MARGIN: f64 = 2.0;
 /// Iterations with prefills over which durations are taken, and requests over which it is counted how many are late.
@@ -29,7 +29,7 @@ const MEMORY: f64 = 64.0;
 const SHARE_STAYS: f64 = 0.2;
 const SHARE_ITERATIONS: f64 = 64.0;
 /// Deviations of that share which late requests leave free: one more costs 1 % of throughput where outputs are long, and
-/// buys 1 to 2 % of goodput.
+/// gains 1 to 2 % of goodput.
 const DEVIATIONS: f64 = 1.0;
 /// At most so much of the traffic counts as late in that share.
 const MOST_LATE: f64 = 0.9;
@@ -62,7 +62,7 @@ struct Resident {
 pub(super) struct TtftDeadline {
     target_ns: f64,
     late: Late,
-    /// Share of the late among those last admitted in time or found late.
+    /// Share of late requests among those last admitted in time or found late.
     late_share: f64,
     planned: Option<Planned>,
     /// Mean duration of an iteration that computes prompts, ns; 0 before the first.
@@ -148,7 +148,7 @@ impl TtftDeadline {
         self.arrivals.push_back(view.request(slot).id);
     }
 
-    /// A request was admitted: among the late if `late`, and will then take `share` of the engine.
+    /// A request was admitted: as a late one if `late`, and will then take `share` of the engine.
     pub(super) fn admitted(&mut self, view: &View, slot: Slot, late: bool, share: f64) {
         if late {
             self.residents.push(Resident { slot, share });
@@ -279,7 +279,7 @@ impl TtftDeadline {
         (self.late == Late::Refuse).then_some((expected as u64, self.target_ns as u64))
     }
 
-    /// Why the late wait: how long the first of them, `head`, has waited, and the target, s.
+    /// Why late requests wait: how long the first of them, `head`, has waited, and the target, s.
     pub(super) fn hold(&self, view: &View, head: Option<Slot>) -> Hold {
         let head = head.or(self.found.first().copied());
         let waited = head.map_or(0, |slot| view.now_ns().saturating_sub(view.request(slot).arrival_ns));
@@ -287,7 +287,7 @@ impl TtftDeadline {
     }
 }
 
-/// The share of the engine that so many KV tokens and seats are: of its memory or of its seats, whichever is more.
+/// The share of the engine that so many KV tokens and slots are: of its memory or of its slots, whichever is more.
 pub(super) fn share(view: &View, tokens: f64, seats: f64) -> f64 {
     (tokens / view.pool().tokens() as f64).max(seats / f64::from(view.limits().max_num_seqs))
 }

@@ -1,7 +1,7 @@
-//! Whose turn it is, while a plan is made: the preempted, those in time, and the late where the deadline lets them.
+//! Which queue is next while a plan is made: preempted requests, those in time, and late ones where the deadline admits them.
 //!
-//! Each tenant has a queue in time, and a queue of the late if there is a deadline. Among queues of a kind it is the turn of
-//! the tenant that was served least; within a queue that of the least rank.
+//! Each tenant has a queue in time, and a queue of late requests if there is a deadline. Among queues of a kind it is
+//! the turn of the tenant that was served least; within a queue that of the least rank.
 
 use super::tenants::Tenants;
 use super::ttft_deadline::{self, TtftDeadline};
@@ -38,7 +38,7 @@ impl Turns {
         self.resuming_late = self.resumes(view, first, true);
     }
 
-    /// Whether a queue is one of the late.
+    /// Whether a queue is one of late requests.
     pub(super) fn is_late(&self, queue: usize) -> bool {
         (self.tenant_queues..2 * self.tenant_queues).contains(&queue)
     }
@@ -158,7 +158,7 @@ impl Adaptive {
     /// States why all queues wait, if that whose turn it is does.
     pub(super) fn hold_queues(&self, view: &View, plan: &mut Plan, queue: usize, hold: Hold) {
         let tenant_queues = self.tenant_queues();
-        // The late among the preempted wait for those in time as well.
+        // Preempted requests that are late wait for those in time as well.
         let queues = view.queues() + usize::from(self.deadline.is_some() && queue < tenant_queues);
         for other in 0..queues {
             let own = match (&self.deadline, &self.tenants) {

@@ -6,7 +6,7 @@
 //! first come first served at C/E[A] requests an iteration, the balanced composition of the fluid model; `srpt`, the
 //! least cost A in KV tokens · iterations first. No order is best at everything: first come, first served, one long output
 //! at the head holds back all behind it, and where outputs are of two kinds and recomputation is cheap, a policy that
-//! preempts serves more. What knowing lengths is worth to such a policy, `adaptive` with lengths known tells.
+//! preempts serves more. What known lengths are worth to such a policy shows in `adaptive` with lengths known.
 //! A length that is not declared exactly counts as `max_tokens`.
 
 mod kv_schedule;

@@ -127,7 +127,8 @@ impl Wait {
     }
 
     /// Nothing would run though a served type has requests: services without a batch take no time, so credit accrues
-    /// until the oldest may enter; and if paused types hold the memory that it needs, they go on, or no request ever will.
+    /// until the oldest may enter; and if paused types hold the memory that it needs, they go on; otherwise no request
+    /// would ever run again.
     fn unblock(&mut self, view: &View, plan: &mut Plan) {
         let oldest = self.oldest(view, |_, _| true);
         let resumes = admission::first_from(view, plan, view.head(view.queues())).is_some();

@@ -60,7 +60,7 @@ impl View {
         self.limits.max_model_len.unwrap_or(self.largest)
     }
 
-    /// Most tokens that any request present may have: what was let in keeps its length when the capacity shrinks.
+    /// Most tokens that any request present may have: accepted requests keep their length when the capacity shrinks.
     pub(crate) fn longest(&self) -> u32 {
         self.limits.max_model_len.unwrap_or(self.ever_largest)
     }
