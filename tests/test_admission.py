@@ -91,7 +91,7 @@ def test_a_request_that_would_be_late_is_answered_503_with_the_reason() -> None:
     assert dict(start["headers"])[b"retry-after"] == b"15"
     error = json.loads(body["body"])["error"]
     assert error == {
-        "message": "The request would wait about 20 s, longer than the 5 s of ttft_target.",
+        "message": "The request would wait about 20 s, longer than the 5 s that ttft_target leaves.",
         "type": "Service Unavailable",
         "param": None,
         "code": 503,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -90,6 +91,33 @@ def test_an_overloaded_server_refuses_and_says_why(tmp_path: Path, servers: int)
         before = kept.read_text()
     assert json.loads(kept.read_text())["policy"] == "adaptive", "it is there after SIGTERM"
     assert len(before) > 500
+
+
+RUST = os.environ.get("WAIT_CORE_VLLM_RS", "")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not RUST, reason="WAIT_CORE_VLLM_RS names no vllm-rs: GPU wheels of vLLM have one")
+def test_behind_the_front_end_in_rust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scheduler does by itself works, and the log says what does not."""
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", RUST)
+    kept = tmp_path / "learned.json"
+    with serving(tmp_path, {"learned_file": str(kept)}, max_num_seqs=2) as (url, log):
+        with ThreadPoolExecutor(CROWD) as pool:
+            crowd = [pool.submit(ask, url) for _ in range(CROWD)]
+            time.sleep(0.5)
+            answer = ask(url, 5, vllm_xargs={"wait_core_deadline": 0.02})[2]
+            assert answer["choices"][0]["finish_reason"] == "abort"
+            for status, _, whole in (done.result() for done in crowd):
+                assert (status, whole["choices"][0]["finish_reason"]) == (200, "length")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(f"{url}/get_load")
+        assert "wait_core" not in get(f"{url}/metrics")
+        assert "behind vLLM's Rust front end" in log.read_text()
+        time.sleep(1.5)
+        ask(url, 2)
+        until(kept.exists)
 
 
 def look_at_the_door(url: str) -> None:

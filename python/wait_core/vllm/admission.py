@@ -149,7 +149,7 @@ def _first(messages: list[Message], receive: Receive) -> Receive:
 
 def _refused(refusal: Refusal) -> dict[str, Any]:
     wait_s, limit_s = round(refusal.predicted_wait_s, 3), round(refusal.limit_s, 3)
-    message = f"The request would wait about {wait_s:g} s, longer than the {limit_s:g} s of {refusal.reason}."
+    message = f"The request would wait about {wait_s:g} s, longer than the {limit_s:g} s that {refusal.reason} leaves."
     answer = _error(503, message)
     answer["error"] |= {"reason": refusal.reason, "predicted_wait_s": wait_s, "limit_s": limit_s}
     answer["error"]["retry_after_s"] = refusal.retry_after_s
