@@ -145,7 +145,7 @@ def test_a_request_may_choose_its_engine() -> None:
 @pytest.mark.parametrize(
     ("header", "text"),
     [("deadline", "soon"), ("deadline", "-1"), ("deadline", "nan"), ("deadline", "inf"), ("tenant", "-1"),
-     ("tenant", "a"), ("priority", "1.5")],
+     ("tenant", "a"), ("priority", "1.5"), ("priority", "9" * 400), ("tenant", "9" * 5000)],
 )  # fmt: skip
 def test_a_header_that_says_nothing_is_refused(header: str, text: str) -> None:
     door = Door(report(bounds={}))

@@ -44,6 +44,9 @@ class Late:
 
     def due(self, now_ns: int, requests: Mapping[int, Request]) -> list[tuple[int, str]]:
         """Return those that have waited as long as they may and were never admitted, and the bound."""
+        if len(self._due) > 2 * len(requests) + 1000:  # far bounds of requests that have left long ago
+            self._due = [entry for entry in self._due if entry[1] in requests]
+            heapq.heapify(self._due)
         found = []
         while self._due and self._due[0][0] <= now_ns:
             _, number, bound = heapq.heappop(self._due)

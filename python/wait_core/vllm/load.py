@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 THROUGHPUT_S = 10.0
 """Time constant of the rate of output tokens, an exponential average."""
-
-
 WAIT_SHARE = 0.75
 """Share of `ttft_target` that a request may be expected to wait for its admission and be let in: the rest is for its
 prompt and the error of the prediction. At 0.9 one in ten of those let in is late; 0.5 gains nothing (bench/door.py)."""
