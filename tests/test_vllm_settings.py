@@ -128,6 +128,7 @@ def logger_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DAMAGED = [b"", b"null", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b'{"policy": "\\ud800"}']
+DAMAGED += [b'{"wait_core": {"policy": "vllm"}}', b'{"policy": null}', b"[{}]"]
 
 
 @pytest.mark.usefixtures("logger_of_vllm")

@@ -37,14 +37,16 @@ SCHEDULING = [
     (STALLED, "watchdog.progressed"),
     (STALLED, "queue.open"),
     (STALLED, "transfer.declare"),
+    *((STALLED, f"late.{name}") for name in ("watch", "due")),
     *((STALLED, f"telemetry.{name}") for name in ("arrived", "rejected_for", "explain")),
 ]
 FIGURES = [
     "core.stats",
     "core.kv_forecast",
     "core.used_blocks",
+    "core.waiting_tokens",
     "telemetry.collect",
-    "telemetry.attach",
+    "late.taken",
     "telemetry.is_due",
 ]
 
@@ -236,7 +238,7 @@ def test_the_watchdog_does_not_take_rest_for_a_stall() -> None:
 def test_a_fault_at_the_end_of_the_engine_ends_ours_only(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = ours({})
     bridge = driver.scheduler.wait_core
-    fault = break_call(bridge, "control.stop", 0, monkeypatch)
+    fault = break_call(bridge, "control.keep", 0, monkeypatch)
     driver.scheduler.shutdown()
     assert fault.calls == 1
     assert not bridge.active

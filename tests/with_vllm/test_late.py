@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -151,6 +152,19 @@ def test_what_would_wait_too_long_ends_when_it_comes() -> None:
     assert line.told["impatient"] == ("abort", "late: deadline")
     line.run()
     assert sum(reason == "length" for reason, _ in line.told.values()) == 30
+
+
+def test_bounds_far_away_do_not_pile_up() -> None:
+    from wait_core.vllm.config import Settings
+    from wait_core.vllm.late import Late
+
+    nobody: Any = None
+    late = Late(nobody)
+    request: Any = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"wait_core_deadline": 1e8}))
+    for number in range(5000):
+        late.watch(number, request, 0, Settings())
+        assert late.due(number, {number: request}) == []
+    assert len(late._due) < 1100
 
 
 def test_shadow_mode_ends_nothing() -> None:

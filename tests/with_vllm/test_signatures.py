@@ -186,7 +186,12 @@ def test_ending_a_request_that_waits_is_as_expected(vllm: Source) -> None:
     ).keys()
     assert "outputs" in engine.fields("EngineCoreOutputs")
     assert "ABORT" in engine.members("FinishReason")
-    assert "extra_args" in vllm["sampling_params"].fields("SamplingParams")
+    assert {"extra_args", "output_kind"} <= vllm["sampling_params"].fields("SamplingParams").keys()
+    assert "DELTA" in vllm["sampling_params"].members("RequestOutputKind")
+    serving = vllm["entrypoints.openai.completion.serving"].source(
+        "OpenAIServingCompletion.completion_stream_generator"
+    )
+    assert serving.index("_raise_if_error") < serving.index("don't return empty chunks"), "only an error is passed on"
     # A class of ASGI is put around the application, and made with nothing but that.
     middleware = vllm["entrypoints.serve.middleware.register"]
     assert "app.add_middleware(imported)" in middleware.text

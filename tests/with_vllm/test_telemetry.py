@@ -45,6 +45,18 @@ def test_a_front_end_in_rust_gets_no_figures_and_the_log_says_so(
     assert any(figures) is not rust
 
 
+def test_the_dashboard_asks_vllm_for_what_it_has() -> None:
+    from vllm.v1.metrics import loggers
+
+    folder = Path(__file__).parents[2] / "docs" / "monitoring"
+    asked = set()
+    for file in folder.iterdir():
+        asked |= {re.sub(r"_bucket$", "", name) for name in re.findall(r"vllm:\w+", file.read_text(encoding="utf-8"))}
+    named = set(re.findall(r'"(vllm:\w+)"', Path(str(loggers.__file__)).read_text(encoding="utf-8")))
+    assert asked
+    assert asked <= named
+
+
 def test_the_document_names_every_metric() -> None:
     from wait_core.vllm import metrics
 

@@ -7,7 +7,6 @@ two routes that routers poll. Everything else, and every answer of vLLM's, passe
 from __future__ import annotations
 
 import json
-import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +40,8 @@ HEADERS = {
     b"x-wait-core-tenant": ("wait_core_tenant", int),
 }
 """Headers that say something of one request: the name by which the scheduler finds it in ``vllm_xargs``, its kind."""
+MOST = 2**63
+"""Numbers from here on do not reach the scheduler's process."""
 RANK = b"x-data-parallel-rank"
 """Header by which vLLM lets a request choose its engine."""
 
@@ -105,7 +106,8 @@ def _asked(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not math.isfinite(value) or (value < 0 and name != "wait_core_priority"):
+        least = -MOST if name == "wait_core_priority" else 0
+        if value is None or not least <= value < MOST:
             expected = {"wait_core_deadline": "a number of seconds, 0 or more", "wait_core_tenant": "an index from 0"}
             wanted = expected.get(name, "an integer")
             raise ValueError(f"{header.decode()} must be {wanted}, got {text[:60].decode(errors='replace')!r}")
@@ -149,7 +151,7 @@ def _first(messages: list[Message], receive: Receive) -> Receive:
 
 def _refused(refusal: Refusal) -> dict[str, Any]:
     wait_s, limit_s = round(refusal.predicted_wait_s, 3), round(refusal.limit_s, 3)
-    message = f"The request would wait about {wait_s:g} s, longer than the {limit_s:g} s of {refusal.reason}."
+    message = f"The request would wait about {wait_s:g} s, longer than the {limit_s:g} s that {refusal.reason} leaves."
     answer = _error(503, message)
     answer["error"] |= {"reason": refusal.reason, "predicted_wait_s": wait_s, "limit_s": limit_s}
     answer["error"]["retry_after_s"] = refusal.retry_after_s

@@ -155,25 +155,23 @@ class Bridge:
         self._next += 1
         try:
             transfer.declare(self.core, number, request, (self.scheduler, self.settings), now_ns)
+        except DeadlineError:
+            self.late.end(request, transfer.broken_bound(self.core, request, self.settings))
         except WaitCoreError as refusal:
-            if isinstance(refusal, DeadlineError):
-                self.late.end(request, transfer.broken_bound(self.core, request, self.settings))
-            else:
-                self._make_foreign(request, refusal)
-            return
-        self.late.watch(number, request, now_ns, self.settings)
-        self.prefixes.moved = True
-        self._arrivals[number] = now_ns
-        self._ids[request.request_id] = number
-        self._requests[number] = request
-        if request.status == RequestStatus.RUNNING:  # vLLM took it by itself the moment it was ready
-            self._prefilling[number] = -1
+            self._make_foreign(request, refusal)
+        else:
+            self.late.watch(number, request, now_ns, self.settings)
+            self.prefixes.moved = True
+            self._arrivals[number] = now_ns
+            self._ids[request.request_id] = number
+            self._requests[number] = request
+            if request.status == RequestStatus.RUNNING:  # vLLM took it by itself the moment it was ready
+                self._prefilling[number] = -1
 
     def _end(self, number: int, bound: str) -> None:
         """Let a late request, which has left the core, leave vLLM too."""
-        request = self._requests[number]
+        self.late.end(request := self._requests[number], bound)
         self._left(request.request_id)
-        self.late.end(request, bound)
 
     def _make_foreign(self, request: Request, refusal: WaitCoreError | None) -> None:
         self._foreign[request.request_id] = request

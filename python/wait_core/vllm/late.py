@@ -6,6 +6,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
@@ -26,7 +27,8 @@ class Late:
     """Ends what is late with vLLM, and keeps what is to be told of it until vLLM tells of a step.
 
     A request ends with the finish reason "abort": of those that vLLM knows, the one that says neither that the output
-    is complete nor that the server is at fault. Its `stop_reason` is "late: " and the bound that it broke.
+    is complete nor that the server is at fault. Its `stop_reason` is "late: " and the bound that it broke. A streamed
+    one ends with "error": of a stream without a token vLLM's front end passes on nothing but an error.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -42,6 +44,9 @@ class Late:
 
     def due(self, now_ns: int, requests: Mapping[int, Request]) -> list[tuple[int, str]]:
         """Return those that have waited as long as they may and were never admitted, and the bound."""
+        if len(self._due) > 2 * len(requests) + 1000:  # far bounds of requests that have left long ago
+            self._due = [entry for entry in self._due if entry[1] in requests]
+            heapq.heapify(self._due)
         found = []
         while self._due and self._due[0][0] <= now_ns:
             _, number, bound = heapq.heappop(self._due)
@@ -53,7 +58,10 @@ class Late:
     def end(self, request: Request, bound: str) -> None:
         """Let vLLM forget `request`, and its client hear which `bound` it broke."""
         self._ended[bound] = self._ended.get(bound, 0) + 1
-        self._scheduler.finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
+        params = request.sampling_params
+        streamed = params is not None and params.output_kind == RequestOutputKind.DELTA
+        status = RequestStatus.FINISHED_ERROR if streamed else RequestStatus.FINISHED_ABORTED
+        self._scheduler.finish_requests(request.request_id, status)
         output = EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[],

@@ -94,9 +94,11 @@ class Telemetry:
 
     def send(self, stats: SchedulerStats, bridge: Bridge, now_ns: int) -> None:
         """Put the figures of `bridge`, which has come here with an error of ours or without, into what vLLM sends."""
-        if self.failed or not self._has_reader or not self.is_due(now_ns, idle=not bridge.scheduler.running):
+        if self.failed or not self._has_reader:
             return
         try:
+            if not self.is_due(now_ns, idle=not bridge.scheduler.running):
+                return
             settings, engine = bridge.settings, bridge.control.engine
             figures: dict[str, Any] = {"active": bridge.active, "policy": settings.policy}
             if bridge.active:

@@ -35,17 +35,21 @@ impl Adaptive {
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
-            Event::Finished => {
+            // A client that leaves frees the memory as an output that ends does: both end a stay. If such an end taught nothing,
+            // those who stay would be expected to stay for ever.
+            Event::Finished | Event::Aborted => {
                 self.advance(view);
-                if let Some((class, stage)) = self.forecast.leave(slot) {
-                    // A host that tells of the end late has let iterations be planned that computed nothing.
-                    let stage = stage.min(request.max_tokens);
-                    self.learned.end(class, stage - 1);
+                // A host that tells of the end late has let iterations be planned that computed nothing.
+                if let Some((class, stage)) =
+                    self.forecast.leave(slot).map(|(class, stage)| (class, stage.min(request.max_tokens)))
+                    && let Some(last) = stage.checked_sub(1)
+                {
+                    self.learned.end(class, last);
                     let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
                     self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
                 }
             }
-            Event::Preempted | Event::Refused | Event::Aborted => {
+            Event::Preempted | Event::Refused => {
                 if matches!(event, Event::Refused) {
                     self.pace.give_back(&self.traffic);
                 }
