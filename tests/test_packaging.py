@@ -56,7 +56,7 @@ def test_the_metadata_of_the_installed_package_are_complete() -> None:
     assert text is not None
     assert check_wheel.problems_of_metadata(text, released=False) == []
     extras = set(importlib.metadata.metadata("wait-core").get_all("Provides-Extra") or ())
-    assert extras == {"all", "calibrate", "docs", "hardware", "plot", "report", "test", "vllm", "zstd"}
+    assert extras == {"all", "calibrate", "docs", "hardware", "plot", "ray", "report", "test", "vllm", "zstd"}
 
 
 def test_a_release_names_its_repository_and_has_no_relative_links() -> None:

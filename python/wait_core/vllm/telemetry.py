@@ -107,6 +107,7 @@ class Telemetry:
             "used_blocks": max(0, core.used_blocks),
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
+            "fleet": {"load": core.load(), "iteration_time": _law(core)},
         }
         if forecast := core.kv_forecast():
             _, mean, _, overflow = zip(*forecast, strict=True)
@@ -148,3 +149,10 @@ def let_pass(error: BaseException) -> None:
 def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
     flat = {name: stats[name] for name in ("admitted", "preemptions", "recomputed_tokens", "unknown_ids")}
     return flat | {f"holds {reason}": value for reason, value in stats["holds"].items()}
+
+
+def _law(core: Any) -> dict[str, Any] | None:
+    """Return the iteration-time law that decides, given or learned."""
+    learned = core.iteration_time or {"used": False}
+    law: dict[str, Any] | None = learned["law"] if learned["used"] else core.settings["iteration_time"]
+    return law
