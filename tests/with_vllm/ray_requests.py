@@ -85,7 +85,7 @@ async def main(router: str) -> dict[str, Any]:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what Ray's threads bring about, for half a minute at most."""
     deadline = time.monotonic() + 30
-    while not holds() and time.monotonic() < deadline:
+    while not holds() and time.monotonic() < deadline:  # noqa: ASYNC110  other threads set no event of this loop
         await asyncio.sleep(0.02)
 
 

@@ -55,6 +55,10 @@ class WaitScheduler(AsyncScheduler):
         self.wait_core.after_step(output)
         return output
 
+    def get_kv_cache_usage(self) -> float:
+        """Tell vLLM's data-parallel balancer, which alone asks, what the core expects, where that is wanted."""
+        return self.wait_core.telemetry.kv_usage(self.wait_core, super().get_kv_cache_usage())
+
     def shutdown(self) -> None:
         """Let the core's side end before vLLM's."""
         self.wait_core.stop()

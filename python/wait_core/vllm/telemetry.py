@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
+    from wait_core.vllm.bridge import Bridge
+
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
 CARRIER = "wait_core "
@@ -117,6 +119,25 @@ class Telemetry:
         self.holds_ns.clear()
         self.rejected = {}
         return figures
+
+    def kv_usage(self, bridge: Bridge, used: float) -> float:
+        """Return the largest share of the KV cache that the residents are expected to hold; `used` without a forecast.
+
+        Behind our gate requests wait while much of the cache is free yet, because it is spoken for. A balancer that
+        looks at what is used takes them for a passing queue.
+        """
+        settings = bridge.settings
+        if self.failed or not (settings.balance_by_forecast and bridge.active) or settings.shadow:
+            return used
+        try:
+            tokens: int = bridge.core.settings["kv_blocks"] * bridge.core.settings["block_size"]
+            peak: float = bridge.core.load().get("kv_peak", 0.0)
+        except BaseException as error:  # a figure is not worth the scheduling
+            let_pass(error)
+            self.failed = True
+            logger.exception("wait-core sends no figures from now on")
+            return used
+        return max(used, peak / tokens)
 
     def explain(self, core: Any, waiting: Iterable[Request], ids: Mapping[str, int]) -> None:
         """Say at debug level why each request waits, with the limiting number; again only when the reason changes."""
