@@ -63,7 +63,7 @@ async def main(router: str) -> dict[str, Any]:
         await asyncio.gather(*left, return_exceptions=True)
         replicas = list(serve_router.curr_replicas.values())
         # The news that it left takes a while on its way through Ray to the engine and back.
-        await until(lambda: all(_is_idle(each) for each in replicas))
+        await until(lambda: not serve_router._dispatcher._sent and all(_is_idle(each) for each in replicas))
         answer["reported"] = {each.replica_id.unique_id: each.routing_stats["wait_core"] for each in replicas}
         answer["now_ns"] = time.time_ns()
         answer["known_when_idle"] = len(serve_router._dispatcher._sent)
