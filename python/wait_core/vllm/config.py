@@ -43,6 +43,9 @@ class Settings:
         Whether the core may see ``max_tokens``. Where clients set it far above what they use, false.
     known_lengths
         Whether ``max_tokens`` is the exact output length of a request that ignores EOS and has no stop condition.
+    balance_by_forecast
+        Whether vLLM's data-parallel balancer sees, as the use of the KV cache, the most that the residents are expected
+        to hold; nothing else reads it.
     fast_decode
         Whether steady decode skips the work that vLLM does in vain; see `wait_core.vllm.fast_decode`.
     max_wait_s
@@ -70,6 +73,7 @@ class Settings:
     watchdog_s: float = 2.0
     use_max_tokens: bool = True
     known_lengths: bool = True
+    balance_by_forecast: bool = False
     fast_decode: bool = False
     max_wait_s: float | None = None
     shadow: bool = False
@@ -169,6 +173,7 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
         ("policy", str),
         ("use_max_tokens", bool),
         ("known_lengths", bool),
+        ("balance_by_forecast", bool),
         ("shadow", bool),
         ("fast_decode", bool),
     ):

@@ -7,6 +7,7 @@ another scheduler runs it shows nothing.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -65,6 +66,8 @@ class WaitCoreStatLogger(AggregateStatLoggerBase):
         self._labels = {i: (vllm_config.model_config.served_model_name, str(i)) for i in engine_indexes}
         self._metrics: _Metrics | None = None
         self._failed = False
+        self.reports: dict[int, tuple[int, Mapping[str, Any]]] = {}
+        """The newest report for routers that each engine has sent, and when it came: Unix time, ns."""
         name = vllm_config.scheduler_config.scheduler_cls
         if isinstance(name, str) and name.startswith("wait_core."):  # a subclass of it shows with its first figures
             self._show()
@@ -95,6 +98,8 @@ class WaitCoreStatLogger(AggregateStatLoggerBase):
                 self._show().update(self._labels[engine_idx], figures)
                 if "load" in figures:
                     LOADS.report(engine_idx, figures["load"])
+                if "fleet" in figures:
+                    self.reports[engine_idx] = time.time_ns(), figures["fleet"]
         except Exception:
             self._failed = True
             logger.exception("wait-core shows no metrics from now on")

@@ -60,6 +60,10 @@ class WaitScheduler(AsyncScheduler):
         """Let those that ended while they waited be told with what has come of a step."""
         return self.wait_core.late.tell(super().update_from_output(*args, **kwargs))
 
+    def get_kv_cache_usage(self) -> float:
+        """Tell vLLM's data-parallel balancer, which alone asks, what the core expects, where that is wanted."""
+        return self.wait_core.telemetry.kv_usage(self.wait_core, super().get_kv_cache_usage())
+
     def shutdown(self) -> None:
         """Let the core's side end before vLLM's."""
         self.wait_core.keep(ends=True)

@@ -128,6 +128,7 @@ class Telemetry:
             "used_blocks": max(0, core.used_blocks),
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
+            "fleet": {"load": core.load(), "iteration_time": _law(core)},
         }
         if forecast := core.kv_forecast():
             _, mean, _, overflow = zip(*forecast, strict=True)
@@ -137,6 +138,25 @@ class Telemetry:
         self.holds_ns.clear()
         self.rejected = {}
         return figures
+
+    def kv_usage(self, bridge: Bridge, used: float) -> float:
+        """Return the largest share of the KV cache that the residents are expected to hold; `used` without a forecast.
+
+        Behind our gate requests wait while much of the cache is free yet, because it is spoken for. A balancer that
+        looks at what is used takes them for a passing queue.
+        """
+        settings = bridge.settings
+        if self.failed or not (settings.balance_by_forecast and bridge.active) or settings.shadow:
+            return used
+        try:
+            tokens: int = bridge.core.settings["kv_blocks"] * bridge.core.settings["block_size"]
+            peak: float = bridge.core.load().get("kv_peak", 0.0)
+        except BaseException as error:  # a figure is not worth the scheduling
+            let_pass(error)
+            self.failed = True
+            logger.exception("wait-core sends no figures from now on")
+            return used
+        return max(used, peak / tokens)
 
     def explain(self, core: Any, waiting: Iterable[Request], ids: Mapping[str, int]) -> None:
         """Say at debug level why each request waits, with the limiting number; again only when the reason changes."""
@@ -169,3 +189,10 @@ def let_pass(error: BaseException) -> None:
 def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
     flat = {name: stats[name] for name in ("admitted", "preemptions", "recomputed_tokens", "unknown_ids")}
     return flat | {f"holds {reason}": value for reason, value in stats["holds"].items()}
+
+
+def _law(core: Any) -> dict[str, Any] | None:
+    """Return the iteration-time law that decides, given or learned."""
+    learned = core.iteration_time or {"used": False}
+    law: dict[str, Any] | None = learned["law"] if learned["used"] else core.settings["iteration_time"]
+    return law

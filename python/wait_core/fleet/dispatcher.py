@@ -1,0 +1,139 @@
+"""A `Router` kept in step with a host that says which replicas there are, what each last reported, and what has ended.
+
+Absent: the host (`wait_core.fleet.ray` is one), the sending, and the clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from wait_core._core import Choice, Router, WaitCoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wait_core.fleet.prompts import Asked
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = {"kv_blocks": 1000}
+"""What a replica is taken for that has not described itself, while none of the others has."""
+
+
+class Dispatcher:
+    """Routes the requests of one deployment.
+
+    Parameters
+    ----------
+    router : str
+        Name of the router, one of `wait_core.fleet.ROUTERS`.
+    longest_hold : float
+        Time after which a request that the router holds at the door is left to the host, s.
+    settings
+        Those of `Router`: `seed`, `stale_after`, `affinity_load`, `longest_queue`.
+
+    Raises
+    ------
+    WaitCoreError
+        Where the name is unknown or a value out of its range.
+    """
+
+    def __init__(self, router: str = "forecast", *, longest_hold: float = 30.0, **settings: Any) -> None:
+        if not longest_hold >= 0:
+            raise WaitCoreError(f"longest_hold = {longest_hold}: must be at least 0 s")
+        self.router = Router(router, **settings)
+        self._longest_hold_ns = longest_hold * 1e9
+        self._said: dict[str, Mapping[str, Any]] = {}
+        self._described: dict[str, Mapping[str, Any]] = {}
+        self._longest: int | None = None
+        self._sent: dict[str, str] = {}
+        self._held_ns: dict[str, int] = {}
+        self._complained: set[str] = set()
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, as the replicas said last; 16 while none has."""
+        return int(next((each.get("block_size", 16) for each in self._described.values()), 16))
+
+    def update(self, replicas: Mapping[str, object], now_ns: int) -> None:
+        """Take over which replicas there are, and what each says of itself: a report of `reports.Reporter`, or nothing.
+
+        What cannot be read is logged once for a replica and counts as nothing.
+        """
+        for name in set(self.router.replicas).difference(replicas):
+            self.remove(name)
+        for name, said in replicas.items():
+            if name in self._said and self._said[name] == said:
+                continue
+            self._said[name] = said if isinstance(said, dict) else {}
+            try:
+                self._hear(name, self._said[name], now_ns)
+            except (WaitCoreError, KeyError, TypeError, ValueError) as error:
+                if name not in self._complained:
+                    logger.warning("replica %s reports what cannot be used: %s", name, error)
+                    self._complained.add(name)
+        typical = next(iter(self._described.values()), UNKNOWN)
+        for name in set(replicas).difference(self._described):
+            self.router.add_replica(name, **typical)
+
+    def _hear(self, name: str, said: Mapping[str, Any], now_ns: int) -> None:
+        if "replica" in said and said["replica"] != self._described.get(name):
+            self.router.add_replica(name, **said["replica"])
+            self._described[name] = said["replica"]
+            self._longest = said.get("longest")
+        if "load" in said:
+            # A clock that is ahead of ours must not say what was sent after it was read.
+            self.router.report(name, min(int(said["at_ns"]), now_ns), said["load"])
+
+    def remove(self, replica: str) -> None:
+        """Forget a replica that is gone; the host tells the callers of the requests that were there."""
+        for request in self.router.remove_replica(replica):
+            self._sent.pop(request, None)
+        for known in (self._said, self._described):
+            known.pop(replica, None)
+        self._complained.discard(replica)
+
+    def knows(self, request: str) -> bool:
+        """Whether a request is held or was sent, and has not ended."""
+        return request in self._sent or request in self._held_ns
+
+    def choose(self, request: str, asked: Asked | None, now_ns: int) -> Choice | None:
+        """Choose a replica for a request, and count it as sent there; None leaves the choice to the host.
+
+        That is so for a request without a prompt, and for one that has been held too long. A choice without a replica
+        holds the request: it is to be asked again.
+        """
+        if asked is None:
+            return None
+        most = asked.max_tokens
+        if self._longest is not None:
+            room = max(1, self._longest - asked.prompt_tokens)
+            most = room if most is None else min(most, room)
+        choice = self.router.route(
+            request,
+            now_ns,
+            prompt_tokens=asked.prompt_tokens,
+            max_tokens=most,
+            block_hashes=asked.block_hashes,
+        )
+        if choice.replica is None:
+            self._sent.pop(request, None)
+            since_ns = self._held_ns.setdefault(request, now_ns)
+            return None if now_ns - since_ns > self._longest_hold_ns else choice
+        self._held_ns.pop(request, None)
+        self._sent[request] = choice.replica
+        return choice
+
+    def moved(self, request: str, replica: str, now_ns: int) -> None:
+        """Hear which replica has taken a request: if not the chosen one, it counts nowhere until reports show it."""
+        if self._sent.get(request, replica) != replica:
+            self.ended(request, now_ns)
+
+    def ended(self, request: str, now_ns: int, *, replica: str | None = None) -> None:
+        """Hear that a request has ended, whichever way; one that was routed elsewhere than `replica` since goes on."""
+        if replica is not None and self._sent.get(request, replica) != replica:
+            return
+        self._held_ns.pop(request, None)
+        if self._sent.pop(request, None) is not None:
+            self.router.finished(request, now_ns)
