@@ -230,8 +230,8 @@ impl Fleet {
         Ok(())
     }
 
-    pub(super) fn drain(&mut self, id: ReplicaId) -> bool {
-        self.of(id).map(|standing| standing.drains = true).is_some()
+    pub(super) fn drain(&mut self, id: ReplicaId, drains: bool) -> bool {
+        self.of(id).map(|standing| standing.drains = drains).is_some()
     }
 
     pub(super) fn remove(&mut self, id: ReplicaId) -> bool {

@@ -135,7 +135,9 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming) 
     let lacking = (needs + MARGIN * there.deviation - capacity).max(0.0) / needs.min(capacity);
     let seats = f64::from(what.max_num_seqs);
     let unseated = (there.requests + 1.0 - seats).max(0.0) / seats;
-    let wait = (stay * lacking.max(unseated)).max(there.gap * there.queue);
+    // One that would be alone is started at once.
+    let alone = there.requests < 0.5;
+    let wait = if alone { 0.0 } else { (stay * lacking.max(unseated)).max(there.gap * there.queue) };
     let backlog = standing.backlog(now_ns);
     let compute = 0.5 * speed.decode + speed.prefill_seconds(what, backlog + own);
     let ttft = wait + compute;

@@ -257,7 +257,12 @@ impl Router {
 
     /// A replica takes no more requests, and ends those it has. False if there is no such replica.
     pub fn drain_replica(&mut self, id: ReplicaId) -> bool {
-        self.fleet.drain(id)
+        self.fleet.drain(id, true)
+    }
+
+    /// A replica that drains takes requests again. False if there is no such replica.
+    pub fn reopen_replica(&mut self, id: ReplicaId) -> bool {
+        self.fleet.drain(id, false)
     }
 
     /// A replica is gone. Returns the requests that it has not ended, in ascending order, for the host to route again;

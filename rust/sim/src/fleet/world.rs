@@ -1,0 +1,436 @@
+//! The clock of a fleet, and what happens as it moves.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use wait_core::routing::{self, Incoming, Load, Router};
+
+use super::replica::Replica;
+use super::{Change, ChangeKind, Fleet, FleetRun, merged};
+use crate::clients::Clients;
+use crate::engine::{Begun, Engine};
+use crate::error::SimError;
+use crate::recorder::Columns;
+use crate::requests::{Arrival, Requests};
+
+/// Served by no replica.
+const NOBODY: u32 = u32::MAX;
+
+/// A report on its way to the router.
+struct InTransit {
+    arrives_ns: u64,
+    replica: usize,
+    /// Which of the engines that it has had.
+    engine: usize,
+    at_ns: u64,
+    load: Load,
+}
+
+/// A request at the door.
+#[derive(Clone, Copy)]
+struct Held {
+    id: u32,
+    /// When the client sent it, and since when it is held, ns.
+    sent_ns: u64,
+    since_ns: u64,
+}
+
+pub(super) struct World<'a> {
+    fleet: &'a Fleet,
+    requests: Requests<'a>,
+    clients: Clients<'a>,
+    columns: Columns<'a>,
+    router: Router,
+    replicas: Vec<Replica<'a>>,
+    now_ns: u64,
+    /// Ends of iterations, and when policies want to look again: (time, replica, its stamp).
+    events: BinaryHeap<Reverse<(u64, u32, u32)>>,
+    reports: VecDeque<InTransit>,
+    changes: VecDeque<Change>,
+    /// Requests that the router holds, first come first served.
+    door: VecDeque<Held>,
+    /// Whether anything has happened that the router may decide by, since it held one last.
+    ask_again: bool,
+    /// Replicas of which an iteration is to begin now.
+    due: Vec<usize>,
+    under_way: usize,
+    failed: usize,
+    hashes: Vec<u64>,
+    replica_of: Vec<u32>,
+    resent: u64,
+    held: u64,
+    held_ns: u64,
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(fleet: &'a Fleet, requests: Requests<'a>) -> Result<Self, SimError> {
+        let mut changes: Vec<Change> = fleet.changes.clone();
+        changes.sort_by_key(|change| change.at_ns);
+        let joins_later = |at: usize| {
+            changes.iter().find(|change| change.replica == at).is_some_and(|change| change.kind == ChangeKind::Join)
+        };
+        let mut replicas = Vec::with_capacity(fleet.engines.len());
+        let mut grouped = false;
+        for (at, (config, law)) in fleet.engines.iter().enumerate() {
+            let engine = Engine::new(&fleet.setup, (config, law), requests, at)?;
+            grouped |= !engine.scheduler.view().layout().groups().is_empty();
+            replicas.push(Replica::new((!joins_later(at)).then_some(engine)));
+        }
+        let mut world = Self {
+            fleet,
+            requests,
+            clients: Clients::new(requests, fleet.setup.max_concurrency),
+            columns: Columns::new(requests.arrivals, grouped),
+            router: Router::new(fleet.routing)?,
+            replicas,
+            now_ns: requests.arrivals.first().map_or(0, |arrival| arrival.at_ns),
+            events: BinaryHeap::new(),
+            reports: VecDeque::new(),
+            changes: changes.into(),
+            door: VecDeque::new(),
+            ask_again: false,
+            due: Vec::new(),
+            under_way: 0,
+            failed: 0,
+            hashes: Vec::new(),
+            replica_of: vec![NOBODY; requests.arrivals.len()],
+            resent: 0,
+            held: 0,
+            held_ns: 0,
+        };
+        for at in 0..world.replicas.len() {
+            if world.replicas[at].engine.is_some() {
+                world.joins(at)?;
+            }
+        }
+        Ok(world)
+    }
+
+    pub(super) fn completed(&self) -> usize {
+        self.replicas.iter().map(Replica::completed).sum()
+    }
+
+    /// All that happens at the next time at which anything does. False when all is done.
+    pub(super) fn advance(&mut self) -> Result<bool, SimError> {
+        while self.events.peek().is_some_and(|event| self.is_void(event.0)) {
+            self.events.pop();
+        }
+        let arrival_ns = self.clients.due_ns(self.under_way);
+        let events = [
+            self.events.peek().map(|event| event.0.0),
+            arrival_ns,
+            self.changes.front().map(|change| change.at_ns),
+            self.reports.front().map(|report| report.arrives_ns),
+        ];
+        let Some(next_ns) = events.into_iter().flatten().min() else { return self.open_gates() };
+        self.now_ns = self.now_ns.max(next_ns);
+        self.receive_reports()?;
+        self.end_iterations()?;
+        self.change_replicas()?;
+        self.open_door()?;
+        self.send_requests()?;
+        self.begin_iterations()?;
+        // What is reported at once may open the door, which may have iterations begin.
+        while self.reports.front().is_some_and(|report| report.arrives_ns <= self.now_ns) {
+            self.receive_reports()?;
+            self.open_door()?;
+            self.begin_iterations()?;
+        }
+        Ok(true)
+    }
+
+    fn is_void(&self, (_, replica, stamp): (u64, u32, u32)) -> bool {
+        self.replicas[replica as usize].stamp != stamp
+    }
+
+    fn receive_reports(&mut self) -> Result<(), SimError> {
+        while let Some(report) = self.reports.front().filter(|report| report.arrives_ns <= self.now_ns) {
+            // One of an engine that has failed since may still be on its way.
+            if self.replicas[report.replica].before.len() == report.engine {
+                self.router.report(report.replica as u64, report.at_ns, &report.load)?;
+            }
+            self.reports.pop_front();
+            self.ask_again = true;
+        }
+        Ok(())
+    }
+
+    fn end_iterations(&mut self) -> Result<(), SimError> {
+        while let Some(&Reverse(event)) = self.events.peek().filter(|event| event.0.0 <= self.now_ns) {
+            self.events.pop();
+            if self.is_void(event) {
+                continue;
+            }
+            let at = event.1 as usize;
+            let replica = &mut self.replicas[at];
+            if replica.computing
+                && let Some(engine) = &mut replica.engine
+            {
+                replica.computing = false;
+                let finished = engine.end(&mut self.columns)?;
+                for &id in finished {
+                    self.router.finished(self.now_ns, id);
+                }
+                self.under_way -= finished.len();
+                self.ask_again |= !finished.is_empty();
+                self.clients.finished(finished, self.now_ns);
+            }
+            self.is_due(at);
+        }
+        Ok(())
+    }
+
+    /// An iteration of a replica is to begin now.
+    fn is_due(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.replicas[at].due, true) {
+            self.due.push(at);
+        }
+    }
+
+    fn change_replicas(&mut self) -> Result<(), SimError> {
+        while let Some(&Change { replica: at, kind, .. }) =
+            self.changes.front().filter(|change| change.at_ns <= self.now_ns)
+        {
+            self.changes.pop_front();
+            self.ask_again = true;
+            let present = self.replicas[at].engine.is_some();
+            match kind {
+                ChangeKind::Fail if present => self.fails(at),
+                ChangeKind::Drain => drop(self.router.drain_replica(at as u64)),
+                ChangeKind::Join if !present => {
+                    let (config, law) = &self.fleet.engines[at];
+                    // Each engine has a noise of its own.
+                    let number = at + self.replicas.len() * self.replicas[at].before.len();
+                    let mut engine = Engine::new(&self.fleet.setup, (config, law), self.requests, number)?;
+                    engine.now_ns = self.now_ns;
+                    self.replicas[at].engine = Some(engine);
+                    self.joins(at)?;
+                }
+                // One that drains takes requests again.
+                ChangeKind::Join => {
+                    self.router.reopen_replica(at as u64);
+                }
+                ChangeKind::Fail => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn joins(&mut self, at: usize) -> Result<(), SimError> {
+        let (config, law) = &self.fleet.engines[at];
+        let what = routing::Replica {
+            model: String::new(),
+            kv_blocks: config.kv_blocks,
+            block_size: config.block_size,
+            max_num_seqs: config.max_num_seqs,
+            token_budget: config.token_budget,
+            iteration_time: Some(law.clone()),
+        };
+        Ok(self.router.add_replica(at as u64, what)?)
+    }
+
+    /// What a replica had not ended goes to the front of the door.
+    fn fails(&mut self, at: usize) {
+        self.replicas[at].fail();
+        self.due.retain(|&due| due != at);
+        let lost = self.router.remove_replica(at as u64);
+        self.resent += lost.len() as u64;
+        for id in lost.into_iter().rev() {
+            let sent_ns = match self.columns.arrival_ns[id as usize] {
+                crate::record::NEVER_NS => self.now_ns,
+                sent_ns => sent_ns,
+            };
+            self.columns.lose(id);
+            self.replica_of[id as usize] = NOBODY;
+            self.door.push_front(Held { id: id as u32, sent_ns, since_ns: self.now_ns });
+        }
+    }
+
+    /// Asks the router again for those that it holds.
+    fn open_door(&mut self) -> Result<(), SimError> {
+        if !std::mem::take(&mut self.ask_again) {
+            return Ok(());
+        }
+        while let Some(&Held { id, sent_ns, since_ns }) = self.door.front() {
+            if !self.route(id, sent_ns)? {
+                break;
+            }
+            self.held_ns += self.now_ns - since_ns;
+            self.door.pop_front();
+        }
+        Ok(())
+    }
+
+    fn send_requests(&mut self) -> Result<(), SimError> {
+        while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.under_way) {
+            self.under_way += 1;
+            // Behind others it waits for its turn.
+            if !self.door.is_empty() || !self.route(at as u32, sent_ns)? {
+                self.door.push_back(Held { id: at as u32, sent_ns, since_ns: self.now_ns });
+                self.held += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a request to where the router proposes; false if that holds it.
+    fn route(&mut self, id: u32, sent_ns: u64) -> Result<bool, SimError> {
+        self.report_idle()?;
+        let (at, setup) = (id as usize, &self.fleet.setup);
+        let arrival = self.requests.arrivals[at];
+        let (config, _) = &self.fleet.engines[0];
+        self.hashes.clear();
+        if self.fleet.routing.router.reads_prefixes() && config.prefix_caching {
+            self.requests.block_hashes(at, config.block_size, &mut self.hashes);
+            self.hashes.truncate((arrival.prompt / config.block_size) as usize);
+        }
+        let incoming = Incoming {
+            id: id.into(),
+            prompt: arrival.prompt,
+            max_tokens: setup.max_tokens,
+            block_hashes: &self.hashes,
+        };
+        let Some(place) = self.router.route(self.now_ns, &incoming)?.replica else { return Ok(false) };
+        let place = place as usize;
+        self.replica_of[at] = place as u32;
+        self.replicas[place].inbox.push_back((id, sent_ns));
+        if !self.replicas[place].computing {
+            self.is_due(place);
+        }
+        Ok(true)
+    }
+
+    /// An idle engine has no iterations to report with, and goes on reporting what it said last.
+    fn report_idle(&mut self) -> Result<(), SimError> {
+        if !self.fleet.routing.router.reads_reports() {
+            return Ok(());
+        }
+        let delay_ns = self.fleet.staleness_ns / 2;
+        let then_ns = self.now_ns.saturating_sub(delay_ns);
+        for at in 0..self.replicas.len() {
+            let replica = &mut self.replicas[at];
+            let (idle, due) = (replica.is_idle(), replica.due);
+            let Some((taken_ns, load)) = &mut replica.reported else { continue };
+            if idle && !due && *taken_ns + 2 * delay_ns.max(1) < then_ns {
+                *taken_ns = then_ns;
+                self.router.report(at as u64, then_ns, load)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_iterations(&mut self) -> Result<(), SimError> {
+        let mut due = std::mem::take(&mut self.due);
+        due.sort_unstable();
+        for at in due.drain(..) {
+            self.replicas[at].due = false;
+            self.begin(at)?;
+        }
+        self.due = due;
+        Ok(())
+    }
+
+    fn begin(&mut self, at: usize) -> Result<(), SimError> {
+        let Some(mut engine) = self.replicas[at].engine.take() else { return Ok(()) };
+        engine.now_ns = self.now_ns;
+        while let Some((id, sent_ns)) = self.replicas[at].inbox.pop_front() {
+            if !engine.add(&mut self.columns, id as usize, sent_ns)? {
+                engine.recorder.reject(1);
+                self.reject(id.into());
+            }
+        }
+        let stale_ns = self.fleet.staleness_ns / 2;
+        let reads = self.fleet.routing.router.reads_reports();
+        let last_ns = self.replicas[at].reported.map(|(taken_ns, _)| taken_ns);
+        if reads && last_ns.is_none_or(|last_ns| self.now_ns >= last_ns + stale_ns) {
+            self.report(at, &mut engine);
+        }
+        let (clients, door, now_ns) = (&self.clients, &self.door, self.now_ns);
+        let coming = || !door.is_empty() || clients.next_ns(now_ns).is_some();
+        let begun = engine.begin(&mut self.columns, now_ns, coming)?;
+        let refused: Vec<u64> = engine.refused().collect();
+        engine.recorder.reject(refused.len());
+        let replica = &mut self.replicas[at];
+        replica.stamp += 1;
+        let event = |at_ns: u64, stamp: u32| Reverse((at_ns, at as u32, stamp));
+        match begun {
+            Begun::Computes => {
+                replica.computing = true;
+                self.events.push(event(engine.now_ns, replica.stamp));
+            }
+            Begun::Idle(wake_ns) => {
+                self.events.extend(wake_ns.map(|wake_ns| event(wake_ns, replica.stamp)));
+                // What it said while it was busy is not left standing.
+                if reads {
+                    self.report(at, &mut engine);
+                }
+            }
+        }
+        self.replicas[at].engine = Some(engine);
+        for id in refused {
+            self.reject(id);
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, at: usize, engine: &mut Engine) {
+        let (at_ns, load) = (self.now_ns, engine.scheduler.load());
+        let replica = &mut self.replicas[at];
+        replica.reported = Some((at_ns, load));
+        let arrives_ns = at_ns + self.fleet.staleness_ns / 2;
+        self.reports.push_back(InTransit { arrives_ns, replica: at, engine: replica.before.len(), at_ns, load });
+    }
+
+    /// A refused request fails, and with it all that would have followed.
+    fn reject(&mut self, id: u64) {
+        self.router.finished(self.now_ns, id);
+        self.failed += self.clients.refused(id);
+        self.under_way -= 1;
+        self.ask_again = true;
+    }
+
+    /// Nothing will happen by itself any more: gates open, and what no replica is left to serve fails. False when all is
+    /// done.
+    fn open_gates(&mut self) -> Result<bool, SimError> {
+        let mut opened = false;
+        for at in 0..self.replicas.len() {
+            if let Some(engine) = &mut self.replicas[at].engine
+                && engine.open_gates()?
+            {
+                opened = true;
+                self.is_due(at);
+            }
+        }
+        if let Some(Held { id, sent_ns, .. }) = self.door.pop_front() {
+            opened = true;
+            self.columns.send(id.into(), sent_ns, 0);
+            self.failed += 1;
+            self.reject(id.into());
+            // Others may be due.
+            self.open_door()?;
+        }
+        self.begin_iterations()?;
+        Ok(opened)
+    }
+
+    pub(super) fn finish(self, offered: &[Arrival]) -> FleetRun {
+        let of = |replica: Replica| {
+            let now = replica.engine.map(Engine::finish);
+            merged(replica.before.into_iter().chain(now).collect())
+        };
+        let mut replicas: Vec<_> = self.replicas.into_iter().map(of).collect();
+        // By far the largest part, which is not kept twice.
+        let gaps: Vec<_> = replicas.iter_mut().map(|run| std::mem::take(&mut run.gaps)).collect();
+        let mut beside = merged(replicas.clone());
+        beside.gaps = gaps.concat();
+        beside.failed += self.failed;
+        FleetRun {
+            run: self.columns.join(beside, offered),
+            replicas,
+            replica_of: self.replica_of,
+            resent: self.resent,
+            held: self.held,
+            held_ns: self.held_ns,
+        }
+    }
+}
