@@ -28,7 +28,7 @@ pub use batch::{Batch, Outcome, batch};
 pub use conversations::Conversations;
 pub use dataset::{Dataset, Sampled};
 pub use error::SimError;
-pub use fleet::{Change, ChangeKind, Fleet, FleetRun, fleet};
+pub use fleet::{Change, ChangeKind, Fleet, FleetRun, Served, fleet};
 pub use pools::{Pools, pools};
 pub use prefixes::Prefixes;
 pub use probe::{Probes, probe};

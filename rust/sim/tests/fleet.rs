@@ -45,7 +45,7 @@ fn run(fleet: &Fleet, requests: Requests) -> FleetRun {
 
 fn turns() -> Sampled {
     let conversations = Conversations { turns: 4.0, think_s: 1.0, think_sigma: 0.5, system: 64, max_length: 4000 };
-    dataset(Some(conversations)).sample(600, 8.0, 3).unwrap()
+    dataset(Some(conversations)).sample(300, 8.0, 3).unwrap()
 }
 
 /// Every request ends once, and after it began.
@@ -56,14 +56,14 @@ fn conserves(found: &FleetRun, requests: usize) {
     for i in (0..requests).filter(|&i| run.finished_ns[i] != NEVER_NS) {
         let times = [run.arrival_ns[i], run.admitted_ns[i], run.first_token_ns[i], run.finished_ns[i]];
         assert!(times.is_sorted(), "{i}: {times:?}");
-        assert!((found.replica_of[i] as usize) < found.replicas.len());
+        assert!((found.served.replica_of[i] as usize) < found.served.replicas.len());
     }
-    assert_eq!(found.replicas.iter().map(|run| run.completed).sum::<usize>(), run.completed);
+    assert_eq!(found.served.replicas.iter().map(|run| run.completed).sum::<usize>(), run.completed);
 }
 
 #[test]
 fn one_replica_is_an_engine_to_the_bit() {
-    let (sampled, chat) = (turns(), dataset(None).sample(800, 12.0, 5).unwrap());
+    let (sampled, chat) = (turns(), dataset(None).sample(300, 12.0, 5).unwrap());
     for policy in [PolicyName::Adaptive, PolicyName::Vllm] {
         for (requests, caches) in [(chat.requests(), false), (sampled.requests(), true)] {
             for router in RouterName::ALL {
@@ -120,7 +120,7 @@ fn one_replica_refuses_and_opens_its_gates_as_an_engine_does() {
 
 #[test]
 fn every_request_ends_once_whatever_happens_to_replicas() {
-    let (sampled, chat) = (turns(), dataset(None).sample(900, 30.0, 5).unwrap());
+    let (sampled, chat) = (turns(), dataset(None).sample(400, 30.0, 5).unwrap());
     let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
     for router in RouterName::ALL {
         for (requests, caches) in [(chat.requests(), false), (sampled.requests(), true)] {
@@ -141,15 +141,15 @@ fn every_request_ends_once_whatever_happens_to_replicas() {
                 let found = run(&fleet, requests);
                 conserves(&found, requests.arrivals.len());
                 assert_eq!(found.run.failed, 0, "{router:?}");
-                assert!(found.resent > 0, "{router:?}");
-                assert!(found.replicas.iter().all(|run| run.completed > 0), "{router:?}: each served some");
+                assert!(found.served.resent > 0, "{router:?}");
+                assert!(found.served.replicas.iter().all(|run| run.completed > 0), "{router:?}: each served some");
                 assert!(run(&fleet, requests) == found, "the same inputs give the same");
                 // One that failed for good served none after that.
                 let last = found
                     .run
                     .finished_ns
                     .iter()
-                    .zip(&found.replica_of)
+                    .zip(&found.served.replica_of)
                     .filter(|&(_, &at)| at == 0)
                     .map(|(&ns, _)| ns)
                     .max();
@@ -167,7 +167,7 @@ fn without_replicas_requests_wait_at_the_door_or_fail_clearly() {
         let change = |at_ns, replica, kind| Change { at_ns, replica, kind };
         fleet.changes = vec![change(0, 0, ChangeKind::Fail), change(0, 1, ChangeKind::Fail)];
         let found = run(&fleet, chat.requests());
-        assert_eq!((found.run.completed, found.run.failed, found.held), (0, 100, 100), "{router:?}");
+        assert_eq!((found.run.completed, found.run.failed, found.served.held), (0, 100, 100), "{router:?}");
         fleet.changes.push(change(60_000_000_000, 1, ChangeKind::Join));
         let found = run(&fleet, chat.requests());
         assert_eq!((found.run.completed, found.run.failed), (100, 0), "{router:?}");

@@ -111,11 +111,6 @@ impl Standing {
         self.backlog.at(now_ns, self.prefill_rate)
     }
 
-    /// Mean output length, tokens.
-    pub(super) fn mean_output(&self) -> f64 {
-        self.reported.and_then(|(_, load)| load.mean_output).unwrap_or(MEAN_OUTPUT).max(1.0)
-    }
-
     fn refresh_rate(&mut self) {
         let load = self.reported.map(|(_, load)| load).unwrap_or_default();
         self.prefill_rate = super::forecast::prefill_rate(&self.what, load.residents, load.kv_tokens);
@@ -194,6 +189,13 @@ impl Fleet {
 
     pub(super) fn stale_ns(&self) -> u64 {
         self.stale_ns
+    }
+
+    /// Mean output length, tokens: the mean of what replicas have learned.
+    pub(super) fn mean_output(&self) -> f64 {
+        let learned = || self.standings.iter().filter_map(|standing| standing.reported?.1.mean_output);
+        let (sum, count) = learned().fold((0.0, 0.0), |(sum, count), mean| (sum + mean, count + 1.0));
+        if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
     }
 
     /// Whether some open replica has a report that still says something.

@@ -1,10 +1,12 @@
-//! `forecast`: when a request would end on each replica, and by how much it would delay those there.
+//! `forecast`: where a request costs least time, among the replicas on which its first token comes soon enough.
 //!
 //! A replica serves all its requests at once, so what a request costs is time for itself and for the others. Under the
 //! iteration-time law the time until its first token is what the prompts before it and its own take beside the decodes
 //! there, less what is cached; before that it waits for a seat, and until enough of the KV cache is left. Then each of its
 //! tokens takes an iteration. Those that decode there meanwhile wait for its prompt, and their iterations are longer by its
-//! decode. It goes where the sum is least; among equals where more of its prompt is cached, then where fewer requests are.
+//! decode. It goes where the sum is least, among equals where more of its prompt is cached, then where fewer requests are;
+//! but a first token later than the earliest that is offered, and later than a tenth of the time that its decodes take, is
+//! no choice.
 //!
 //! What the KV cache will hold is the peak that the replica expects of its residents, and what each request that waits or
 //! was sent since adds: of one with p prompt tokens, if outputs end at a constant rate after m tokens on average, the largest
@@ -18,16 +20,20 @@ use crate::model::{BatchShape, IterationTime};
 
 /// Deviations from the expected peak that are kept free.
 const MARGIN: f64 = 1.0;
-/// Scores that differ by less than this share are equal.
+/// A first token within this share of the time that the decodes take is soon enough.
+const SOON: f64 = 0.1;
+/// Costs that differ by less than this share are equal.
 const EQUAL: f64 = 1e-9;
 
 /// What is predicted of a request on a replica.
 #[derive(Clone, Copy, Debug)]
-struct Prediction {
+pub(super) struct Prediction {
     /// Until it is admitted, s.
     wait: f64,
     /// Until its first token, s.
     ttft: f64,
+    /// From its first token to its end, s.
+    stay: f64,
     /// Until its end, s, and what it delays the others, summed.
     cost: f64,
     overflow: f64,
@@ -35,29 +41,36 @@ struct Prediction {
     requests: u32,
 }
 
-pub(super) fn propose(fleet: &Fleet, turn: usize, now_ns: u64, request: &Incoming, longest_queue: f64) -> Proposal {
+pub(super) fn propose(
+    fleet: &Fleet,
+    turn: usize,
+    now_ns: u64,
+    request: &Incoming,
+    longest_queue: f64,
+    found: &mut Vec<(usize, Prediction)>,
+) -> Proposal {
     let standings = fleet.standings();
     let start = turn % standings.len();
-    let mut best: Option<(usize, Prediction)> = None;
-    let mut shortest = f64::INFINITY;
+    found.clear();
+    // Outputs are as long on one replica as on another: what each has learned differs by chance.
+    let mean = fleet.mean_output().min(request.max_tokens.map_or(f64::INFINITY, f64::from));
     for place in (start..standings.len()).chain(0..start) {
-        let standing = &standings[place];
-        if standing.drains {
-            continue;
-        }
-        let found = predict(standing, fleet.stale_ns(), now_ns, request);
-        shortest = shortest.min(found.wait);
-        if best.as_ref().is_none_or(|(_, best)| found.is_better(best)) {
-            best = Some((place, found));
+        if !standings[place].drains {
+            found.push((place, predict(&standings[place], fleet.stale_ns(), now_ns, request, mean)));
         }
     }
+    let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
+    let shortest = found.iter().map(|(_, each)| each.wait).fold(f64::INFINITY, f64::min);
+    let in_time = found.iter().filter(|(_, each)| each.ttft <= earliest.max(SOON * each.stay));
+    let best = in_time.copied().reduce(|best, each| if each.1.is_better(&best.1) { each } else { best });
     let Some((place, found)) = best else { return Proposal::held(DoorHold::NoReplica) };
+    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
     let foreseen = Proposal {
         ttft: Some(found.ttft).filter(|ttft| ttft.is_finite()),
         overflow: Some(found.overflow),
         ..Proposal::default()
     };
-    if shortest > longest_queue {
+    if shortest > longest_queue && !ordered {
         return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
     }
     Proposal { place: Some(place), cached: found.cached, ..foreseen }
@@ -86,8 +99,7 @@ struct Present {
     gap: f64,
 }
 
-fn present(standing: &Standing, stale_ns: u64, now_ns: u64) -> Present {
-    let mean = standing.mean_output();
+fn present(standing: &Standing, stale_ns: u64, now_ns: u64, mean: f64) -> Present {
     let Some(load) = standing.fresh(now_ns, stale_ns) else {
         let requests = f64::from(standing.in_flight.requests);
         let kv = standing.in_flight.prompt as f64 + 0.5 * mean * requests;
@@ -118,10 +130,9 @@ fn hold(prompt: f64, mean: f64) -> f64 {
     if prompt >= mean { prompt } else { mean * libm::exp(prompt / mean - 1.0) }
 }
 
-fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming) -> Prediction {
+fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, mean: f64) -> Prediction {
     let what = &standing.what;
-    let mean = standing.mean_output().min(request.max_tokens.map_or(f64::INFINITY, f64::from));
-    let there = present(standing, stale_ns, now_ns);
+    let there = present(standing, stale_ns, now_ns, mean);
     let cached = if request.block_hashes.is_empty() { 0 } else { cached_tokens(standing, request) };
     let prompt = f64::from(request.prompt);
     let own = f64::from(request.prompt - cached);
@@ -131,27 +142,20 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming) 
     let capacity = what.tokens();
     let overflow = exceeds(capacity, needs, there.deviation);
     // Of what is held, what those hold that end within a second: each stays as long as its output takes.
-    let stay = mean * speed.decode;
+    let residence = mean * speed.decode;
     let lacking = (needs + MARGIN * there.deviation - capacity).max(0.0) / needs.min(capacity);
     let seats = f64::from(what.max_num_seqs);
     let unseated = (there.requests + 1.0 - seats).max(0.0) / seats;
     // One that would be alone is started at once.
     let alone = there.requests < 0.5;
-    let wait = if alone { 0.0 } else { (stay * lacking.max(unseated)).max(there.gap * there.queue) };
+    let wait = if alone { 0.0 } else { (residence * lacking.max(unseated)).max(there.gap * there.queue) };
     let backlog = standing.backlog(now_ns);
     let compute = 0.5 * speed.decode + speed.prefill_seconds(what, backlog + own);
     let ttft = wait + compute;
-    let longer = speed.with_one_more(what, prompt + 0.5 * mean);
-    let delays = there.decodes * (speed.prefill_seconds(what, own) - speed.decode).max(0.0)
-        + there.decodes * mean * (longer - speed.decode);
-    Prediction {
-        wait,
-        ttft,
-        cost: ttft + mean * longer + delays,
-        overflow,
-        cached,
-        requests: standing.in_flight.requests,
-    }
+    let more = speed.per_decode(what, prompt + 0.5 * mean);
+    let stay = mean * (speed.decode + more);
+    let delays = there.decodes * ((speed.prefill_seconds(what, own) - speed.decode).max(0.0) + mean * more);
+    Prediction { wait, ttft, stay, cost: ttft + stay + delays, overflow, cached, requests: standing.in_flight.requests }
 }
 
 /// The probability that a normal variable is above a limit.
@@ -209,10 +213,18 @@ impl<'a> Speed<'a> {
         self.seconds(&shape)
     }
 
-    /// An iteration with one decode more.
-    fn with_one_more(&self, what: &Replica, kv: f64) -> f64 {
-        let decodes = (self.shape.decodes + 1).min(u64::from(what.max_num_seqs));
-        self.seconds(&BatchShape { decodes, decode_kv: self.shape.decode_kv + kv as u64, ..self.shape })
+    /// By how much a decode of so many KV tokens makes an iteration longer, over the range of batches that are near: steps of
+    /// the law lie at batches that the next arrival or end leaves again.
+    fn per_decode(&self, what: &Replica, kv: f64) -> f64 {
+        let now = self.shape.decodes;
+        let (fewer, more) = (now - now / 4, (now + now / 4 + 16).min(u64::from(what.max_num_seqs).max(now + 1)));
+        let of = |decodes: u64| self.seconds(&BatchShape { decodes: decodes.max(1), ..self.shape });
+        let reads = self.seconds(&BatchShape {
+            decodes: now.max(1),
+            decode_kv: self.shape.decode_kv + kv as u64,
+            ..self.shape
+        }) - self.decode;
+        (of(more) - of(fewer)) / (more - fewer) as f64 + reads
     }
 }
 

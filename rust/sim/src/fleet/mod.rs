@@ -7,6 +7,7 @@
 
 use std::ops::ControlFlow;
 
+use serde::{Deserialize, Serialize};
 use wait_core::model::IterationTime;
 use wait_core::routing::Routing;
 use wait_core::{Config, Error, Result};
@@ -40,7 +41,8 @@ pub struct Fleet {
 }
 
 /// Something that happens to a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Change {
     /// When, ns.
     pub at_ns: u64,
@@ -51,7 +53,8 @@ pub struct Change {
 }
 
 /// What happens to a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ChangeKind {
     /// It is gone at once; its requests start over elsewhere.
     Fail,
@@ -66,10 +69,19 @@ pub enum ChangeKind {
 pub struct FleetRun {
     /// Of all replicas: the columns as the clients saw it; counts and blocks are sums, peaks the sum of each one's own.
     pub run: Run,
-    /// Of each replica, without the columns and the gaps.
+    /// Who served them.
+    pub served: Served,
+}
+
+/// Who served the requests of a fleet, and what the router did with them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Served {
+    /// What was recorded of each replica, without the columns and the gaps.
     pub replicas: Vec<Run>,
     /// The replica that served each request last; `u32::MAX` where none did.
     pub replica_of: Vec<u32>,
+    /// When the router predicted the first token of each, s after it was sent on; -1 where it predicted nothing.
+    pub predicted_ttft_s: Vec<f32>,
     /// Times a request was sent again because its replica was gone.
     pub resent: u64,
     /// Requests held at the router's door.

@@ -6,7 +6,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use wait_core::routing::{self, Incoming, Load, Router};
 
 use super::replica::Replica;
-use super::{Change, ChangeKind, Fleet, FleetRun, merged};
+use super::{Change, ChangeKind, Fleet, FleetRun, Served, merged};
 use crate::clients::Clients;
 use crate::engine::{Begun, Engine};
 use crate::error::SimError;
@@ -57,6 +57,7 @@ pub(super) struct World<'a> {
     failed: usize,
     hashes: Vec<u64>,
     replica_of: Vec<u32>,
+    predicted_ttft_s: Vec<f32>,
     resent: u64,
     held: u64,
     held_ns: u64,
@@ -94,6 +95,7 @@ impl<'a> World<'a> {
             failed: 0,
             hashes: Vec::new(),
             replica_of: vec![NOBODY; requests.arrivals.len()],
+            predicted_ttft_s: vec![-1.0; requests.arrivals.len()],
             resent: 0,
             held: 0,
             held_ns: 0,
@@ -225,6 +227,7 @@ impl<'a> World<'a> {
             max_num_seqs: config.max_num_seqs,
             token_budget: config.token_budget,
             iteration_time: Some(law.clone()),
+            ttft_target: config.ttft_target,
         };
         Ok(self.router.add_replica(at as u64, what)?)
     }
@@ -290,9 +293,11 @@ impl<'a> World<'a> {
             max_tokens: setup.max_tokens,
             block_hashes: &self.hashes,
         };
-        let Some(place) = self.router.route(self.now_ns, &incoming)?.replica else { return Ok(false) };
+        let choice = self.router.route(self.now_ns, &incoming)?;
+        let Some(place) = choice.replica else { return Ok(false) };
         let place = place as usize;
         self.replica_of[at] = place as u32;
+        self.predicted_ttft_s[at] = choice.ttft.map_or(-1.0, |ttft| ttft as f32);
         self.replicas[place].inbox.push_back((id, sent_ns));
         if !self.replicas[place].computing {
             self.is_due(place);
@@ -426,11 +431,14 @@ impl<'a> World<'a> {
         beside.failed += self.failed;
         FleetRun {
             run: self.columns.join(beside, offered),
-            replicas,
-            replica_of: self.replica_of,
-            resent: self.resent,
-            held: self.held,
-            held_ns: self.held_ns,
+            served: Served {
+                replicas,
+                replica_of: self.replica_of,
+                predicted_ttft_s: self.predicted_ttft_s,
+                resent: self.resent,
+                held: self.held,
+                held_ns: self.held_ns,
+            },
         }
     }
 }
