@@ -136,7 +136,8 @@ def capacity(cell: Cell) -> float:
 def run(cell: Cell, router: str, seed: int, share: float) -> dict[str, float]:
     """Simulate one router on one cell."""
     kind = KINDS[cell.kind]
-    count = max(200, int(share * kind.each * cell.replicas))
+    # An overload takes its time to build up.
+    count = max(200, int((2.0 if cell.load > 1.0 else 1.0) * share * kind.each * cell.replicas))
     requests = offered(kind.dataset, cell.load * capacity(cell), count, seed)
     target = {"ttft_target": FIXED.slo["ttft_s"]} if router in STATED else {}
     report = simulate(

@@ -3,8 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use wait_core::routing::{self, Incoming, Load, Router};
+use wait_core::routing::{self, Router};
 
+use self::door::Held;
+use self::reports::InTransit;
 use super::replica::Replica;
 use super::{Change, ChangeKind, Fleet, FleetRun, Served, merged};
 use crate::clients::Clients;
@@ -13,27 +15,11 @@ use crate::error::SimError;
 use crate::recorder::Columns;
 use crate::requests::{Arrival, Requests};
 
+mod door;
+mod reports;
+
 /// Served by no replica.
 const NOBODY: u32 = u32::MAX;
-
-/// A report on its way to the router.
-struct InTransit {
-    arrives_ns: u64,
-    replica: usize,
-    /// Which of the engines that it has had.
-    engine: usize,
-    at_ns: u64,
-    load: Load,
-}
-
-/// A request at the door.
-#[derive(Clone, Copy)]
-struct Held {
-    id: u32,
-    /// When the client sent it, and since when it is held, ns.
-    sent_ns: u64,
-    since_ns: u64,
-}
 
 pub(super) struct World<'a> {
     fleet: &'a Fleet,
@@ -145,18 +131,6 @@ impl<'a> World<'a> {
         self.replicas[replica as usize].stamp != stamp
     }
 
-    fn receive_reports(&mut self) -> Result<(), SimError> {
-        while let Some(report) = self.reports.front().filter(|report| report.arrives_ns <= self.now_ns) {
-            // One of an engine that has failed since may still be on its way.
-            if self.replicas[report.replica].before.len() == report.engine {
-                self.router.report(report.replica as u64, report.at_ns, &report.load)?;
-            }
-            self.reports.pop_front();
-            self.ask_again = true;
-        }
-        Ok(())
-    }
-
     fn end_iterations(&mut self) -> Result<(), SimError> {
         while let Some(&Reverse(event)) = self.events.peek().filter(|event| event.0.0 <= self.now_ns) {
             self.events.pop();
@@ -249,81 +223,6 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Asks the router again for those that it holds.
-    fn open_door(&mut self) -> Result<(), SimError> {
-        if !std::mem::take(&mut self.ask_again) {
-            return Ok(());
-        }
-        while let Some(&Held { id, sent_ns, since_ns }) = self.door.front() {
-            if !self.route(id, sent_ns)? {
-                break;
-            }
-            self.held_ns += self.now_ns - since_ns;
-            self.door.pop_front();
-        }
-        Ok(())
-    }
-
-    fn send_requests(&mut self) -> Result<(), SimError> {
-        while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.under_way) {
-            self.under_way += 1;
-            // Behind others it waits for its turn.
-            if !self.door.is_empty() || !self.route(at as u32, sent_ns)? {
-                self.door.push_back(Held { id: at as u32, sent_ns, since_ns: self.now_ns });
-                self.held += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends a request to where the router proposes; false if that holds it.
-    fn route(&mut self, id: u32, sent_ns: u64) -> Result<bool, SimError> {
-        self.report_idle()?;
-        let (at, setup) = (id as usize, &self.fleet.setup);
-        let arrival = self.requests.arrivals[at];
-        let (config, _) = &self.fleet.engines[0];
-        self.hashes.clear();
-        if self.fleet.routing.router.reads_prefixes() && config.prefix_caching {
-            self.requests.block_hashes(at, config.block_size, &mut self.hashes);
-            self.hashes.truncate((arrival.prompt / config.block_size) as usize);
-        }
-        let incoming = Incoming {
-            id: id.into(),
-            prompt: arrival.prompt,
-            max_tokens: setup.max_tokens,
-            block_hashes: &self.hashes,
-        };
-        let choice = self.router.route(self.now_ns, &incoming)?;
-        let Some(place) = choice.replica else { return Ok(false) };
-        let place = place as usize;
-        self.replica_of[at] = place as u32;
-        self.predicted_ttft_s[at] = choice.ttft.map_or(-1.0, |ttft| ttft as f32);
-        self.replicas[place].inbox.push_back((id, sent_ns));
-        if !self.replicas[place].computing {
-            self.is_due(place);
-        }
-        Ok(true)
-    }
-
-    /// An idle engine has no iterations to report with, and goes on reporting what it said last.
-    fn report_idle(&mut self) -> Result<(), SimError> {
-        if !self.fleet.routing.router.reads_reports() {
-            return Ok(());
-        }
-        let delay_ns = self.fleet.staleness_ns / 2;
-        let then_ns = self.now_ns.saturating_sub(delay_ns);
-        for at in 0..self.replicas.len() {
-            let replica = &mut self.replicas[at];
-            let (idle, due) = (replica.is_idle(), replica.due);
-            let Some((taken_ns, load)) = &mut replica.reported else { continue };
-            if idle && !due && *taken_ns + 2 * delay_ns.max(1) < then_ns {
-                *taken_ns = then_ns;
-                self.router.report(at as u64, then_ns, load)?;
-            }
-        }
-        Ok(())
-    }
-
     fn begin_iterations(&mut self) -> Result<(), SimError> {
         let mut due = std::mem::take(&mut self.due);
         due.sort_unstable();
@@ -376,14 +275,6 @@ impl<'a> World<'a> {
             self.reject(id);
         }
         Ok(())
-    }
-
-    fn report(&mut self, at: usize, engine: &mut Engine) {
-        let (at_ns, load) = (self.now_ns, engine.scheduler.load());
-        let replica = &mut self.replicas[at];
-        replica.reported = Some((at_ns, load));
-        let arrives_ns = at_ns + self.fleet.staleness_ns / 2;
-        self.reports.push_back(InTransit { arrives_ns, replica: at, engine: replica.before.len(), at_ns, load });
     }
 
     /// A refused request fails, and with it all that would have followed.
