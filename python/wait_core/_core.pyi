@@ -342,6 +342,7 @@ class Router:
         max_num_seqs: int = 256,
         token_budget: int = 2048,
         iteration_time: Mapping[str, Any] | None = None,
+        ttft_target: float | None = None,
         model: str = "",
     ) -> None:
         """A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
@@ -496,6 +497,8 @@ class Run:
     def __new__(cls, state: bytes) -> Run: ...
     def __reduce__(self) -> tuple[type[Run], tuple[bytes]]: ...
     @property
+    def fleet(self) -> dict[str, Any] | None: ...
+    @property
     def learned(self) -> dict[str, Any] | None:
         """What the policy has learned, as `Scheduler.learned` has it."""
     def summary(self, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
@@ -627,6 +630,7 @@ def run(
     hash_ids: tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], int] | None = None,
     acceptance: Sequence[float] = ...,
     transfer: tuple[float, float, float] | None = None,
+    fleet: dict[str, Any] | None = None,
     callback: Callable[[int], object] | None = None,
 ) -> Run:
     """Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);

@@ -1,4 +1,4 @@
-"""`wait-core compare`: several policies on the same requests."""
+"""`wait-core compare`: several policies, or routers of a fleet, on the same requests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.results import comparison, status
 from wait_core.cli.workload import POLICY, add_simulation, objective_of, requests_of, run, settings_of
 from wait_core.files import replacing
+from wait_core.fleet import ROUTERS
 from wait_core.report.html import page_of_simulations, rendered
 from wait_core.settings import POLICIES
+from wait_core.simulation.run import ROUTER
 
 if TYPE_CHECKING:
     import argparse
@@ -21,8 +23,12 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
-        "--policies", nargs="+", choices=POLICIES, default=["vllm", POLICY], metavar="POLICY",
-        help=f"some of {', '.join(POLICIES)} (vllm {POLICY})",
+        "--policies", nargs="+", choices=POLICIES, metavar="POLICY",
+        help=f"some of {', '.join(POLICIES)} (vllm {POLICY}; with --routers {POLICY})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--routers", nargs="+", choices=ROUTERS, metavar="ROUTER",
+        help=f"with --replicas, some of {', '.join(ROUTERS)} ({ROUTER})",
     )  # fmt: skip
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line, one line a policy")
@@ -36,7 +42,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     saved = arguments.save_result
     with contextlib.nullcontext() if saved is None else replacing(saved) as file, report_file(arguments) as page:
         requests = requests_of(arguments, arguments.request_rate)
-        reports = [run(arguments, policy, requests, deployment, settings) for policy in arguments.policies]
+        routers = arguments.routers or [None]
+        policies = arguments.policies or ([POLICY] if arguments.routers else ["vllm", POLICY])
+        reports = [
+            run(arguments, policy, requests, deployment, settings, router=router)
+            for policy in policies
+            for router in routers
+        ]
         lines = "\n".join(report.to_json(**objective) for report in reports)
         if file is not None:
             file.write(lines + "\n")

@@ -33,6 +33,8 @@ def comparison(reports: Sequence[Report], objective: Mapping[str, float | None] 
     if any(limit is not None for limit in within.values()):
         columns["met"] = "goodput"
     rows = [report.summary(**within) for report in reports]
+    if any(report.router is not None for report in reports):
+        columns = {"policy": "policy", "router": "router"} | columns
     for row in rows:
         row["kv_peak"] = f"{row['peak_kv_blocks'] / row['kv_blocks']:.1%}"
         row["met"] = f"{row['goodput']:.1%}" if "goodput" in row else ""

@@ -12,8 +12,10 @@ from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.results import status
 from wait_core.cli.workload import POLICY, add_simulation, objective_of, requests_of, run, settings_of
 from wait_core.files import replacing
+from wait_core.fleet import ROUTERS
 from wait_core.report.html import page_of_simulations, rendered
 from wait_core.settings import POLICIES
+from wait_core.simulation.run import ROUTER
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +25,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
         "--policy", choices=POLICIES, default=POLICY, metavar="POLICY", help=f"{', '.join(POLICIES)} (%(default)s)"
+    )
+    parser.add_argument(
+        "--router", choices=ROUTERS, metavar="ROUTER", help=f"with --replicas: {', '.join(ROUTERS)} ({ROUTER})"
     )
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one line of JSON under the keys of `vllm bench serve`")
@@ -36,7 +41,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     saved = arguments.save_result
     with contextlib.nullcontext() if saved is None else replacing(saved) as file, report_file(arguments) as page:
         requests = requests_of(arguments, arguments.request_rate)
-        report = run(arguments, arguments.policy, requests, deployment, settings)
+        report = run(arguments, arguments.policy, requests, deployment, settings, router=arguments.router)
         line = report.to_json(**objective_of(arguments))
         if file is not None:
             file.write(line + "\n")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from wait_core import _core, hardware
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.simulation import frames
+from wait_core.simulation.fleet import described
 from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from wait_core.settings.types import EngineSettings
+    from wait_core.simulation.fleet import Change
     from wait_core.workload import Dataset, Trace
 
 LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
@@ -34,6 +36,12 @@ LAW = ("known", "learned", "hidden")
 
 MOST_SECONDS = 1e9
 """Longest overhead of an iteration: what nanoseconds in 64 bits leave room for."""
+
+ROUTER = "forecast"
+"""The router of a fleet where none is named."""
+
+STALENESS_S = 0.1
+"""How old what it knows of a replica is at most: vLLM's ranks report as often."""
 
 TYPED = frozenset({"wait", "nested-wait"})
 """Policies that need request types."""
@@ -81,6 +89,8 @@ class Report:
         Rows of a trace that were left out, by reason.
     notes : tuple of str
         What was assumed of a trace, or ignored in it.
+    router : str, optional
+        Which router a fleet had; `run.fleet` then says who served what, and `settings` are those of the first replica.
 
     """
 
@@ -91,6 +101,12 @@ class Report:
     run: _core.Run
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    router: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells it from others of the same requests: the router of a fleet, else the policy."""
+        return self.policy if self.router is None else self.router
 
     @property
     def ttft_s(self) -> npt.NDArray[np.float64]:
@@ -117,7 +133,10 @@ class Report:
 
         With a service-level objective: request_goodput (requests/s that met it) and goodput (share of those offered).
         """
-        named = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
+        named: dict[str, Any] = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
+        if (fleet := self.run.fleet) is not None:
+            named |= {"router": self.router, "replicas": len(fleet["replicas"])}
+            named |= {key: fleet[key] for key in ("resent", "held", "held_s")}
         read = {"dropped": dict(self.dropped), "notes": list(self.notes)}
         return named | self.run.summary(slo_ttft_ms, slo_tpot_ms) | read
 
@@ -180,6 +199,10 @@ def simulate(
     hints: Hints | None = None,
     acceptance: Sequence[float] = (),
     transfer: Transfer | None = None,
+    replicas: int | Sequence[Mapping[str, Any]] | None = None,
+    router: str | Mapping[str, Any] = ROUTER,
+    staleness_s: float = STALENESS_S,
+    changes: Sequence[Change] = (),
     progress: bool | Callable[[int], object] = False,
     **settings: Unpack[EngineSettings],
 ) -> Report:
@@ -225,6 +248,17 @@ def simulate(
         so on, as vLLM's acceptance rates by position. `num_speculative_tokens` defaults to their number.
     transfer : Transfer, optional
         The KV of every prompt but its last token is computed elsewhere, and transferred once its memory is reserved.
+    replicas : int or sequence of mapping, optional
+        A fleet of so many engines, or of these: the settings in which each differs, and its `iteration_time`. By
+        default a single engine without a router.
+    router : str or mapping
+        Which replica a request goes to, one of `wait_core.fleet.ROUTERS`; or a mapping of that (`router`) and of
+        settings of `wait_core.fleet.Router`.
+    staleness_s : float
+        How old what the router knows of a replica is at most, s; 0: as of its last iteration. Half of it passes between
+        two reports, half until one arrives. When a request ends the router sees itself.
+    changes : sequence of Change
+        Replicas that fail, drain or join.
     progress : bool or callable
         Show a progress bar on standard error, if that is a terminal. A callable is called at intervals with the number
         of requests that have finished; an exception that it raises ends the simulation.
@@ -256,12 +290,25 @@ def simulate(
     if acceptance:
         defaults["num_speculative_tokens"] = len(acceptance)
     core: dict[str, Any] = {**defaults, **settings}
-    core |= kv_cache_of(gpu, core)
     labels = np.zeros(len(wanted), np.uint16)
     typed = policy in TYPED and "types" not in core
     if typed:
         types, labels = wanted.types(num_types)
         core["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
+    fleet = None
+    if replicas is not None:
+        same = {key: value for key, value in core.items() if key != "iteration_time"}
+        fleet = described(
+            same,
+            gpu,
+            told=told is not None,
+            replicas=replicas,
+            router=router,
+            staleness_s=staleness_s,
+            changes=changes,
+            seed=seed,
+        )
+    core |= kv_cache_of(gpu, core)
     if not 0 <= overhead_s <= MOST_SECONDS:
         raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be between 0 and {MOST_SECONDS:g} s")
     with tqdm(
@@ -288,16 +335,18 @@ def simulate(
             **_connections(wanted),
             acceptance=list(acceptance),
             transfer=None if transfer is None else transfer.columns(),
+            fleet=fleet,
             callback=progress if callable(progress) else lambda completed: bar.update(completed - bar.n),
         )
     return Report(
         policy=policy,
         workload=wanted.name,
         seed=seed,
-        settings=core,
+        settings=core if fleet is None else fleet["engines"][0][0],
         run=run,
         dropped=wanted.dropped,
         notes=wanted.notes,
+        router=None if fleet is None else fleet["router"],
     )
 
 

@@ -1,8 +1,10 @@
 //! `wait_core._core`: thin wrappers around the crates, one file a class. Nothing is decided here.
 
 mod batch;
+mod columns;
 mod convert;
 mod error;
+mod fleet;
 mod plan;
 mod planning;
 mod routing;

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use pyo3::prelude::*;
-use wait_core::routing::{self, Incoming, Load, Replica, RouterName, Routing};
+use wait_core::routing::{self, Incoming, Load, Replica};
 
 use crate::convert;
 use crate::error;
+use crate::fleet::GivenRouting;
 
 /// Texts by number, and numbers by text.
 #[derive(Default)]
@@ -106,14 +107,7 @@ impl Router {
         affinity_load: Option<f64>,
         longest_queue: Option<f64>,
     ) -> PyResult<Self> {
-        let unset = Routing::default();
-        let settings = Routing {
-            router: RouterName::parse(router).map_err(error::core)?,
-            seed,
-            stale_after: stale_after.unwrap_or(unset.stale_after),
-            affinity_load: affinity_load.unwrap_or(unset.affinity_load),
-            longest_queue: longest_queue.unwrap_or(unset.longest_queue),
-        };
+        let settings = GivenRouting { stale_after, affinity_load, longest_queue }.of(router, seed)?;
         let inner = routing::Router::new(settings).map_err(error::core)?;
         Ok(Self { inner, replicas: Names::default(), requests: Names::default() })
     }
@@ -121,11 +115,12 @@ impl Router {
     /// A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
     ///
     /// `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`: its
-    /// law, given or learned; without it "forecast" assumes a nominal one. `model`: that of all replicas of a router.
+    /// law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: by which it orders its own queue, if it
+    /// does; nothing is then held at the door. `model`: that of all replicas of a router.
     ///
     /// Raises `WaitCoreError` for a size of 0 or another model than that of the others; nothing has changed then.
     #[pyo3(signature = (replica, *, kv_blocks, block_size = 16, max_num_seqs = 256, token_budget = 2048,
-        iteration_time = None, model = ""))]
+        iteration_time = None, ttft_target = None, model = ""))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add_replica(
         &mut self,
@@ -135,11 +130,19 @@ impl Router {
         #[pyo3(from_py_with = convert::ranged)] max_num_seqs: u32,
         #[pyo3(from_py_with = convert::ranged)] token_budget: u32,
         iteration_time: Option<&Bound<'_, PyAny>>,
+        ttft_target: Option<f64>,
         model: &str,
     ) -> PyResult<()> {
         let iteration_time = iteration_time.map(|law| convert::json(law, "iteration_time")).transpose()?;
-        let what =
-            Replica { model: model.to_owned(), kv_blocks, block_size, max_num_seqs, token_budget, iteration_time };
+        let what = Replica {
+            model: model.to_owned(),
+            kv_blocks,
+            block_size,
+            max_num_seqs,
+            token_budget,
+            iteration_time,
+            ttft_target,
+        };
         let number = self.replicas.number_or_next(replica);
         self.inner.add_replica(number, what).map_err(error::core)?;
         self.replicas.keep(replica, number);

@@ -5,83 +5,20 @@ use std::ops::ControlFlow;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyType};
-use wait_core::LengthHint;
-use wait_sim::{Arrival, Follow, Hint, Lengths, Prefixes, Requests, Setup, Slo, StepTimes, Summary, Transfer};
+use wait_sim::{Lengths, Prefixes, Requests, Setup, Slo, StepTimes, Summary};
 
+use crate::columns::{self, arrivals, followed, hints};
 use crate::convert;
 use crate::error::{self, WaitCoreError};
+use crate::fleet::served;
 use crate::scheduler::learned_law;
-use crate::simulation::{Column, same_length};
-
-/// The hints of each request, from columns that may be absent.
-fn hints(
-    requests: usize,
-    predicted: Option<&[u32]>,
-    log_error: f32,
-    classes: Option<&[u16]>,
-    priorities: Option<&[i32]>,
-    tenants: Option<&[u16]>,
-) -> PyResult<Vec<Hint>> {
-    let sizes = [predicted.map(<[u32]>::len), classes.map(<[u16]>::len), priorities.map(<[i32]>::len)];
-    let sizes = sizes.into_iter().chain([tenants.map(<[u16]>::len)]);
-    if let Some(size) = sizes.clone().flatten().find(|&size| size != requests) {
-        return Err(WaitCoreError::new_err(format!("hints: {size} values for {requests} requests")));
-    }
-    if sizes.flatten().next().is_none() {
-        return Ok(Vec::new());
-    }
-    let hint = |i: usize| Hint {
-        output: predicted.map_or(LengthHint::Unknown, |tokens| LengthHint::Predicted { tokens: tokens[i], log_error }),
-        label: classes.map(|labels| labels[i]),
-        priority: priorities.map_or(0, |levels| levels[i]),
-        tenant: tenants.map_or(0, |tenants| tenants[i]),
-    };
-    Ok((0..requests).map(hint).collect())
-}
-
-/// The requests, from columns; without labels all have label 0.
-fn arrivals(
-    at_ns: &PyReadonlyArray1<'_, u64>,
-    prompt: &PyReadonlyArray1<'_, u32>,
-    output: &PyReadonlyArray1<'_, u32>,
-    labels: Option<&PyReadonlyArray1<'_, u16>>,
-) -> PyResult<Vec<Arrival>> {
-    let (prompt, output) = same_length(prompt, output)?;
-    let (times, n) = (at_ns.as_slice()?, prompt.len());
-    let labels = labels.map(|labels| labels.as_slice()).transpose()?;
-    let labelled = labels.map_or(n, <[u16]>::len);
-    if times.len() != n || labelled != n {
-        let message = format!("arrivals: {} times and {labelled} labels for {n} requests", times.len());
-        return Err(WaitCoreError::new_err(message));
-    }
-    let unlabelled = std::iter::repeat_n(&0, if labels.is_none() { n } else { 0 });
-    let rows = times.iter().zip(prompt).zip(output).zip(labels.unwrap_or_default().iter().chain(unlabelled));
-    let arrival = |(((&at_ns, &prompt), &output), &label)| Arrival { at_ns, prompt, output, label };
-    Ok(rows.map(arrival).collect())
-}
-
-/// Which request each follows; -1 is none.
-fn followed(after: &[i64], think_ns: &[u64]) -> PyResult<Vec<Option<Follow>>> {
-    if after.len() != think_ns.len() {
-        let message = format!("think_ns: {} times for {} requests", think_ns.len(), after.len());
-        return Err(WaitCoreError::new_err(message));
-    }
-    let follow = |(i, (&after, &think_ns)): (usize, (&i64, &u64))| match u32::try_from(after) {
-        Ok(after) => Ok(Some(Follow { after, think_ns })),
-        Err(_) if after == -1 => Ok(None),
-        Err(_) => Err(WaitCoreError::new_err(format!("after[{i}] = {after}: the index of a request, or -1 for none"))),
-    };
-    after.iter().zip(think_ns).enumerate().map(follow).collect()
-}
-
-fn transfer((bytes_per_token, bandwidth, latency_s): (f64, f64, f64)) -> Transfer {
-    Transfer { bytes_per_token, bandwidth, latency_s }
-}
+use crate::simulation::Column;
 
 /// One finished simulation; the constructor restores one that was pickled.
 #[pyclass(frozen, module = "wait_core._core")]
 pub(crate) struct Run {
     inner: wait_sim::Run,
+    served: Option<wait_sim::Served>,
 }
 
 /// Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
@@ -91,7 +28,7 @@ pub(crate) struct Run {
 #[pyo3(signature = (settings, law, arrival_ns, prompt, output, labels, *, lengths_known, typed, max_tokens, max_concurrency,
     overhead_ns, step_jitter = 0.0, seed = 0, steps_reported = false, learned = None, predicted = None,
     predicted_log_error = 0.0, classes = None, priorities = None, tenants = None, follows = None, system = None,
-    hash_ids = None, acceptance = Vec::new(), transfer = None, callback = None))]
+    hash_ids = None, acceptance = Vec::new(), transfer = None, fleet = None, callback = None))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private interface of `simulate`
 pub(crate) fn run(
     py: Python<'_>,
@@ -120,6 +57,7 @@ pub(crate) fn run(
     hash_ids: Option<(PyReadonlyArray1<'_, u64>, PyReadonlyArray1<'_, u64>, u32)>,
     acceptance: Vec<f64>,
     transfer: Option<(f64, f64, f64)>,
+    fleet: Option<&Bound<'_, PyDict>>,
     callback: Option<Py<PyAny>>,
 ) -> PyResult<Run> {
     let arrivals = arrivals(&arrival_ns, &prompt, &output, Some(&labels))?;
@@ -151,14 +89,15 @@ pub(crate) fn run(
         learned: learned.map(|state| convert::json(state, "learned")).transpose()?,
         steps: StepTimes { jitter: step_jitter, seed, reported: steps_reported },
         acceptance,
-        transfer: transfer.map(self::transfer),
+        transfer: transfer.map(columns::transfer),
         ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
     };
     let mut raised = None;
     // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
     let requests = Requests { arrivals: &arrivals, follows: &follows, prefixes };
+    let fleet = fleet.map(|fleet| crate::fleet::fleet(fleet, &setup)).transpose()?;
     let result = py.detach(|| {
-        wait_sim::run(&setup, requests, |completed| {
+        let watch = |completed| {
             let called = Python::attach(|py| {
                 py.check_signals()?;
                 callback.as_ref().map_or(Ok(()), |callback| callback.call1(py, (completed,)).map(drop))
@@ -170,12 +109,16 @@ pub(crate) fn run(
                     ControlFlow::Break(())
                 }
             }
-        })
+        };
+        match &fleet {
+            None => wait_sim::run(&setup, requests, watch).map(|inner| Run { inner, served: None }),
+            Some(fleet) => wait_sim::fleet(fleet, requests, watch)
+                .map(|found| Run { inner: found.run, served: Some(found.served) }),
+        }
     });
     match (result, raised) {
         (_, Some(error)) => Err(error),
-        (Err(error), None) => Err(error::simulation(error)),
-        (Ok(inner), None) => Ok(Run { inner }),
+        (result, None) => result.map_err(error::simulation),
     }
 }
 
@@ -207,9 +150,9 @@ pub(crate) fn pools(
         })
     };
     let first = setup(&prefill, law)?;
-    let second = Setup { transfer: Some(self::transfer(transfer)), ..setup(&decode, decode_law)? };
+    let second = Setup { transfer: Some(columns::transfer(transfer)), ..setup(&decode, decode_law)? };
     let pools = py.detach(|| wait_sim::pools(&first, &second, &arrivals)).map_err(error::simulation)?;
-    Ok((Run { inner: pools.prefill }, Run { inner: pools.decode }))
+    Ok((Run { inner: pools.prefill, served: None }, Run { inner: pools.decode, served: None }))
 }
 
 #[pymethods]
@@ -218,13 +161,13 @@ impl Run {
     fn new(state: &[u8]) -> PyResult<Self> {
         // Its keys reveal a state of another version, so nothing is misread.
         match serde_json::from_slice(state) {
-            Ok(inner) => Ok(Run { inner }),
+            Ok((inner, served)) => Ok(Run { inner, served }),
             Err(error) => Err(WaitCoreError::new_err(format!("state: not one of a Run ({error})"))),
         }
     }
 
     fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyType>, (Bound<'py, PyBytes>,))> {
-        match serde_json::to_vec(&self.inner) {
+        match serde_json::to_vec(&(&self.inner, &self.served)) {
             Ok(state) => Ok((py.get_type::<Run>(), (PyBytes::new(py, &state),))),
             Err(error) => Err(WaitCoreError::new_err(error.to_string())),
         }
@@ -263,28 +206,17 @@ impl Run {
     /// The part of the summary that was counted during the run, and costs nothing to read.
     #[getter]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        let (run, stats) = (&self.inner, &self.inner.stats);
-        dict.set_item("preemptions", stats.preemptions)?;
-        dict.set_item("recomputed_tokens", run.recomputed_tokens())?;
-        dict.set_item("prompt_tokens", run.prompt_tokens)?;
-        dict.set_item("cached_tokens", run.cached_tokens)?;
-        dict.set_item("draft_tokens", run.draft_tokens)?;
-        dict.set_item("accepted_tokens", run.accepted_tokens)?;
-        dict.set_item("peak_kv_blocks", run.peak_blocks)?;
-        if !run.peak_by_group.is_empty() {
-            dict.set_item("peak_kv_blocks_by_group", run.peak_by_group.clone())?;
-        }
-        dict.set_item("kv_blocks", run.kv_blocks)?;
-        dict.set_item("iterations", run.iterations)?;
-        dict.set_item("decode_tokens", run.decode_tokens)?;
-        dict.set_item("prefill_tokens", run.prefill_tokens)?;
-        let holds = PyDict::new(py);
-        for (reason, count) in run.holds() {
-            holds.set_item(reason, count)?;
-        }
-        dict.set_item("holds", holds)?;
-        Ok(dict)
+        counts(py, &self.inner)
+    }
+
+    /// Of a fleet: which replica served each request (`replica_of`, 2^32 − 1 where none did), when the router predicted its
+    /// first token (`predicted_ttft_s`, after it was sent on; -1 where it predicted nothing), what was counted of each
+    /// replica (`replicas`, a list of dictionaries as `counts`, with `completed`), how often requests were sent again because
+    /// their replica was gone (`resent`), how many were held at the router's door (`held`) and for how long in all (`held_s`).
+    /// None of a single engine.
+    #[getter]
+    fn fleet<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        self.served.as_ref().map(|found| served(py, found)).transpose()
     }
 
     /// What the policy has learned, as `Scheduler.learned` has it.
@@ -360,4 +292,30 @@ impl Run {
             series.iter().map(|sample| sample.waiting).collect::<Vec<_>>().into_pyarray(py),
         )
     }
+}
+
+/// What was counted during a run.
+pub(crate) fn counts<'py>(py: Python<'py>, run: &wait_sim::Run) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let stats = &run.stats;
+    dict.set_item("preemptions", stats.preemptions)?;
+    dict.set_item("recomputed_tokens", run.recomputed_tokens())?;
+    dict.set_item("prompt_tokens", run.prompt_tokens)?;
+    dict.set_item("cached_tokens", run.cached_tokens)?;
+    dict.set_item("draft_tokens", run.draft_tokens)?;
+    dict.set_item("accepted_tokens", run.accepted_tokens)?;
+    dict.set_item("peak_kv_blocks", run.peak_blocks)?;
+    if !run.peak_by_group.is_empty() {
+        dict.set_item("peak_kv_blocks_by_group", run.peak_by_group.clone())?;
+    }
+    dict.set_item("kv_blocks", run.kv_blocks)?;
+    dict.set_item("iterations", run.iterations)?;
+    dict.set_item("decode_tokens", run.decode_tokens)?;
+    dict.set_item("prefill_tokens", run.prefill_tokens)?;
+    let holds = PyDict::new(py);
+    for (reason, count) in run.holds() {
+        holds.set_item(reason, count)?;
+    }
+    dict.set_item("holds", holds)?;
+    Ok(dict)
 }

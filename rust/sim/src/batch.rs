@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wait_core::Error;
 
 use crate::dataset::{Dataset, Sampled};
-use crate::engine::run_until;
 use crate::error::SimError;
 use crate::record::Run;
+use crate::run::run_until;
 use crate::setup::Setup;
 
 /// What to repeat.

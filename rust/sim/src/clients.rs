@@ -70,6 +70,11 @@ impl<'a> Clients<'a> {
         Some((id, sent_ns))
     }
 
+    /// When the next request is sent with so many under way; none while the client holds all back.
+    pub(crate) fn due_ns(&self, under_way: usize) -> Option<u64> {
+        self.peek().map(|(at_ns, _)| at_ns).filter(|_| under_way < self.most)
+    }
+
     /// Requests have finished: those that follow them will be sent.
     #[inline]
     pub(crate) fn finished(&mut self, ids: &[u64], now_ns: u64) {

@@ -1,91 +1,39 @@
 //! The simulated engine: a virtual clock around the scheduling core.
 //!
-//! The loop is that of a real engine: take in arrivals, ask the core for a plan, let the iteration-time law say how
-//! long it takes, report what finished. The core never learns that the engine is simulated.
+//! What it does is what a real engine does: take in arrivals, ask the core for a plan, let the iteration-time law say how
+//! long it takes, report what finished. The core never learns that the engine is simulated. Whoever drives it says when an
+//! iteration begins; between its begin and its end the core stands as planned.
 
-use std::ops::ControlFlow;
-
+use wait_core::model::IterationTime;
 use wait_core::policy::Policy;
-use wait_core::{Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
+use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
-use crate::clients::Clients;
 use crate::ends::Ends;
 use crate::error::SimError;
-use crate::record::{Recorder, Run};
-use crate::requests::{Arrival, LATEST_NS, Requests};
+use crate::record::Run;
+use crate::recorder::{Columns, Recorder};
+use crate::requests::{LATEST_NS, Requests};
 use crate::rng::Stream;
 use crate::setup::{Lengths, Setup};
 use crate::speculation::Drafts;
 use crate::transfer::Transfers;
 
-/// How often the callback is called, in iterations: about every ten milliseconds. Each call takes Python's lock, for
-/// which a busy thread beside this one may make it wait for five.
-const CALLBACK_EVERY: u64 = 1 << 15;
-
-/// Runs all requests to their end. `callback(completed)` is called now and then and may stop the run.
-///
-/// # Errors
-/// [`SimError`] for refused settings or requests, an interruption, or a policy that stalls.
-pub fn run<'a>(
-    setup: &Setup,
-    requests: impl Into<Requests<'a>>,
-    mut callback: impl FnMut(usize) -> ControlFlow<()>,
-) -> Result<Run, SimError> {
-    let offered = requests.into();
-    if !setup.hints.is_empty() && setup.hints.len() != offered.arrivals.len() {
-        let rule = format!("{} arrivals", offered.arrivals.len());
-        return Err(Error::invalid("hints", setup.hints.len(), rule).into());
-    }
-    if setup.max_concurrency == Some(0) {
-        return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent").into());
-    }
-    with_engine(setup, offered, |mut engine| {
-        loop {
-            engine.send_requests()?;
-            if engine.scheduler.stats().iterations % CALLBACK_EVERY == 0
-                && callback(engine.recorder.completed()).is_break()
-            {
-                let completed = engine.recorder.completed();
-                return Err(SimError::Interrupted { completed, offered: offered.arrivals.len() });
-            }
-            if !engine.step()? {
-                let _ = callback(engine.recorder.completed());
-                return Ok(engine.finish(offered.arrivals));
-            }
-        }
-    })
-}
-
-/// As `run`, up to the end of the first iteration that ends at `horizon_ns` or later. Requests reach beyond that.
-pub(crate) fn run_until(setup: &Setup, requests: Requests, horizon_ns: u64) -> Result<Run, SimError> {
-    with_engine(setup, requests, |mut engine| {
-        while engine.now_ns < horizon_ns {
-            engine.send_requests()?;
-            engine.step()?;
-        }
-        Ok(engine.finish(requests.arrivals))
-    })
-}
-
-/// Calls `work` with an engine to which the requests are offered, outputs cut at `max_tokens`.
-pub(crate) fn with_engine<T>(
-    setup: &Setup,
-    offered: Requests,
-    work: impl FnOnce(Engine) -> Result<T, SimError>,
-) -> Result<T, SimError> {
-    offered.check()?;
-    if setup.max_tokens == Some(0) {
-        return Err(Error::invalid("max_tokens", 0, "must be at least 1 (leave it out for the model's limit)").into());
-    }
-    let arrivals = &offered.ended(setup.max_tokens);
-    work(Engine::new(setup, Requests { arrivals, ..offered })?)
+/// What became of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// An iteration, which ends at `Engine::now_ns`.
+    Computes,
+    /// Nothing to compute. The policy, or KV that is on its way, wants to be looked at again then, if at any time.
+    Idle(Option<u64>),
 }
 
 pub(crate) struct Engine<'a> {
     setup: &'a Setup,
+    config: &'a Config,
+    law: &'a IterationTime,
     requests: Requests<'a>,
-    clients: Clients<'a>,
-    now_ns: u64,
+    started_ns: u64,
+    pub(crate) now_ns: u64,
     pub(crate) scheduler: Scheduler,
     ends: Ends,
     transfers: Transfers,
@@ -94,64 +42,65 @@ pub(crate) struct Engine<'a> {
     noise: Stream,
     /// The policy has thresholds, which hold requests for want of company.
     gated: bool,
-    pub(crate) recorder: Recorder<'a>,
+    pub(crate) recorder: Recorder,
 }
 
 impl<'a> Engine<'a> {
-    fn new(setup: &'a Setup, requests: Requests<'a>) -> Result<Self, SimError> {
+    /// The `number`th engine of a run, with a configuration and a law of its own.
+    pub(crate) fn new(
+        setup: &'a Setup,
+        (config, law): (&'a Config, &'a IterationTime),
+        requests: Requests<'a>,
+        number: usize,
+    ) -> Result<Self, SimError> {
         if !(0.0..=1.0).contains(&setup.steps.jitter) {
             return Err(Error::invalid("step_jitter", setup.steps.jitter, "must be between 0 and 1").into());
         }
-        let mut scheduler = Scheduler::new(&setup.config)?;
+        let mut scheduler = Scheduler::new(config)?;
         if let Some(learned) = &setup.learned {
             scheduler.restore(learned)?;
         }
-        let lanes = scheduler.view().lanes().len();
-        let arrivals = requests.arrivals;
+        let noise = if number == 0 { "step jitter".to_owned() } else { format!("step jitter {number}") };
         Ok(Self {
             setup,
+            config,
+            law,
             requests,
-            clients: Clients::new(requests, setup.max_concurrency),
-            now_ns: arrivals.first().map_or(0, |arrival| arrival.at_ns),
-            ends: Ends::new(arrivals.len(), lanes),
+            started_ns: 0,
+            now_ns: requests.arrivals.first().map_or(0, |arrival| arrival.at_ns),
+            ends: Ends::new(scheduler.view().lanes().len()),
             transfers: Transfers::new(setup.transfer)?,
             drafts: Drafts::new(setup)?,
             finished: Vec::new(),
-            noise: Stream::new(setup.steps.seed, "step jitter"),
+            noise: Stream::new(setup.steps.seed, &noise),
             gated: !scheduler.policy().thresholds().is_empty(),
-            recorder: Recorder::new(arrivals, &scheduler, setup.config.kv_blocks),
+            recorder: Recorder::new(&scheduler, config.kv_blocks),
             scheduler,
         })
     }
 
-    /// What was recorded of the requests that were `offered`.
-    fn finish(self, offered: &[Arrival]) -> Run {
-        self.recorder.finish(&self.scheduler, offered)
+    /// What was recorded beside the columns.
+    pub(crate) fn finish(self) -> Run {
+        self.recorder.finish(&self.scheduler)
     }
 
     /// Iterations of a request: its output tokens, and in the paper's convention its prefill as well.
     pub(crate) fn iterations(&self, id: u64) -> u32 {
-        self.setup.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
+        self.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
     }
 
-    /// Hands the scheduler what has been sent by now.
-    pub(crate) fn send_requests(&mut self) -> Result<(), SimError> {
-        while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.scheduler.view().len()) {
-            let id = at as u64;
-            self.recorder.send(id, sent_ns, self.scheduler.predicted_wait_ns());
-            // What can never fit, or finds the queue full, is refused at the door and counted as failed.
-            if !self.fits(id) {
-                self.reject(id);
-            } else if let Err(error) = self.scheduler.add(&self.request(at, sent_ns)) {
-                match error {
-                    Error::TooLarge { .. } | Error::QueueFull { .. } | Error::DeadlineUnreachable { .. } => {
-                        self.reject(id);
-                    }
-                    error => return Err(error.into()),
-                }
-            }
+    /// Hands the scheduler a request. False where it is refused: it can never fit, finds the queue full, or would be late.
+    pub(crate) fn add(&mut self, columns: &mut Columns, at: usize, sent_ns: u64) -> Result<bool, SimError> {
+        let id = at as u64;
+        columns.send(id, sent_ns, self.scheduler.predicted_wait_ns());
+        if !self.fits(id) {
+            return Ok(false);
         }
-        Ok(())
+        match self.scheduler.add(&self.request(at, sent_ns)) {
+            Ok(()) => Ok(true),
+            Err(Error::TooLarge { .. } | Error::QueueFull { .. } | Error::DeadlineUnreachable { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What the host declares of a request.
@@ -182,16 +131,10 @@ impl<'a> Engine<'a> {
     /// Hashes of the blocks of a request, where the core keeps a prefix cache.
     fn block_hashes(&self, at: usize) -> Vec<u64> {
         let mut hashes = Vec::new();
-        if self.setup.config.prefix_caching {
-            self.requests.block_hashes(at, self.setup.config.block_size, &mut hashes);
+        if self.config.prefix_caching {
+            self.requests.block_hashes(at, self.config.block_size, &mut hashes);
         }
         hashes
-    }
-
-    /// A refused request fails, and with it all that would have followed.
-    fn reject(&mut self, id: u64) {
-        let lost = self.clients.refused(id);
-        self.recorder.reject(1 + lost);
     }
 
     /// A hidden output that outgrows the cache could never end; a real engine would cut it at its length limit.
@@ -204,50 +147,62 @@ impl<'a> Engine<'a> {
         tokens <= u64::from(view.max_model_len()) && drafts_fit()
     }
 
-    /// One iteration, or a jump to the next event. False when all is done.
-    pub(crate) fn step(&mut self) -> Result<bool, SimError> {
-        let start_ns = self.now_ns;
+    /// Plans an iteration that begins at `start_ns`; `coming` says whether any request is known to come.
+    pub(crate) fn begin(
+        &mut self,
+        columns: &mut Columns,
+        start_ns: u64,
+        coming: impl FnOnce() -> bool,
+    ) -> Result<Begun, SimError> {
+        (self.started_ns, self.now_ns) = (start_ns, start_ns);
         if self.transfers.next_ns().is_some_and(|ready_ns| ready_ns <= start_ns) {
-            let received = self.transfers.received(&self.ends, start_ns);
+            let received = self.transfers.received(&columns.stamps, start_ns);
             self.scheduler.complete(&Completed { received, ..Completed::default() })?;
         }
         self.scheduler.plan(start_ns);
         self.now_ns = self.ends_at(start_ns)?;
         let plan = self.scheduler.last_plan();
         for &(_, id) in plan.preempted() {
-            self.ends.leaves(id);
+            columns.stamps[id as usize] += 1;
         }
         // Requests are parked even by a plan that computes nothing.
         for &slot in plan.parked() {
-            self.ends.leaves(self.scheduler.view().request(slot).id);
+            columns.stamps[self.scheduler.view().request(slot).id as usize] += 1;
         }
         // An eviction frees memory, so the plan after one may well not be empty; nor may that after an admission of a
         // request whose KV is on the way.
         let evicts = !plan.preempted().is_empty();
         let idle = plan.is_empty() && plan.chunks().is_empty() && !evicts;
-        self.recorder.parked(&self.scheduler);
-        for at in 0..self.scheduler.last_plan().refused().len() {
-            self.reject(self.scheduler.last_plan().refused()[at].id);
-        }
+        let wake = plan.wake_ns().filter(|&ns| ns > start_ns && ns <= LATEST_NS);
+        self.recorder.parked(columns, &self.scheduler);
         if idle {
-            return self.idle();
+            return Ok(Begun::Idle([self.transfers.next_ns(), wake].into_iter().flatten().min()));
         }
-        if evicts && self.gated && self.clients.next_ns(start_ns).is_none() {
+        if evicts && self.gated && !coming() {
             // Paused requests that hold the memory others need could wait for company for ever.
             self.drain();
         }
-        self.transfers.follow(&self.scheduler, &self.ends, start_ns);
-        self.recorder.iteration(&self.scheduler, start_ns, self.now_ns);
+        self.transfers.follow(&self.scheduler, &columns.stamps, start_ns);
+        Ok(Begun::Computes)
+    }
+
+    /// Requests that the last plan refused.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = u64> + '_ {
+        self.scheduler.last_plan().refused().iter().map(|refused| refused.id)
+    }
+
+    /// The iteration has ended. Returns the requests that ended with it.
+    pub(crate) fn end(&mut self, columns: &mut Columns) -> Result<&[u64], SimError> {
+        self.recorder.iteration(columns, &self.scheduler, self.started_ns, self.now_ns);
         self.finished.clear();
-        self.follow_joins();
+        self.follow_joins(columns);
         if self.drafts.any() {
             self.verify_drafts();
         } else {
-            self.ends.collect(self.scheduler.view(), &mut self.finished);
+            self.ends.collect(&columns.stamps, self.scheduler.view(), &mut self.finished);
         }
-        self.clients.finished(&self.finished, self.now_ns);
-        self.recorder.finish_requests(&self.finished, self.now_ns);
-        let ns = self.now_ns - start_ns;
+        self.recorder.finish_requests(columns, &self.finished, self.now_ns);
+        let ns = self.now_ns - self.started_ns;
         self.scheduler.complete(&Completed {
             finished: &self.finished,
             progress: self.drafts.progress(),
@@ -255,8 +210,8 @@ impl<'a> Engine<'a> {
             step: (self.setup.steps.reported && ns > 0).then_some(StepTime { ns, iteration: None }),
             ..Completed::default()
         })?;
-        self.recorder.moved(&self.scheduler, self.drafts.progress());
-        Ok(true)
+        self.recorder.moved(columns, &self.scheduler, self.drafts.progress());
+        Ok(&self.finished)
     }
 
     /// When the last plan, made at `start_ns`, has been computed.
@@ -267,7 +222,7 @@ impl<'a> Engine<'a> {
             return Ok(start_ns);
         }
         // One call, which is inlined.
-        let mut duration = self.setup.law.nanos(plan.shape());
+        let mut duration = self.law.nanos(plan.shape());
         let jitter = self.setup.steps.jitter;
         if jitter > 0.0 {
             let factor = libm::exp(jitter * self.noise.normal() - 0.5 * jitter * jitter);
@@ -283,7 +238,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Notes when the requests that joined a lane in this iteration will finish.
-    fn follow_joins(&mut self) {
+    fn follow_joins(&mut self, columns: &Columns) {
         let plan = self.scheduler.last_plan();
         let prefilled = plan.chunks().iter().filter(|chunk| chunk.last).map(|chunk| chunk.slot);
         // Those that decode in this iteration verify drafts in it.
@@ -295,29 +250,23 @@ impl<'a> Engine<'a> {
             if left == 0 {
                 self.finished.push(id);
             } else if !self.drafts.any() {
-                self.ends.joins(view, slot, left);
+                self.ends.joins(&columns.stamps, view, slot, left);
             }
         }
     }
 
     /// With drafts no request ends at a step that is known before.
     fn verify_drafts(&mut self) {
-        let (convention, arrivals) = (self.setup.config.convention, self.requests.arrivals);
+        let (convention, arrivals) = (self.config.convention, self.requests.arrivals);
         let iterations = |id: u64| convention.last_stage(arrivals[id as usize].output) + 1;
         let accepted = self.drafts.verify(&self.scheduler, iterations, &mut self.finished);
         let drafted = self.drafts.verified(self.scheduler.last_plan().decodes());
         self.recorder.drafts(drafted, accepted);
     }
 
-    /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
-    fn idle(&mut self) -> Result<bool, SimError> {
-        let plan = self.scheduler.last_plan();
-        let wake = plan.wake_ns().filter(|&ns| ns > self.now_ns && ns <= LATEST_NS);
-        let events = [self.clients.next_ns(self.now_ns), self.transfers.next_ns(), wake];
-        if let Some(next) = events.into_iter().flatten().min() {
-            self.now_ns = next;
-            return Ok(true);
-        }
+    /// Nothing to compute, nothing that will change that, and no request is known to come: the gates open. False where
+    /// no request is left.
+    pub(crate) fn open_gates(&mut self) -> Result<bool, SimError> {
         let view = self.scheduler.view();
         if view.is_empty() {
             return Ok(false);
@@ -333,38 +282,10 @@ impl<'a> Engine<'a> {
         Ok(true)
     }
 
-    /// No request is known to come: the gates open.
     fn drain(&mut self) {
         if !self.scheduler.view().draining() {
             self.recorder.drain(self.now_ns);
             self.scheduler.drain();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use wait_core::Config;
-    use wait_core::model::IterationTime;
-
-    use super::*;
-
-    #[test]
-    fn a_policy_that_never_runs_anything_again_is_reported() {
-        let config = Config { kv_blocks: 10, ..Config::default() };
-        let law = IterationTime::linear(0.5, 0.0).expect("a law");
-        let lengths = Lengths::Known;
-        let setup = Setup { lengths, ..Setup::new(config, law) };
-        let arrivals = [10, 20].map(|at_ns| Arrival { at_ns, prompt: 4, output: 9, label: 0 });
-        let mut engine = Engine::new(&setup, (&arrivals).into()).unwrap();
-        engine.send_requests().unwrap();
-        assert_eq!(engine.step(), Ok(true));
-        engine.send_requests().unwrap();
-        // A paused engine stands for a policy that holds everything for ever.
-        engine.scheduler.set_paused(true);
-        assert_eq!(engine.step(), Ok(true), "the gates open first");
-        let stalled = engine.step().unwrap_err();
-        assert_eq!(stalled, SimError::Stalled { now_s: 0.500_000_01, waiting: 1, resident: 1 });
-        assert_eq!(stalled.to_string(), "policy stalled at 0.500 s with 1 requests waiting and 1 resident");
     }
 }

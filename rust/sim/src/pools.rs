@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 
 use wait_core::Error;
 
-use crate::engine::run;
 use crate::error::SimError;
 use crate::record::{NEVER_NS, Run};
 use crate::requests::{Arrival, Requests};
+use crate::run::run;
 use crate::setup::Setup;
 
 /// What became of requests that one engine prefilled and another decoded. Columns are in the order of the requests.

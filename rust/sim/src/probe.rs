@@ -5,9 +5,10 @@
 
 use wait_core::{HoldReason, Phase, Slot};
 
-use crate::engine::{Engine, with_engine};
+use crate::engine::Engine;
 use crate::error::SimError;
 use crate::requests::Requests;
+use crate::run::with_engine;
 use crate::setup::Setup;
 
 /// Forecasts and the truth beside them, by column. The last five have one entry for each probe and horizon, all horizons
@@ -40,15 +41,16 @@ pub struct Probes {
 /// # Errors
 /// [`SimError`], as for `run`.
 pub fn probe<'a>(setup: &Setup, requests: impl Into<Requests<'a>>, every: u64) -> Result<Probes, SimError> {
-    with_engine(setup, requests.into(), |mut engine| {
+    with_engine(setup, requests.into(), |mut served| {
         let mut probes = Probes::default();
         loop {
-            engine.send_requests()?;
-            if !engine.step()? {
+            served.send_requests()?;
+            if !served.step()? {
                 return Ok(probes);
             }
-            if engine.scheduler.stats().iterations % every.max(1) == 0 && engine.scheduler.view().residents() > 0 {
-                probes.take(&mut engine);
+            let scheduler = served.scheduler();
+            if scheduler.stats().iterations % every.max(1) == 0 && scheduler.view().residents() > 0 {
+                probes.take(&mut served.engine);
             }
         }
     })

@@ -1,7 +1,7 @@
 //! What a run needs: the core's configuration, the GPU, and what the policy knows.
 
 use wait_core::model::IterationTime;
-use wait_core::{Config, LengthHint};
+use wait_core::{Config, Error, LengthHint, Result};
 
 use crate::transfer::Transfer;
 
@@ -86,5 +86,20 @@ impl Setup {
             acceptance: Vec::new(),
             transfer: None,
         }
+    }
+
+    /// Refuses what suits no run of so many requests.
+    pub(crate) fn check(&self, requests: usize) -> Result<()> {
+        if !self.hints.is_empty() && self.hints.len() != requests {
+            return Err(Error::invalid("hints", self.hints.len(), format!("{requests} arrivals")));
+        }
+        if self.max_concurrency == Some(0) {
+            return Err(Error::invalid("max_concurrency", 0, "must be at least 1, or nothing is ever sent"));
+        }
+        if self.max_tokens == Some(0) {
+            let rule = "must be at least 1 (leave it out for the model's limit)";
+            return Err(Error::invalid("max_tokens", 0, rule));
+        }
+        Ok(())
     }
 }

@@ -5,8 +5,6 @@ use std::collections::BinaryHeap;
 
 use wait_core::{Error, Hit, Phase, Result, Scheduler};
 
-use crate::ends::Ends;
-
 /// How KV comes: it is sent once the engine has taken memory for it, and each request's takes its own time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transfer {
@@ -66,20 +64,20 @@ impl Transfers {
 
     /// Requests admitted by the last plan, at `now_ns`: the transfer of their KV begins. Preempted requests have lost theirs.
     #[inline]
-    pub(crate) fn follow(&mut self, scheduler: &Scheduler, ends: &Ends, now_ns: u64) {
+    pub(crate) fn follow(&mut self, scheduler: &Scheduler, stamps: &[u32], now_ns: u64) {
         if let Some(transfer) = self.transfer {
-            self.send(transfer, scheduler, ends, now_ns);
+            self.send(transfer, scheduler, stamps, now_ns);
         }
     }
 
     #[cold]
-    fn send(&mut self, transfer: Transfer, scheduler: &Scheduler, ends: &Ends, now_ns: u64) {
+    fn send(&mut self, transfer: Transfer, scheduler: &Scheduler, stamps: &[u32], now_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for chunk in plan.chunks() {
             let request = view.request(chunk.slot);
             if request.phase == Phase::Receiving {
                 let ready_ns = now_ns.saturating_add(transfer.nanos(request.prompt - 1));
-                self.ready.push(Reverse((ready_ns, chunk.id as u32, ends.stamp(chunk.id))));
+                self.ready.push(Reverse((ready_ns, chunk.id as u32, stamps[chunk.id as usize])));
             }
         }
         self.lost.clear();
@@ -94,11 +92,11 @@ impl Transfers {
     }
 
     /// Requests whose KV has arrived by `now_ns`, not reported before.
-    pub(crate) fn received(&mut self, ends: &Ends, now_ns: u64) -> &[u64] {
+    pub(crate) fn received(&mut self, stamps: &[u32], now_ns: u64) -> &[u64] {
         self.received.clear();
         while let Some(&Reverse((_, id, stamp))) = self.ready.peek().filter(|entry| entry.0.0 <= now_ns) {
             self.ready.pop();
-            if ends.stamp(id.into()) == stamp {
+            if stamps[id as usize] == stamp {
                 self.received.push(id.into());
             }
         }

@@ -36,7 +36,7 @@ QUANTILES = (50, 90, 99)
 def page_of_simulations(
     reports: Sequence[Report], *, command: str, objective: Mapping[str, float | None] | None = None
 ) -> Page:
-    """Return the page of simulations of the same requests, one a policy.
+    """Return the page of simulations of the same requests, one a policy or router.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def page_of_simulations(
     first = reports[0]
     summaries = [report.summary(**(objective or {})) for report in reports]
     done = summaries[0]["completed"] + summaries[0]["failed"]
-    names = ", ".join(report.policy for report in reports)
+    names = ", ".join(report.name for report in reports)
     span = max(float(summary["duration"]) for summary in summaries)
     notes = left_out(first.dropped)
     notes += [f"Assumed: {note}." for note in first.notes]
@@ -78,11 +78,11 @@ def _figures(summaries: Sequence[Mapping[str, Any]]) -> Table:
         if key in summaries[0]
     ]
     rows.append(["peak KV", *(f"{summary['peak_kv_blocks'] / summary['kv_blocks']:.1%}" for summary in summaries)])
-    return Table(header=["", *(summary["policy"] for summary in summaries)], rows=rows)
+    return Table(header=["", *(summary.get("router", summary["policy"]) for summary in summaries)], rows=rows)
 
 
 def _kv(reports: Sequence[Report]) -> Section:
-    capacity = max(report.settings["kv_blocks"] * report.settings["block_size"] for report in reports)
+    capacity = max(report.run.counts["kv_blocks"] * report.settings["block_size"] for report in reports)
     end = max((float(report.kv_over_time[0][-1]) for report in reports if len(report.kv_over_time[0])), default=1.0)
     figures = []
     for report in reports:
@@ -90,15 +90,15 @@ def _kv(reports: Sequence[Report]) -> Section:
         if len(times) == 0:
             continue
         lost = preempted_at(report)
-        own = report.settings["kv_blocks"] * report.settings["block_size"]
+        own = report.run.counts["kv_blocks"] * report.settings["block_size"]
         figures.append(
             Figure(
-                heading=report.policy,
+                heading=report.name,
                 svg=chart(
-                    [Line(name=report.policy, x=times, y=tokens, steps=True)],
+                    [Line(name=report.name, x=times, y=tokens, steps=True)],
                     Axis(label="time, s", least=0.0, most=end),
                     Axis(label="KV tokens in use", least=0.0, most=1.08 * capacity),
-                    title=f"KV tokens in use over time, {report.policy}",
+                    title=f"KV tokens in use over time, {report.name}",
                     limit=(f"capacity {own:,} tokens", float(own)),
                     marks=lost.tolist(),
                     area=True,
@@ -107,7 +107,7 @@ def _kv(reports: Sequence[Report]) -> Section:
             )
         )
     waiting = [
-        Line(name=report.policy, x=report.kv_over_time[0], y=report.run.series[3].astype(float), steps=True)
+        Line(name=report.name, x=report.kv_over_time[0], y=report.run.series[3].astype(float), steps=True)
         for report in reports
         if len(report.kv_over_time[0])
     ]
@@ -157,7 +157,7 @@ def _distributions(reports: Sequence[Report]) -> Section:
             continue
         share = np.linspace(0.0, 100.0, 201)
         lines = [
-            Line(name=report.policy, x=np.maximum(np.percentile(each, share), 1e-6), y=share) for report, each in known
+            Line(name=report.name, x=np.maximum(np.percentile(each, share), 1e-6), y=share) for report, each in known
         ]
         figures.append(
             Figure(
@@ -171,7 +171,7 @@ def _distributions(reports: Sequence[Report]) -> Section:
             )
         )
         rows += [
-            [name, report.policy, number(float(each.mean())), *map(number, np.percentile(each, QUANTILES).tolist())]
+            [name, report.name, number(float(each.mean())), *map(number, np.percentile(each, QUANTILES).tolist())]
             for report, each in known
         ]
     header = ["s", "policy", "mean", *(f"p{quantile}" for quantile in QUANTILES)]
@@ -190,7 +190,7 @@ def _holds(reports: Sequence[Report]) -> Section:
     for report in reports:
         for reason, count in report.run.counts["holds"].items():
             if any(other.run.counts["holds"].get(reason, 0) for other in reports):
-                by_reason.setdefault(reason, {})[report.policy] = float(count)
+                by_reason.setdefault(reason, {})[report.name] = float(count)
     text = "Decisions that held a queue, by what it lacked: once for each iteration and queue."
     if not by_reason:
         return Section(heading="Holds by reason", text="Nothing was held.")

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::forecast::Pace;
 use super::load::{Load, Replica};
 use super::prefixes::KnownPrefixes;
 use super::{Incoming, ReplicaId};
@@ -74,8 +75,8 @@ pub(super) struct Standing {
     pub(super) since: Sums,
     pub(super) left: Sums,
     backlog: Backlog,
-    /// Prompt tokens a second that it computes beside its decodes, by its last report.
-    prefill_rate: f64,
+    /// How fast it computes beside its decodes, by its last report.
+    pub(super) pace: Pace,
     pub(super) known: KnownPrefixes,
 }
 
@@ -93,10 +94,10 @@ impl Standing {
             since: Sums::default(),
             left: Sums::default(),
             backlog: Backlog::default(),
-            prefill_rate: f64::INFINITY,
+            pace: Pace::default(),
             known,
         };
-        standing.refresh_rate();
+        standing.refresh_pace();
         standing
     }
 
@@ -108,17 +109,12 @@ impl Standing {
 
     /// Prompt tokens left to compute.
     pub(super) fn backlog(&self, now_ns: u64) -> f64 {
-        self.backlog.at(now_ns, self.prefill_rate)
+        self.backlog.at(now_ns, self.pace.prefill_rate())
     }
 
-    /// Mean output length, tokens.
-    pub(super) fn mean_output(&self) -> f64 {
-        self.reported.and_then(|(_, load)| load.mean_output).unwrap_or(MEAN_OUTPUT).max(1.0)
-    }
-
-    fn refresh_rate(&mut self) {
+    fn refresh_pace(&mut self) {
         let load = self.reported.map(|(_, load)| load).unwrap_or_default();
-        self.prefill_rate = super::forecast::prefill_rate(&self.what, load.residents, load.kv_tokens);
+        self.pace = Pace::of(&self.what, load.residents, load.kv_tokens);
     }
 
     fn push_backlog(&mut self, sent: &Sent) {
@@ -160,7 +156,7 @@ impl Standing {
         }
         self.reported = Some((at_ns, *load));
         self.settle(at_ns);
-        self.refresh_rate();
+        self.refresh_pace();
         // What was sent since is worked off after what the report had.
         self.backlog = Backlog { tokens: (load.waiting_tokens + load.prefill_tokens) as f64, at_ns };
         for at in 0..self.sent.len() {
@@ -196,6 +192,13 @@ impl Fleet {
         self.stale_ns
     }
 
+    /// Mean output length, tokens: the mean of what replicas have learned.
+    pub(super) fn mean_output(&self) -> f64 {
+        let learned = || self.standings.iter().filter_map(|standing| standing.reported?.1.mean_output);
+        let (sum, count) = learned().fold((0.0, 0.0), |(sum, count), mean| (sum + mean, count + 1.0));
+        if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
+    }
+
     /// Whether some open replica has a report that still says something.
     pub(super) fn any_fresh(&self, now_ns: u64) -> bool {
         self.open().any(|(_, standing)| standing.fresh(now_ns, self.stale_ns).is_some())
@@ -223,15 +226,15 @@ impl Fleet {
             Some(standing) => {
                 standing.known.set_capacity(what.kv_blocks);
                 standing.what = what;
-                standing.refresh_rate();
+                standing.refresh_pace();
             }
             None => self.standings.push(Standing::new(id, what)),
         }
         Ok(())
     }
 
-    pub(super) fn drain(&mut self, id: ReplicaId) -> bool {
-        self.of(id).map(|standing| standing.drains = true).is_some()
+    pub(super) fn drain(&mut self, id: ReplicaId, drains: bool) -> bool {
+        self.of(id).map(|standing| standing.drains = drains).is_some()
     }
 
     pub(super) fn remove(&mut self, id: ReplicaId) -> bool {

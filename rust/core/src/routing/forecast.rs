@@ -1,10 +1,12 @@
-//! `forecast`: when a request would end on each replica, and by how much it would delay those there.
+//! `forecast`: where a request costs least time, among the replicas on which its first token comes soon enough.
 //!
 //! A replica serves all its requests at once, so what a request costs is time for itself and for the others. Under the
 //! iteration-time law the time until its first token is what the prompts before it and its own take beside the decodes
 //! there, less what is cached; before that it waits for a seat, and until enough of the KV cache is left. Then each of its
 //! tokens takes an iteration. Those that decode there meanwhile wait for its prompt, and their iterations are longer by its
-//! decode. It goes where the sum is least; among equals where more of its prompt is cached, then where fewer requests are.
+//! decode. It goes where the sum is least, among equals where more of its prompt is cached, then where fewer requests are;
+//! but a first token later than the earliest that is offered, and later than a twentieth of the time that its decodes take,
+//! is no choice.
 //!
 //! What the KV cache will hold is the peak that the replica expects of its residents, and what each request that waits or
 //! was sent since adds: of one with p prompt tokens, if outputs end at a constant rate after m tokens on average, the largest
@@ -18,46 +20,63 @@ use crate::model::{BatchShape, IterationTime};
 
 /// Deviations from the expected peak that are kept free.
 const MARGIN: f64 = 1.0;
-/// Scores that differ by less than this share are equal.
+/// A first token within this share of the time that the decodes take is soon enough: at a tenth the latest first tokens are half
+/// as late again, at a fiftieth the mean end is 5 % later.
+const SOON: f64 = 0.05;
+/// KV tokens over which the cost of reading one is taken.
+const KV_STEP: u64 = 1 << 12;
+/// Costs that differ by less than this share are equal.
 const EQUAL: f64 = 1e-9;
 
 /// What is predicted of a request on a replica.
 #[derive(Clone, Copy, Debug)]
-struct Prediction {
+pub(super) struct Prediction {
     /// Until it is admitted, s.
     wait: f64,
     /// Until its first token, s.
     ttft: f64,
+    /// From its first token to its end, s.
+    stay: f64,
     /// Until its end, s, and what it delays the others, summed.
     cost: f64,
-    overflow: f64,
+    /// KV tokens that the cache needs with it, and their standard deviation.
+    needs: f64,
+    deviation: f64,
     cached: u32,
     requests: u32,
 }
 
-pub(super) fn propose(fleet: &Fleet, turn: usize, now_ns: u64, request: &Incoming, longest_queue: f64) -> Proposal {
+pub(super) fn propose(
+    fleet: &Fleet,
+    turn: usize,
+    now_ns: u64,
+    request: &Incoming,
+    longest_queue: f64,
+    found: &mut Vec<(usize, Prediction)>,
+) -> Proposal {
     let standings = fleet.standings();
     let start = turn % standings.len();
-    let mut best: Option<(usize, Prediction)> = None;
-    let mut shortest = f64::INFINITY;
+    found.clear();
+    // Outputs are as long on one replica as on another: what each has learned differs by chance.
+    let mean = fleet.mean_output().min(request.max_tokens.map_or(f64::INFINITY, f64::from));
+    let own = Own { output: mean, holds: hold(f64::from(request.prompt), mean) };
     for place in (start..standings.len()).chain(0..start) {
-        let standing = &standings[place];
-        if standing.drains {
-            continue;
-        }
-        let found = predict(standing, fleet.stale_ns(), now_ns, request);
-        shortest = shortest.min(found.wait);
-        if best.as_ref().is_none_or(|(_, best)| found.is_better(best)) {
-            best = Some((place, found));
+        if !standings[place].drains {
+            found.push((place, predict(&standings[place], fleet.stale_ns(), now_ns, request, &own)));
         }
     }
+    let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
+    let shortest = found.iter().map(|(_, each)| each.wait).fold(f64::INFINITY, f64::min);
+    let in_time = found.iter().filter(|(_, each)| each.ttft <= earliest.max(SOON * each.stay));
+    let best = in_time.copied().reduce(|best, each| if each.1.is_better(&best.1) { each } else { best });
     let Some((place, found)) = best else { return Proposal::held(DoorHold::NoReplica) };
+    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
     let foreseen = Proposal {
         ttft: Some(found.ttft).filter(|ttft| ttft.is_finite()),
-        overflow: Some(found.overflow),
+        overflow: Some(exceeds(standings[place].what.tokens(), found.needs, found.deviation)),
         ..Proposal::default()
     };
-    if shortest > longest_queue {
+    if shortest > longest_queue && !ordered {
         return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
     }
     Proposal { place: Some(place), cached: found.cached, ..foreseen }
@@ -86,8 +105,7 @@ struct Present {
     gap: f64,
 }
 
-fn present(standing: &Standing, stale_ns: u64, now_ns: u64) -> Present {
-    let mean = standing.mean_output();
+fn present(standing: &Standing, stale_ns: u64, now_ns: u64, mean: f64) -> Present {
     let Some(load) = standing.fresh(now_ns, stale_ns) else {
         let requests = f64::from(standing.in_flight.requests);
         let kv = standing.in_flight.prompt as f64 + 0.5 * mean * requests;
@@ -118,35 +136,43 @@ fn hold(prompt: f64, mean: f64) -> f64 {
     if prompt >= mean { prompt } else { mean * libm::exp(prompt / mean - 1.0) }
 }
 
-fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming) -> Prediction {
-    let what = &standing.what;
-    let mean = standing.mean_output().min(request.max_tokens.map_or(f64::INFINITY, f64::from));
-    let there = present(standing, stale_ns, now_ns);
-    let cached = if request.block_hashes.is_empty() { 0 } else { cached_tokens(standing, request) };
-    let prompt = f64::from(request.prompt);
-    let own = f64::from(request.prompt - cached);
-    let speed = Speed::of(what, there.decodes.min(f64::from(what.max_num_seqs)), there.kv.min(what.tokens()));
+/// What a request is on any replica.
+struct Own {
+    /// Output tokens expected, and the most KV tokens.
+    output: f64,
+    holds: f64,
+}
 
-    let needs = there.peak + hold(prompt, mean) - f64::from(cached).min(prompt);
-    let capacity = what.tokens();
-    let overflow = exceeds(capacity, needs, there.deviation);
-    // Of what is held, what those hold that end within a second: each stays as long as its output takes.
-    let stay = mean * speed.decode;
+fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, own: &Own) -> Prediction {
+    let (what, pace, mean) = (&standing.what, &standing.pace, own.output);
+    let there = present(standing, stale_ns, now_ns, mean);
+    let cached = if request.block_hashes.is_empty() { 0 } else { cached_tokens(standing, request) };
+    let uncomputed = f64::from(request.prompt - cached);
+    let (capacity, seats) = (what.tokens(), f64::from(what.max_num_seqs));
+    let decode = pace.decode(there.decodes.min(seats), there.kv.min(capacity));
+
+    // What is cached is thought to be held by others, and not held twice.
+    let needs = there.peak + (own.holds - f64::from(cached)).max(0.0);
+    // As long as it takes until that share of what is held is left: each holds its part as long as its output takes.
     let lacking = (needs + MARGIN * there.deviation - capacity).max(0.0) / needs.min(capacity);
-    let seats = f64::from(what.max_num_seqs);
     let unseated = (there.requests + 1.0 - seats).max(0.0) / seats;
-    let wait = (stay * lacking.max(unseated)).max(there.gap * there.queue);
-    let backlog = standing.backlog(now_ns);
-    let compute = 0.5 * speed.decode + speed.prefill_seconds(what, backlog + own);
-    let ttft = wait + compute;
-    let longer = speed.with_one_more(what, prompt + 0.5 * mean);
-    let delays = there.decodes * (speed.prefill_seconds(what, own) - speed.decode).max(0.0)
-        + there.decodes * mean * (longer - speed.decode);
+    // One that would be alone is started at once.
+    let alone = there.requests < 0.5;
+    let queued = (mean * decode * lacking.max(unseated)).max(there.gap * there.queue);
+    let wait = if alone { 0.0 } else { queued };
+
+    // Half of the iteration that is under way, then the prompts.
+    let ttft = wait + 0.5 * decode + pace.prefill(what, standing.backlog(now_ns) + uncomputed);
+    let more = pace.per_decode + pace.per_kv * (f64::from(request.prompt) + 0.5 * mean);
+    let stay = mean * (decode + more);
+    let delays = there.decodes * ((pace.prefill(what, uncomputed) - pace.decode).max(0.0) + mean * more);
     Prediction {
         wait,
         ttft,
-        cost: ttft + mean * longer + delays,
-        overflow,
+        stay,
+        cost: ttft + stay + delays,
+        needs,
+        deviation: there.deviation,
         cached,
         requests: standing.in_flight.requests,
     }
@@ -161,12 +187,21 @@ fn exceeds(limit: f64, mean: f64, deviation: f64) -> f64 {
     }
 }
 
-/// How fast a replica computes beside so many decodes.
-struct Speed<'a> {
-    law: Option<&'a IterationTime>,
-    shape: BatchShape,
+/// How fast a replica computes beside so many decodes. What depends on them alone is found once a report.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
     /// An iteration of the decodes alone, s.
     decode: f64,
+    /// By how much a decode without KV makes an iteration longer, s, over the range of batches that are near: steps of the
+    /// law lie at batches that the next arrival or end leaves again.
+    per_decode: f64,
+    /// The same for a token of KV that a decode reads.
+    per_kv: f64,
+    /// Prompt tokens that an iteration has room for, and how long one takes that is full, s.
+    room: f64,
+    full: f64,
+    decodes: u64,
+    kv: u64,
 }
 
 /// Of a replica whose law is not known: an iteration of 10 ms, longer by as much for each 512 tokens and 64 decodes. Such
@@ -175,48 +210,54 @@ fn nominal(shape: &BatchShape) -> f64 {
     0.01 * (1.0 + shape.prefill_tokens as f64 / 512.0 + shape.decodes as f64 / 64.0)
 }
 
-impl<'a> Speed<'a> {
-    fn of(what: &'a Replica, decodes: f64, kv: f64) -> Self {
-        let shape = BatchShape { decodes: decodes as u64, decode_kv: kv as u64, ..BatchShape::default() };
-        let mut speed = Self { law: what.iteration_time.as_ref(), shape, decode: 0.0 };
-        speed.decode = speed.seconds(&BatchShape { decodes: shape.decodes.max(1), ..shape });
-        speed
-    }
-
-    fn seconds(&self, shape: &BatchShape) -> f64 {
-        self.law.map_or_else(|| nominal(shape), |law| law.seconds(shape))
-    }
-
-    /// Time in which so many prompt tokens are computed beside the decodes.
-    fn prefill_seconds(&self, what: &Replica, tokens: f64) -> f64 {
-        let room = self.room(what);
-        let whole = (tokens / room) as u64;
-        let rest = (tokens - whole as f64 * room).max(1.0);
-        let full = if whole > 0 { self.with_prefill(room) } else { 0.0 };
-        whole as f64 * full + self.with_prefill(rest)
-    }
-
-    /// Prompt tokens that an iteration has room for.
-    fn room(&self, what: &Replica) -> f64 {
-        (f64::from(what.token_budget) - self.shape.decodes as f64).max(1.0)
-    }
-
-    fn with_prefill(&self, tokens: f64) -> f64 {
-        let mut shape = self.shape;
-        shape.add_prefill(tokens as u64, 0);
-        self.seconds(&shape)
-    }
-
-    /// An iteration with one decode more.
-    fn with_one_more(&self, what: &Replica, kv: f64) -> f64 {
-        let decodes = (self.shape.decodes + 1).min(u64::from(what.max_num_seqs));
-        self.seconds(&BatchShape { decodes, decode_kv: self.shape.decode_kv + kv as u64, ..self.shape })
-    }
+fn seconds(what: &Replica, shape: &BatchShape) -> f64 {
+    what.iteration_time.as_ref().map_or_else(|| nominal(shape), |law: &IterationTime| law.seconds(shape))
 }
 
-/// Prompt tokens a second that a replica computes beside so many decodes.
-pub(super) fn prefill_rate(what: &Replica, decodes: u32, kv: u64) -> f64 {
-    let speed = Speed::of(what, f64::from(decodes.min(what.max_num_seqs)), kv as f64);
-    let room = speed.room(what);
-    room / speed.with_prefill(room)
+impl Pace {
+    pub(super) fn of(what: &Replica, decodes: u32, kv: u64) -> Self {
+        let decodes = u64::from(decodes.min(what.max_num_seqs));
+        let kv = kv.min(what.tokens() as u64);
+        let of = |decodes: u64, decode_kv: u64| {
+            seconds(what, &BatchShape { decodes: decodes.max(1), decode_kv, ..BatchShape::default() })
+        };
+        let most = u64::from(what.max_num_seqs).max(decodes + 1);
+        let (fewer, more) = (decodes - decodes / 4, (decodes + decodes / 4 + 16).min(most));
+        let room = (f64::from(what.token_budget) - decodes as f64).max(1.0);
+        let decode = of(decodes, kv);
+        let mut pace = Self {
+            decode,
+            per_decode: (of(more, kv) - of(fewer, kv)) / (more - fewer) as f64,
+            per_kv: (of(decodes, kv + KV_STEP) - decode) / KV_STEP as f64,
+            room,
+            full: 0.0,
+            decodes,
+            kv,
+        };
+        pace.full = pace.with_prefill(what, room);
+        pace
+    }
+
+    /// Prompt tokens a second.
+    pub(super) fn prefill_rate(&self) -> f64 {
+        self.room / self.full
+    }
+
+    /// An iteration of so many decodes alone, s.
+    fn decode(&self, decodes: f64, kv: f64) -> f64 {
+        let more = self.per_decode * (decodes - self.decodes as f64) + self.per_kv * (kv - self.kv as f64);
+        (self.decode + more).max(0.5 * self.decode)
+    }
+
+    /// Time in which so many prompt tokens are computed beside the decodes, s.
+    fn prefill(&self, what: &Replica, tokens: f64) -> f64 {
+        let whole = (tokens / self.room).floor();
+        whole * self.full + self.with_prefill(what, (tokens - whole * self.room).max(1.0))
+    }
+
+    fn with_prefill(&self, what: &Replica, tokens: f64) -> f64 {
+        let mut shape = BatchShape { decodes: self.decodes, decode_kv: self.kv, ..BatchShape::default() };
+        shape.add_prefill(tokens as u64, 0);
+        seconds(what, &shape)
+    }
 }

@@ -20,6 +20,9 @@ pub struct Replica {
     pub token_budget: u32,
     /// How long its iterations take, given or learned; without it nothing is predicted of the replica in seconds.
     pub iteration_time: Option<IterationTime>,
+    /// The TTFT target, s, by which it orders its own queue and puts late requests aside: a queue there is in better order
+    /// than one at the door, where nothing is then held for its sake.
+    pub ttft_target: Option<f64>,
 }
 
 impl Default for Replica {
@@ -32,6 +35,7 @@ impl Default for Replica {
             max_num_seqs: 256,
             token_budget: 2048,
             iteration_time: None,
+            ttft_target: None,
         }
     }
 }

@@ -45,10 +45,10 @@ pub enum RouterName {
     LeastKv,
     /// vLLM's score for its data-parallel ranks: requests, and waiting requests the dearer the fuller the cache.
     Vllm,
-    /// The one that has most of the prompt cached, among those with few more requests than the mean; else the fewest.
+    /// The one that has most of the prompt cached, among those with few more requests than the mean.
     PrefixAffinity,
-    /// The one on which the request is predicted to end first, its delay of others counted in; held at the door while none
-    /// could start it.
+    /// The one on which the request is predicted to cost least time, its own and that of the requests there, if its first
+    /// token comes soon there; held at the door while none could start it.
     #[default]
     Forecast,
 }
@@ -257,7 +257,12 @@ impl Router {
 
     /// A replica takes no more requests, and ends those it has. False if there is no such replica.
     pub fn drain_replica(&mut self, id: ReplicaId) -> bool {
-        self.fleet.drain(id)
+        self.fleet.drain(id, true)
+    }
+
+    /// A replica that drains takes requests again. False if there is no such replica.
+    pub fn reopen_replica(&mut self, id: ReplicaId) -> bool {
+        self.fleet.drain(id, false)
     }
 
     /// A replica is gone. Returns the requests that it has not ended, in ascending order, for the host to route again;

@@ -1,6 +1,7 @@
 //! The routers that are known from elsewhere, and what any router may draw.
 
 use super::fleet::{Fleet, Standing};
+use super::forecast::Prediction;
 use super::{DoorHold, Incoming, RouterName, Routing, forecast};
 
 /// What a router proposes.
@@ -33,12 +34,14 @@ pub(super) struct Rules {
     turn: usize,
     affinity_load: f64,
     longest_queue: f64,
+    /// What is predicted of the replicas, each time anew.
+    predictions: Vec<(usize, Prediction)>,
 }
 
 impl Rules {
     pub(super) fn new(settings: &Routing) -> Self {
         let Routing { seed, affinity_load, longest_queue, .. } = *settings;
-        Self { state: seed, turn: 0, affinity_load, longest_queue }
+        Self { state: seed, turn: 0, affinity_load, longest_queue, predictions: Vec::new() }
     }
 
     /// A number in `0..n`.
@@ -76,7 +79,9 @@ impl Rules {
                 Proposal::to(least(fleet, turn, |standing| vllm_score(standing, now_ns, fleet.stale_ns())))
             }
             RouterName::PrefixAffinity => self.affinity(fleet, turn, open, request),
-            RouterName::Forecast => forecast::propose(fleet, turn, now_ns, request, self.longest_queue),
+            RouterName::Forecast => {
+                forecast::propose(fleet, turn, now_ns, request, self.longest_queue, &mut self.predictions)
+            }
         }
     }
 

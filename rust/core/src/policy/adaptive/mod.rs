@@ -298,7 +298,7 @@ impl Policy for Adaptive {
     }
 
     fn expects(&mut self, view: &View) -> Option<Expected> {
-        self.advance(view);
+        // As of the last plan: the forecast follows the lane with the next one, before which requests may yet arrive.
         self.learned.has_begun().then(|| self.expected(view))
     }
 

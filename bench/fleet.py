@@ -1,0 +1,263 @@
+"""Routers on simulated fleets: every router on the same requests, and what is claimed of `forecast` there.
+
+A cell is a workload, a number of replicas, a load relative to the bound that no schedule exceeds on those engines
+(with a prefix cache, which has no such bound, to what one engine carries in overload), and how old the router's
+knowledge of a replica is at most. All engines run `adaptive`. `forecast` is compared with the best other router of each
+cell and figure, chosen in hindsight, by paired ratios over the seeds with their 95 % interval. Goodput is the share of
+the requests offered whose first token comes within 2 s and whose tokens follow at 0.1 s in the mean; "SLO stated" is
+the same router before engines that know the target (`ttft_target`). The last claims are of the speed: 64 engines, a
+million requests. `--markdown` prints the tables of docs/fleet.md, `--data` writes every cell to docs/data/fleet.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from contract import ROOT, Bench, interval, markdown, start
+
+from wait_core import _core, simulate
+from wait_core.fleet import ROUTERS
+from wait_core.hardware import iteration_time
+from wait_core.hardware.iteration_time import kv_cache_of
+from wait_core.workload import Requests, panel, sampled
+
+FIXED = panel()
+SLO = {"slo_ttft_ms": 1e3 * FIXED.slo["ttft_s"], "slo_tpot_ms": 1e3 * FIXED.slo["tpot_s"]}
+OURS, STOCK = "forecast", "power-of-two"
+STATED = {f"{name}, SLO stated": name for name in (OURS, STOCK)}
+KEPT = ("p99_ttft_ms", "mean_e2el_ms", "goodput", "prefix_hit_rate", "mean_ttft_ms", "mean_tpot_ms")
+PAIRS = {"p99_ttft_ms": "p99 TTFT", "mean_e2el_ms": "mean E2E"}
+A100: dict[str, Any] = {"iteration_time": "a100", "kv_blocks": FIXED.kv_blocks, "max_num_seqs": FIXED.max_num_seqs}
+H100: dict[str, Any] = {"iteration_time": "llama-3.1-8b-h100-sxm"}
+OLD: dict[str, Any] = {"iteration_time": "llama-3.1-8b-a100-sxm"}
+
+
+class Kind(NamedTuple):
+    """A kind of traffic: its dataset, the engines as they repeat, and requests for each of them."""
+
+    dataset: str
+    engines: tuple[dict[str, Any], ...]
+    each: int
+    caches: bool = False
+
+
+class Cell(NamedTuple):
+    """One kind of traffic on one fleet."""
+
+    kind: str
+    replicas: int
+    load: float
+    staleness: float
+
+    def __str__(self) -> str:
+        """Return its name in the tables."""
+        return f"{self.kind}, {self.replicas} replicas, load {self.load:g}, {self.staleness:g} s"
+
+
+def slower(law: str, factor: float) -> dict[str, Any]:
+    """Return a law by which every iteration takes so many times as long."""
+    fields = iteration_time(law)
+    attention = {name: factor * value for name, value in fields["attention"].items()}
+    steps = [
+        step | {"base_ns": factor * step["base_ns"], "per_token_ns": factor * step["per_token_ns"]}
+        for step in fields["steps"]
+    ]
+    return fields | {"steps": steps, "attention": attention}
+
+
+SLOW = {"iteration_time": slower("llama-3.1-8b-h100-sxm", 3.0), "kv_blocks": 20_000}
+KINDS = {
+    "chat": Kind("chat", (A100,), 300),
+    "reasoning": Kind("reasoning-2700", (A100,), 100),
+    "multi-turn": Kind("multi-turn", (A100,), 300, caches=True),
+    "bursts": Kind("bursts", (A100,), 300),
+    "two tenants": Kind("tenants", (A100,), 200),
+    "unequal GPUs": Kind("chat", (H100, OLD), 600),
+    "one slow replica": Kind("chat", (H100,), 600),
+}
+CELLS = [Cell("chat", n, load, 0.1) for n in (4, 16, 64) for load in (0.6, 0.9, 1.2)]
+CELLS += [Cell("chat", 16, 0.9, age) for age in (0.0, 2.0)]
+CELLS += [Cell(kind, 16, load, 0.1) for kind in list(KINDS)[1:] for load in (0.9, 1.2)]
+CELLS += [Cell(kind, 16, 0.9, 2.0) for kind in list(KINDS)[1:]]
+QUICK = [Cell("chat", 4, 0.9, 0.1), Cell("chat", 4, 1.2, 0.1), Cell("multi-turn", 4, 0.9, 0.1)]
+
+
+def fleet_of(cell: Cell) -> list[dict[str, Any]]:
+    """Return the settings of each replica."""
+    engines = KINDS[cell.kind].engines
+    fleet = [engines[i % len(engines)] for i in range(cell.replicas)]
+    return [SLOW, *fleet[1:]] if cell.kind == "one slow replica" else fleet
+
+
+def offered(name: str, rate: float, count: int, seed: int) -> Requests:
+    """Make the requests of a stream."""
+    return sampled(FIXED.workloads.get(name, name), request_rate=rate, num_prompts=count, seed=seed)
+
+
+@cache
+def carries(name: str, law: str, kv_blocks: int, seats: int, *, caches: bool) -> float:
+    """Requests/s of a stream that no schedule exceeds on an engine; with a prefix cache, those that it carries."""
+    planner = _core.Planner(
+        offered(name, 1.0, 2000, 1).types(2000)[0],
+        eval(law),  # noqa: S307  our own repr, as a key
+        capacity=kv_blocks * 16,
+        max_running=seats,
+        token_budget=2048,
+    )
+    bound = float(planner.capacity_bound()["requests"])
+    if not caches:
+        return bound
+    settings = {"iteration_time": eval(law), "kv_blocks": kv_blocks, "max_num_seqs": seats}  # noqa: S307
+    requests = offered(name, 4.0 * bound, 2000, 1)
+    finished = simulate("adaptive", requests=requests, prefix_caching=True, **settings).run.finished_ns
+    low, high = np.quantile(finished, (0.2, 0.8))
+    return float(np.count_nonzero((finished > low) & (finished <= high)) / (high - low) * 1e9)
+
+
+def capacity(cell: Cell) -> float:
+    """Requests/s that the fleet of a cell carries."""
+    kind, total = KINDS[cell.kind], 0.0
+    for engine in fleet_of(cell):
+        law = iteration_time(engine["iteration_time"])
+        blocks = ({"block_size": 16} | engine | kv_cache_of(law, {"block_size": 16} | engine))["kv_blocks"]
+        seats = engine.get("max_num_seqs", 256)
+        total += carries(kind.dataset, repr(law), blocks, seats, caches=kind.caches)
+    return total
+
+
+def run(cell: Cell, router: str, seed: int, share: float) -> dict[str, float]:
+    """Simulate one router on one cell."""
+    kind = KINDS[cell.kind]
+    # An overload takes its time to build up.
+    count = max(200, int((2.0 if cell.load > 1.0 else 1.0) * share * kind.each * cell.replicas))
+    requests = offered(kind.dataset, cell.load * capacity(cell), count, seed)
+    target = {"ttft_target": FIXED.slo["ttft_s"]} if router in STATED else {}
+    report = simulate(
+        "adaptive",
+        requests=requests,
+        seed=seed,
+        replicas=fleet_of(cell),
+        router=STATED.get(router, router),
+        staleness_s=cell.staleness,
+        prefix_caching=kind.caches,
+        **target,
+    )
+    summary = report.summary(**SLO)
+    if summary["completed"] != len(requests):
+        raise RuntimeError(f"{cell}, {router}: {summary['completed']} of {len(requests)} requests finished")
+    return {key: float(summary[key]) for key in KEPT}
+
+
+def routers(cell: Cell) -> list[str]:
+    """Return the routers of a cell: affinity needs prefixes, a stated SLO matters in overload, and none is random."""
+    left_out = {"random"} if KINDS[cell.kind].caches else {"random", "prefix-affinity"}
+    names = [name for name in ROUTERS if name not in left_out]
+    return names + (list(STATED) if cell.load >= 1.0 else [])
+
+
+def judge(bench: Bench, cell: Cell, made: dict[str, list[dict[str, float]]]) -> None:
+    """Compare `forecast` with the best other router of a cell."""
+
+    def mean(router: str, key: str) -> float:
+        return statistics.mean(figures[key] for figures in made[router])
+
+    def ratio(mine: str, other: str, key: str) -> tuple[float, float]:
+        return interval([a[key] / max(b[key], 1e-9) for a, b in zip(made[mine], made[other], strict=True)])
+
+    row: dict[str, Any] = cell._asdict()
+    others = [name for name in made if name != OURS and name not in STATED]
+    for key, name in PAIRS.items():
+        best = min(others, key=lambda other, key=key: mean(other, key))
+        value, half = ratio(OURS, best, key)
+        # What lies within the interval is not told from 1.
+        bench.claim(f"{cell}: {name} / {best}", value - min(half, value), f"{value:.3f}+-{half:.3f}", "<= 1")
+        row |= {f"best other, {name}": best, f"{name} / best other": f"{value:.3f}+-{half:.3f}"}
+    if cell.load >= 1.0:
+        for mine, other in ((OURS, STOCK), (next(iter(STATED)), STOCK), tuple(STATED)):
+            value, half = ratio(mine, other, "goodput")
+            goal = ">= 1.1" if other == STOCK else ""
+            bench.claim(f"{cell}: goodput, {mine} / {other}", value, f"+-{half:.3f}", goal)
+            row[f"goodput, {mine} / {other}"] = f"{value:.3f}+-{half:.3f}"
+    if KINDS[cell.kind].caches:
+        value, half = ratio(OURS, "prefix-affinity", "prefix_hit_rate")
+        bench.claim(f"{cell}: prefix hit rate / prefix-affinity", value, f"+-{half:.3f}", ">= 0.95")
+        row["prefix hit rate / prefix-affinity"] = f"{value:.3f}+-{half:.3f}"
+    for router in made:
+        row |= {f"{name}, {router}": f"{mean(router, key):.0f}" for key, name in PAIRS.items()}
+        row[f"goodput, {router}"] = f"{mean(router, 'goodput'):.3f}"
+    bench.rows.append(row)
+
+
+def speed(bench: Bench, count: int) -> None:
+    """Time 64 engines behind `forecast`."""
+    cell = Cell("chat", 64, 0.9, 0.1)
+    requests = offered("chat", cell.load * capacity(cell), count, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall, processor = time.perf_counter(), time.process_time()
+    report = simulate("adaptive", requests=requests, replicas=fleet_of(cell), router=OURS, staleness_s=0.1)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / count
+    bench.claim(f"64 engines, {count:,} requests: processor time", processor, "s", "<= 60")
+    bench.claim(f"64 engines, {count:,} requests: wall clock", wall, "s")
+    bench.claim(f"64 engines, {count:,} requests: memory grown, a request", grown, "bytes")
+    bench.claim(
+        f"64 engines, {count:,} requests: completed", report.run.summary()["completed"] / count, "share", ">= 1"
+    )
+
+
+def tables(bench: Bench) -> str:
+    """Return the tables of docs/fleet.md."""
+    kinds: dict[str, list[bool]] = {}
+    for claim in bench.claims:
+        if claim.holds is not None:
+            name = claim.name.rpartition(": ")[2].partition(" / ")[0]
+            kinds.setdefault(f"{name} ({claim.goal})", []).append(claim.holds)
+    counts = [[name, f"{sum(each)} of {len(each)}"] for name, each in kinds.items()]
+    columns = ["kind", "replicas", "load", "staleness", *(f"{name} / best other" for name in PAIRS.values())]
+    columns += [f"best other, {name}" for name in PAIRS.values()]
+    columns += [f"goodput, {STOCK}", f"goodput, {OURS}", f"goodput, {next(iter(STATED))}"]
+    rows = [[row.get(key, "") for key in columns] for row in bench.rows]
+    return markdown(["goal", "holds"], counts) + "\n\n" + markdown(columns, rows)
+
+
+def write(bench: Bench) -> None:
+    """Write every cell to docs/data/fleet.csv."""
+    header = list(dict.fromkeys(key for row in bench.rows for key in row))
+    with (ROOT / "docs" / "data" / "fleet.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, header, restval="")
+        writer.writeheader()
+        writer.writerows(bench.rows)
+
+
+def main() -> None:
+    """Run the cells."""
+    flag = {"action": "store_true"}
+    bench = start("fleet", __doc__ or "", markdown=flag, data=flag)
+    quick = bench.options.quick
+    cells, seeds, share = (QUICK, (1, 2), 0.25) if quick else (CELLS, (1, 2, 3), 1.0)
+    jobs = [(cell, router, seed) for cell in cells for router in routers(cell) for seed in seeds]
+    for cell in cells:
+        capacity(cell)
+    # The core runs without Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(jobs, pool.map(lambda job: run(*job, share), jobs), strict=True))
+    for cell in cells:
+        judge(bench, cell, {router: [found[cell, router, seed] for seed in seeds] for router in routers(cell)})
+    speed(bench, 20_000 if quick else 1_000_000)
+    if bench.options.data:
+        write(bench)
+    if bench.options.markdown:
+        print(tables(bench))
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

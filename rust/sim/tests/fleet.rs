@@ -1,0 +1,205 @@
+//! A fleet: one replica is an engine, every request ends once whatever happens to replicas, and routers do what they are for.
+
+use std::ops::ControlFlow;
+
+use wait_core::Config;
+use wait_core::config::PolicyName;
+use wait_core::model::IterationTime;
+use wait_core::routing::{RouterName, Routing};
+use wait_sim::dataset::{Component, Dataset, Lengths, Phase, Process};
+use wait_sim::{
+    Arrival, Change, ChangeKind, Conversations, Fleet, FleetRun, Follow, NEVER_NS, Requests, Sampled, Setup, SimError,
+};
+
+fn config(policy: PolicyName) -> Config {
+    Config { policy, kv_blocks: 600, max_num_seqs: 64, iteration_time: Some(IterationTime::A100), ..Config::default() }
+}
+
+fn dataset(conversations: Option<Conversations>) -> Dataset {
+    let lengths = |mu, high| Lengths::Lognormal { mu, sigma: 0.8, low: 4, high };
+    let component = Component { name: "one".into(), weight: 1.0, prompt: lengths(5.0, 800), output: lengths(4.5, 800) };
+    Dataset {
+        arrivals: Process::Poisson,
+        phases: vec![Phase { start: 0.0, components: vec![component] }],
+        conversations,
+    }
+}
+
+fn fleet_of(policy: PolicyName, replicas: usize, router: RouterName, staleness_ns: u64) -> Fleet {
+    Fleet {
+        setup: Setup::new(config(policy), IterationTime::A100),
+        engines: vec![(config(policy), IterationTime::A100); replicas],
+        routing: Routing { router, seed: 7, ..Routing::default() },
+        staleness_ns,
+        changes: Vec::new(),
+    }
+}
+
+fn go(_: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn run(fleet: &Fleet, requests: Requests) -> FleetRun {
+    wait_sim::fleet(fleet, requests, go).unwrap()
+}
+
+fn turns() -> Sampled {
+    let conversations = Conversations { turns: 4.0, think_s: 1.0, think_sigma: 0.5, system: 64, max_length: 4000 };
+    dataset(Some(conversations)).sample(300, 8.0, 3).unwrap()
+}
+
+/// Every request ends once, and after it began.
+fn conserves(found: &FleetRun, requests: usize) {
+    let run = &found.run;
+    assert_eq!(run.completed + run.failed, requests);
+    assert_eq!(run.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count(), run.completed);
+    for i in (0..requests).filter(|&i| run.finished_ns[i] != NEVER_NS) {
+        let times = [run.arrival_ns[i], run.admitted_ns[i], run.first_token_ns[i], run.finished_ns[i]];
+        assert!(times.is_sorted(), "{i}: {times:?}");
+        assert!((found.served.replica_of[i] as usize) < found.served.replicas.len());
+    }
+    assert_eq!(found.served.replicas.iter().map(|run| run.completed).sum::<usize>(), run.completed);
+}
+
+#[test]
+fn one_replica_is_an_engine_to_the_bit() {
+    let (sampled, chat) = (turns(), dataset(None).sample(300, 12.0, 5).unwrap());
+    for policy in [PolicyName::Adaptive, PolicyName::Vllm] {
+        for (requests, caches) in [(chat.requests(), false), (sampled.requests(), true)] {
+            for router in RouterName::ALL {
+                for staleness_ns in [0, 500_000_000] {
+                    let mut fleet = fleet_of(policy, 1, router, staleness_ns);
+                    // Held at the door a request is not in the engine's queue.
+                    fleet.routing.longest_queue = f64::INFINITY;
+                    fleet.engines[0].0.prefix_caching = caches;
+                    fleet.setup.config.prefix_caching = caches;
+                    fleet.setup.steps.jitter = 0.1;
+                    fleet.setup.steps.reported = true;
+                    let alone = wait_sim::run(&fleet.setup, requests, go).unwrap();
+                    assert!(run(&fleet, requests).run == alone, "{policy:?}, {router:?}, {staleness_ns}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_replica_refuses_and_opens_its_gates_as_an_engine_does() {
+    let arrivals: Vec<Arrival> = (0..200)
+        .map(|i| Arrival {
+            at_ns: i * 30_000_000,
+            prompt: 200 + 60 * (i as u32 % 3),
+            output: 100,
+            label: (i % 2) as u16,
+        })
+        .collect();
+    let mut config = config(PolicyName::Wait);
+    config.max_queued_requests = Some(20);
+    config.types = vec![];
+    let types =
+        [(200, 100), (320, 100)].map(|(prompt, output)| wait_core::model::RequestType { prompt, output, rate: 10.0 });
+    config.types = types.to_vec();
+    config.thresholds = Some(vec![3.0, 3.0]);
+    config.work_conserving = false;
+    let follows: Vec<Option<Follow>> = vec![None; arrivals.len()];
+    let mut fleet = fleet_of(PolicyName::Wait, 1, RouterName::LeastRequests, 0);
+    fleet.setup =
+        Setup { typed: true, lengths: wait_sim::Lengths::Known, ..Setup::new(config.clone(), IterationTime::A100) };
+    fleet.engines = vec![(config, IterationTime::A100)];
+    for most in [None, Some(7)] {
+        fleet.setup.max_concurrency = most;
+        let requests = Requests { arrivals: &arrivals, follows: &follows, ..Requests::default() };
+        let alone = wait_sim::run(&fleet.setup, requests, go).unwrap();
+        let found = run(&fleet, requests);
+        assert!(found.run == alone);
+        assert!(most.is_some() || alone.failed > 0);
+        assert_ne!(alone.drained_ns, NEVER_NS);
+        conserves(&found, arrivals.len());
+    }
+}
+
+#[test]
+fn every_request_ends_once_whatever_happens_to_replicas() {
+    let (sampled, chat) = (turns(), dataset(None).sample(400, 30.0, 5).unwrap());
+    let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
+    for router in RouterName::ALL {
+        for (requests, caches) in [(chat.requests(), false), (sampled.requests(), true)] {
+            for staleness_ns in [0, 1_000_000_000] {
+                let mut fleet = fleet_of(PolicyName::Adaptive, 4, router, staleness_ns);
+                fleet.engines.iter_mut().for_each(|(config, _)| config.prefix_caching = caches);
+                fleet.changes = vec![
+                    change(2_000, 0, ChangeKind::Fail),
+                    change(3_000, 1, ChangeKind::Drain),
+                    change(5_000, 0, ChangeKind::Join),
+                    change(6_000, 3, ChangeKind::Join),
+                    change(7_000, 2, ChangeKind::Fail),
+                    change(7_000, 2, ChangeKind::Fail),
+                    change(8_000, 1, ChangeKind::Join),
+                    change(9_000, 2, ChangeKind::Join),
+                    change(10_000, 0, ChangeKind::Fail),
+                ];
+                let found = run(&fleet, requests);
+                conserves(&found, requests.arrivals.len());
+                assert_eq!(found.run.failed, 0, "{router:?}");
+                assert!(found.served.resent > 0, "{router:?}");
+                assert!(found.served.replicas.iter().all(|run| run.completed > 0), "{router:?}: each served some");
+                assert!(run(&fleet, requests) == found, "the same inputs give the same");
+                // One that failed for good served none after that.
+                let last = found
+                    .run
+                    .finished_ns
+                    .iter()
+                    .zip(&found.served.replica_of)
+                    .filter(|&(_, &at)| at == 0)
+                    .map(|(&ns, _)| ns)
+                    .max();
+                assert!(last.unwrap() <= 10_000_000_000);
+            }
+        }
+    }
+}
+
+#[test]
+fn without_replicas_requests_wait_at_the_door_or_fail_clearly() {
+    let chat = dataset(None).sample(100, 30.0, 5).unwrap();
+    for router in RouterName::ALL {
+        let mut fleet = fleet_of(PolicyName::Adaptive, 2, router, 0);
+        let change = |at_ns, replica, kind| Change { at_ns, replica, kind };
+        fleet.changes = vec![change(0, 0, ChangeKind::Fail), change(0, 1, ChangeKind::Fail)];
+        let found = run(&fleet, chat.requests());
+        assert_eq!((found.run.completed, found.run.failed, found.served.held), (0, 100, 100), "{router:?}");
+        fleet.changes.push(change(60_000_000_000, 1, ChangeKind::Join));
+        let found = run(&fleet, chat.requests());
+        assert_eq!((found.run.completed, found.run.failed), (100, 0), "{router:?}");
+        assert!(found.run.admitted_ns.iter().all(|&ns| ns >= 60_000_000_000));
+        fleet.changes = (0..2).map(|at| change(1_000_000_000, at, ChangeKind::Drain)).collect();
+        let found = run(&fleet, chat.requests());
+        conserves(&found, 100);
+        assert!(found.run.completed > 20 && found.run.failed > 20, "{router:?}: what was there ends");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let chat = dataset(None).sample(10, 30.0, 5).unwrap();
+    let refused = |change: fn(&mut Fleet)| {
+        let mut bad = fleet_of(PolicyName::Adaptive, 2, RouterName::Forecast, 0);
+        change(&mut bad);
+        wait_sim::fleet(&bad, chat.requests(), go).unwrap_err().to_string()
+    };
+    assert!(refused(|fleet| fleet.engines.clear()).starts_with("replicas = 0: must be between 1 and"));
+    assert!(refused(|fleet| fleet.engines[1].0.kv_blocks = 0).starts_with("kv_blocks = 0"));
+    assert!(refused(|fleet| fleet.routing.stale_after = f64::NAN).starts_with("stale_after = NaN"));
+    assert!(refused(|fleet| fleet.setup.max_concurrency = Some(0)).starts_with("max_concurrency = 0"));
+    let strange = |fleet: &mut Fleet| fleet.changes = vec![Change { at_ns: 0, replica: 2, kind: ChangeKind::Fail }];
+    assert!(refused(strange).starts_with("changes.replica = 2: must be below 2"));
+    let blocks = |fleet: &mut Fleet| {
+        fleet.engines[0].0.prefix_caching = true;
+        fleet.engines[1].0.block_size = 32;
+    };
+    assert!(refused(blocks).starts_with("block_size = 32: 16 on another replica"));
+    let fleet = fleet_of(PolicyName::Adaptive, 2, RouterName::Forecast, 0);
+    let many = dataset(None).sample(30_000, 3000.0, 5).unwrap();
+    let stopped = wait_sim::fleet(&fleet, many.requests(), |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(SimError::Interrupted { offered: 30_000, .. })));
+}
