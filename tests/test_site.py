@@ -65,6 +65,9 @@ def test_every_public_name_is_described(name: str) -> None:
 def test_result_keys_are_those_of_a_run(objective: dict[str, float]) -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8").split("## One row a request")[0]
     tables = "\n".join(line.split("|")[1] for line in page.splitlines() if line[:1] == "|")
-    summary = wait_core.simulate("vllm", dataset_name="chat", request_rate=4, num_prompts=20).summary(**objective)
+    keys: set[str] = set()
+    for replicas in (None, 2):
+        report = wait_core.simulate("vllm", dataset_name="chat", request_rate=4, num_prompts=20, replicas=replicas)
+        keys |= set(report.summary(**objective))
     goodput = {"goodput", "request_goodput"}
-    assert set(re.findall(r"`(\w+)`", tables)) - (set() if objective else goodput) == set(summary)
+    assert set(re.findall(r"`(\w+)`", tables)) - (set() if objective else goodput) == keys
