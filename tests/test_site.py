@@ -64,6 +64,8 @@ def test_every_public_name_is_described(name: str) -> None:
 @pytest.mark.parametrize("objective", [{}, {"slo_ttft_ms": 2000.0}])
 def test_result_keys_are_those_of_a_run(objective: dict[str, float]) -> None:
     tables = "\n".join(line.split("|")[1] for line in (DOCS / "results.md").read_text().splitlines() if line[:1] == "|")
-    summary = wait_core.simulate("vllm", dataset_name="chat", request_rate=4, num_prompts=20).summary(**objective)
-    goodput = {"goodput", "request_goodput"}
-    assert set(re.findall(r"`(\w+)`", tables)) - (set() if objective else goodput) == set(summary)
+    goodput, fleet = {"goodput", "request_goodput"}, {"router", "replicas", "resent", "held", "held_s"}
+    described = set(re.findall(r"`(\w+)`", tables)) - (set() if objective else goodput)
+    for replicas in (None, 2):
+        run = wait_core.simulate("vllm", dataset_name="chat", request_rate=4, num_prompts=20, replicas=replicas)
+        assert described - (set() if replicas else fleet) == set(run.summary(**objective))

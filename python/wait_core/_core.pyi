@@ -339,7 +339,8 @@ class Router:
         """A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
 
         `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`: its
-        law, given or learned; without it "forecast" assumes a nominal one. `model`: that of all replicas of a router.
+        law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: by which it orders its own queue, if it
+        does; nothing is then held at the door. `model`: that of all replicas of a router.
 
         Raises `WaitCoreError` for a size of 0 or another model than that of the others; nothing has changed then.
         """
@@ -488,7 +489,13 @@ class Run:
     def __new__(cls, state: bytes) -> Run: ...
     def __reduce__(self) -> tuple[type[Run], tuple[bytes]]: ...
     @property
-    def fleet(self) -> dict[str, Any] | None: ...
+    def fleet(self) -> dict[str, Any] | None:
+        """Of a fleet: which replica served each request (`replica_of`, 2^32 − 1 where none did), when the router predicted its
+        first token (`predicted_ttft_s`, after it was sent on; -1 where it predicted nothing), what was counted of each
+        replica (`replicas`, a list of dictionaries as `counts`, with `completed`), how often requests were sent again because
+        their replica was gone (`resent`), how many were held at the router's door (`held`) and for how long in all (`held_s`).
+        None of a single engine.
+        """
     @property
     def learned(self) -> dict[str, Any] | None:
         """What the policy has learned, as `Scheduler.learned` has it."""
