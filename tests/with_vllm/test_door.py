@@ -82,7 +82,7 @@ def test_an_overloaded_server_refuses_and_says_why(tmp_path: Path, servers: int)
         labels = '{engine="0",model_name="tiny",reason="deadline"}'
         assert shown[f"wait_core_refused_total{labels}"] >= 1
         # The three of `look_at_the_line`, and what a server let in that knew nothing of the line yet.
-            assert shown[f"wait_core_late_total{labels}"] >= 3
+        assert shown[f"wait_core_late_total{labels}"] >= 3
         until(lambda: json.loads(get(f"{url}/get_load"))["load"] == 0 or servers > 1)
         time.sleep(1.5)  # the engine has come to rest a second after it was kept last
         ask(url, 2)
