@@ -91,6 +91,7 @@ class FaultyCore:
                     admitted=[],
                     resumed=[],
                     preempted=[],
+                    refused=[],
                     prefill=[],
                     paused=[],
                     num_decodes=0,
