@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -62,10 +63,21 @@ class Bench:
         # numpy's numbers and truth values are no JSON.
         self.claims.append(Claim(name, float(value), unit, goal))
 
+    def header(self) -> list[str]:
+        """Return the columns of the table, in the order in which they first occur."""
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
+    def write(self, path: Path) -> None:
+        """Write the table as CSV."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.header(), restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
     def finish(self) -> None:
         """Print the table, the claims, and with --json the object that machines read."""
         if self.rows:
-            header = list(dict.fromkeys(key for row in self.rows for key in row))
+            header = self.header()
             print(table(header, [[row.get(key, "") for key in header] for row in self.rows]))
             print()
         verdicts = {True: "holds", False: "MISSED", None: ""}

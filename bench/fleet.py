@@ -12,7 +12,6 @@ docs/fleet.md, `--data` writes every cell to docs/data/fleet.csv.
 
 from __future__ import annotations
 
-import csv
 import os
 import resource
 import statistics
@@ -234,15 +233,6 @@ def tables(bench: Bench) -> str:
     return markdown(["goal", "holds"], counts) + "\n\n" + markdown(columns, rows)
 
 
-def write(bench: Bench) -> None:
-    """Write every cell to docs/data/fleet.csv."""
-    header = list(dict.fromkeys(key for row in bench.rows for key in row))
-    with (ROOT / "docs" / "data" / "fleet.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, header, restval="")
-        writer.writeheader()
-        writer.writerows(bench.rows)
-
-
 def main() -> None:
     """Run the cells."""
     flag = {"action": "store_true"}
@@ -260,7 +250,7 @@ def main() -> None:
     for cell in cells:
         judge(bench, cell, {router: [found[cell, router, seed] for seed in seeds] for router in routers(cell)})
     if bench.options.data:
-        write(bench)
+        bench.write(ROOT / "docs" / "data" / "fleet.csv")
     if bench.options.markdown:
         print(tables(bench))
     bench.finish()

@@ -14,7 +14,6 @@ cell to docs/data/panel.csv.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -310,15 +309,6 @@ def document(bench: Bench) -> str:
     return "\n\n".join(tables)
 
 
-def write(bench: Bench) -> None:
-    """Write every cell to docs/data/panel.csv."""
-    header = list(dict.fromkeys(key for row in bench.rows for key in row))
-    with (ROOT / "docs" / "data" / "panel.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, header, restval="")
-        writer.writeheader()
-        writer.writerows(bench.rows)
-
-
 def draw(made: Panel, cells: list[Cell], compare: tuple[int, ...]) -> None:
     """Draw docs/figures/panel-*.png: policies relative to stock on the first engine, cell by cell."""
     cells = [cell for cell in cells if cell.engine == MAIN.name]
@@ -400,7 +390,7 @@ def main() -> None:
     if bench.options.figures:
         draw(made, cells, compare)
     if bench.options.data:
-        write(bench)
+        bench.write(ROOT / "docs" / "data" / "panel.csv")
     if bench.options.markdown:
         print(document(bench))
     counts, _ = verdicts(bench)

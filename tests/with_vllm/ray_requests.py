@@ -49,7 +49,8 @@ async def main(router: str) -> dict[str, Any]:
             heard(pending, replica, result)
 
         serve_router.on_request_routed = on_request_routed
-        # Short and long ones in turn, all at once: who deals them out in turn gives one replica all that is long.
+        # Short and long ones in turn, all at once: a router that deals them out in turn gives one replica all the
+        # long ones.
         uneven = sorted(work, key=lambda each: each[2])
         uneven = [each for pair in zip(uneven[:24], uneven[24:], strict=True) for each in pair]
         answers = await asyncio.gather(*(ask(*each) for each in uneven))

@@ -90,7 +90,8 @@ class Report:
     notes : tuple of str
         What was assumed of a trace, or ignored in it.
     router : str, optional
-        Which router a fleet had; `run.fleet` then says who served what, and `settings` are those of the first replica.
+        Which router a fleet had; `run.fleet` then says which replica served what, and `settings` are those of the
+        first replica.
 
     """
 

@@ -1,7 +1,7 @@
 //! The simulated engine: a virtual clock around the scheduling core.
 //!
 //! What it does is what a real engine does: take in arrivals, ask the core for a plan, let the iteration-time law say how
-//! long it takes, report what finished. The core never learns that the engine is simulated. Whoever drives it says when an
+//! long it takes, report what finished. The core never learns that the engine is simulated. What drives it says when an
 //! iteration begins; between its begin and its end the core stands as planned.
 
 use wait_core::model::IterationTime;

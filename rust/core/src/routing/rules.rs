@@ -87,7 +87,7 @@ impl Rules {
 
     fn affinity(&self, fleet: &Fleet, turn: usize, open: usize, request: &Incoming) -> Proposal {
         let all: u32 = fleet.open().map(|(_, standing)| standing.in_flight.requests).sum();
-        // With this request; the mean rounded up, so that somebody is always within.
+        // With this request; the mean rounded up, so that one replica is always within.
         let most = libm::ceil(self.affinity_load * f64::from(all + 1) / open as f64) as u32;
         let within = |standing: &Standing| standing.in_flight.requests < most;
         let known = |standing: &Standing| standing.known.matching(request.block_hashes) as f64;

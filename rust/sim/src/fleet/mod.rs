@@ -69,11 +69,11 @@ pub enum ChangeKind {
 pub struct FleetRun {
     /// Of all replicas: the columns as the clients saw it; counts and blocks are sums, peaks the sum of each one's own.
     pub run: Run,
-    /// Who served them.
+    /// Which replicas served them.
     pub served: Served,
 }
 
-/// Who served the requests of a fleet, and what the router did with them.
+/// Which replicas served the requests of a fleet, and what the router did with them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Served {
     /// What was recorded of each replica, without the columns and the gaps.

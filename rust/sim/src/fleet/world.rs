@@ -19,7 +19,7 @@ mod door;
 mod reports;
 
 /// Served by no replica.
-const NOBODY: u32 = u32::MAX;
+const NO_REPLICA: u32 = u32::MAX;
 
 pub(super) struct World<'a> {
     fleet: &'a Fleet,
@@ -80,7 +80,7 @@ impl<'a> World<'a> {
             under_way: 0,
             failed: 0,
             hashes: Vec::new(),
-            replica_of: vec![NOBODY; requests.arrivals.len()],
+            replica_of: vec![NO_REPLICA; requests.arrivals.len()],
             predicted_ttft_s: vec![-1.0; requests.arrivals.len()],
             resent: 0,
             held: 0,
@@ -218,7 +218,7 @@ impl<'a> World<'a> {
                 sent_ns => sent_ns,
             };
             self.columns.lose(id);
-            self.replica_of[id as usize] = NOBODY;
+            self.replica_of[id as usize] = NO_REPLICA;
             self.door.push_front(Held { id: id as u32, sent_ns, since_ns: self.now_ns });
         }
     }

@@ -36,7 +36,7 @@ impl Adaptive {
                 self.forecast.join(slot, &candidate);
             }
             // A client that leaves frees the memory as an output that ends does: both end a stay. If such an end taught nothing,
-            // those who stay would be expected to stay for ever.
+            // the requests that stay would be expected to stay for ever.
             Event::Finished | Event::Aborted => {
                 self.advance(view);
                 // A host that tells of the end late has let iterations be planned that computed nothing.
