@@ -15,7 +15,7 @@ from pathlib import Path
 
 MOST_BYTES = 2_500_000
 """Size of the extension."""
-BASE = {"numpy", "tqdm"}
+BASE = {"numpy", "packaging", "tqdm"}
 """What is installed without extras."""
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PARTS = (

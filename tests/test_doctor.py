@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.requirements import Requirement
 
 from wait_core.cli import doctor, main
 
@@ -94,11 +95,27 @@ def test_what_does_not_fit_is_a_fault(capsys: pytest.CaptureFixture[str], monkey
 
 
 @pytest.mark.parametrize(
-    ("version", "wanted", "fits"),
-    [("0.32", ">=0.32", True), ("0.32.1", "<0.34", True), ("0.34.0", "<0.34", False), ("0.9", ">=0.32", False)],
+    ("version", "wanted", "state"),
+    [
+        ("0.32", "thing>=0.32", "ok"),
+        ("0.32.1+cpu", "thing<0.34", "ok"),
+        ("0.34.0", "thing<0.34", "FAULT"),
+        ("0.9", "thing>=0.32", "FAULT"),
+        ("2.60.0", "thing[serve]>=2.60,<2.61", "ok"),
+        ("0.34.0rc1", "thing<0.34", "FAULT"),
+        ("1.0", "thing", "ok"),
+    ],
 )
-def test_versions_are_compared_by_number(version: str, wanted: str, fits: bool) -> None:
-    assert doctor._fits(version, wanted) == fits
+def test_versions_are_compared_as_pip_does(
+    monkeypatch: pytest.MonkeyPatch, version: str, wanted: str, state: str
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    assert doctor._installed(Requirement(wanted), "")[:2] == ("thing", state)
+
+
+def test_ray_is_looked_at(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.60.1" if name == "ray" else "0")
+    assert findings(capsys)[1]["ray"] == ("ok", "2.60.1")
 
 
 def test_a_server_that_wait_core_schedules(capsys: pytest.CaptureFixture[str]) -> None:

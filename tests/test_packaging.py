@@ -150,4 +150,4 @@ def test_the_security_page_states_the_bounds_that_hold() -> None:
     assert f"packed files at {files.MAX_EXPANSION:,} times their size" in text
     needed = importlib.metadata.requires("wait-core") or []
     base = [re.split(r"[^\w-]", line)[0] for line in needed if "extra ==" not in line]
-    assert f"Without extras it needs {' and '.join(base)}." in text
+    assert f"Without extras it needs {', '.join(base[:-1])} and {base[-1]}." in text

@@ -15,6 +15,8 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+
 from wait_core._core import DEBUG_BUILD, Scheduler, WaitCoreError, __version__
 from wait_core.cli import arguments as kinds
 from wait_core.cli.output import tabulated
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 PLUGIN = "vllm.stat_logger_plugins"
 FAULT, ABSENT, GOOD = "FAULT", "absent", "ok"
+OF_DEVELOPERS = {"all", "docs", "test"}
+"""Extras that no user is asked for."""
 MOST_BYTES = 1 << 24
 """What is read of a server's metrics, at most."""
 
@@ -66,31 +70,30 @@ def _package() -> Iterator[Finding]:
 
 def _others() -> Iterator[Finding]:
     """Look at what the package needs, or can use, as its own metadata say it."""
-    uses: dict[str, tuple[str, str]] = {}
-    for line in importlib.metadata.requires("wait-core") or ():
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"""extra == ['"](\w+)['"]""", marker)
-        name = re.split(r"[^\w.-]", requirement.strip())[0]
-        if extra is None:
-            uses[name] = (requirement.strip(), "")
-        elif extra[1] not in {"all", "docs", "test"} and name not in {"torch", "wait-core"}:
-            uses.setdefault(name, (requirement.strip(), extra[1]))
-    for name, (requirement, of) in uses.items():
-        yield _installed(name, requirement.removeprefix(name).strip(" ()"), of)
+    provided = importlib.metadata.metadata("wait-core").get_all("Provides-Extra") or ()
+    extras = [{"extra": each} for each in ("", *provided) if each not in OF_DEVELOPERS]
+    uses: dict[str, tuple[Requirement, str]] = {}
+    for wanted in map(Requirement, importlib.metadata.requires("wait-core") or ()):
+        of = [each["extra"] for each in extras if wanted.marker is None or wanted.marker.evaluate(each)]
+        if of and wanted.name not in {"torch", "wait-core"}:
+            uses.setdefault(wanted.name, (wanted, of[0]))
+    for wanted, extra in uses.values():
+        yield _installed(wanted, extra)
     plugins = [each.value for each in importlib.metadata.entry_points(group=PLUGIN) if each.name == "wait_core"]
     state = GOOD if plugins else FAULT
     yield "metrics for vLLM", state, plugins[0] if plugins else f"no entry point {PLUGIN}: install the package again"
 
 
-def _installed(name: str, wanted: str, extra: str) -> Finding:
+def _installed(wanted: Requirement, extra: str) -> Finding:
+    name = wanted.name
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         if extra:
             return name, ABSENT, f"for {_purpose(extra)}: pip install 'wait-core[{extra}]'"
         return name, FAULT, f"needed: pip install {name}"
-    fits = all(_fits(version, each.strip()) for each in wanted.split(",") if each.strip())
-    return name, GOOD if fits else FAULT, f"{version}{'' if fits else f', wanted {wanted}'}"
+    fits = wanted.specifier.contains(version, prereleases=True)
+    return name, GOOD if fits else FAULT, f"{version}{'' if fits else f', wanted {wanted.specifier}'}"
 
 
 def _purpose(extra: str) -> str:
@@ -103,19 +106,9 @@ def _purpose(extra: str) -> str:
         "polars": "Report.to_polars",
         "arrow": "Report.to_arrow and Parquet",
         "vllm": "serving",
+        "ray": "many replicas under Ray Serve",
     }
     return purposes.get(extra, extra)
-
-
-def _fits(version: str, wanted: str) -> bool:
-    """Return whether `version` is as ">=0.32" or "<0.34" wants it, by its leading numbers."""
-    relation, bound = re.match(r"([<>=!~]+)\s*(.*)", wanted).groups()  # type: ignore[union-attr]
-    have, limit = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])][:4] for text in (version, bound))
-    length = max(len(have), len(limit))
-    have, limit = ([*each, *[0] * (length - len(each))] for each in (have, limit))
-    if relation == ">=":
-        return have >= limit
-    return have < limit if relation == "<" else True
 
 
 def _server(url: str, timeout: float) -> Iterator[Finding]:
