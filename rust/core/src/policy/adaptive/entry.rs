@@ -1,6 +1,6 @@
 //! Which requests may enter: the checks that each passes one after the other, and what has passed them so far.
 
-use super::overflow_margin::RequestMargin;
+use super::overflow_margin::{Most, RequestMargin};
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
 use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, Span, forecast};
@@ -112,7 +112,8 @@ impl Adaptive {
         }
         let candidate = self.candidate(view, slot);
         if !idle {
-            self.fits(entry, &candidate)?;
+            let left = (entry.free - i64::from(blocks)) as f64 * f64::from(view.pool().block_size());
+            self.fits(entry, &candidate, left)?;
             self.keeps_pace(view, entry, prompt)?;
         }
         entry.backlog = entry.backlog.saturating_add(prompt - request.computed_on_admission());
@@ -132,8 +133,8 @@ impl Adaptive {
     }
 
     /// Memory: every request up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
-    /// outputs are alike.
-    fn fits(&mut self, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
+    /// outputs are alike. The request would leave so many tokens of the cache free.
+    fn fits(&mut self, entry: &mut Entry, candidate: &Candidate, left: f64) -> Result<(), Hold> {
         if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
         }
@@ -141,7 +142,9 @@ impl Adaptive {
             Some(budget) => budget.worth(entry.decodes, entry.kv),
             None => BALANCE / f64::from(entry.decodes.max(1)),
         };
-        let margin = self.margin.of(candidate.kv, worth, entry.capacity);
+        let growth = self.forecast.footprint().steepest() * f64::from(entry.decodes + 1);
+        let most = Most { now: entry.capacity - left, growth };
+        let margin = self.margin.of(candidate.kv, worth, entry.capacity, most);
         if let Some(needs) = self.overflow(entry, candidate, &margin) {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }
