@@ -1,10 +1,10 @@
-//! How full `adaptive` keeps the cache: what is certain is no risk.
+//! How full `adaptive` keeps the cache: what is certain is no risk, and a client that leaves makes room.
 
 mod common;
 
 use common::scheduler;
 use serde_json::json;
-use wait_core::{Report, Request, RequestId, Scheduler};
+use wait_core::{LengthHint, Report, Request, RequestId, Scheduler};
 
 /// Keeps `clients` requests in the core for so many iterations; `gone` says after how many stages each leaves. Returns
 /// the residents of the last iteration, and the decodes of all.
@@ -53,4 +53,20 @@ fn what_cannot_overflow_within_a_horizon_keeps_nobody_out() {
     let (_, decodes) = closed_loop(&mut core, 20, 6_000, request, length, false);
     // A forecast that is normal at every horizon, and so fears what cannot be, gives 53,469.
     assert!(decodes >= 54_600, "{decodes} decodes");
+}
+
+#[test]
+fn a_known_length_counts_for_less_where_clients_leave_before() {
+    let residents = |aborts| {
+        let mut core = scheduler(&json!({
+            "policy": "adaptive", "kv_blocks": 3440, "max_num_seqs": 256, "token_budget": 50_000, "max_model_len": 4096
+        }));
+        let output = LengthHint::Exact(2_000);
+        let request = |id| Request { id, prompt: 500, max_tokens: Some(2_000), output, ..Request::default() };
+        let stays = |id| if aborts { 10 + (id % 30) as u32 } else { 2_000 };
+        closed_loop(&mut core, 100, 400, request, stays, aborts).0
+    };
+    // Each grows by 20 tokens, or by 2,000: of a hundred with 500 at first the cache holds all, or 72 for a while.
+    assert!(residents(true) >= 90, "{}", residents(true));
+    assert!(residents(false) <= 72, "{}", residents(false));
 }

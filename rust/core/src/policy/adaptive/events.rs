@@ -35,15 +35,16 @@ impl Adaptive {
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
-            Event::Finished => {
+            Event::Finished | Event::Aborted => {
                 self.advance(view);
                 if let Some((class, stage)) = self.forecast.leave(slot) {
+                    self.learned.left(request.output, event == Event::Aborted);
                     self.learned.end(class, stage - 1);
                     let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
                     self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));
                 }
             }
-            Event::Preempted | Event::Refused | Event::Aborted => {
+            Event::Preempted | Event::Refused => {
                 if matches!(event, Event::Refused) {
                     self.pace.give_back(&self.traffic);
                 }
