@@ -40,10 +40,13 @@ def conversations(
     system: int,
     question: Lengths,
     answer: Lengths,
-    think_s: float,
+    think_s: float = 0.0,
     rounds: int = 1,
 ) -> list[Client]:
-    """Closed loop: `count` users hold `rounds` conversations each; all of them begin with one system prompt."""
+    """Closed loop: `count` users hold `rounds` conversations each; all of them begin with one system prompt.
+
+    `think_s` is the mean time from an answer to the next question.
+    """
     shared = random_prompt(random.Random(f"{seed} system"), system)
 
     def user(index: int) -> Client:

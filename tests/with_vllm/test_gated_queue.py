@@ -46,7 +46,12 @@ def test_without_a_gate_it_is_vllms_fcfs_queue() -> None:
                 gone = draw.sample(list(theirs), min(2, len(theirs)))
                 theirs.remove_requests([*gone, one])
                 ours.remove_requests([*gone, one])
+                for queue in (theirs, ours):
+                    with pytest.raises(ValueError, match=r"."):
+                        queue.remove_request(one)
         assert list(theirs) == list(ours)
+        assert all(theirs[place] is ours[place] for place in (0, -1) if theirs)
+        assert (one in theirs) == (one in ours)
         assert len(theirs) == len(ours)
         assert bool(theirs) == bool(ours)
 
@@ -129,5 +134,5 @@ def test_empty() -> None:
     for take in (queue.pop_request, queue.peek_request):
         with pytest.raises(IndexError):
             take()
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="1 is not waiting here"):
         queue.remove_request(request(1))

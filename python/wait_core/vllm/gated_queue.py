@@ -70,7 +70,9 @@ class GatedQueue(RequestQueue):
         return next(iter(self._line.values()))
 
     def remove_request(self, request: Request) -> None:
-        """Remove `request`; KeyError if it is not waiting here."""
+        """Remove `request`; ValueError if it is not waiting here, as vLLM's own queue says."""
+        if request not in self:
+            raise ValueError(f"{request.request_id} is not waiting here")
         del self._line[request.request_id]
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
@@ -94,8 +96,12 @@ class GatedQueue(RequestQueue):
                     break
         return [*sorted(left), *reversed(found)]
 
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._line
+    def __contains__(self, request: object) -> bool:
+        return request is not None and self._line.get(getattr(request, "request_id", "")) is request
+
+    def __getitem__(self, place: int) -> Request:
+        """Return the request at a place in line, as vLLM's own queue does: a look from outside, not for each step."""
+        return list(self)[place]
 
     def __bool__(self) -> bool:
         return bool(self._line if self._gate is None else self._gate)

@@ -24,7 +24,7 @@ mod wheel;
 use self::chances::{Chances, Targets};
 use self::cohorts::{Cohort, Member, RECENT, YOUNG};
 use self::outlook::Occupied;
-pub(crate) use self::outlook::{Outlook, PART, PARTS, Span};
+pub(crate) use self::outlook::{Moments, Outlook, PART, PARTS, Span};
 pub use self::overflow::KvForecast;
 pub(crate) use self::overflow::forecast;
 use self::sums::{Place, Sums};

@@ -36,6 +36,18 @@ pub(crate) struct Span<const N: usize> {
     pub(super) variance: [f64; N],
 }
 
+/// All that is held at a horizon, in tokens of the first KV group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moments {
+    /// Iterations ahead.
+    pub(crate) horizon: u32,
+    pub(crate) mean: f64,
+    /// Given the survival curves: who leaves, and who stays.
+    pub(crate) variance: f64,
+    /// Standard deviation, with what the curves get wrong.
+    pub(crate) deviation: f64,
+}
+
 /// What is expected of the residents, and of the first so many requests beside them; each part summed up when it is first
 /// looked at.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,10 +77,13 @@ impl<const N: usize> Span<N> {
         self.first
     }
 
-    /// Horizon, mean and standard deviation of all that is held.
-    pub(crate) fn moments(&self) -> impl Iterator<Item = (u32, f64, f64)> + '_ {
-        (0..N).map(|j| {
-            (HORIZONS[self.first + j], self.certain[j] + self.mean[j], deviation(self.mean[j], self.variance[j]))
+    /// All that is held, by horizon.
+    pub(crate) fn moments(&self) -> impl Iterator<Item = Moments> + '_ {
+        (0..N).map(|j| Moments {
+            horizon: HORIZONS[self.first + j],
+            mean: self.certain[j] + self.mean[j],
+            variance: self.variance[j],
+            deviation: deviation(self.mean[j], self.variance[j]),
         })
     }
 }

@@ -4,7 +4,7 @@
 //! requests that end on their own: taken as normal, as one and the same within an octave of horizons, and as independent
 //! from octave to octave. It is at most what it would be if no request ended.
 
-use super::{MODEL_ERROR, PART, PARTS, Span};
+use super::{MODEL_ERROR, Moments, PART, PARTS, Span};
 
 /// Steps, of one in eight deviations, to either side in which the common error is summed up.
 const STEPS: i32 = 32;
@@ -40,8 +40,9 @@ pub struct KvForecast {
 pub(crate) fn forecast(outlook: &[Span<PART>; PARTS], capacity: f64, most: f64, growth: f64) -> Vec<KvForecast> {
     let expected = || outlook.iter().flat_map(Span::moments);
     let given = || outlook.iter().flat_map(|span| span.mean.into_iter().zip(span.variance));
-    let mut forecast: Vec<KvForecast> =
-        expected().map(|(horizon, mean, deviation)| KvForecast { horizon, mean, deviation, overflow: 0.0 }).collect();
+    let blank =
+        |held: Moments| KvForecast { horizon: held.horizon, mean: held.mean, deviation: held.deviation, overflow: 0.0 };
+    let mut forecast: Vec<KvForecast> = expected().map(blank).collect();
     let mut weights = 0.0;
     for step in -STEPS..=STEPS {
         let error = 0.125 * f64::from(step);

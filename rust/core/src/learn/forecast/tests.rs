@@ -329,7 +329,7 @@ fn nothing_is_left_of_a_burst_after_its_certain_end() {
     for slot in 0..1_024 {
         forecast
             .join(slot, &Candidate { class: POOLED, kv: 33 + 7 * (slot % 301), stage: 200, last: 300 + slot % 211 });
-        for (h, mean, deviation) in forecast.outlook(&[]).iter().flat_map(Span::moments) {
+        for Moments { horizon: h, mean, deviation, .. } in forecast.outlook(&[]).iter().flat_map(Span::moments) {
             assert!(mean >= 0.0 && deviation >= 0.0, "{slot}: {mean} +- {deviation} at {h}");
             assert!(h < 512 || mean + deviation <= 0.0, "{slot}: {mean} +- {deviation} at {h}");
         }

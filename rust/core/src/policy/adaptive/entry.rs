@@ -1,6 +1,6 @@
 //! Which requests may enter: the checks that each passes in turn, and the requests that have passed so far.
 
-use super::overflow_margin::RequestMargin;
+use super::overflow_margin::{Most, RequestMargin};
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
 use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, POOLED, Span, forecast};
@@ -69,7 +69,7 @@ impl Adaptive {
     /// The peak of what the residents will hold: what is expected at the horizon at which that is most.
     pub(super) fn expected(&mut self, view: &View) -> Expected {
         let outlook = self.outlook(view);
-        let moments = outlook.iter().flat_map(Span::moments).map(|(_, mean, deviation)| (mean, deviation));
+        let moments = outlook.iter().flat_map(Span::moments).map(|each| (each.mean, each.deviation));
         let (kv_peak, kv_deviation) = moments.fold((0.0, 0.0), |most, at| if at.0 > most.0 { at } else { most });
         // What is shared is held once.
         let kv_peak = kv_peak + self.shared as f64;
@@ -130,7 +130,8 @@ impl Adaptive {
         }
         let candidate = self.candidate(view, slot);
         if !idle {
-            self.fits(view, entry, &candidate)?;
+            let left = (entry.free - i64::from(blocks)) as f64 * f64::from(view.pool().block_size());
+            self.fits(view, entry, &candidate, left)?;
             self.keeps_pace(view, entry, prompt)?;
         }
         entry.backlog = entry.backlog.saturating_add(prompt - request.computed_on_admission());
@@ -150,8 +151,8 @@ impl Adaptive {
     }
 
     /// Memory: every request up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
-    /// outputs are alike.
-    fn fits(&mut self, view: &View, entry: &mut Entry, candidate: &Candidate) -> Result<(), Hold> {
+    /// outputs are alike. The request would leave `left` tokens of the cache free.
+    fn fits(&mut self, view: &View, entry: &mut Entry, candidate: &Candidate, left: f64) -> Result<(), Hold> {
         if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
         }
@@ -159,7 +160,9 @@ impl Adaptive {
             Some(budget) => budget.worth(view, entry.decodes, entry.kv),
             None => BALANCE / f64::from(entry.decodes.max(1)),
         };
-        let margin = self.margin.of(candidate.kv, worth, entry.capacity);
+        let growth = self.forecast.footprint().steepest() * f64::from(entry.decodes + 1);
+        let most = Most { now: entry.capacity - left, growth };
+        let margin = self.margin.of(candidate.kv, worth, entry.capacity, most);
         if let Some(needs) = self.overflow(entry, candidate, &margin) {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }

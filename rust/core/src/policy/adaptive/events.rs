@@ -44,6 +44,7 @@ impl Adaptive {
                     self.forecast.leave(slot).map(|(class, stage)| (class, stage.min(request.max_tokens)))
                     && let Some(last) = stage.checked_sub(1)
                 {
+                    self.learned.left(request.output, event == Event::Aborted);
                     self.learned.end(class, last);
                     let kv = f64::from(request.prompt.saturating_sub(request.hit.shared)) + 0.5 * f64::from(stage);
                     self.traffic.end(f64::from(stage), self.forecast.footprint().tokens(kv));

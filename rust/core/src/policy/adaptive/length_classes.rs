@@ -23,6 +23,8 @@ const MOST_CLASSES: usize = 128;
 const FORGOTTEN: u64 = 8 * MOST_CLASSES as u64;
 /// Most arrivals that are counted.
 const MOST_ARRIVALS: u64 = 1 << 53;
+/// Share of the requests of known length that leave before their end, of those of late, from which on none is believed.
+const LEAVING: f64 = 0.05;
 /// Classes of predicted lengths to the octave.
 const PER_OCTAVE: f64 = 4.0;
 
@@ -85,6 +87,9 @@ pub(super) struct Learned {
     classes: Vec<Class>,
     /// Arrivals with a class.
     arrivals: u64,
+    /// Share of the requests of known length that left before their end; fades.
+    #[serde(default)]
+    left: f64,
     /// Tick of the last update of the pool's curve.
     #[serde(skip)]
     refreshed: Option<i64>,
@@ -104,7 +109,7 @@ impl Learned {
 
     /// The forecast's class of a request.
     pub(super) fn class(&self, label: Option<u16>, hint: LengthHint) -> usize {
-        if hint.exact().is_some() {
+        if hint.exact().is_some() && self.left < LEAVING {
             return CERTAIN;
         }
         let known = self.key(label, hint).and_then(|key| self.classes.iter().position(|class| class.key == key));
@@ -134,6 +139,14 @@ impl Learned {
             POOLED + 1 + at
         };
         forecast.set_curve(class_of, key.prior(forecast.curve(POOLED)));
+    }
+
+    /// A request has left, by its end or `before`. A client that goes away is the end of what its request holds, and so is
+    /// learned from as one; where those do whose length is known, the length is what they hold at the most, and no more.
+    pub(super) fn left(&mut self, hint: LengthHint, before: bool) {
+        if hint.exact().is_some() {
+            self.left += (f64::from(u8::from(before)) - self.left) / MEMORY;
+        }
     }
 
     /// An output of a class ended with the token after `stage`; lengths known in advance teach nothing.
@@ -192,7 +205,9 @@ impl Learned {
     fn is_sound(&self) -> bool {
         let survivals = self.classes.iter().map(|class| &class.survival);
         let seen = self.classes.iter().all(|class| class.seen <= self.arrivals);
-        seen && self.arrivals <= MOST_ARRIVALS
+        (0.0..=1.0).contains(&self.left)
+            && seen
+            && self.arrivals <= MOST_ARRIVALS
             && self.classes.len() <= MOST_CLASSES
             && survivals.chain([&self.pool]).all(Survival::is_sound)
     }

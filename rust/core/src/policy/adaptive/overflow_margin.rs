@@ -12,9 +12,13 @@
 //! The near future must be almost certain and the far one may be unlikely. Where few requests fill the cache a slot is
 //! worth many prompt tokens, and only the next iterations count; where hundreds share the fixed cost, it is worth one or
 //! less, and all of them do. A stated probability is kept at every horizon instead.
+//!
+//! What is held falls by whole requests that leave, and otherwise rises by a token an iteration for each. So no more can be
+//! held than if nobody leaves; and where nobody leaving is likelier than the overflow that is allowed, so much must fit. In
+//! between the number that leave is large enough for what is held to be normal.
 
 use crate::config::{Config, Part};
-use crate::learn::{HORIZONS, Span};
+use crate::learn::{HORIZONS, Moments, Span};
 
 /// What a slot of the batch is worth per iteration where no law of iteration times is known, in prompt tokens, times the
 /// decodes of the batch: the prompt tokens that take as long to compute as the weights take to be read, which is the
@@ -37,8 +41,8 @@ pub(super) struct OverflowMargin {
 
 #[derive(Clone, Copy, Debug)]
 enum Rule {
-    /// So many standard deviations at every horizon.
-    Stated(f64),
+    /// A probability at every horizon, and the standard deviations that it leaves above the mean.
+    Stated { p: f64, z: f64 },
     /// As many as the horizon, the request and the batch are worth.
     Weighed,
 }
@@ -47,18 +51,28 @@ impl OverflowMargin {
     pub(super) fn new(config: &Config) -> Self {
         let without = |part| config.without.contains(&part);
         let rule = match config.overflow_probability {
-            _ if without(Part::Buffer) => Rule::Stated(0.0),
-            Some(delta) => Rule::Stated(deviations(delta)),
+            // The mean alone.
+            _ if without(Part::Buffer) => Rule::Stated { p: 1.0, z: 0.0 },
+            Some(p) => Rule::Stated { p, z: deviations(p) },
             None => Rule::Weighed,
         };
         Self { rule, horizons: if without(Part::Horizons) { 1 } else { usize::MAX } }
     }
 
     /// The margin for a request that holds `kv` tokens once its prompt is computed, where a slot is worth `worth` prompt
-    /// tokens per iteration and the cache holds `capacity`.
-    pub(super) fn of(self, kv: u32, worth: f64, capacity: f64) -> RequestMargin {
-        RequestMargin { margin: self, kv: f64::from(kv), worth, capacity }
+    /// tokens per iteration, the cache holds `capacity`, and at the most `most` of it is held.
+    pub(super) fn of(self, kv: u32, worth: f64, capacity: f64, most: Most) -> RequestMargin {
+        RequestMargin { margin: self, kv: f64::from(kv), worth, capacity, most }
     }
+}
+
+/// What is held at the most, the request included: if nobody leaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Most {
+    /// Once the prompts are computed.
+    pub(super) now: f64,
+    /// More with each iteration.
+    pub(super) growth: f64,
 }
 
 /// What the margin asks for one request. Its tokens are what it would compute again; what is held is measured in tokens of
@@ -69,6 +83,7 @@ pub(super) struct RequestMargin {
     kv: f64,
     worth: f64,
     capacity: f64,
+    most: Most,
 }
 
 impl RequestMargin {
@@ -87,7 +102,7 @@ impl RequestMargin {
     /// Whether what is at most expected leaves a wider margin than any that is asked.
     pub(super) fn is_clear(&self, mean: f64, deviation: f64) -> bool {
         let z = match self.margin.rule {
-            Rule::Stated(z) => z.max(0.0),
+            Rule::Stated { z, .. } => z.max(0.0),
             Rule::Weighed => CLEAR,
         };
         mean + z * deviation <= self.capacity
@@ -96,25 +111,38 @@ impl RequestMargin {
     /// What is needed, margin included, and the column at which that is most.
     pub(super) fn needs<const N: usize>(&self, span: &Span<N>) -> (f64, usize) {
         let mut most = (f64::NEG_INFINITY, span.first());
-        for (j, (h, mean, deviation)) in span.moments().enumerate().take(self.margin.horizons) {
-            let z = match self.margin.rule {
-                Rule::Stated(z) => z,
+        for (j, held) in span.moments().enumerate().take(self.margin.horizons) {
+            let Moments { horizon, mean, variance, deviation } = held;
+            let (p, z) = match self.margin.rule {
+                Rule::Stated { p, z } => (p, z),
                 // The probability is next to nothing: spared a logarithm.
-                Rule::Weighed if mean + CLEAR * deviation <= self.capacity => 0.0,
+                Rule::Weighed if mean + CLEAR * deviation <= self.capacity => (1.0, 0.0),
                 Rule::Weighed => {
-                    let allowed = self.allowed(h);
+                    let allowed = self.allowed(horizon);
                     if allowed >= 1.0 {
                         break;
                     }
-                    deviations(allowed.max(LEAST))
+                    (allowed, deviations(allowed.max(LEAST)))
                 }
             };
-            if mean + z * deviation > most.0 {
-                most = (mean + z * deviation, span.first() + j);
+            let all_stay = self.most.now + self.most.growth * f64::from(horizon);
+            let needs = if nobody_leaves(all_stay - mean, variance) > p {
+                all_stay
+            } else {
+                all_stay.min(mean + z * deviation)
+            };
+            if needs > most.0 {
+                most = (needs, span.first() + j);
             }
         }
         most
     }
+}
+
+/// The probability that nobody leaves where so much is expected to be freed, with this variance: of a Poisson number of
+/// requests of one size.
+fn nobody_leaves(freed: f64, variance: f64) -> f64 {
+    if freed > 0.0 { libm::exp(-freed * freed / variance) } else { 1.0 }
 }
 
 /// z with P(N > z) = p for a standard normal N, p in (0, 1), to 4.5e-4: Abramowitz and Stegun, 26.2.23.

@@ -1,0 +1,76 @@
+"""Stock against ours under a virtual clock: the figures repeat exactly, and ours are no worse than they were."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from wait_core.hardware import iteration_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtual import Client, Served
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def serve(scheduler: str, num_blocks: int, clients: list[Client]) -> Served:
+    """Serve `clients` from a cache of so many blocks."""
+    from in_process import Setup
+    from virtual import Engine
+
+    setup = Setup(scheduler=scheduler, num_blocks=num_blocks + 1, max_num_seqs=256, max_model_len=4096)
+    return Engine(setup, iteration_time("a100")).run(clients)
+
+
+def talk(users: int, turns: int) -> list[Client]:
+    """Make conversations behind one system prompt."""
+    from clients import conversations, lognormal
+
+    question, answer = lognormal(50, 0.7, 200), lognormal(100, 0.8, 400)
+    return conversations(3, users, turns=turns, system=100, question=question, answer=answer)
+
+
+def documents() -> list[Client]:
+    """Make long prompts with short answers, more than the memory of eight documents serves."""
+    from clients import arrivals, generator, lognormal, retrieval
+
+    draw = generator(1)
+    lengths, answer = lognormal(1200, 0.4, 3000), lognormal(40, 0.6, 200)
+    times = arrivals(draw, 300, 16.0)
+    return retrieval(draw, times, documents=20, document=lengths, system=64, answer=answer)
+
+
+def leaving() -> list[Client]:
+    """Make clients that ask for 3,000 tokens and leave after some hundred: an eighth of the memory is used."""
+    from clients import arrivals, generator, leavers, lognormal
+
+    draw = generator(1)
+    return leavers(draw, arrivals(draw, 600, 30.0), lognormal(120, 0.9, 1000), lognormal(100, 0.6, 400), 3000)
+
+
+def test_a_run_repeats_exactly_and_everybody_is_served() -> None:
+    runs = [serve("WaitScheduler", 256, talk(24, 4)) for _ in range(2)]
+    first, second = ((r.throughput, *r.ttft, *r.e2e, *r.output, r.steps, r.preemptions, r.hit_tokens) for r in runs)
+    assert first == second
+    run = runs[0]
+    assert len(run.output) == 24 * 4
+    assert (run.output > 0).all()
+    assert (run.arrival_ns < run.first_ns).all()
+    assert (run.first_ns <= run.end_ns).all()
+    assert run.preemptions > 0, "memory binds"
+
+
+@pytest.mark.parametrize(
+    ("clients", "num_blocks", "throughput", "ttft"),
+    [(documents, 640, 0.99, 1.02), (leaving, 7424, 0.999, 1.02)],
+)
+def test_ours_is_no_worse_than_it_was(
+    clients: Callable[[], list[Client]], num_blocks: int, throughput: float, ttft: float
+) -> None:
+    ours, stock = (serve(scheduler, num_blocks, clients()) for scheduler in ("WaitScheduler", "AsyncScheduler"))
+    assert ours.output.sum() == stock.output.sum(), "the same answers"
+    assert ours.throughput >= throughput * stock.throughput
+    assert ours.ttft.mean() <= ttft * stock.ttft.mean()
