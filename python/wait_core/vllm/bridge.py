@@ -254,7 +254,7 @@ class Bridge:
         scheduler = self.scheduler
         if not self.settings.shadow:
             self._watch(now_ns)
-        if self.prefixes.moved and self._held["held"] and self.prefixes.used:  # held: memory binds
+        if self.prefixes.moved and self.prefixes.used:
             self.prefixes.tell(self.core, self._requests)
         plan = self._plan = self.core.plan(now_ns)
         requests = self._requests
@@ -289,9 +289,10 @@ class Bridge:
         if output.preempted_req_ids:
             for name in self.queue.last_first(output.preempted_req_ids - self._preempted_before):
                 self._note_preempted(name)
+        cached = dict(plan.cached)
         for number in self._offered:
             if self._requests[number].status == RequestStatus.RUNNING:
-                self._prefilling[number] = 0
+                self._prefilling[number] = cached.get(number, 0)
             else:
                 self._refused.append(number)
         if plan.admitted:

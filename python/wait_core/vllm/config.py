@@ -87,6 +87,10 @@ AT_START = ("config_file", "log_file", "step_log_file", "learned_file", "log_max
 FROM_ENGINE = {
     "kv_blocks": "num_gpu_blocks_override",
     "block_size": "block_size",
+    "kv_groups": None,
+    "prefix_caching": None,
+    "num_lookahead_tokens": "speculative_config",
+    "long_prefill_token_threshold": "long_prefill_token_threshold",
     "max_num_seqs": "max_num_seqs",
     "token_budget": "max_num_batched_tokens",
     "max_model_len": "max_model_len",
@@ -99,7 +103,7 @@ FROM_ENGINE = {
 }
 """Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each.
 
-vLLM has no answer for a request that is refused while it waits, and knows no tenants.
+vLLM has no answer for a request that is refused while it waits, and knows no tenants. The prefix cache is its own.
 """
 
 
