@@ -65,9 +65,9 @@ def test_the_cache_is_asked_again_only_when_something_moved(monkeypatch: pytest.
     asked = []
     tell = Prefixes.tell
 
-    def counted(*args: Any) -> None:
+    def counted(*args: Any) -> bool:
         asked.append(1)
-        tell(*args)
+        return tell(*args)
 
     monkeypatch.setattr(Prefixes, "tell", counted)
     driver = loaded()

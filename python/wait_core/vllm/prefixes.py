@@ -40,14 +40,9 @@ class Prefixes:
     queue in every step. So it is made once a request, and again when its answer may have changed: when the last block
     found is no longer cached or held, or the one after it has come to be. Of a prefix that two requests computed at the
     same time there are two copies, of which the cache offers one; with the other's holder gone the answer may be too
-    large until then. What is held cannot change while nothing comes, goes, or computes a prompt (`moved`); what is
-    cached and not held may be evicted by any step. Where there are several groups it is made anew each time that
-    something moved, for the first two of a queue.
-
-    Attributes
-    ----------
-    moved
-        Whether the answers may have changed since the core was told.
+    large until then. What is held cannot change while nothing comes, goes, or computes a prompt; what is cached and not
+    held may be evicted by any step. Where there are several groups it is made anew each time that something moved, for
+    the first two of a queue.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -57,11 +52,13 @@ class Prefixes:
         self._size = scheduler.block_size
         # Of one group: with finer hashes the one after a block's is not the next block's.
         self.used = manager.enable_caching and (self._several or scheduler.hash_block_size == self._size)
-        self.moved = True
         self._found: dict[int, Found] = {}
 
-    def tell(self, core: Any, requests: Mapping[int, Request]) -> None:
-        """Tell `core` where it knows another number; `requests` are those it knows, by number."""
+    def tell(self, core: Any, requests: Mapping[int, Request]) -> bool:
+        """Tell `core` where it knows another number; `requests` are those it knows, by number.
+
+        Returns whether the answers may change though nothing comes, goes or computes a prompt.
+        """
         found, news = {}, []
         for number, *known in core.first_in_queue(LOOKED_AT_GROUPS if self._several else LOOKED_AT):
             request = requests[number]
@@ -71,9 +68,9 @@ class Prefixes:
             if hit != known:
                 news.append((number, *hit))
         self._found = found
-        self.moved = any(now.cached > now.held for now in found.values())
         if news:
             core.complete(hits=news)
+        return any(now.cached > now.held for now in found.values())
 
     def _look_up(self, request: Request) -> Found:
         """Return what the cache has of a request."""

@@ -55,6 +55,13 @@ class WaitScheduler(AsyncScheduler):
         self.wait_core.after_step(output)
         return output
 
+    def update_from_output(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        """Let the time of each step be taken, from which the core learns the iteration-time law."""
+        self.wait_core.step_ended(scheduler_output)
+        outputs = super().update_from_output(scheduler_output, *args, **kwargs)
+        self.wait_core.step_handled()
+        return outputs
+
     def shutdown(self) -> None:
         """Let the core's side end before vLLM's."""
         self.wait_core.stop()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from wait_core import CapacityError, QueueFullError, WaitCoreError
+from wait_core.vllm import law
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,6 +61,7 @@ class Telemetry:
         self._rate_ns = 0
         self._said: dict[int, str] = {}
         self.failed = False
+        self.law = law.LearnedLaw()
 
     def fail(self, error: BaseException) -> None:
         """Send nothing from now on."""
@@ -108,6 +110,8 @@ class Telemetry:
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
         }
+        if self.law.figures:
+            figures["iteration_time"] = self.law.figures
         if forecast := core.kv_forecast():
             _, mean, _, overflow = zip(*forecast, strict=True)
             tokens = core.settings["kv_blocks"] * core.settings["block_size"]
