@@ -128,7 +128,11 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
 
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
-    [("is_diffusion", True, "a diffusion model"), ("runner_type", "pooling", "a pooling")],
+    [
+        ("is_diffusion", True, "a diffusion model"),
+        ("runner_type", "pooling", "a pooling"),
+        ("pipeline_parallel_size", 2, "pipeline parallelism"),
+    ],
 )
 def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: object, message: str) -> None:
     from in_process import Setup, make_scheduler
@@ -137,8 +141,10 @@ def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: o
     model = scheduler.vllm_config.model_config
     scheduler.vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(is_diffusion=model.is_diffusion, runner_type=model.runner_type),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         max_concurrent_batches=1,
     )
     assert not refusal(scheduler)
-    setattr(scheduler.vllm_config.model_config, attribute, value)
+    owner = scheduler.vllm_config.parallel_config if "parallel" in attribute else scheduler.vllm_config.model_config
+    setattr(owner, attribute, value)
     assert message in refusal(scheduler)

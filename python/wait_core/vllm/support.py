@@ -29,7 +29,7 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
     ConfigError
         Where the engine does what the core cannot account for: what, and what to do about it.
     """
-    model = scheduler.vllm_config.model_config
+    model, parallel = scheduler.vllm_config.model_config, scheduler.vllm_config.parallel_config
     reasons = {
         "a diffusion model (it needs vLLM's own scheduler)": model.is_diffusion,
         "a pooling model (it has no decode phase to plan)": model.runner_type == "pooling",
@@ -37,6 +37,9 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
         "a KV connector": scheduler.connector is not None,
         "an encoder-cache connector": scheduler.ec_connector is not None,
         "decode context parallelism": scheduler.dcp_world_size > 1,
+        # Ours is an AsyncScheduler, which plans the next token of a request before the last is there: stages of
+        # vLLM's first model runner do not pass it on in time.
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
     }
     for what, present in reasons.items():
         if present:
