@@ -22,6 +22,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import models
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -123,6 +125,7 @@ class Job:
     fault: Fault | None = None
     reset_prefix_cache_every: int = 0
     priorities: int = 0  # levels, drawn for each request
+    model: str = "llama"  # or one of `models.MODELS`
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
@@ -187,8 +190,10 @@ def run(job: Job) -> dict[str, Any]:
     if job.async_scheduling:
         force_async_scheduling()
     folder = tempfile.TemporaryDirectory(prefix="wait-core-llama-")
+    plain = job.model == "llama"
     settings: dict[str, Any] = {
-        "model": str(write_model(Path(folder.name))),
+        "model": str(write_model(Path(folder.name)) if plain else models.write_config(Path(folder.name), job.model)),
+        "load_format": "auto" if plain else "dummy",
         "skip_tokenizer_init": True,
         "dtype": "float32",
         "enforce_eager": True,
@@ -205,6 +210,8 @@ def run(job: Job) -> dict[str, Any]:
     }
     engine = LLMEngine.from_engine_args(EngineArgs(**settings))
     core = engine.engine_core.engine_core
+    if not plain:
+        models.draw_weights(core)
     watch = Watch(core.scheduler)
     if job.fault is not None:
         core.scheduler.wait_core.core = FaultyCore(core.scheduler.wait_core.core, job.fault)

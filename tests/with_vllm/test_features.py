@@ -96,6 +96,18 @@ def test_speculative_decoding(run: Run, settings: dict[str, Any]) -> None:
     assert_same(mine, stock)
 
 
+def refusal(scheduler: Any) -> str:
+    """Return why this engine is refused; empty if it is served."""
+    from wait_core.vllm import support
+    from wait_core.vllm.config import ConfigError
+
+    try:
+        support.engine(scheduler)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
@@ -108,44 +120,10 @@ def test_speculative_decoding(run: Run, settings: dict[str, Any]) -> None:
 def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: object, message: str) -> None:
     from in_process import Setup, make_scheduler
 
-    from wait_core.vllm import support
-    from wait_core.vllm.config import ConfigError
-
     scheduler = make_scheduler(Setup())
-    support.check(scheduler)
+    assert not refusal(scheduler)
     setattr(scheduler, attribute, value)
-    with pytest.raises(ConfigError, match=message):
-        support.check(scheduler)
-
-
-@pytest.mark.parametrize(
-    ("kinds", "served"),
-    [
-        ("FullAttentionSpec", True),
-        ("MLAAttentionSpec", True),
-        ("", False),
-        ("FullAttentionSpec FullAttentionSpec", False),
-        ("SlidingWindowSpec", False),
-        ("MambaSpec", False),
-        ("RSWASpec", False),
-        ("SinkFullAttentionSpec", False),
-    ],
-)
-def test_only_caches_in_which_a_token_keeps_its_slot_are_served(kinds: str, served: bool) -> None:
-    from in_process import Setup, make_scheduler
-    from vllm.v1 import kv_cache_interface
-
-    from wait_core.vllm import support
-    from wait_core.vllm.config import ConfigError
-
-    specs = [object.__new__(getattr(kv_cache_interface, kind)) for kind in kinds.split()]
-    scheduler = make_scheduler(Setup())
-    scheduler.kv_cache_config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=s) for s in specs])
-    if served:
-        support.check(scheduler)
-    else:
-        with pytest.raises(ConfigError, match="KV cache groups"):
-            support.check(scheduler)
+    assert message in refusal(scheduler)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +137,14 @@ def test_only_caches_in_which_a_token_keeps_its_slot_are_served(kinds: str, serv
 def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: object, message: str) -> None:
     from in_process import Setup, make_scheduler
 
-    from wait_core.vllm import support
-    from wait_core.vllm.config import ConfigError
-
     scheduler = make_scheduler(Setup())
     model = scheduler.vllm_config.model_config
     scheduler.vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(is_diffusion=model.is_diffusion, runner_type=model.runner_type),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        max_concurrent_batches=1,
     )
-    support.check(scheduler)
+    assert not refusal(scheduler)
     owner = scheduler.vllm_config.parallel_config if "parallel" in attribute else scheduler.vllm_config.model_config
     setattr(owner, attribute, value)
-    with pytest.raises(ConfigError, match=message):
-        support.check(scheduler)
+    assert message in refusal(scheduler)

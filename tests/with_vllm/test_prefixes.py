@@ -38,8 +38,6 @@ def test_the_head_of_the_line_is_told_what_is_held() -> None:
     for i in range(prefixes.LOOKED_AT + 2):
         driver.add(f"w{i}", PREFIX + [90 + i] * 90, 12, ignore_eos=True)
     driver.step()
-    assert known(driver) == [0] * (prefixes.LOOKED_AT + 2), "memory has not been short before"
-    driver.step()
     assert known(driver) == [64] * prefixes.LOOKED_AT + [0, 0]
 
 
@@ -67,9 +65,9 @@ def test_the_cache_is_asked_again_only_when_something_moved(monkeypatch: pytest.
     asked = []
     tell = Prefixes.tell
 
-    def counted(*args: Any) -> None:
+    def counted(*args: Any) -> bool:
         asked.append(1)
-        tell(*args)
+        return tell(*args)
 
     monkeypatch.setattr(Prefixes, "tell", counted)
     driver = loaded()

@@ -66,6 +66,8 @@ def test_the_document_names_every_metric() -> None:
     counters = [name for name, _ in metrics.COUNTERS.values()] + list(metrics.BY_REASON)
     shown = {
         *metrics.GAUGES,
+        *metrics.LAW,
+        "iteration_time_seconds",
         "decision_seconds",
         "hold_seconds",
         "policy_info",

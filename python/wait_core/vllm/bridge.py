@@ -11,12 +11,12 @@ from vllm.v1.request import RequestStatus
 from wait_core import DeadlineError, WaitCoreError
 from wait_core.vllm import clock, gated_queue, late, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
+from wait_core.vllm.outcomes import Outcomes
+from wait_core.vllm.step_times import StepTimes
 from wait_core.vllm.unready import Unready
 from wait_core.vllm.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.metrics.stats import SchedulerStats
@@ -61,24 +61,18 @@ class Bridge:
         self._requests: dict[int, Request] = {}
         self._arrivals: dict[int, int] = {}  # id -> ns
         self._foreign: dict[str, Request] = {}
-        self._prefilling: dict[int, int] = {}  # id -> tokens computed when last looked at
         self._plan: Plan | None = None
-        self._offered: list[int] = []
         self.held = {"held": 0, "paused": 0}
-        self._preempted_before: frozenset[str] = frozenset()
         self._budget = scheduler.max_num_scheduled_tokens
         # vLLM counts the adapters of those that run; one that pauses would come back beside too many others.
         self._may_pause = scheduler.lora_config is None
 
-        # For the next call of complete().
-        self._preempted: list[int] = []
-        self._refused: list[int] = []
-        self._progress: list[tuple[int, int]] = []
-        self._gone: list[int] = []
-        self._missing = 0  # requests the last plan counted on and vLLM did not schedule
-
         names = ("steps", "paused", "refused", "watchdog", "foreign", "corrected", "ungated", "reconfigured")
         self.counts = dict.fromkeys(names, 0)
+        self.outcomes = Outcomes(scheduler, self.queue, self._ids, self._requests, self.counts)
+        self.times: StepTimes[tuple[Any, int] | None] = StepTimes()
+        self._begun_ns = 0
+        self._timed: list[tuple[int, int]] = []  # plans whose steps have ended, and how long they took, ns
 
     # -- entry points: they never raise ---------------------------------------------------------------------------
 
@@ -94,11 +88,12 @@ class Bridge:
         """Report what has happened, ask for a plan, and set gate, pauses and token budget for one step."""
         if self.active:
             try:
-                now_ns = clock.now_ns()
+                now_ns = self._begun_ns = clock.now_ns()
                 for request, arrival_ns in self.unready.ready():
                     self._declare(request, arrival_ns)
                 self._report()
                 self._exchange(now_ns)
+                self.telemetry.law.look(self.core, now_ns)
                 if self.scheduler.pause_state != PauseState.PAUSED_ALL:
                     self._decide(now_ns)
                     self.telemetry.decisions_ns.append(clock.now_ns() - now_ns)
@@ -118,6 +113,21 @@ class Bridge:
             except BaseException as error:  # noqa: BLE001
                 self._fail("after schedule", error)
 
+    def step_ended(self, output: SchedulerOutput) -> None:
+        """Take the time of a step whose output is in."""
+        if self.active and output.total_num_scheduled_tokens:
+            try:
+                step = self.times.ended(clock.now_ns())
+                # A core that has taken over since knows nothing of the plan.
+                if step is not None and step[0] is not None and step[0][0] is self.core:
+                    self._timed.append((step[0][1], step[1]))
+            except BaseException as error:  # noqa: BLE001
+                self._fail("update_from_output", error)
+
+    def step_handled(self) -> None:
+        """Note that vLLM has taken in the output of a step."""
+        self.times.handled(clock.now_ns())
+
     def send(self, stats: SchedulerStats) -> None:
         """Put our figures into what vLLM sends to its front end."""
         self.telemetry.send(stats, self, clock.now_ns())
@@ -132,7 +142,8 @@ class Bridge:
 
     def report(self) -> dict[str, Any]:
         """Return the adapter's counts since the start."""
-        return {"active": self.active, "policy": self.settings.policy, **self.counts}
+        law = self.telemetry.law.figures
+        return {"active": self.active, "policy": self.settings.policy, "iteration_time": law, **self.counts}
 
     # -- arrivals ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +152,7 @@ class Bridge:
         if self.scheduler.requests.get(name) is not request:
             return  # a further input chunk of a streaming session
         if name in self._ids:  # reused before the core heard that its first bearer had left
-            self._gone.append(self._left(name))
+            self.outcomes.gone.append(self._left(name))
         if request.resumable:
             self._make_foreign(request, None)
             return
@@ -161,12 +172,12 @@ class Bridge:
             self._make_foreign(request, refusal)
         else:
             self.late.watch(number, request, now_ns, self.settings)
-            self.prefixes.moved = True
+            self.outcomes.moved = True
             self._arrivals[number] = now_ns
             self._ids[request.request_id] = number
             self._requests[number] = request
             if request.status == RequestStatus.RUNNING:  # vLLM took it by itself the moment it was ready
-                self._prefilling[number] = -1
+                self.outcomes.took(number)
 
     def _end(self, number: int, bound: str) -> None:
         """Let a late request, which has left the core, leave vLLM too."""
@@ -182,7 +193,7 @@ class Bridge:
     def _forget(self, name: str) -> int:
         number = self._ids.pop(name)
         del self._requests[number], self._arrivals[number]
-        self._prefilling.pop(number, None)
+        self.outcomes.prefilling.pop(number, None)
         return number
 
     def _left(self, name: str) -> int:
@@ -208,9 +219,9 @@ class Bridge:
     def _report(self) -> None:
         scheduler = self.scheduler
         aborted: list[int] = []
-        finished, ended = self._gone, 0
+        finished, ended = self.outcomes.gone, 0
         for name in scheduler.finished_req_ids:
-            self.prefixes.moved = True
+            self.outcomes.moved = True
             if scheduler.requests.get(name) is not self._foreign.get(name):  # else its name is in use again
                 self._foreign.pop(name, None)
             number = self._ids.get(name)
@@ -219,39 +230,19 @@ class Bridge:
             status = self._requests[number].status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
             (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._left(name))
-        # Preempted between two steps, by a reset of the prefix cache: the next step may already resume them.
-        self._preempted_before = frozenset(scheduler.reset_preempted_req_ids)
-        for name in self.queue.last_first(self._preempted_before):
-            self._note_preempted(name)
-        # Under asynchronous scheduling vLLM skips a request whose last token is still being computed; the core learns
-        # only now that it has ended. Any other difference in number needs a look at every running request.
-        if self._missing not in (0, ended) and not self._foreign:
-            self._correct()
-        self._missing = 0
-        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        if not (finished or aborted or self._preempted or self._refused or self._progress):
-            self.core.complete(free_blocks=free)  # nearly every step: what the plan said came true
-            return
-        left = {*finished, *aborted}
-        # Progress of a request that a reset has preempted since would read as its admission.
-        stale = left.union(self._preempted)
-        self.core.complete(
-            finished=finished,
-            preempted=[number for number in self._preempted if number not in left],
-            refused=self._refused,
-            progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
-            free_blocks=free,
-        )
-        self._preempted, self._refused, self._progress, self._gone = [], [], [], []
-        for number in aborted:
-            self.core.abort(number)
+        self.outcomes.look()
+        for number, ns in self._timed[:-1]:
+            self.core.complete(step_ns=ns, iteration=number)
+        step = self._timed[-1] if self._timed else (None, None)
+        self._timed.clear()
+        self.outcomes.tell(self.core, finished, aborted, ended, step=step, alone=not self._foreign)
 
     def _decide(self, now_ns: int) -> None:
         scheduler = self.scheduler
         if not self.settings.shadow:
             self._watch(now_ns)
-        if self.prefixes.moved and self.held["held"] and self.prefixes.used:  # held: memory binds
-            self.prefixes.tell(self.core, self._requests)
+        if self.outcomes.moved and self.prefixes.used:
+            self.outcomes.moved = self.prefixes.tell(self.core, self._requests)
         for number, bound in self.late.due(now_ns, self._requests):
             self.core.abort(number)
             self._end(number, bound)
@@ -259,13 +250,12 @@ class Bridge:
         for number, bound, _ in plan.refused:
             self._end(number, bound)
         requests = self._requests
-        self._offered = [*plan.resumed, *plan.admitted]
         self.held = {"held": plan.held, "paused": len(plan.paused)}
         if plan.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        offered = [requests[number] for number in self._offered]
+        offered = [requests[number] for number in (*plan.resumed, *plan.admitted)]
         self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
@@ -284,82 +274,18 @@ class Bridge:
 
     def _compare(self, output: SchedulerOutput) -> None:
         plan, self._plan = self._plan, None
-        if plan is None:
-            return
-        self.counts["steps"] += 1
-        if output.preempted_req_ids:
-            for name in self.queue.last_first(output.preempted_req_ids - self._preempted_before):
-                self._note_preempted(name)
-        for number in self._offered:
-            if self._requests[number].status == RequestStatus.RUNNING:
-                self._prefilling[number] = 0
-            else:
-                self._refused.append(number)
-        if plan.admitted:
-            now_ns = clock.now_ns()
-            admitted = [n for n in plan.admitted if n in self._prefilling]
-            self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
-        ungated = self.watchdog.is_open or self.settings.shadow
-        unplanned = self._note_ungated(output) if ungated else 0
-        if plan.paused and (ungated or not self._may_pause):
-            unplanned += self._note_unpaused(plan.paused, output)
-        self.counts["refused"] += len(self._refused)
-        chunks = dict(plan.prefill)
-        done = []
-        self.prefixes.moved |= bool(self._prefilling)
-        for number, before in self._prefilling.items():
-            request = self._requests[number]
-            now = request.num_computed_tokens
-            if now - before != chunks.get(number, 0):
-                self._progress.append((number, now))
-            self._prefilling[number] = now
-            if not request.is_prefill_chunk:
-                done.append(number)
-        for number in done:
-            del self._prefilling[number]
-        if output.scheduled_spec_decode_tokens:
-            for name in output.scheduled_spec_decode_tokens:
-                if (known := self._ids.get(name)) is not None:
-                    self._progress.append((known, self._requests[known].num_computed_tokens))
-        else:
-            named = len(self._preempted) + len(self._refused)
-            scheduled = len(output.num_scheduled_tokens) - unplanned
-            self._missing = plan.num_decodes + len(chunks) - named - scheduled
+        if plan is not None:
+            self.counts["steps"] += 1
+            ungated = self.watchdog.is_open or self.settings.shadow
+            self.outcomes.compare(plan, output, ungated=ungated, may_pause=self._may_pause)
+            if plan.admitted:
+                now_ns = clock.now_ns()
+                admitted = [n for n in plan.admitted if n in self.outcomes.admitted]
+                self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
         if output.total_num_scheduled_tokens:
             self.watchdog.progressed()
-
-    def _note_preempted(self, name: str) -> None:
-        number = self._ids.get(name)
-        if number is not None:
-            self.prefixes.moved = True
-            self._prefilling.pop(number, None)
-            self._preempted.append(number)
-
-    def _note_ungated(self, output: SchedulerOutput) -> int:
-        """Tell the core of requests that vLLM took by itself: progress of a waiting request means it was admitted."""
-        offered = set(self._offered)
-        names = [data.req_id for data in output.scheduled_new_reqs]
-        names += output.scheduled_cached_reqs.resumed_req_ids
-        taken = [number for name in names if (number := self._ids.get(name)) is not None and number not in offered]
-        for number in taken:
-            self._prefilling[number] = -1  # differs from any chunk: progress is reported below
-        self.counts["ungated"] += len(taken)
-        return len(taken)
-
-    def _note_unpaused(self, paused: Iterable[int], output: SchedulerOutput) -> int:
-        """Tell the core of requests that vLLM ran although the plan paused them."""
-        ran = [n for n in paused if self._requests[n].request_id in output.num_scheduled_tokens]
-        self._progress += [(n, self._requests[n].num_computed_tokens) for n in ran if n not in self._prefilling]
-        return len(ran)
-
-    def _correct(self) -> None:
-        """Report every running request: vLLM left out decodes that the plan counted on, or ran others."""
-        self.counts["corrected"] += 1
-        known = {number for number, _ in self._progress}
-        for request in self.scheduler.running:
-            number = self._ids.get(request.request_id)
-            if number is not None and number not in known:
-                self._progress.append((number, request.num_computed_tokens))
+            followed = plan is not None and self.outcomes.followed and not self._foreign
+            self.times.scheduled(self._begun_ns, (self.core, plan.iteration) if plan and followed else None)
 
     # -- when things go wrong ---------------------------------------------------------------------------------------
 

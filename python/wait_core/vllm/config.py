@@ -95,6 +95,11 @@ AT_START = ("config_file", "log_file", "step_log_file", "learned_file", "log_max
 FROM_ENGINE = {
     "kv_blocks": "num_gpu_blocks_override",
     "block_size": "block_size",
+    "kv_groups": None,
+    "prefix_caching": None,
+    "num_speculative_tokens": "speculative_config",
+    "num_lookahead_tokens": "speculative_config",
+    "long_prefill_token_threshold": "long_prefill_token_threshold",
     "max_num_seqs": "max_num_seqs",
     "token_budget": "max_num_batched_tokens",
     "max_model_len": "max_model_len",
@@ -103,7 +108,7 @@ FROM_ENGINE = {
     "max_queued_tokens": "max_num_queued_tokens",
     "host_preempts": None,
 }
-"""Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each."""
+"""Arguments of `wait_core.Scheduler` that follow the engine, and vLLM's name for each; None where it has none."""
 
 
 def load(additional: object) -> Settings:

@@ -37,7 +37,7 @@ class Control:
 
     def __init__(self, scheduler: Scheduler) -> None:
         additional = scheduler.vllm_config.additional_config.get(config.KEY, {})
-        support.check(scheduler)
+        self.engine = support.engine(scheduler)
         if not vllm_version.startswith(TESTED):
             logger.warning(
                 "wait-core was tested with vLLM %s, this is %s: see docs/vllm.md, Upgrades", TESTED, vllm_version
@@ -45,15 +45,6 @@ class Control:
         if support.has_rust_frontend():
             logger.warning(support.RUST_FRONTEND)
         self.settings = support.with_priorities(scheduler, config.load(additional))
-        self.engine = {
-            "kv_blocks": scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block
-            "block_size": scheduler.block_size,
-            "max_num_seqs": scheduler.max_num_active_reqs,
-            "token_budget": scheduler.max_num_scheduled_tokens,
-            "max_model_len": scheduler.max_model_len,
-            "watermark": scheduler.scheduler_config.watermark,
-            "host_preempts": True,
-        }
         core = config.make_core(self.settings, self.engine)
         self.log = _open_log(scheduler, self.settings)
         self.core: Any = core if self.log is None else LoggedCore(core, self.log, vllm=vllm_version)

@@ -89,9 +89,11 @@ def install(scheduler: Any) -> None:
     """
     text = found()
     manager = scheduler.kv_cache_manager
-    (group,) = manager.coordinator.single_type_managers
+    groups = manager.coordinator.single_type_managers
+    group = groups[0]
     reasons = {
         f"this vLLM: code it restates has changed ({text})": text not in TESTED,
+        "several groups of the KV cache": len(groups) > 1,
         "speculative decoding": scheduler.num_spec_tokens > 0 or scheduler.num_lookahead_tokens > 0,
         "pipeline parallelism": scheduler.use_pp,
         "deferred freeing of blocks": scheduler.defer_block_free,

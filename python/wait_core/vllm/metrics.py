@@ -35,6 +35,12 @@ GAUGES = {
     "overflow_probability": "Probability that those running outgrow the cache within the horizons of the forecast.",
     "active": "1 while wait-core schedules, 0 after an error of its own left scheduling to vLLM.",
 }
+LAW = {
+    "iteration_time_error_ratio": ("error", "Mean relative error of the last 512 steps, foretold by the learned law."),
+    "iteration_time_steps": ("observations", "Steps that the iteration-time law was learned from."),
+    "iteration_time_used": ("used", "1 while the learned iteration-time law decides."),
+}
+"""Gauges of policies that learn the law, and what each shows of `wait_core.vllm.law.LearnedLaw.figures`."""
 FORECAST = ("kv_forecast_peak_ratio", "overflow_probability")
 """Gauges of policies that forecast; under another they are absent."""
 COUNTERS = {
@@ -125,6 +131,12 @@ class _Metrics:
             return Gauge(f"wait_core_{name}", text, labels, multiprocess_mode="mostrecent")
 
         self.gauges = {name: gauge(name, text) for name, text in GAUGES.items()}
+        self.law = {name: gauge(name, text) for name, (_, text) in LAW.items()}
+        self.law_seconds = gauge(
+            "iteration_time_seconds",
+            "Time of a step under the learned law: one decode, a decode in every seat, a prompt as long as the budget.",
+            (*LABELS, "batch"),
+        )
         self.counters = {key: Counter(f"wait_core_{name}", text, LABELS) for key, (name, text) in COUNTERS.items()}
         self.by_reason = {
             name: Counter(f"wait_core_{name}", text, (*LABELS, "reason")) for name, text in BY_REASON.items()
@@ -161,6 +173,12 @@ class _Metrics:
         }
         for name, value in state.items():
             self.gauges[name].labels(*labels).set(value)
+        law = figures.get("iteration_time", {})
+        for name, (key, _) in LAW.items():
+            if law.get(key) is not None:
+                self.law[name].labels(*labels).set(law[key])
+        for batch, seconds in law.get("seconds", {}).items():
+            self.law_seconds.labels(*labels, batch).set(seconds)
         for key, value in figures["counters"].items():
             kind, _, reason = key.partition(" ")
             if key in self.counters:

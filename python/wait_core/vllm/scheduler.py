@@ -56,9 +56,14 @@ class WaitScheduler(AsyncScheduler):
         self.wait_core.after_step(output)
         return output
 
-    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
-        """Let those that ended while they waited be told with what has come of a step."""
-        return self.wait_core.late.tell(super().update_from_output(*args, **kwargs))
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
+    ) -> dict[int, EngineCoreOutputs]:
+        """Take the time of the step, from which the core learns its law; answer those that ended while they waited."""
+        self.wait_core.step_ended(scheduler_output)
+        outputs = self.wait_core.late.tell(super().update_from_output(scheduler_output, *args, **kwargs))
+        self.wait_core.step_handled()
+        return outputs
 
     def get_kv_cache_usage(self) -> float:
         """Tell vLLM's data-parallel balancer, which alone asks, what the core expects, where that is wanted."""

@@ -1,15 +1,12 @@
 """What each step computed and how long it took: the setting ``step_log_file``.
 
 `wait_core.hardware.calibration` fits an iteration-time law to it. A step ends when its output comes in
-(``update_from_output``). It began when the step before it ended, if the engine went on at once, else when it was
-scheduled: so the time between, vLLM's own work, belongs to it as it does in serving, and a pause without requests does
-not. Works one step ahead as well (asynchronous scheduling).
+(``update_from_output``); `wait_core.vllm.step_times` says when it began.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
@@ -17,6 +14,7 @@ from vllm.logger import init_logger
 from wait_core.logs.step_log import FORMAT, VERSION
 from wait_core.vllm import clock
 from wait_core.vllm.config import KEY, ConfigError, of_rank
+from wait_core.vllm.step_times import StepTimes
 
 if TYPE_CHECKING:
     from io import TextIOWrapper
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")
 
-PAUSE_NS = 2_000_000
-"""An engine that schedules this long after its last output had nothing to do in between."""
-
 
 class StepLog:
     """One JSON object a step, up to a size; an error ends the log, never the serving."""
@@ -38,9 +33,7 @@ class StepLog:
         self.scheduler = scheduler
         self.left = max_bytes
         self.file: TextIOWrapper | None = path.open("w", encoding="utf-8", buffering=1)
-        self.pending: deque[tuple[int, dict[str, Any]]] = deque()  # scheduled at ns, what is computed
-        self.ended_ns = 0  # the last output was in
-        self.handled_ns = 0  # and taken in by the scheduler
+        self.times: StepTimes[dict[str, Any]] = StepTimes()
         parallel = scheduler.vllm_config.parallel_config
         model = str(scheduler.vllm_config.model_config.model)
         header = {"format": FORMAT, "version": VERSION, "model": model, "rank": parallel.data_parallel_index}
@@ -61,17 +54,13 @@ class StepLog:
                 decode_kv += before + 1
             else:
                 chunks.append([tokens, before])
-        self.pending.append((at_ns, {"decodes": decodes, "decode_kv": decode_kv, "chunks": chunks}))
+        self.times.scheduled(at_ns, {"decodes": decodes, "decode_kv": decode_kv, "chunks": chunks})
 
     def ended(self, output: SchedulerOutput, at_ns: int) -> None:
         """Write the step whose output is in."""
-        if output.total_num_scheduled_tokens == 0 or not self.pending:
-            return
-        scheduled_ns, step = self.pending.popleft()
-        went_on = scheduled_ns - self.handled_ns < PAUSE_NS
-        begun_ns = self.ended_ns if self.ended_ns and went_on else scheduled_ns
-        self.ended_ns = at_ns
-        self._write({"ns": max(at_ns - begun_ns, 1), **step})
+        if output.total_num_scheduled_tokens and (ended := self.times.ended(at_ns)) is not None:
+            step, ns = ended
+            self._write({"ns": ns, **step})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.file is None:
@@ -124,7 +113,7 @@ def install(scheduler: Scheduler, name: str, max_bytes: int) -> StepLog:
     def logged_update(scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         guarded(log.ended, scheduler_output, clock.now_ns())
         result = update(scheduler_output, *args, **kwargs)
-        log.handled_ns = clock.now_ns()
+        log.times.handled(clock.now_ns())
         return result
 
     scheduler.schedule = logged_schedule

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm import envs
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
+from wait_core.vllm import kv_groups
 from wait_core.vllm.config import KEY, ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HEEDS_PRIORITY = "adaptive"
 """The policy that admits by priority; the others admit in the order of arrival."""
+WITHOUT_US = "start vLLM without --scheduler-cls"
+WITHOUT_HYBRID = "--disable-hybrid-kv-cache-manager keeps all layers in full, at more memory"
 
 
 RUST_FRONTEND = (
@@ -32,16 +34,14 @@ def has_rust_frontend() -> bool:
     return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
-def check(scheduler: Scheduler) -> None:
-    """Refuse engines in which a token does not cost one slot of one block.
+def engine(scheduler: Scheduler) -> dict[str, Any]:
+    """Return the core's settings that follow the engine.
 
     Raises
     ------
     ConfigError
-        Naming the feature and what to do about it.
+        Where the engine does what the core cannot account for: what, and what to do about it.
     """
-    groups = scheduler.kv_cache_config.kv_cache_groups
-    kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
     model, parallel = scheduler.vllm_config.model_config, scheduler.vllm_config.parallel_config
     reasons = {
         "a diffusion model (it needs vLLM's own scheduler)": model.is_diffusion,
@@ -49,16 +49,27 @@ def check(scheduler: Scheduler) -> None:
         "an encoder-decoder model (cross-attention blocks)": scheduler.is_encoder_decoder,
         "a KV connector": scheduler.connector is not None,
         "an encoder-cache connector": scheduler.ec_connector is not None,
-        f"KV cache groups {kinds} (one group of full attention is what a token's cost is known for)": (
-            # Not their other subclasses: some drop tokens, so that a token does not keep its slot.
-            len(groups) != 1 or type(groups[0].kv_cache_spec) not in (FullAttentionSpec, MLAAttentionSpec)
-        ),
         "decode context parallelism": scheduler.dcp_world_size > 1,
-        "pipeline parallelism (a step runs only some of those that decode)": parallel.pipeline_parallel_size > 1,
+        # Ours is an AsyncScheduler, which plans the next token of a request before the last is there: stages of
+        # vLLM's first model runner do not pass it on in time.
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
     }
     for what, present in reasons.items():
         if present:
-            raise ConfigError(f"wait-core cannot account for {what}: start vLLM without --scheduler-cls")
+            raise ConfigError(f"wait-core cannot account for {what}: {WITHOUT_US}")
+    try:
+        cache = kv_groups.settings(scheduler)
+    except kv_groups.NotServedError as error:
+        others = len(kv_groups.managers(scheduler)) > 1
+        remedy = f"{WITHOUT_HYBRID}; or {WITHOUT_US}" if others else WITHOUT_US
+        raise ConfigError(f"wait-core cannot account for a KV cache group of kind {error}: {remedy}") from error
+    return cache | {
+        "max_num_seqs": scheduler.max_num_active_reqs,
+        "token_budget": scheduler.max_num_scheduled_tokens,
+        "max_model_len": scheduler.max_model_len,
+        "long_prefill_token_threshold": scheduler.scheduler_config.long_prefill_token_threshold or None,
+        "host_preempts": True,
+    }
 
 
 def with_priorities(scheduler: Scheduler, settings: Settings) -> Settings:

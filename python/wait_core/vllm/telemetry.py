@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from wait_core import CapacityError, DeadlineError, QueueFullError, WaitCoreError
-from wait_core.vllm import load, support
+from wait_core.vllm import law, load, support
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -68,6 +68,7 @@ class Telemetry:
         self._said: dict[int, str] = {}
         self.failed = False
         self._has_reader = not support.has_rust_frontend()
+        self.law = law.LearnedLaw()
 
     def _fail(self, error: BaseException) -> None:
         """Send nothing from now on."""
@@ -130,6 +131,8 @@ class Telemetry:
             "holds_ns": list(self.holds_ns),
             "fleet": {"load": core.load(), "iteration_time": _law(core)},
         }
+        if self.law.figures:
+            figures["iteration_time"] = self.law.figures
         if forecast := core.kv_forecast():
             _, mean, _, overflow = zip(*forecast, strict=True)
             tokens = core.settings["kv_blocks"] * core.settings["block_size"]

@@ -133,7 +133,7 @@ pub struct Config {
     pub token_budget: u32,
     /// Most prompt tokens of one request in one iteration, as vLLM's flag of that name (no bound). [1 to 2^30 tokens]
     pub long_prefill_token_threshold: Option<u32>,
-    /// Most tokens of prompt and output together (what the KV cache holds). [1 to 2^30 tokens]
+    /// Most tokens of prompt and output together, where the KV cache holds as many (what it holds). [1 to 2^30 tokens]
     pub max_model_len: Option<u32>,
     /// Share of the blocks that admission leaves free (0). [0 to below 1; vllm, sarathi, prefill-first]
     pub watermark: f64,

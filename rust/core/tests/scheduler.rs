@@ -45,8 +45,14 @@ fn what_follows_from_the_capacity_follows_it() {
     core.set_capacity(9).unwrap();
     core.complete(&Report { progress: &[(1, 61)], ..Report::default() }).unwrap();
     assert_eq!((kv(&core, 1), derived(&core)), (61, (4, 36)));
-    // A length that was set is the model's, whatever the capacity.
-    let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "max_model_len": 30}));
+    // A length that was set is the model's: it may be more than the cache holds.
+    let mut core = scheduler(&json!({"kv_blocks": 5, "block_size": 4, "max_model_len": 30}));
+    assert_eq!(derived(&core), (0, 20));
+    let refused = core.add(&request(1, 20)).unwrap_err().to_string();
+    assert_eq!(refused, "request 1 needs 21 KV tokens, more than the 20 that the KV cache holds");
+    core.add(&Request { max_tokens: Some(100), ..request(2, 15) }).unwrap();
+    assert_eq!(core.view().slot(2).map(|slot| core.view().request(slot).max_tokens), Some(5));
+    core.abort(2);
     core.set_capacity(50).unwrap();
     assert_eq!(derived(&core), (0, 30));
     let refused = core.add(&request(1, 30)).unwrap_err().to_string();

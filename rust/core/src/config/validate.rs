@@ -18,7 +18,7 @@ impl Config {
     /// # Errors
     /// [`Error::Invalid`] names the first that is outside.
     pub fn validate(&self) -> Result<()> {
-        let tokens = self.validate_memory()?;
+        self.validate_memory()?;
         count("max_num_seqs", self.max_num_seqs, MAX_COUNT)?;
         count("token_budget", self.token_budget, MAX_COUNT)?;
         count("long_prefill_token_threshold", self.long_prefill_token_threshold.unwrap_or(1), MAX_COUNT)?;
@@ -26,10 +26,7 @@ impl Config {
             let rule = format!("must be at least max_num_seqs ({}), or some decodes never run", self.max_num_seqs);
             return Err(Error::invalid("token_budget", self.token_budget, rule));
         }
-        if let Some(length) = self.max_model_len.filter(|&length| length == 0 || u64::from(length) > tokens) {
-            let rule = format!("must be between 1 and the {tokens} tokens that the KV cache holds");
-            return Err(Error::invalid("max_model_len", length, rule));
-        }
+        count("max_model_len", self.max_model_len.unwrap_or(1), MAX_COUNT)?;
         if !(0.0..1.0).contains(&self.watermark) {
             return Err(Error::invalid("watermark", self.watermark, "must be at least 0 and below 1"));
         }
@@ -75,8 +72,8 @@ impl Config {
         self.validate_thresholds()
     }
 
-    /// Checks the KV cache; returns the tokens it holds.
-    pub(crate) fn validate_memory(&self) -> Result<u64> {
+    /// Checks the KV cache.
+    pub(crate) fn validate_memory(&self) -> Result<()> {
         count("kv_blocks", self.kv_blocks, MAX_COUNT)?;
         count("block_size", self.block_size, MAX_BLOCK_SIZE)?;
         KvGroup::validate(&self.kv_groups, self.block_size)?;
@@ -96,12 +93,11 @@ impl Config {
             let rule = format!("with blocks of {} tokens must hold at most {MAX_COUNT} tokens", self.block_size);
             return Err(Error::invalid("kv_blocks", self.kv_blocks, rule));
         }
-        let most = self.kv_layout().largest(self.kv_blocks, MAX_COUNT);
-        if most == 0 {
+        if self.kv_layout().largest(self.kv_blocks, MAX_COUNT) == 0 {
             let rule = "must hold the blocks that one token needs in all groups";
             return Err(Error::invalid("kv_blocks", self.kv_blocks, rule));
         }
-        Ok(u64::from(most))
+        Ok(())
     }
 
     fn validate_thresholds(&self) -> Result<()> {

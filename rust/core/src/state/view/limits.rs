@@ -55,9 +55,9 @@ impl View {
         (self.limits.watermark * f64::from(self.pool.capacity())) as u32
     }
 
-    /// Most tokens of prompt and output together: what the KV cache holds, unless a length was set.
+    /// Most tokens of prompt and output together: what the KV cache holds, or the length that was set where that is less.
     pub fn max_model_len(&self) -> u32 {
-        self.limits.max_model_len.unwrap_or(self.largest)
+        self.limits.max_model_len.map_or(self.largest, |length| length.min(self.largest))
     }
 
     /// Most tokens that any request present may have: accepted requests keep their length when the capacity shrinks.

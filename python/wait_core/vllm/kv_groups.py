@@ -1,0 +1,166 @@
+"""What vLLM's KV cache is to the core: the groups of its layers, each with blocks of its own from one pool.
+
+The one place that knows vLLM's kinds of caches (``vllm/v1/kv_cache_interface.py``). A kind is translated where the core
+counts its blocks as vLLM's manager of that kind does (``tests/with_vllm/test_block_truth.py`` compares them);
+every other is refused at the start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowMLASpec,
+    SlidingWindowSpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
+
+Group = dict[str, Any]
+"""One of the core's setting ``kv_groups``."""
+
+
+class NotServedError(ValueError):
+    """A group of layers whose blocks the core cannot count; the text names it."""
+
+
+def _full(spec: Any, size: int, under_way: int) -> Group:
+    del spec, under_way
+    return {"kind": "full", "block_size": size}
+
+
+def _window(spec: Any, size: int, under_way: int) -> Group:
+    if getattr(spec, "bounded_replay", False):
+        raise NotServedError("SlidingWindowMLASpec with bounded replay")
+    # What leaves the window of a token goes when that token's step has ended: later by the steps under way beside it.
+    window = spec.sliding_window + spec.extra_retained_tokens + under_way - 1
+    return {"kind": "sliding_window", "window": window, "block_size": size}
+
+
+def _chunk(spec: Any, size: int, under_way: int) -> Group:
+    del under_way
+    if spec.attention_chunk_size % size:
+        raise NotServedError(f"chunks of {spec.attention_chunk_size} tokens that end inside a block of {size}")
+    return {"kind": "chunked_local", "chunk": spec.attention_chunk_size, "block_size": size}
+
+
+def _state(spec: Any, size: int, under_way: int) -> Group:
+    del under_way
+    blocks = 1 + spec.num_speculative_blocks
+    if spec.mamba_cache_mode == "none":
+        return {"kind": "state", "blocks": blocks}
+    if spec.mamba_cache_mode == "align":
+        # The checkpoint of a prompt's end is counted as if it were held all along: it is there for one prefill.
+        blocks += spec.num_prefill_checkpoint_blocks
+        return {"kind": "state", "blocks": blocks, "aligned": True, "block_size": size}
+    raise NotServedError(f"Mamba cache mode {spec.mamba_cache_mode!r}")
+
+
+# By exact type: some subclasses drop tokens, so that a token does not keep its slot, or pin blocks of their own.
+_KINDS: dict[type, Callable[[Any, int, int], Group]] = {
+    FullAttentionSpec: _full,
+    MLAAttentionSpec: _full,
+    SlidingWindowSpec: _window,
+    SlidingWindowMLASpec: _window,
+    ChunkedLocalAttentionSpec: _chunk,
+    MambaSpec: _state,
+}
+
+
+def managers(scheduler: Scheduler) -> tuple[SingleTypeKVCacheManager, ...]:
+    """Return vLLM's managers of the groups, one each."""
+    found: tuple[SingleTypeKVCacheManager, ...] = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return found
+
+
+def translate(scheduler: Scheduler) -> list[Group]:
+    """Return the groups as the core's setting ``kv_groups``, those in which every token keeps its slot first.
+
+    Raises
+    ------
+    NotServedError
+        Naming a group that the core cannot count.
+    """
+    found: list[Group] = []
+    under_way = scheduler.vllm_config.max_concurrent_batches
+    for manager in managers(scheduler):
+        kind = type(manager.kv_cache_spec)
+        if kind not in _KINDS:
+            raise NotServedError(kind.__name__)
+        group = _KINDS[kind](manager.kv_cache_spec, manager.block_size, under_way)
+        same = next((one for one in found if one | {"count": 1} == group | {"count": 1}), None)
+        if same is None:
+            found.append(group | {"count": 1})
+        else:
+            same["count"] += 1
+    if not found:
+        raise NotServedError("no group at all")
+    return sorted(found, key=lambda group: group["kind"] != "full")
+
+
+def settings(scheduler: Scheduler) -> dict[str, Any]:
+    """Return the core's settings that describe the KV cache: its blocks, their size, the groups, the drafts.
+
+    The size is that of the first group, in whose tokens the core measures memory. One full group needs no list.
+
+    Raises
+    ------
+    NotServedError
+        Naming a group that the core cannot count.
+    """
+    groups = translate(scheduler)
+    blocks = scheduler.kv_cache_manager.block_pool.num_gpu_blocks
+    usable = blocks - 1  # one is vLLM's null block
+    size = groups[0].get("block_size", scheduler.block_size)
+    cache: dict[str, Any] = {
+        "kv_blocks": usable,
+        "block_size": size,
+        "num_speculative_tokens": scheduler.num_spec_tokens,
+        "num_lookahead_tokens": scheduler.num_lookahead_tokens,  # what a draft model writes beyond them
+        "watermark": _watermark(scheduler.scheduler_config.watermark, blocks, usable),
+    }
+    if groups != [{"kind": "full", "block_size": size, "count": 1}]:
+        cache["kv_groups"] = groups
+    return cache
+
+
+def _watermark(share: float, blocks: int, usable: int) -> float:
+    """Return the share of the usable blocks that keeps as many as `share` of all, the null block included."""
+    kept = int(share * blocks)
+    return share if int(share * usable) == kept else (kept + 0.5) / usable
+
+
+def _filled(group: Group, tokens: int) -> int:
+    """Return how many blocks of `group` the first `tokens` fill wholly that a request computed so far still holds."""
+    if group["kind"] == "state":
+        return 0  # copied, not shared
+    size = group["block_size"]
+    whole = tokens // size
+    if group["kind"] == "sliding_window":
+        whole -= min(whole, max(0, tokens + 1 - group["window"]) // size)
+    elif group["kind"] == "chunked_local":
+        whole -= min(whole, tokens // group["chunk"] * group["chunk"] // size)
+    return int(whole * group["count"])
+
+
+def most_tokens(groups: list[Group], blocks: int, tokens: int) -> int:
+    """Return the longest beginning of `tokens` that fills at most so many blocks: what is saved where those are held.
+
+    The core takes what residents hold as a number of tokens, which in a window or a state are not the first ones.
+    """
+    least, most = 0, tokens
+    while least < most:
+        middle = (least + most + 1) // 2
+        if sum(_filled(group, middle) for group in groups) <= blocks:
+            least = middle
+        else:
+            most = middle - 1
+    return least

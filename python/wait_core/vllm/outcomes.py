@@ -1,0 +1,198 @@
+"""What vLLM did otherwise than planned, kept until the next report to the core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.request import RequestStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+    from wait_core import Plan
+    from wait_core.vllm.gated_queue import GatedQueue
+
+
+class Outcomes:
+    """Compares each step with its plan; only requests for which something else happened are named.
+
+    Attributes
+    ----------
+    admitted
+        Of those that the last plan admitted the ones that vLLM did.
+    gone
+        Requests that have left before vLLM said so.
+    prefilling
+        Requests that compute their prompt, each with the tokens computed when last looked at.
+    followed
+        Whether the last step computed what its plan said, as far as can be seen: then its time tells of that plan.
+    moved
+        Whether the last step may have changed what of a prompt is cached or held.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        queue: GatedQueue,
+        ids: Mapping[str, int],
+        requests: Mapping[int, Request],
+        counts: dict[str, int],
+    ) -> None:
+        self._scheduler = scheduler
+        self._queue = queue
+        self._ids = ids
+        self._requests = requests
+        self._counts = counts
+        self.gone: list[int] = []
+        self.prefilling: dict[int, int] = {}
+        self.admitted: set[int] = set()
+        self.followed = False
+        self.moved = False
+        self._preempted: list[int] = []
+        self._refused: list[int] = []
+        self._progress: list[tuple[int, int]] = []
+        self._drafted: list[list[int]] = [[], []]  # those with drafts: in the last step, and in the one before it
+        self._missing = 0  # requests the last plan counted on and vLLM did not schedule
+        self._preempted_before: frozenset[str] = frozenset()
+
+    def took(self, number: int) -> None:
+        """Note that vLLM admitted a request by itself: its progress is reported, which the core reads as that."""
+        self.prefilling[number] = -1  # differs from any chunk
+
+    def look(self) -> None:
+        """Take in what happened between two steps: a reset of the prefix cache preempts, and the next step resumes."""
+        self._preempted_before = frozenset(self._scheduler.reset_preempted_req_ids)
+        for name in self._queue.last_first(self._preempted_before):
+            self._note_preempted(name)
+
+    def tell(
+        self,
+        core: Any,
+        finished: list[int],
+        aborted: list[int],
+        ended: int,
+        *,
+        step: tuple[int | None, int | None],
+        alone: bool,
+    ) -> None:
+        """Report all of it to `core`, with those that have left, `ended` of them at their longest.
+
+        `step` is a plan whose step has ended and how long that took, ns; `alone` says that the core knows all that run.
+        """
+        iteration, step_ns = step
+        # Under asynchronous scheduling vLLM skips a request whose last token is still being computed; the core learns
+        # only now that it has ended. Any other difference in number needs a look at every running request.
+        if self._missing not in (0, ended) and alone:
+            self._correct()
+        self._missing = 0
+        self._tell_drafted()
+        free = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        if not (finished or aborted or self._preempted or self._refused or self._progress):
+            core.complete(
+                free_blocks=free, step_ns=step_ns, iteration=iteration
+            )  # nearly every step: what the plan said came true
+            return
+        left = {*finished, *aborted}
+        # Progress of a request that a reset has preempted since would read as its admission.
+        stale = left.union(self._preempted)
+        core.complete(
+            finished=finished,
+            preempted=[number for number in self._preempted if number not in left],
+            refused=self._refused,
+            progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
+            free_blocks=free,
+            step_ns=step_ns,
+            iteration=iteration,
+        )
+        self._preempted, self._refused, self._progress, self.gone = [], [], [], []
+        for number in aborted:
+            core.abort(number)
+
+    def compare(self, plan: Plan, output: SchedulerOutput, *, ungated: bool, may_pause: bool) -> None:
+        """Keep what `output` does otherwise than `plan`; `ungated`: vLLM was not held to it."""
+        offered = [*plan.resumed, *plan.admitted]
+        if output.preempted_req_ids:
+            for name in self._queue.last_first(output.preempted_req_ids - self._preempted_before):
+                self._note_preempted(name)
+        cached = dict(plan.cached)
+        self.admitted = {number for number in offered if self._requests[number].status == RequestStatus.RUNNING}
+        for number in offered:
+            if number in self.admitted:
+                self.prefilling[number] = cached.get(number, 0)
+            else:
+                self._refused.append(number)
+        unplanned = self._note_ungated(output, offered) if ungated else 0
+        if plan.paused and (ungated or not may_pause):
+            unplanned += self._note_unpaused(plan.paused, output)
+        self._counts["refused"] += len(self._refused)
+        chunks = dict(plan.prefill)
+        self.moved |= bool(self.prefilling)
+        self._note_chunks(chunks)
+        drafted = output.scheduled_spec_decode_tokens
+        self._drafted = [[self._ids[name] for name in drafted if name in self._ids], self._drafted[0]]
+        if not drafted:
+            named = len(self._preempted) + len(self._refused)
+            scheduled = len(output.num_scheduled_tokens) - unplanned
+            self._missing = plan.num_decodes + len(chunks) - named - scheduled
+        others = self._preempted or self._refused or self._progress or output.scheduled_encoder_inputs
+        self.followed = not (self._missing or drafted or others)
+
+    def _note_chunks(self, chunks: Mapping[int, int]) -> None:
+        done = []
+        for number, before in self.prefilling.items():
+            request = self._requests[number]
+            now = request.num_computed_tokens
+            if now - before != chunks.get(number, 0):
+                self._progress.append((number, now))
+            self.prefilling[number] = now
+            if not request.is_prefill_chunk:
+                done.append(number)
+        for number in done:
+            del self.prefilling[number]
+
+    def _note_preempted(self, name: str) -> None:
+        number = self._ids.get(name)
+        if number is not None:
+            self.moved = True
+            self.prefilling.pop(number, None)
+            self._preempted.append(number)
+
+    def _note_ungated(self, output: SchedulerOutput, offered: Collection[int]) -> int:
+        """Tell the core of requests that vLLM took by itself: progress of a waiting request means it was admitted."""
+        names = [data.req_id for data in output.scheduled_new_reqs]
+        names += output.scheduled_cached_reqs.resumed_req_ids
+        known = {number for name in names if (number := self._ids.get(name)) is not None}
+        taken = known.difference(offered)
+        for number in taken:
+            self.took(number)
+        self._counts["ungated"] += len(taken)
+        return len(taken)
+
+    def _note_unpaused(self, paused: Iterable[int], output: SchedulerOutput) -> int:
+        """Tell the core of requests that vLLM ran although the plan paused them."""
+        ran = [n for n in paused if self._requests[n].request_id in output.num_scheduled_tokens]
+        self._progress += [(n, self._requests[n].num_computed_tokens) for n in ran if n not in self.prefilling]
+        return len(ran)
+
+    def _tell_drafted(self) -> None:
+        """Report those with drafts as far as they have come: which drafts were right is known a step or two later."""
+        if not (self._drafted[0] or self._drafted[1]):
+            return
+        known = {number for number, _ in self._progress}
+        for number in {*self._drafted[0], *self._drafted[1]} - known:
+            request = self._requests.get(number)
+            if request is not None and request.status == RequestStatus.RUNNING:
+                self._progress.append((number, request.num_computed_tokens))
+
+    def _correct(self) -> None:
+        """Report every running request: vLLM left out decodes that the plan counted on, or ran others."""
+        self._counts["corrected"] += 1
+        known = {number for number, _ in self._progress}
+        for request in self._scheduler.running:
+            number = self._ids.get(request.request_id)
+            if number is not None and number not in known:
+                self._progress.append((number, request.num_computed_tokens))
