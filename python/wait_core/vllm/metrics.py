@@ -36,8 +36,8 @@ GAUGES = {
     "active": "1 while wait-core schedules, 0 after an error of its own left scheduling to vLLM.",
 }
 LAW = {
-    "iteration_time_error_ratio": ("error", "Mean relative error of the last 512 steps, foretold by the learned law."),
-    "iteration_time_steps": ("observations", "Steps that the iteration-time law was learned from."),
+    "iteration_time_error_ratio": ("error", "Mean relative error of the learned law over the last 512 steps."),
+    "iteration_time_steps": ("observations", "Steps from which the iteration-time law was learned."),
     "iteration_time_used": ("used", "1 while the learned iteration-time law decides."),
 }
 """Gauges of policies that learn the law, and what each shows of `wait_core.vllm.law.LearnedLaw.figures`."""
