@@ -28,27 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from contract import ROOT, start
+from vllm_gpu_cells import ARMS, CELLS, FIXED, OURS, Lengths, drawn
 from vllm_gpu_report import report
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FIXED: dict[str, Any] = json.loads((ROOT / "bench" / "vllm_gpu.json").read_text(encoding="utf-8"))
-CELLS: dict[str, dict[str, Any]] = FIXED["cells"]
-OURS = "ours"
-ARMS: dict[str, dict[str, Any]] = json.loads((ROOT / "bench" / "vllm_ab.json").read_text(encoding="utf-8"))["arms"]
 SPAWN = multiprocessing.get_context("spawn")
-Lengths = list[tuple[int, int]]
-
-
-def drawn(cell: dict[str, Any], number: int, part: int) -> Lengths:
-    """Draw prompt and output tokens of the requests of a round; a `part` of 4 leaves a quarter of them."""
-    draw = np.random.default_rng([number, cell["requests"]])
-    columns = []
-    for key in ("prompt", "output"):
-        sizes = draw.lognormal(cell[key]["mu"], cell[key]["sigma"], cell["requests"])
-        columns.append(np.clip(np.rint(sizes), cell[key]["least"], cell[key]["most"]).astype(int).tolist())
-    return list(zip(*columns, strict=True))[: cell["requests"] // part]
 
 
 def randomize(model: Any) -> None:
@@ -264,7 +250,7 @@ class Bed:
         for number in (101, 102):
             ends.append(len(log.read_text(encoding="utf-8").splitlines()))
             for name, cell in (CELLS | FIXED["for the law"]).items():
-                figures = arm.ask(drawn(cell, number, 3 * self.part), number)
+                figures = arm.ask(drawn(cell, number, 2 * self.part), number)
                 self.tell("calibration", cell=name, number=number, **figures)
         arm.stop()
         header, *lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -311,7 +297,7 @@ def main() -> None:
         arms={"nargs": "+", "choices": list(ARMS), "default": list(ARMS), "help": "the first is compared with"},
         engine={"type": json.loads, "default": {}, "help": overrides},
         seconds={"type": float, "default": float("inf"), "help": "begin no round that would end later than this"},
-        laws={"nargs": "*", "default": ["llama-3.1-8b-h100-sxm"], "help": "shipped laws to compare with the steps"},
+        laws={"nargs": "*", "default": ["llama-3.1-8b-h100-sxm"], "help": "names or files of laws to compare too"},
     )
     asked = bench.options
     if unknown := set(asked.positional) - set(parts):
@@ -325,7 +311,7 @@ def main() -> None:
         if cell in chosen:
             bed.compare(cell, asked.arms, asked.rounds, asked.seconds)
     if "report" in chosen:
-        print(report(asked.folder, list(CELLS), list(ARMS), asked.laws))
+        print(report(asked.folder, asked.laws))
 
 
 if __name__ == "__main__":

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+from itertools import product
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from contract import interval, markdown
+from vllm_gpu_cells import ARMS, CELLS, FIXED, OURS, STOCK, drawn
 
+from wait_core import simulate
 from wait_core._core import iteration_seconds
 from wait_core.hardware import calibration
 from wait_core.hardware.iteration_time import iteration_time
 from wait_core.logs import step_log
+from wait_core.workload import Requests
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
-
-STOCK = "stock"
 
 
 class Kept:
@@ -46,12 +47,12 @@ def ratio(runs: dict[int, dict[str, Any]], stock: dict[int, dict[str, Any]], key
     return f"{found:.3f} +-{half:.3f}"
 
 
-def side_by_side(kept: Kept, cells: list[str], arms: list[str]) -> str:
+def side_by_side(kept: Kept) -> str:
     """Return the table of the arms."""
     rows = []
-    for cell in cells:
+    for cell in CELLS:
         stock = kept.rounds(cell, STOCK)
-        for arm in arms:
+        for arm in ARMS:
             runs = kept.rounds(cell, arm)
             if not runs:
                 continue
@@ -71,11 +72,11 @@ def side_by_side(kept: Kept, cells: list[str], arms: list[str]) -> str:
     return markdown([*header, "same tokens as stock's"], rows)
 
 
-def overhead(kept: Kept, cells: list[str], arms: list[str]) -> str:
+def overhead(kept: Kept) -> str:
     """Return the table of what the schedulers cost."""
     rows = []
-    for cell in cells:
-        for arm in arms:
+    for cell in CELLS:
+        for arm in ARMS:
             if runs := list(kept.rounds(cell, arm).values()):
                 step_ms = mean(1e3 * run["duration"] / run["steps"] for run in runs)
                 costs = [f"{mean(run[key] for run in runs):.0f}" for key in ("schedule_us", "update_us")]
@@ -86,42 +87,83 @@ def overhead(kept: Kept, cells: list[str], arms: list[str]) -> str:
     return markdown([*header, "both, share of the time"], rows)
 
 
-def errors(law: dict[str, Any], file: Path) -> npt.NDArray[np.float64]:
-    """Return the relative errors of a law on the steps of a log."""
+def predicted(law: dict[str, Any], file: Path) -> npt.NDArray[np.float64]:
+    """Return the times of the steps of a log under a law, s."""
     found = []
     for line in file.read_text(encoding="utf-8").splitlines()[1:]:
         step = json.loads(line)
         chunks = [tuple(chunk) for chunk in step["chunks"]]
-        told = iteration_seconds(law, decodes=step["decodes"], decode_kv=step["decode_kv"], chunks=chunks)
-        found.append(told / (step["ns"] * 1e-9) - 1.0)
+        found.append(iteration_seconds(law, decodes=step["decodes"], decode_kv=step["decode_kv"], chunks=chunks))
     return np.array(found)
 
 
-def laws(kept: Kept, shipped: list[str]) -> str:
-    """Return the table of the laws: one fitted to half of the steps, and those shipped, on the other half."""
-    fitted = calibration.fit(step_log.load([kept.folder / "steps-fitted.jsonl"]))
-    rows = []
+def laws(kept: Kept, compared: dict[str, dict[str, Any]]) -> str:
+    """Return the table of how well laws tell the steps that none was fitted to."""
     held_out = kept.folder / "steps-held-out.jsonl"
-    seconds = step_log.load([held_out]).seconds
-    for name, law in {
-        "fitted to other requests": fitted.law,
-        **{name: iteration_time(name) for name in shipped},
-    }.items():
-        error = errors(law, held_out)
-        size = np.abs(error)
-        total = float(((1 + error) * seconds).sum() / seconds.sum()) - 1
-        row = [name, f"{len(error):,}", f"{np.median(size):.1%}", f"{np.quantile(size, 0.9):.1%}"]
-        rows.append([*row, f"{np.median(error):+.1%}", f"{total:+.1%}"])
-    return markdown(["law", "steps", "median error", "90 % below", "median, signed", "sum of times"], rows)
+    steps = step_log.load([held_out])
+    starts = calibration.starts_of(steps)  # a step with prefill may be taken together with the one before it
+    took = np.add.reduceat(steps.seconds, starts)
+    prefill = np.add.reduceat(steps.prefill_tokens, starts) > 0
+    rows = []
+    for name, law in compared.items():
+        told = np.add.reduceat(predicted(law, held_out), starts)
+        row = [name]
+        for part in (~prefill, prefill):
+            error = told[part] / took[part] - 1
+            row += [f"{np.median(np.abs(error)):.1%}", f"{np.median(error):+.1%}"]
+            row.append(f"{told[part].sum() / took[part].sum() - 1:+.1%}")
+        rows.append([*row, f"{told.sum() / took.sum() - 1:+.1%}"])
+    header = ["law"]
+    header += [f"{kind}: {what}" for kind in ("decodes", "prefill") for what in ("median error", "signed", "sum")]
+    share = f"{took[prefill].sum() / took.sum():.0%}"
+    text = f"{len(steps):,} steps that the law was not fitted to; those with prefill took {share} of the time:"
+    return f"{text}\n\n{markdown([*header, 'sum of all'], rows)}"
 
 
-def report(folder: Path, cells: list[str], arms: list[str], shipped: list[str]) -> str:
+def simulated(kept: Kept, laws: dict[str, dict[str, Any]]) -> str:
+    """Return the table of the arms, simulated with the same requests under each law, all just started."""
+    engine = FIXED["engine"]
+    settings: dict[str, Any] = {
+        "kv_blocks": kept.of("about")[0]["usable blocks"],
+        "block_size": engine["block_size"],
+        "max_num_seqs": engine["max_num_seqs"],
+        "token_budget": engine["max_num_batched_tokens"],
+        "max_model_len": engine["max_model_len"],
+        "law": "hidden",
+    }
+    rows = []
+    for cell, arm in product(CELLS, ARMS):
+        runs = kept.rounds(cell, arm)
+        if not runs:
+            continue
+        row = [cell, arm, f"{mean(run['preemptions'] for run in runs.values()):,.0f}"]
+        row.append(f"{mean(run['output_throughput'] for run in runs.values()):,.0f}")
+        policy = {"policy": "adaptive", "lengths": "hidden"} if arm == OURS else {"policy": "vllm", **ARMS[arm]}
+        for i, law in enumerate(laws.values()):
+            served = [requests(cell, run) for run in runs.values()]
+            figures = [simulate(requests=each, iteration_time=law, **settings, **policy).summary() for each in served]
+            if i == 0:
+                row.insert(3, f"{mean(each['preemptions'] for each in figures):,.0f}")
+            row.append(f"{mean(each['output_throughput'] for each in figures):,.0f}")
+        rows.append(row)
+    header = ["cell", "arm", "preemptions", "simulated", "tok/s", *(f"simulated: {name}" for name in laws)]
+    return markdown(header, rows)
+
+
+def requests(cell: str, run: dict[str, Any]) -> Requests:
+    """Return the requests of a round, as the simulator takes them."""
+    count = len(run["digests"])
+    prompt, output = np.array(drawn(CELLS[cell], run["number"], 1)[:count], np.uint32).T.copy()
+    return Requests(name=cell, arrival_ns=np.zeros(count, np.uint64), prompt=prompt, output=output, rate=np.inf)
+
+
+def report(folder: Path, shipped: list[str]) -> str:
     """Return the tables."""
     kept = Kept(folder)
     ran = [{key: value for key, value in line.items() if key not in {"kind", "arm"}} for line in kept.of("about")]
     parts = list(dict.fromkeys(map(json.dumps, ran)))
     if kept.of("run"):
-        parts += [side_by_side(kept, cells, arms), overhead(kept, cells, arms)]
+        parts += [side_by_side(kept), overhead(kept)]
     alone = [[line["cell"], *line["same"].values()] for line in kept.of("alone")]
     if alone:
         parts.append("One request at a time, all its tokens as stock's:")
@@ -132,5 +174,8 @@ def report(folder: Path, cells: list[str], arms: list[str], shipped: list[str]) 
             rows.append([cell, *(f"{sum(column)} of {len(column)}" for column in zip(*answers, strict=True))])
         parts.append(markdown(["cell", *names], rows))
     if (folder / "steps-held-out.jsonl").exists():
-        parts.append(laws(kept, shipped))
+        fitted = calibration.fit(step_log.load([folder / "steps-fitted.jsonl"])).law
+        named = {Path(name).name.removesuffix(".json"): iteration_time(name) for name in shipped}
+        parts.append(laws(kept, {"fitted": fitted} | named))
+        parts.append(simulated(kept, {"fitted": fitted} | named))
     return "\n\n".join(parts)
