@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +61,21 @@ def write(path: Path, law: dict[str, Any], *, count: int, noise: float, stalls: 
     return path
 
 
+def measured_ahead(path: Path) -> Path:
+    """Rewrite a log as an engine measures it that schedules one iteration ahead.
+
+    Launching prefill takes 70 % of its time, and until it is launched the decode iteration before it has not ended.
+    """
+    header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    for before, line in pairwise(lines):
+        if line["chunks"] and not before["chunks"]:
+            late = max(0, round(0.7 * line["ns"]) - before["ns"])
+            before["ns"] += late
+            line["ns"] -= late
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]), encoding="utf-8")
+    return path
+
+
 def worst(found: dict[str, Any], true: dict[str, Any], seed: int = 99) -> tuple[float, float]:
     """Return the mean and the largest relative error on fresh iterations."""
     draw = random.Random(seed)
@@ -78,6 +94,16 @@ def test_a_known_law_is_found_again(tmp_path: Path, law: dict[str, Any]) -> None
     assert abs(found.total_error) < 0.005
     assert 0.03 < found.median_error < 0.045  # of the noise: 0.67 standard deviations
     assert found.r_squared > 0.95
+
+
+def test_a_known_law_is_found_where_launching_prefill_delays_the_end_of_a_decode_iteration(tmp_path: Path) -> None:
+    log = write(tmp_path / "steps.jsonl", MEASURED, count=6000, noise=0.02)
+    found = fit(load([measured_ahead(log)]))
+    mean, largest = worst(found.law, MEASURED)
+    assert mean < 0.01
+    assert largest < 0.05
+    assert abs(found.total_error) < 0.005
+    assert found.outliers == 0
 
 
 def test_stairs_are_where_they_are(tmp_path: Path) -> None:

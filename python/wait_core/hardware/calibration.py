@@ -50,7 +50,7 @@ class Fit:
     r_squared : float
         Share of the variance explained.
     median_error, p90_error : float
-        Relative errors of single iterations, absolute values.
+        Relative errors of single iterations, absolute values; of pairs, where iterations were taken together.
     total_error : float
         Relative error of the sum over all iterations, those left out included: the error of a predicted throughput.
 
@@ -71,7 +71,7 @@ class Fit:
         return figures | {"law": figures.pop("law")}
 
 
-def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None) -> Fit:
+def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None, *, consecutive: bool = True) -> Fit:
     """Fit a law of the given kind.
 
     Parameters
@@ -83,6 +83,8 @@ def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None
         d0 + d1 x KV. The stairs are found: one is added where it lowers the error by enough.
     stairs : sequence of int, optional
         Where the stairs of a measured law end, in ascending order, if that is known; the last serves all beyond it.
+    consecutive : bool
+        The iterations followed one another, as in a step log: see `starts_of`.
 
     Raises
     ------
@@ -93,39 +95,56 @@ def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None
     if law not in LAWS:
         raise WaitCoreError(f"law = {law!r}: one of {', '.join(LAWS)}")
     edges = [float(steps.tokens.max())] if stairs is None else [float(end) for end in stairs]
-    kept = np.ones(len(steps), bool)
-    names, columns = _columns(steps, law, edges)
-    costs = _solve(columns, steps.seconds, kept)[0]
+    starts = starts_of(steps) if consecutive else np.arange(len(steps))
+    seconds = np.add.reduceat(steps.seconds, starts)
+    number = np.diff([*starts, len(steps)])  # of iterations that each time is the sum of
+    kept = np.ones(len(seconds), bool)
+    names, columns = _columns(steps, starts, law, edges)
+    costs = _solve(columns, seconds, kept)[0]
     for last in (False,) * (PASSES - 1) + (True,):
         predicted = _predicted(columns, costs)
-        error = (steps.seconds - predicted) / predicted
+        error = (seconds - predicted) / predicted
         deviation = 1.4826 * float(np.median(np.abs(error - np.median(error))))
         kept = np.abs(error - np.median(error)) <= max(OUTLIER * deviation, 1e-9)
         if law == "measured" and stairs is None and not last:
-            edges = _stairs(steps, kept, 1.0 / predicted)
-            names, columns = _columns(steps, law, edges)
-        costs, _ = _solve(columns, steps.seconds, kept, 1.0 / predicted)
+            edges = _stairs(steps, starts, seconds, kept, 1.0 / predicted)
+            names, columns = _columns(steps, starts, law, edges)
+        costs, _ = _solve(columns, seconds, kept, 1.0 / predicted)
     predicted = _predicted(columns, costs)
-    error = np.abs(steps.seconds - predicted)[kept] / predicted[kept]
-    variance = float(np.var(steps.seconds[kept]))
+    error = np.abs(seconds - predicted)[kept] / predicted[kept]
+    variance = float(np.var(seconds[kept]))
     found = dict(zip(names, costs.tolist(), strict=True))
     return Fit(
         law=_linear(found) if law == "linear" else _measured(found, edges),
         iterations=len(steps),
-        outliers=int((~kept).sum()),
-        outlier_time=float(steps.seconds[~kept].sum() / steps.seconds.sum()),
-        r_squared=1.0 - float(np.mean((steps.seconds - predicted)[kept] ** 2)) / variance if variance else 1.0,
+        outliers=int(number[~kept].sum()),
+        outlier_time=float(seconds[~kept].sum() / seconds.sum()),
+        r_squared=1.0 - float(np.mean((seconds - predicted)[kept] ** 2)) / variance if variance else 1.0,
         median_error=float(np.median(error)),
         p90_error=float(np.quantile(error, 0.9)),
-        total_error=float(predicted.sum() / steps.seconds.sum()) - 1.0,
+        total_error=float(predicted.sum() / seconds.sum()) - 1.0,
     )
 
 
-def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str], Column]:
-    """Return the names of the costs, and what each multiplies: shape (iterations, costs)."""
-    if law == "linear":
-        return ["d0", "d1"], np.stack([np.ones(len(steps)), steps.decode_kv + steps.prefill_kv], axis=1)
+def starts_of(steps: Steps) -> npt.NDArray[np.intp]:
+    """Return the iterations that are not taken together with the one before: those whose time can be told apart.
+
+    An engine that schedules one iteration ahead takes in the output of an iteration only when the next has been
+    launched. Launching prefill that no CUDA graph covers takes longer than a decode iteration runs, so part of its time
+    is measured as that of the decode iteration before it; together they took what was measured.
+    """
+    prefill = steps.prefill_tokens > 0
+    paired = np.zeros(len(steps), bool)
+    paired[1:] = prefill[1:] & ~prefill[:-1]
+    return np.flatnonzero(~paired)
+
+
+def _columns(steps: Steps, starts: npt.NDArray[np.intp], law: str, edges: Sequence[float]) -> tuple[list[str], Column]:
+    """Return the names of the costs, and what each multiplies: shape (times, costs)."""
     named: dict[str, Column] = {}
+    if law == "linear":
+        named = {"d0": np.ones(len(steps)), "d1": steps.decode_kv + steps.prefill_kv}
+        return list(named), np.add.reduceat(np.stack(list(named.values()), axis=1), starts)
     first, tokens = 1.0, steps.tokens
     for i, edge in enumerate(edges):
         on_stair = (tokens >= first) & (tokens <= edge)
@@ -143,31 +162,34 @@ def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str],
         "per_prefill_kv_ns": steps.prefill_kv,
         "per_prefill_attention_ns": steps.prefill_attention,
     }
-    return list(named), np.stack(list(named.values()), axis=1)
+    return list(named), np.add.reduceat(np.stack(list(named.values()), axis=1), starts)
 
 
-def _stairs(steps: Steps, kept: npt.NDArray[np.bool_], weight: Column) -> list[float]:
+def _stairs(
+    steps: Steps, starts: npt.NDArray[np.intp], seconds: Column, kept: npt.NDArray[np.bool_], weight: Column
+) -> list[float]:
     """Return where the stairs end: powers of two and multiples of 64 or more, added while they lower the error."""
     tokens = steps.tokens
+    kept_tokens = tokens[np.repeat(kept, np.diff([*starts, len(steps)]))]
     most = int(tokens.max())
     spacing = 64 * math.ceil(most / (64 * MOST_CANDIDATES))
     candidates = {2**k for k in range(most.bit_length())} | set(range(spacing, most, spacing))
     edges = [float(most)]
-    _, least = _solve(_columns(steps, "measured", edges)[1], steps.seconds, kept, weight)
+    _, least = _solve(_columns(steps, starts, "measured", edges)[1], seconds, kept, weight)
     while len(edges) < MOST_STAIRS:
         tried: list[tuple[float, list[float]]] = []
         for edge in sorted(candidates - {int(e) for e in edges}):
             ends = sorted([*edges, float(edge)])
-            on_each = np.histogram(tokens[kept], [0.5, *(e + 0.5 for e in ends)])[0]
+            on_each = np.histogram(kept_tokens, [0.5, *(e + 0.5 for e in ends)])[0]
             if on_each.min() >= FEWEST:
-                tried.append((_solve(_columns(steps, "measured", ends)[1], steps.seconds, kept, weight)[1], ends))
+                tried.append((_solve(_columns(steps, starts, "measured", ends)[1], seconds, kept, weight)[1], ends))
         if not tried or min(tried)[0] > (1 - LEAST_GAIN) * least:
             break
         least, edges = min(tried)
     while len(edges) > 1:  # one that was taken early may be idle beside those taken later
         without = [sorted(set(edges) - {edge}) for edge in edges[:-1]]
         squares, fewer = min(
-            (_solve(_columns(steps, "measured", ends)[1], steps.seconds, kept, weight)[1], ends) for ends in without
+            (_solve(_columns(steps, starts, "measured", ends)[1], seconds, kept, weight)[1], ends) for ends in without
         )
         if least < (1 - LEAST_GAIN) * squares:
             break

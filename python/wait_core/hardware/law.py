@@ -142,7 +142,7 @@ def fit(kernels: Kernels, queries: Sequence[Query], budget: int) -> Fitted:
     times = np.array([seconds(kernels, query, sources) for query in queries])
     ends = stairs(*_staircase(kernels, budget))
     held = np.arange(len(queries)) % HELD_OUT == 0
-    law = _rounded(calibration.fit(_steps(queries, times, ~held), stairs=ends).law)
+    law = _rounded(calibration.fit(_steps(queries, times, ~held), stairs=ends, consecutive=False).law)
     errors: dict[str, list[float]] = {}
     for query, time in zip((q for q, out in zip(queries, held, strict=True) if out), times[held], strict=True):
         errors.setdefault(query.region, []).append(abs(iteration_seconds(law, **query.shape) / time - 1.0))
