@@ -1,4 +1,4 @@
-//! Hosts that do other things than planned.
+//! Hosts that deviate from the plan.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn hit(tokens: u32) -> Hit {
 }
 
 #[test]
-fn the_host_preempts_what_nobody_chose() {
+fn the_host_preempts_what_no_plan_chose() {
     let mut core = small();
     with(&mut core, &[(1, 4), (2, 4), (3, 4)]);
     core.plan(0);
@@ -327,7 +327,7 @@ fn a_prefix_that_others_hold_is_neither_computed_nor_charged_again() {
     assert_eq!(core.view().pool().used(), 7);
 }
 
-/// It was let in after the plan, whose iteration is not taken back from it.
+/// It was admitted after the plan, whose iteration is not taken back from it.
 #[test]
 fn what_the_host_lets_in_and_preempts_between_two_plans_keeps_its_output() {
     let mut core = scheduler(&json!({"policy": "vllm", "kv_blocks": 100, "max_num_seqs": 1}));

@@ -62,7 +62,7 @@ fn taking_probes_changes_no_run() {
     let (often, seldom) = (every(1), every(8));
     let last = |probes: &wait_sim::Probes| probes.completed.iter().copied().max().unwrap();
     assert!(last(&often) < run.completed as u64 && last(&seldom) <= last(&often));
-    // Those of the one are among those of the other.
+    // The probes of the one are among those of the other.
     let columns = often.horizon.len();
     let rows: Vec<&[f64]> = often.mean.chunks(columns).collect();
     assert!(seldom.mean.chunks(columns).all(|row| rows.contains(&row)));

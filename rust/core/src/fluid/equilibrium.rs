@@ -277,7 +277,7 @@ impl Line {
             return None;
         }
         // In the interval that ends at this edge T has the edge's token part and the slope of the rest. Where T falls
-        // from one stair to the next, the root lies before the interval, whose open left end then stands for it.
+        // from one stair to the next, the root lies before the interval, whose open left end is then returned for it.
         let rest = self.slope - self.per_step * self.per_edge;
         let left = (edge - 1.0) / self.per_edge * (1.0 + 1e-11);
         let root = (self.base + self.per_step * edge) / (1.0 - rest);

@@ -38,7 +38,8 @@ impl<'a> Mixture<'a> {
         }
     }
 
-    /// Most prompt tokens beside so many decodes; at least 1, because a budget below the decodes starves prefills forever.
+    /// Most prompt tokens beside these decodes; at least 1, because a budget below the decodes starves prefills
+    /// forever.
     fn room(&self, decodes: f64) -> f64 {
         (self.budget as f64 - decodes).max(1.0)
     }
@@ -63,19 +64,19 @@ impl<'a> Mixture<'a> {
         })
     }
 
-    /// A grid of at most `POINTS` steps up to so many tokens; steps are multiples of the law's padding.
+    /// A grid of at most `POINTS` steps up to `most` tokens; steps are multiples of the law's padding.
     fn grid(&self, most: f64) -> Grid {
         let round = self.law.round_to();
         let step = ((most / POINTS as f64 / round as f64).ceil() as u64 * round).max(1);
         Grid { step: step as f64, steps: (most / step as f64).floor().max(1.0) as usize }
     }
 
-    /// Mean seconds of an iteration with so many decodes, if `entries` (prompt, number) enter in each: of a fractional
-    /// number the whole part always, one more as often as the rest says.
+    /// Mean seconds of an iteration with this many decodes, if `entries` (prompt, number) enter in each: of a
+    /// fractional number the integer part always, and one more with the probability of the remainder.
     pub(crate) fn paced_seconds(&self, decodes: f64, entries: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
         let mean = entries.clone().map(|(prompt, n)| prompt * n).sum::<f64>();
         let most = entries.clone().map(|(prompt, n)| prompt * n.ceil()).sum::<f64>();
-        // As fine as what enters allows, with a step to spare for what lies between two grid points.
+        // As fine as the entries allow, with a step to spare for what lies between two grid points.
         let grid = self.grid(self.room(decodes).min(most * (1.0 + 2.0 / POINTS as f64) + 1.0));
         let full = grid.steps as f64 * grid.step;
         if mean >= full {

@@ -162,7 +162,7 @@ impl IterationTime {
         }
     }
 
-    /// The costs beside the token count's.
+    /// The costs besides that of the token count.
     pub fn attention(&self) -> AttentionCosts {
         match self {
             Self::Linear(law) => AttentionCosts {

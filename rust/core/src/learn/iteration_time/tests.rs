@@ -132,7 +132,7 @@ fn ten_percent_of_noise_leaves_a_few_percent_after_two_thousand() {
 fn pauses_and_a_slow_start_say_nothing_of_iterations() {
     for (name, truth) in laws() {
         let mut server = Server::new(3, 2048);
-        // The first steps compile for seconds; later the host stands still for a second now and then.
+        // The first steps compile for seconds; later the host occasionally stalls for a second.
         let slow = |at: usize| if at < 3 { 400.0 } else { f64::from(1 + 60 * u8::from(at.is_multiple_of(97))) };
         let fit = fitted(&mut server, &truth, 3000, slow);
         let (mean, _) = errors(&fit, &truth, &mut server);
@@ -157,8 +157,8 @@ fn the_law_is_used_only_once_its_error_is_known_and_small() {
     let (truth, mut server) = (IterationTime::A100, Server::new(5, 2048));
     assert!(fitted(&mut server, &truth, 63, |_| 1.0).law().is_none());
     let early = fitted(&mut server, &truth, 256, |_| 1.0);
-    assert!(early.law().is_some() && !early.is_trusted(), "only three batches were foretold");
-    // Times that have nothing to do with what is computed.
+    assert!(early.law().is_some() && !early.is_trusted(), "only three batches were predicted");
+    // Times that are unrelated to what is computed.
     let mut noise = Draws(1);
     let chance = fitted(&mut server, &truth, 2048, |_| libm::exp(2.0 * noise.normal()));
     assert!(!chance.is_trusted() && chance.error().unwrap() > 0.3, "{:?}", chance.error());
@@ -206,7 +206,7 @@ fn what_is_kept_gives_the_same_law_again_and_what_no_traffic_gives_is_refused() 
     let changes: [(&str, Value); 14] = [
         ("/record/error", json!(-0.1)),
         ("/record/error", json!(7)),
-        ("/record/foretold", json!(1e9)),
+        ("/record/predicted", json!(1e9)),
         ("/record/observations", json!(0)),
         ("/record/observations", json!(u64::MAX)),
         ("/cells/0/count", json!(1e15)),

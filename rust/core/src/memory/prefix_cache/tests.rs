@@ -258,7 +258,7 @@ proptest! {
             for hash in 2..128 {
                 prop_assert_eq!(cache.hit(&[hash]), pool.hit(&[hash]), "hash {}", hash);
             }
-            // The same block always is the same block: equal by handle is equal by id.
+            // The same block always remains the same: equal by handle is equal by id.
             let held = || requests.iter().flat_map(|request| request.blocks.iter().zip(&request.ids));
             for (block, id) in held() {
                 for (other, other_id) in held() {
