@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options, its claims, its table, and the JSON line at the end."""
+"""What all benchmarks share: their options, claims, table, and the JSON line at the end."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Bench:
 
     def claim(self, name: str, value: float, unit: str, goal: str = "") -> None:
         """Record a claim."""
-        # numpy's numbers and truth values are no JSON.
+        # numpy's numbers and booleans are not JSON.
         self.claims.append(Claim(name, float(value), unit, goal))
 
     def header(self) -> list[str]:
@@ -95,7 +95,7 @@ class Bench:
 def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
     """Read the options that all benchmarks have, and those of `extra` (flag name without dashes to add_argument's).
 
-    `positional` in `extra` is no flag but the arguments without one.
+    `positional` in `extra` describes the arguments without a flag.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the same measurement at a size that fits in a minute")

@@ -1,4 +1,4 @@
-"""Routers on simulated fleets: every router on the same requests, and what is claimed of `forecast` there.
+"""Routers on simulated fleets: every router on the same requests, and the claims about `forecast`.
 
 A cell is a workload, a number of replicas, a load relative to the bound that no schedule exceeds on those engines
 (with a prefix cache, which has no such bound, to what one engine carries in overload), and how old the router's
@@ -63,7 +63,7 @@ class Cell(NamedTuple):
 
 
 def slower(law: str, factor: float) -> dict[str, Any]:
-    """Return a law by which every iteration takes so many times as long."""
+    """Return a law by which every iteration takes `factor` times as long."""
     fields = iteration_time(law)
     attention = {name: factor * value for name, value in fields["attention"].items()}
     steps = [
@@ -179,7 +179,7 @@ def judge(bench: Bench, cell: Cell, made: dict[str, list[dict[str, float]]]) -> 
     for key, name in PAIRS.items():
         best = min(others, key={other: mean(other, key) for other in others}.__getitem__)
         value, half = ratio(OURS, best, key)
-        # What lies within the interval is not told from 1.
+        # A ratio within its interval is not distinguished from 1.
         bench.claim(f"{cell}: {name} / {best}", value - min(half, value), f"{value:.3f}+-{half:.3f}", "<= 1")
         row |= {f"best other, {name}": best, f"{name} / best other": f"{value:.3f}+-{half:.3f}"}
     if cell.load >= 1.0:
@@ -240,7 +240,7 @@ def main() -> None:
     quick = bench.options.quick
     cells, seeds, share = (QUICK, (2, 3), 0.25) if quick else (CELLS, (2, 3, 4), 1.0)
     jobs = [(cell, router, seed) for cell in cells for router in routers(cell) for seed in seeds]
-    # First, while the process is small: its memory is told by the peak.
+    # First, while the process is small: its memory is measured by the peak.
     speed(bench, 20_000 if quick else 1_000_000)
     for cell in cells:
         capacity(cell)

@@ -5,7 +5,7 @@ bound by memory), with iterations as the law says and with 10 % noise (`step_jit
 2,000 iterations, then starts again with what it has learned and serves a whole workload. Ratios to the same policy that
 knows the law, with the same lengths learned and the same arrivals, pooled over seeds. `cold` is the mean latency of the
 whole workload where nothing is known at its start, learning included; `untold` that of a policy that never has a law:
-what the law is worth. The error is that of iterations foretold before they are learned from; 10 % noise alone makes it
+what the law is worth. The error is that of iterations predicted before they are learned from; 10 % noise alone makes it
 0.080. Last, what learning costs an iteration in instructions (callgrind), if valgrind is installed.
 `--markdown` prints the table of docs/adaptive.md.
 """
@@ -95,20 +95,26 @@ def run(job: Job) -> tuple[Cell, dict[str, float]]:
         "step_jitter": jitter,
         "seed": seed,
     }
-    cold = simulate("adaptive", requests=requests, law="learned", **settings)
+    cold = simulate("adaptive", requests=requests, iteration_time_knowledge="learned", **settings)
     learning, first = cold, num_requests
     # As many requests as take so many iterations; the last of them may go on for long.
     while learning.run.counts["iterations"] > 1.1 * LEARNING and first > FEWEST:
         first = max(FEWEST, int(first * LEARNING / learning.run.counts["iterations"]))
-        learning = simulate("adaptive", requests=requests.window(0.0, first), law="learned", **settings)
+        learning = simulate(
+            "adaptive", requests=requests.window(0.0, first), iteration_time_knowledge="learned", **settings
+        )
     state = learning.run.learned
     arms = {
-        arm: simulate("adaptive", requests=requests, law=arm, learned=state, **settings)
+        arm: simulate("adaptive", requests=requests, iteration_time_knowledge=arm, learned=state, **settings)
         for arm in ("learned", "known", "hidden")
     }
     # A learned law is part of the state: it is removed where the law is hidden.
     arms["hidden"] = simulate(
-        "adaptive", requests=requests, law="hidden", learned=dict(state or {}) | {"iteration_time": None}, **settings
+        "adaptive",
+        requests=requests,
+        iteration_time_knowledge="hidden",
+        learned=dict(state or {}) | {"iteration_time": None},
+        **settings,
     )
     figures = {"learned from": float(learning.run.counts["iterations"])}
     figures["error"] = (arms["learned"].run.iteration_time or {})["error"]

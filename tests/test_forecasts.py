@@ -1,4 +1,4 @@
-"""The forecast of `adaptive` against what becomes of its residents."""
+"""The forecast of `adaptive` against what actually happens to its residents."""
 
 from __future__ import annotations
 

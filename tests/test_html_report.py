@@ -1,4 +1,5 @@
-"""The page of HTML that --report writes: complete, escaped, readable without colour, and what a browser makes of it."""
+"""The page of HTML that --report writes: complete, escaped, readable without colour, and as a browser renders
+it."""
 
 from __future__ import annotations
 
@@ -259,4 +260,4 @@ def test_a_browser_shows_it(width: int, pages: dict[str, Path], tmp_path: Path) 
     data = picture.read_bytes()
     assert data.startswith(b"\x89PNG")
     assert int.from_bytes(data[16:20], "big") == width
-    assert len(data) > 20_000, "an empty page packs to a few kilobytes"
+    assert len(data) > 20_000, "an empty page compresses to a few kilobytes"

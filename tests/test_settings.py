@@ -1,4 +1,4 @@
-"""Settings are described once, and what is said of them is true."""
+"""Settings are described once, and the descriptions are true."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OTHER: dict[str, Any] = {
 
 
 def core(**given: Any) -> Scheduler:
-    """Return a scheduler with what the setting under test needs besides."""
+    """Return a scheduler with everything else that the setting under test needs."""
     needed: dict[str, Any] = {"policy": "vllm", "kv_blocks": 2000, "max_num_seqs": 1, "block_size": 1}
     if given.get("late") == "refuse":
         needed["ttft_target"] = 1.0

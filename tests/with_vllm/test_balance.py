@@ -1,4 +1,4 @@
-"""vLLM's data-parallel balancer in front of two schedulers of ours: its own rule, and what the ranks tell it.
+"""vLLM's data-parallel balancer in front of two schedulers of ours: its own rule, and what the ranks report to it.
 
 The ranks are vLLM's schedulers with made-up tokens; the rule is the method of vLLM's client. What is left out is the
 way between the processes, on which the figures grow 0.1 s old: here as old as some steps.
@@ -122,10 +122,10 @@ def test_what_is_told_is_the_expected_peak_and_only_where_asked_for() -> None:
     for driver in (not_asked, shadow):
         assert driver.scheduler.get_kv_cache_usage() == used
     load = asked.scheduler.wait_core.core.load()
-    told = asked.scheduler.get_kv_cache_usage()
-    assert told == pytest.approx(load["kv_peak"] / (200 * 16))
+    reported = asked.scheduler.get_kv_cache_usage()
+    assert reported == pytest.approx(load["kv_peak"] / (200 * 16))
     assert used < 0.2
-    assert 0.5 < told <= 1.0
+    assert 0.5 < reported <= 1.0
     # The gauge stays what it is.
     assert asked.scheduler.make_stats().kv_cache_usage == used
 

@@ -1,4 +1,4 @@
-"""What vLLM's KV cache manager does, block for block: the record that the core's prefix cache is held against.
+"""What vLLM's KV cache manager does, block for block: the record that the core's prefix cache is tested against.
 
 The core's own tests replay the record. Here it is made again, by the vLLM that is installed. After a change:
 

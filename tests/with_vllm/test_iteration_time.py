@@ -34,7 +34,7 @@ STAIRS = {
 
 
 class VirtualTime:
-    """A clock that passes as `law` says, while the steps of `driver` are computed."""
+    """A clock that advances as `law` says while the steps of `driver` are computed."""
 
     def __init__(self, law: dict[str, Any]) -> None:
         self.law = law

@@ -1,4 +1,4 @@
-"""A promised time to first token inside vLLM: who is late lets those go first that are not, and everybody ends."""
+"""A TTFT target inside vLLM: late requests let those in time go first, and every request finishes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 STATE = ("linear_attn_config", "hybrid_override_pattern", "mamba_num_heads", "mamba_d_state", "ssm_cfg")
 """Keys of models with layers that keep a state of constant size (Mamba, linear attention)."""
 COMPRESSED = ("compress_ratios", "index_head_dim")
-"""Keys of models with compressed or indexed sparse attention, whose cache is no number of bytes per token alone."""
+"""Keys of models with compressed or indexed sparse attention, whose cache is not just a number of bytes per
+token."""
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,7 +45,7 @@ def cache_groups(config: Mapping[str, Any], *, tensor_parallel_size: int, bytes_
     Raises
     ------
     WaitCoreError
-        If layers keep a state instead of tokens, compress their cache, or the configuration does not say what it keeps.
+        If layers keep a state instead of tokens, compress their cache, or the configuration does not say what is kept.
 
     """
     text = text_config(config)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wait_core.logs.step_log import Column, Steps
 
-LAWS = ("measured", "linear")
+FORMS = ("measured", "linear")
 
 MOST_STAIRS = 8
 MOST_CANDIDATES = 256
@@ -41,8 +41,8 @@ class Fit:
 
     Attributes
     ----------
-    law : dict
-        What `simulate`, `plan` and the core's setting `iteration_time` take.
+    iteration_time : dict
+        The law, as `simulate`, `plan` and the core's setting `iteration_time` take it.
     iterations, outliers : int
         Iterations in the log; those of them left out.
     outlier_time : float
@@ -56,7 +56,7 @@ class Fit:
 
     """
 
-    law: dict[str, Any]
+    iteration_time: dict[str, Any]
     iterations: int
     outliers: int
     outlier_time: float
@@ -68,17 +68,17 @@ class Fit:
     def summary(self) -> dict[str, Any]:
         """Return all figures by name, the law last."""
         figures = dict(vars(self))
-        return figures | {"law": figures.pop("law")}
+        return figures | {"iteration_time": figures.pop("iteration_time")}
 
 
-def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None) -> Fit:
-    """Fit a law of the given kind.
+def fit(steps: Steps, form: str = "measured", stairs: Sequence[int] | None = None) -> Fit:
+    """Fit a law of the given form.
 
     Parameters
     ----------
     steps : Steps
         What was measured.
-    law : {"measured", "linear"}
+    form : {"measured", "linear"}
         A staircase in the tokens computed, plus the costs of decodes, prefill and attention; or the paper's
         d0 + d1 x KV. The stairs are found: one is added where it lowers the error by enough.
     stairs : sequence of int, optional
@@ -87,30 +87,30 @@ def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None
     Raises
     ------
     WaitCoreError
-        If the kind is unknown, or the iterations do not determine a law.
+        If the form is unknown, or the iterations do not determine a law.
 
     """
-    if law not in LAWS:
-        raise WaitCoreError(f"law = {law!r}: one of {', '.join(LAWS)}")
+    if form not in FORMS:
+        raise WaitCoreError(f"form = {form!r}: one of {', '.join(FORMS)}")
     edges = [float(steps.tokens.max())] if stairs is None else [float(end) for end in stairs]
     kept = np.ones(len(steps), bool)
-    names, columns = _columns(steps, law, edges)
+    names, columns = _columns(steps, form, edges)
     costs = _solve(columns, steps.seconds, kept)[0]
     for last in (False,) * (PASSES - 1) + (True,):
         predicted = _predicted(columns, costs)
         error = (steps.seconds - predicted) / predicted
         deviation = 1.4826 * float(np.median(np.abs(error - np.median(error))))
         kept = np.abs(error - np.median(error)) <= max(OUTLIER * deviation, 1e-9)
-        if law == "measured" and stairs is None and not last:
+        if form == "measured" and stairs is None and not last:
             edges = _stairs(steps, kept, 1.0 / predicted)
-            names, columns = _columns(steps, law, edges)
+            names, columns = _columns(steps, form, edges)
         costs, _ = _solve(columns, steps.seconds, kept, 1.0 / predicted)
     predicted = _predicted(columns, costs)
     error = np.abs(steps.seconds - predicted)[kept] / predicted[kept]
     variance = float(np.var(steps.seconds[kept]))
     found = dict(zip(names, costs.tolist(), strict=True))
     return Fit(
-        law=_linear(found) if law == "linear" else _measured(found, edges),
+        iteration_time=_linear(found) if form == "linear" else _measured(found, edges),
         iterations=len(steps),
         outliers=int((~kept).sum()),
         outlier_time=float(steps.seconds[~kept].sum() / steps.seconds.sum()),
@@ -121,9 +121,9 @@ def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None
     )
 
 
-def _columns(steps: Steps, law: str, edges: Sequence[float]) -> tuple[list[str], Column]:
+def _columns(steps: Steps, form: str, edges: Sequence[float]) -> tuple[list[str], Column]:
     """Return the names of the costs, and what each multiplies: shape (iterations, costs)."""
-    if law == "linear":
+    if form == "linear":
         return ["d0", "d1"], np.stack([np.ones(len(steps)), steps.decode_kv + steps.prefill_kv], axis=1)
     named: dict[str, Column] = {}
     first, tokens = 1.0, steps.tokens

@@ -24,9 +24,9 @@ pub struct Pools {
 /// decoding engine receives the prompt and the first token, whose KV it computes itself. Outputs end at
 /// `decode.max_tokens`.
 ///
+/// # Errors
 /// [`SimError`], as for `run`; clients that wait for answers (closed loops, `max_concurrency`) would need both engines
 /// at the same time, and are refused, as is a `decode` without a transfer.
-/// same time, and are refused, as is a `decode` without a transfer.
 pub fn pools<'a>(prefill: &Setup, decode: &Setup, requests: impl Into<Requests<'a>>) -> Result<Pools, SimError> {
     let offered = requests.into();
     let refuse = |name: &str, given: String, rule: &str| Err(Error::invalid(name, given, rule).into());
