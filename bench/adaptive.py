@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from contract import ROOT, markdown, start
-from panel import FIXED, available, capacity, offered
+from panel_cells import FIXED, available, capacity, offered
 from tqdm import tqdm
 
 from wait_core import simulate

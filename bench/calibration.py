@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from contract import ROOT, markdown, start
-from panel import FIXED, available, offered
+from panel_cells import FIXED, available, offered
 from tqdm import tqdm
 
 from wait_core.planning import plan

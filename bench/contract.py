@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 """The repository."""
 
+DATA = ROOT / "docs" / "data"
+"""The tables of the documentation, one CSV a benchmark."""
+
 TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 """The folder of recorded traces, which are not part of the repository."""
 
@@ -72,10 +75,12 @@ class Bench:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.header(), restval="")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in self.rows)
 
     def finish(self) -> None:
-        """Print the table, the claims, and with --json the object that machines read."""
+        """Print the table, the claims, and with --json the object that machines read; with --data write the table."""
+        if self.options.data:
+            self.write(DATA / f"{self.name.replace('_', '-')}.csv")
         if self.rows:
             header = self.header()
             print(table(header, [[row.get(key, "") for key in header] for row in self.rows]))
@@ -100,9 +105,15 @@ def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the same measurement at a size that fits in a minute")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on a line")
+    parser.add_argument(
+        "--data", action="store_true", help=f"write the table to docs/data/{name.replace('_', '-')}.csv"
+    )
     for flag, keywords in extra.items():
         parser.add_argument(flag if flag == "positional" else f"--{flag.replace('_', '-')}", **keywords)
-    return Bench(name, parser.parse_args())
+    options = parser.parse_args()
+    if options.data and options.quick:
+        parser.error("--data: the documentation has the full size, without --quick")
+    return Bench(name, options)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -117,6 +128,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table for the documents."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _cell(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else value
 
 
 def machine() -> str:

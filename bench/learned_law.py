@@ -20,7 +20,7 @@ from typing import Any
 import instructions
 import numpy as np
 from contract import markdown, start
-from panel import FIXED
+from panel_cells import FIXED
 from tqdm import tqdm
 
 from wait_core import hardware, plan, simulate
