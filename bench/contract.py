@@ -53,13 +53,14 @@ class Claim:
 
 @dataclass
 class Bench:
-    """A benchmark under way; collects claims and rows, prints them at the end."""
+    """A benchmark under way; collects claims and rows, prints them at the end, in the data file of its variant."""
 
     name: str
     options: argparse.Namespace
     claims: list[Claim] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     gpu: str = ""
+    variant: str = ""
 
     def claim(self, name: str, value: float, unit: str, goal: str = "") -> None:
         """Record a claim."""
@@ -80,7 +81,7 @@ class Bench:
     def finish(self) -> None:
         """Print the table, the claims, and with --json the object that machines read; with --data write the table."""
         if self.options.data:
-            self.write(DATA / f"{self.name.replace('_', '-')}.csv")
+            self.write(DATA / f"{'-'.join(filter(None, [self.name, self.variant])).replace('_', '-')}.csv")
         if self.rows:
             header = self.header()
             print(table(header, [[row.get(key, "") for key in header] for row in self.rows]))
@@ -131,7 +132,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else value
+    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else value
 
 
 def machine() -> str:

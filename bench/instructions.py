@@ -126,6 +126,7 @@ def main() -> None:
             sys.exit("a count exceeds its baseline: fix it, or run bench/instructions.py --update and explain why")
         return
     running, waiting = (RUNNING[:3], WAITING[:2]) if bench.options.quick else (RUNNING, WAITING)
+    rows: dict[tuple[int, int], dict[str, int]] = {}
     for case in CASES:
         # With memory full, the more run the fewer are admitted for one that ends: counted at one size only.
         sizes = (256,) if case in FULL else running
@@ -133,8 +134,8 @@ def main() -> None:
         by_waiting = [per_iteration(binary, case, 256, size) for size in waiting]
         cells = [(size, 1_000, cost) for size, cost in zip(sizes, by_running, strict=True)]
         cells += [(256, size, cost) for size, cost in zip(waiting, by_waiting, strict=True)]
-        for seats, line, cost in cells:
-            bench.rows.append({"case": case, "running": seats, "waiting": line, "instructions": cost})
+        for seats, queue, cost in cells:
+            rows.setdefault((seats, queue), {"running": seats, "waiting": queue})[case] = round(cost)
         if len(sizes) > 1:
             bench.claim(f"exponent in running, {case}", exponent(list(sizes), by_running), "", f"<= {MOST_GROWTH}")
             # Up to here as many pass a stage in an iteration whatever runs; beyond, it grows with what runs.
@@ -143,6 +144,7 @@ def main() -> None:
             bench.claim(f"exponent in running up to {SPREAD:,}, {case}", growth, "", f"<= {MOST_GROWTH}")
         growth = exponent([max(size, 1) for size in waiting], by_waiting)
         bench.claim(f"exponent in waiting, {case}", growth, "", "<= 0.05")
+    bench.rows = list(rows.values())
     for policy in GROUPS:
         for size in (size for size in running[1:] if size <= MOST_OF_GROUPS):
             several = per_iteration(binary, f"{policy}, three groups", size, 1_000)

@@ -358,7 +358,7 @@ def main() -> None:
     settings = FIXED["settings"][options.settings]
     cells = options.cells or list(settings["cells"])[: 1 if options.quick else None]
     rounds = options.rounds or (2 if options.quick else settings["rounds"])
-    bench.gpu = gpu()
+    bench.gpu, bench.variant = gpu(), options.settings
     print(f"{options.settings}: {bench.gpu or 'no GPU'}")
     runs = Runs(options.settings, quick=options.quick)
     runs.complete(cells, options.arms, rounds, pinned=options.pin)

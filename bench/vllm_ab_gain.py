@@ -112,6 +112,7 @@ def main() -> None:
         markdown={"action": "store_true", "help": "print the table of docs/vllm-ab.md as well"},
     )
     options = bench.options
+    bench.variant = options.settings
     with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
         bed = Bed(options.settings, Path(folder))
         count = 2 if options.quick else bed.settings["rounds"]
