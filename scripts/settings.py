@@ -321,8 +321,8 @@ def document(core: dict[str, Any]) -> str:
     ]
     for name, each in core["properties"].items():
         within = " ".join(filter(None, (each.get("x-range"), each.get("x-unit"))))
-        heeded = ", ".join(each.get("x-policies", ["all"]))
-        cells = (f"`{name}`", each["x-type"], within, each["x-absent"], heeded, each["description"])
+        used_by = ", ".join(each.get("x-policies", ["all"]))
+        cells = (f"`{name}`", each["x-type"], within, each["x-absent"], used_by, each["description"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     for name, each in core["properties"].items():
         inner = each.get("items", each)

@@ -148,7 +148,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
     assert "<i>" not in bars({"<i>": {"<i>": 1.0, "b": 2.0}}, title="<i>", unit="<i>")
 
 
-def test_lines_are_told_apart_without_colour(pages: dict[str, Path]) -> None:
+def test_lines_are_distinguished_without_colour(pages: dict[str, Path]) -> None:
     text, _ = outline(pages["compare"])
     plain = re.sub(r'(stroke|fill)="#\w+"', "", text)
     svg = next(each for each in re.findall(r"<svg.*?</svg>", plain, re.DOTALL) if "Share of the requests" in each)

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {"kv_blocks": 400, "block_size": 16, "max_num_seqs": 
 
 
 def serve(core: Any, iterations: int, *, ahead: int = 0, report_every: int = 1) -> None:
-    """Serve prompts of many lengths, whose iterations take what LAW says, planned so many ahead of their reports."""
+    """Serve prompts of many lengths, whose iterations take what LAW says, planned `ahead` of their reports."""
     pending: list[tuple[int, int]] = []
     number, kv, left = 0, dict[int, int](), dict[int, int]()
     for at in range(iterations):

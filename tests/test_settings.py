@@ -117,7 +117,7 @@ def test_a_stated_range_is_the_one_that_the_core_checks(name: str) -> None:
 
 
 @pytest.mark.parametrize("each", [each for each in settings() if each.policies != POLICIES], ids=lambda each: each.name)
-def test_a_setting_changes_nothing_under_a_policy_that_does_not_heed_it(each: Setting) -> None:
+def test_a_setting_changes_nothing_under_a_policy_that_does_not_use_it(each: Setting) -> None:
     common: dict[str, Any] = {"dataset_name": "p64d32", "request_rate": 40.0, "num_prompts": 120, "kv_blocks": 60}
     given = {each.name: OTHER[each.name]} if each.name in OTHER else {each.name: "refuse", "ttft_target": 1.0}
     for policy in set(POLICIES) - set(each.policies):

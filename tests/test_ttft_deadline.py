@@ -45,7 +45,7 @@ def test_an_overload_serves_many_times_as_many_in_time(settings: dict[str, Any])
     assert promised.summary()["output_throughput"] > 0.98 * plain.summary()["output_throughput"]
 
 
-def test_who_is_admitted_in_time_meets_the_target() -> None:
+def test_a_request_admitted_in_time_meets_the_target() -> None:
     report = run(overload(), ttft_target=TARGET)
     waited = (report.run.admitted_ns - report.run.arrival_ns) * 1e-9
     in_time = waited < TARGET

@@ -263,7 +263,7 @@ class Core:
         return seen
 
     def _report(self, ran: bool, ended: list[str], progress: list[tuple[int, int]]) -> None:
-        """Report the ends of the oldest step in flight, as far behind the plans as vLLM's scheduler hears of them."""
+        """Report the ends of the oldest step in flight, as far behind the plans as vLLM's scheduler learns of them."""
         if ran:
             self._in_flight.append(ended)
         if len(self._in_flight) > (self.case.ahead if ran else 0):

@@ -104,13 +104,13 @@ def serve(load: Load, *, forecast: bool) -> float:
     [(Load(6, 200, 600), 1.0), (Load(10, 200, 600), 1.0), (Load(16, 200, 300), 1.0), (Load(10, 100, 900), 0.5)],
     ids=str,
 )
-def test_who_waits_before_a_cache_that_is_spoken_for(load: Load, at_most: float) -> None:
+def test_the_wait_before_a_cache_that_is_reserved(load: Load, at_most: float) -> None:
     """Measured, steps: 85.5 and 82.3, 164.2 and 157.9, 123.8 and 120.0, 33.8 and 11.0."""
     stock, ours = serve(load, forecast=False), serve(load, forecast=True)
     assert ours <= at_most * stock
 
 
-def test_what_is_told_is_the_expected_peak_and_only_where_asked_for() -> None:
+def test_the_reported_use_is_the_expected_peak_only_if_enabled() -> None:
     asked, not_asked, shadow = rank(), rank(balance_by_forecast=False), rank(shadow=True)
     stock = Driver(Setup("AsyncScheduler", num_blocks=201, max_model_len=1024, prefix_caching=False, ahead=0))
     for driver in (asked, not_asked, shadow, stock):

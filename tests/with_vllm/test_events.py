@@ -47,7 +47,7 @@ class Grammar:
 
 
 def served(driver: Any, names: set[str], steps: int) -> set[str]:
-    """Return which of `names` computed something in so many steps."""
+    """Return which of `names` computed something in this many steps."""
     seen: set[str] = set()
     for _ in range(steps):
         seen |= names & driver.step().scheduled.num_scheduled_tokens.keys()

@@ -64,7 +64,7 @@ class Line:
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_what_has_waited_too_long_ends_and_its_client_is_told(policy: str) -> None:
+def test_what_has_waited_too_long_ends_and_its_client_is_notified(policy: str) -> None:
     line = Line(policy=policy, max_wait_s=0.3)
     for i in range(3):
         line.add(f"r{i}", 60)

@@ -32,7 +32,7 @@ def computed(driver: Any) -> list[int]:
     return [tokens for _, tokens, _ in driver.scheduler.wait_core.core.first_in_queue(99)]
 
 
-def test_the_head_of_the_line_is_told_what_is_held() -> None:
+def test_the_core_learns_what_is_held_for_the_head_of_the_queue() -> None:
     from wait_core.vllm import prefixes
 
     driver = loaded()

@@ -109,7 +109,7 @@ def _layers(text: Mapping[str, Any]) -> Counter[str]:  # noqa: PLR0911  one for 
         full = number // int(text.get("no_rope_layer_interval") or 4)
         return Counter({CHUNKED: number - full, FULL: full})
     window, pattern = text.get("sliding_window"), text.get("sliding_window_pattern")
-    if window and pattern:  # Gemma: one full layer in so many
+    if window and pattern:  # Gemma: one full layer in `pattern`
         full = number // int(pattern)
         return Counter({SLIDING: number - full, FULL: full})
     if window and text.get("use_sliding_window", True):

@@ -121,7 +121,7 @@ fn serve_one_a_second(core: &mut Scheduler, seconds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn a_deadline_that_the_line_cannot_meet_is_refused_with_the_predicted_wait() {
+fn a_deadline_that_the_queue_cannot_meet_is_refused_with_the_predicted_wait() {
     let mut core = scheduler(json!({"kv_blocks": 100, "max_num_seqs": 1, "token_budget": 100}));
     for id in 0..60 {
         core.add(&request(id, 10, 10, 0)).unwrap();
@@ -251,7 +251,7 @@ fn leaves(value: &Value, at: &str, numbers: &mut Vec<String>) {
 }
 
 #[test]
-fn a_label_that_tells_short_from_long_saves_iterations() {
+fn a_label_that_separates_short_from_long_saves_iterations() {
     let iterations = |labelled| {
         let settings = json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256, "overflow_probability": 0.02});
         traffic(&mut scheduler(settings), 0..2_000, labelled).len()
@@ -293,7 +293,7 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
 }
 
 #[test]
-fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
+fn a_shared_prefix_is_forecast_once_whichever_request_leaves_first() {
     const PREFIX: u32 = 196;
     let settings = json!({"kv_blocks": 100, "block_size": 4, "host_preempts": true, "overflow_probability": 0.02});
     let mut core = scheduler(settings);

@@ -103,7 +103,7 @@ fn the_watermark_is_charged_to_each_and_the_preempted_go_first() {
 }
 
 #[test]
-fn a_request_that_the_host_did_not_take_is_told_so() {
+fn a_request_that_the_host_refused_is_explained_so() {
     each_policy(|mut core, policy| {
         with(&mut core, &[(1, 8)]);
         core.plan(0);

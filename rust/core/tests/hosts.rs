@@ -32,7 +32,7 @@ fn the_host_preempts_what_no_plan_chose() {
 }
 
 #[test]
-fn the_host_refuses_admissions_and_the_line_keeps_its_order() {
+fn the_host_refuses_admissions_and_the_queue_keeps_its_order() {
     let mut core = small();
     with(&mut core, &[(1, 4), (2, 4), (3, 4), (4, 4)]);
     core.plan(0);
@@ -162,7 +162,7 @@ fn a_request_whose_kv_is_on_the_way_holds_memory_and_computes_nothing() {
 }
 
 #[test]
-fn what_a_request_will_hold_whose_kv_is_on_the_way_is_foreseen() {
+fn the_kv_of_a_request_in_transfer_is_forecast() {
     let held = |receives: bool| {
         let mut core =
             scheduler(&json!({"policy": "adaptive", "kv_blocks": 1000, "block_size": 1, "overflow_probability": 0.01}));

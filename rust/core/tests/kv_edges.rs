@@ -179,7 +179,7 @@ fn learns_of(settings: &Value, prompt: u32, max_tokens: u32, plans: u32) -> wait
 }
 
 #[test]
-fn adaptive_learns_no_output_beyond_max_tokens_from_a_host_that_tells_the_end_late() {
+fn adaptive_learns_no_output_beyond_max_tokens_from_a_host_that_reports_the_end_late() {
     let settings = json!({"policy": "adaptive", "max_model_len": 6});
     assert_eq!(learns_of(&settings, 2, 3, 9), Ok(()));
 }

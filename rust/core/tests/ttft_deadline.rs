@@ -49,7 +49,7 @@ fn serve(core: &mut Scheduler, now_ns: u64) -> Vec<RequestId> {
 }
 
 #[test]
-fn who_is_late_lets_those_go_first_that_are_not() {
+fn late_requests_let_those_in_time_go_first() {
     let mut core = one_seat(1.0);
     (1..=3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
     (4..=5).for_each(|id| core.add(&request(id, 10, 600 * MS)).unwrap());
@@ -177,7 +177,7 @@ fn a_longest_wait_of_the_target_refuses_what_would_be_late() {
 }
 
 #[test]
-fn the_predicted_wait_is_that_of_who_is_in_time_or_of_who_is_late() {
+fn the_predicted_wait_is_that_of_a_request_in_time_or_of_a_late_one() {
     let mut core = one_seat(4.0);
     let target = 4 * SECOND;
     // One leaves every 100 ms, and one arrives: the queue stays at 20.

@@ -180,7 +180,7 @@ impl<'a> Engine<'a> {
             return Ok(Begun::Idle([self.transfers.next_ns(), wake].into_iter().flatten().min()));
         }
         if evicts && self.gated && !coming() {
-            // Paused requests that hold the memory others need could wait for company forever.
+            // Paused requests that hold the memory others need could wait for more requests forever.
             self.drain();
         }
         self.transfers.follow(&self.scheduler, &columns.stamps, start_ns);

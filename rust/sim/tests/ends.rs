@@ -57,7 +57,7 @@ proptest! {
         // These count an iteration that computes nothing as one in which nothing was admitted.
         let name = policies()[policy]["policy"].as_str().unwrap().to_owned();
         let transfer_ms = transfer_ms.filter(|_| !["prefill-first", "wait", "nested-wait"].contains(&name.as_str()));
-        let foreseen = drafts.is_none() && transfer_ms.is_none();
+        let predictable = drafts.is_none() && transfer_ms.is_none();
         let mut acceptance = drafts.unwrap_or_default();
         acceptance.sort_unstable_by(|a: &f64, b| b.total_cmp(a));
         // One token alone needs its slot and those of its drafts.
@@ -109,7 +109,7 @@ proptest! {
             prop_assert_eq!(total, spans, "gaps fill the time from first to last token");
         }
         prop_assert!(run.peak_blocks <= blocks);
-        if setup.config.policy == wait_core::config::PolicyName::Clairvoyant && !hidden && foreseen {
+        if setup.config.policy == wait_core::config::PolicyName::Clairvoyant && !hidden && predictable {
             prop_assert_eq!(run.stats.preemptions, 0, "with known lengths it never preempts");
         }
         prop_assert_eq!(&run, &simulate(&setup, &arrivals));

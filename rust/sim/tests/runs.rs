@@ -108,7 +108,7 @@ fn nothing_offered_nothing_done() {
 }
 
 #[test]
-fn what_can_never_fit_or_finds_the_line_full_is_counted_as_failed() {
+fn what_can_never_fit_or_finds_the_queue_full_is_counted_as_failed() {
     let settings = json!({"kv_blocks": 10, "max_queued_requests": 2});
     for lengths in [Lengths::Known, Lengths::Hidden] {
         let setup = Setup { lengths, ..setup(settings.clone()) };

@@ -4,7 +4,7 @@
 //! let g be the iterations per second of demand with each composition. Then, whatever the schedule and whatever it knows,
 //!
 //! 1. Σ g P covers the prompt tokens, 2. Σ g D the decodes;
-//! 3. Σ over D > 0 of g · C covers the KV tokens that the decodes read, for no iteration reads more than C;
+//! 3. Σ over D > 0 of g · C covers the KV tokens that the decodes read, as no iteration reads more than C;
 //! 4. Σ g · C covers the KV token-iterations Σ λ A, for resident requests hold at least that;
 //! 5. Σ g · `max_running` covers the iterations of the requests, each of which needs one per stage;
 //!

@@ -1,6 +1,6 @@
 //! The mean time of an iteration whose prefills come in whole prompts, not as a constant trickle.
 //!
-//! The fluid model spreads prompts evenly over the iterations. Under the paper's law that changes nothing, for it is
+//! The fluid model spreads prompts evenly over the iterations. Under the paper's law that changes nothing, as it is
 //! linear in the batch. Under a staircase law it does: 0.128 prompts of 512 tokens an iteration are 66 tokens on average
 //! and a step up in every iteration, while in truth seven iterations of eight compute decodes only. Here the prompt
 //! tokens of an iteration have a distribution, on a grid, and the time is averaged over it.

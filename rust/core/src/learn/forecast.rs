@@ -121,7 +121,7 @@ impl Candidate {
     }
 }
 
-/// Horizons at which a request with so many iterations before its certain end counts: rounded up to the next horizon,
+/// Horizons at which a request with this many iterations before its certain end counts: rounded up to the next horizon,
 /// for it may hold its most just before it ends.
 fn columns(left: i64) -> usize {
     let before = HORIZONS.partition_point(|&h| i64::from(h) < left);

@@ -83,7 +83,7 @@ impl Default for Survival {
 }
 
 impl Survival {
-    /// Requests passed so many stages of a row.
+    /// Requests passed this many stages of a row.
     pub(crate) fn expose(&mut self, row: usize, stages: f64) {
         self.rows[row].exposure += stages;
     }

@@ -187,7 +187,7 @@ impl PrefixCache {
     }
 
     /// Let go of a request's blocks: `named` in their order, and `anonymous` ones behind them. With no `named` ones, a
-    /// request lets go of its tail.
+    /// request frees its tail.
     pub(crate) fn give(&mut self, named: &[Block], anonymous: u32) {
         debug_assert!(anonymous <= self.held, "gave back more blocks than were taken");
         self.held -= anonymous;

@@ -105,7 +105,7 @@ fn observe(
 }
 
 #[test]
-fn exact_times_are_told_to_a_percent_after_a_thousand_iterations() {
+fn exact_times_are_predicted_to_a_percent_after_a_thousand_iterations() {
     for (name, truth) in laws() {
         let mut server = Server::new(7, 2048);
         let fit = fitted(&mut server, &truth, 1024, |_| 1.0);

@@ -44,7 +44,7 @@ fn the_curve_is_that_of_the_lengths_seen() {
 }
 
 #[test]
-fn who_still_runs_counts_as_much_as_who_has_ended() {
+fn running_requests_count_as_much_as_those_that_have_ended() {
     // All are cut at stage 200: nothing beyond is known, and nothing before is biased.
     let mut survival = Survival::default();
     for length in exponential(4_000) {

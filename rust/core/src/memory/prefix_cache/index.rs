@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_with_one_tag_are_told_apart() {
+    fn hashes_with_one_tag_are_distinguished() {
         const HASHES: [u64; 2] = [23_901, 52_826];
         assert_eq!(tag(HASHES[0]), tag(HASHES[1]));
         let mut index = Index::default();

@@ -147,7 +147,8 @@ fn a_cache_that_has_filled_up_allocates_nothing() {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// A request with the prefix of this path of branches; so many of its blocks are to be named, and more follow.
+    /// A request with the prefix of this path of branches; the given number of its blocks will be named, and more
+    /// follow.
     Admit {
         path: Vec<bool>,
         most: usize,
@@ -158,7 +159,7 @@ enum Op {
     Grow(usize, u32),
     /// It has its next block named.
     Name(usize),
-    /// It lets go of its anonymous blocks.
+    /// It frees its anonymous blocks.
     Trim(usize),
     Finish(usize),
     Resize(u32),

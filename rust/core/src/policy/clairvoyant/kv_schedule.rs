@@ -2,7 +2,7 @@
 //!
 //! All residents step together, so at tick t a member of base b (tick minus KV tokens, see `Lane`) holds ⌈(t − b)/B⌉
 //! blocks up to its last tick. Between two releases the total only grows: it is largest just before them. In a cache of
-//! several groups each is charged the most that so many tokens ever take, which only grows as well.
+//! several groups each is charged the most that its tokens ever take, which only grows as well.
 
 use std::collections::BTreeMap;
 

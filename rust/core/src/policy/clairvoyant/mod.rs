@@ -1,4 +1,4 @@
-//! Clairvoyant: knows every output length and never preempts; the yardstick of what is possible without preemption.
+//! Clairvoyant: knows every output length and never preempts; the reference for what is possible without preemption.
 //!
 //! Running requests decode every iteration. The next request in `order` is admitted if the future KV use of all, up to
 //! each release, provably stays within the capacity: `profile.rs`, exact to the block. Prompts are computed in turn, as
