@@ -214,7 +214,7 @@ pub(crate) fn kv(demand: &FluidShape) -> f64 {
     demand.decode_kv + demand.prefill_kv
 }
 
-/// The u at which a demand's token count stands at the first and last padded count of each stair; infinite where a
+/// The u at which a demand's token count is at the first and last padded count of each stair; infinite where a
 /// stair has no end.
 pub(crate) fn stair_ends(demand: &FluidShape, law: &IterationTime) -> impl Iterator<Item = f64> + use<> {
     Line::all(demand, law).into_iter().flat_map(|line| line.ends())

@@ -44,7 +44,7 @@ impl<'a> Mixture<'a> {
         (self.budget as f64 - decodes).max(1.0)
     }
 
-    /// Seconds that a decode adds by itself, beside its place in the token count.
+    /// Seconds that a decode adds by itself, in addition to its place in the token count.
     pub(crate) fn decode_seconds(&self) -> f64 {
         let one = FluidShape { decodes: 1.0, decode_kv: self.decode_kv, ..FluidShape::default() };
         self.law.attention().variable_ns(&one) * 1e-9

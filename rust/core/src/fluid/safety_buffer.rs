@@ -44,7 +44,7 @@ use crate::model::IterationTime;
 /// The queue before one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BoundaryQueue {
-    /// `l'_{k−1}`: the stage at which its requests stand.
+    /// `l'_{k−1}`: the stage of its requests.
     pub stage: f64,
     /// Requests that it may hold at any time: `n_k`, and one more for each fraction among `n_{k−1}` and `n_k`.
     pub least: f64,

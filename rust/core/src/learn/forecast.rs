@@ -66,7 +66,7 @@ pub(crate) struct Forecast {
     fresh: Vec<u64>,
     /// By row, the stages that the young have passed there.
     exposure: Vec<[i64; YOUNG]>,
-    /// The places that have members as they stand, those of known length first.
+    /// The places that have members, those of known length first.
     occupied: Vec<Occupied>,
     certain: usize,
     /// Whether `occupied` must be rebuilt.
@@ -185,7 +185,7 @@ impl Forecast {
         self.curves.len() - 1
     }
 
-    /// Tick of the lane up to which the forecast stands.
+    /// Tick of the lane at which the forecast is.
     pub(crate) fn tick(&self) -> i64 {
         self.tick
     }

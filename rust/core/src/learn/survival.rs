@@ -104,7 +104,7 @@ impl Survival {
         seen.place_squared += place * place;
     }
 
-    /// Forgets what lies more than `memory` passages of a row back.
+    /// Forgets what is more than `memory` passages of a row ago.
     pub(crate) fn fade(&mut self, memory: f64) {
         for (row, seen) in self.rows.iter_mut().enumerate() {
             let most = memory * f64::from(row_width(row));
@@ -179,7 +179,7 @@ impl Seen {
 pub(crate) struct Curve {
     /// Share alive at the start of each row.
     at: [f64; ROWS + 1],
-    /// Where the outputs that end in a row begin to do so, and how fast they then do, in shares of the row.
+    /// Where the outputs that end in a row start to end, and how fast they then do, in shares of the row.
     fall: [(f64, f64); ROWS],
 }
 

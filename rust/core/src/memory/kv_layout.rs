@@ -1,4 +1,4 @@
-//! How many blocks a request needs, from how far it has come: the sum over the groups of the KV cache.
+//! How many blocks a request needs, given its progress: the sum over the groups of the KV cache.
 //!
 //! A step that takes a request from p to n tokens frees what no later token attends to, by p, and allocates up to n. So at the
 //! end of the step it holds, of each group with blocks of b tokens (vLLM 0.32, v1/core/single_type_kv_cache_manager.py):
@@ -256,7 +256,7 @@ mod tests {
         // Gemma 3: five layers with a window for each with full attention.
         let kinds = [group(GroupKind::Full, 4, 1), group(GroupKind::SlidingWindow { window: 8 }, 4, 5)];
         let layout = KvLayout::new(4, &kinds, 16, 0);
-        // A prompt of 20 in one step holds all of it; the first decode frees what lies before token 20 − 7.
+        // A prompt of 20 in one step holds all of it; the first decode frees everything before token 20 − 7.
         assert_eq!((layout.after(0, 20), layout.decoding(21)), (5 + 5 * 5, 6 + 5 * (6 - 3)));
         // Up to 7 + 16 tokens are held at once, which may begin inside a block.
         assert_eq!(layout.demand(1000), 250 + 5 * 7);

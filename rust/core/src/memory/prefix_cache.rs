@@ -20,7 +20,7 @@ mod tests;
 
 use index::Index;
 
-/// A named block that its owner holds, and has to give back: 4 bytes for each named block of a request.
+/// A named block that its owner holds and must give back: 4 bytes for each named block of a request.
 ///
 /// A hash alone would not say which block it is: two requests that compute the same block at once hold one each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Requests, and where each of them is.
 //!
-//! `Waiting → Prefilling → Decoding → gone`, with two ways aside: a `Parked` request keeps its KV and waits for its
+//! `Waiting → Prefilling → Decoding → gone`, with two side paths: a `Parked` request keeps its KV and waits for its
 //! lane (Nested WAIT's boundary queue), a preempted one is `Waiting` again, first in the queue.
 
 /// A request's id, chosen by the host and unique among the requests that have not left.

@@ -56,7 +56,7 @@ pub struct Tracked {
     pub(crate) queue: u16,
     /// Lane, while decoding.
     pub lane: u16,
-    /// Whether its KV is still to come from elsewhere.
+    /// Whether its KV has yet to arrive from elsewhere.
     pub receives: bool,
     /// Times it was preempted (saturating).
     pub preemptions: u16,

@@ -9,7 +9,7 @@ pub(super) const RECENT: usize = 8;
 /// the row follows, until it has passed them all.
 pub(super) const YOUNG: usize = 16;
 const _: () = assert!(row_width(YOUNG - 1) == 1 && YOUNG.is_power_of_two());
-/// First stage of each row; none comes after the last.
+/// First stage of each row, and a sentinel after the last.
 const STARTS: [i64; STRIDE] = {
     let mut starts = [i64::MAX / 2; STRIDE];
     let mut row = 0;
@@ -222,7 +222,7 @@ impl Forecast {
         }
     }
 
-    /// Moves a cohort to where it stands now, and notes when that changes next.
+    /// Moves a cohort to its current place, and notes when that changes next.
     fn move_on(&mut self, at: u32) {
         let tick = self.tick;
         let cohort = &mut self.cohorts[at as usize];

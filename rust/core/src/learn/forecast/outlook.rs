@@ -331,5 +331,5 @@ impl Forecast {
 }
 
 fn columns_from<const N: usize>(column: &[f64; COLUMNS], first: usize) -> &[f64; N] {
-    column[first..].first_chunk().expect("as many columns as are looked at")
+    column[first..].first_chunk().expect("as many columns as are summed")
 }

@@ -200,7 +200,7 @@ proptest! {
         }
     }
 
-    /// Windows: members that are counted with their mean never hold more than the forecast says, for B is concave.
+    /// Windows: members that are counted with their mean never hold more than the forecast says, as B is concave.
     #[test]
     fn a_window_is_forecast_from_above(
         lengths in prop::collection::vec(1..3_000u32, 0..60),

@@ -352,7 +352,7 @@ impl IterationTimeFit {
                 next = cell + 1;
             }
         }
-        // The columns come a few at a time.
+        // Columns enter a few per fit.
         (0..RESTORE_FITS).for_each(|_| fit.refit());
         // The law is fitted anew, so it may differ; times that no hardware gives may fit none for a while.
         (!(state.cells.is_empty() && state.ends.is_empty())).then_some(fit)

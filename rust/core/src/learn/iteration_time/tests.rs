@@ -22,7 +22,7 @@ impl Draws {
     }
 }
 
-/// A server: decodes come and go, and in some iterations prompts of all lengths are computed beside them.
+/// A server: decodes come and go, and some iterations also compute prompts of all lengths.
 struct Server {
     draws: Draws,
     decodes: f64,

@@ -32,7 +32,7 @@ pub(super) struct Entry {
 /// Iterations after which a bound is tried one part earlier than where it last held.
 const EAGER: i64 = 16;
 
-/// The part of the forecast that decided last: where to begin, which changes no decision.
+/// The part of the forecast that decided last: where to begin; it does not affect any decision.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Looked {
     /// Column of the horizon that held a request, and the slots that were left.

@@ -35,7 +35,7 @@ const CLEAR: f64 = 5.0;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OverflowMargin {
     rule: Rule,
-    /// Horizons looked at.
+    /// Horizons that are checked.
     horizons: usize,
 }
 

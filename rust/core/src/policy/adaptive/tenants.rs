@@ -86,7 +86,7 @@ impl Tenants {
         }
     }
 
-    /// A request has come to wait.
+    /// A request has started to wait.
     fn arrived(&mut self, view: &View, slot: Slot) {
         let (tenant, tenants) = (self.of(view, slot), self.len());
         let waiting: u32 = (tenant..view.queues()).step_by(tenants).map(|queue| view.waiting(queue)).sum();

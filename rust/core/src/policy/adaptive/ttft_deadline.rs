@@ -236,7 +236,7 @@ impl TtftDeadline {
         true
     }
 
-    /// Finds what is late wherever it stands, the longest wait first.
+    /// Finds late requests anywhere in the queues, the longest wait first.
     fn find_late(&mut self, view: &View, plan: &mut Plan, tenant_queues: usize) {
         let in_time = |&slot: &Slot| {
             let request = view.request(slot);

@@ -104,7 +104,7 @@ impl Profile {
                 let blocks = total(course.last, self.block_size, count, quotients, &self.phases)
                     + blocks_for(course.tokens(course.last), self.block_size);
                 if blocks > capacity {
-                    // The others only grow until the next release: its own must come behind that.
+                    // The others only grow until the next release: its own release must come after that.
                     exceed(blocks, later.map_or(1, |later: i64| later - course.last + 1));
                 }
             }

@@ -108,7 +108,7 @@ impl Boundaries {
         }
     }
 
-    /// Moves the members that stand at a boundary into the queue behind it; `reached` lists them, lane by lane.
+    /// Moves the members that have reached a boundary into the queue behind it; `reached` lists them, lane by lane.
     pub(super) fn collect(&mut self, view: &View, reached: &mut Vec<Slot>) {
         reached.clear();
         for lane in 0..self.calendars.len() {

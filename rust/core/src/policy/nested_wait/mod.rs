@@ -24,7 +24,7 @@ use crate::state::{Tracked, View};
 pub struct NestedWait {
     gates: Vec<Gate>,
     boundaries: Boundaries,
-    /// Members that stand at the boundary behind their lane, in the current plan.
+    /// Members at the boundary behind their lane, in the current plan.
     reached: Vec<Slot>,
     /// How many of them, by lane.
     leaving: Vec<u32>,
