@@ -197,6 +197,11 @@ fn what_is_kept_gives_the_same_law_again_and_what_no_traffic_gives_is_refused() 
         serde_json::from_value::<FitState>(state.clone()).ok().and_then(|state| IterationTimeFit::restored(&state))
     };
     let again = read(&state).unwrap();
+    let mut earlier = state.clone();
+    let record = earlier["record"].as_object_mut().unwrap();
+    let predicted = record.remove("predicted").unwrap();
+    record.insert("foretold".to_owned(), predicted);
+    assert_eq!(read(&earlier).unwrap().error(), fit.error(), "as earlier versions wrote it");
     assert!(again.is_trusted() && again.error() == fit.error() && again.observations() == fit.observations());
     for _ in 0..1000 {
         let shape = server.step();
