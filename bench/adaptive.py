@@ -1,9 +1,9 @@
-"""What the parts of `adaptive` buy, what hints are worth, how well it predicts waits: on the panel's workloads.
+"""What the parts of `adaptive` gain, what hints are worth, how well it predicts waits: on the panel's workloads.
 
 Four tables. Ablation: one part left out, relative to the whole, same arrivals: output throughput from capacity on, mean
 latency below (geometric means over workloads and seeds), and preemptions. Hints: lengths hidden, labelled (one of two
 classes), predicted with lognormal errors, known. Order: shortest expected first against first come first served. Wait:
-the wait predicted at arrival against the one that came. `--markdown` prints the tables of docs/adaptive.md, `--figures`
+the wait predicted at arrival against the actual one. `--markdown` prints the tables of docs/adaptive.md, `--figures`
 draws docs/figures/predicted-lengths.png.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from contract import ROOT, markdown, start
-from panel import FIXED, available, capacity, offered
+from panel_cells import FIXED, available, capacity, offered
 from tqdm import tqdm
 
 from wait_core import simulate
@@ -38,7 +38,7 @@ Job = tuple[str, float, float, int, str]
 
 
 def labels(requests: Requests) -> Hints:
-    """Tell the shorter half of the outputs from the longer one."""
+    """Label the shorter half of the outputs and the longer one."""
     return Hints(label=(requests.output > np.median(requests.output)).astype(np.uint16))
 
 

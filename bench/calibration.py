@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from contract import ROOT, markdown, start
-from panel import FIXED, available, offered
+from panel_cells import FIXED, available, offered
 from tqdm import tqdm
 
 from wait_core.planning import plan
@@ -60,7 +60,7 @@ def after_shift(found: list[Forecasts]) -> list[tuple[str, int, float, float]]:
     at = int(np.flatnonzero(found[0].horizon == AHEAD)[0])
     ratio = np.concatenate([each.mean[:, at] / np.maximum(each.truth[:, at], 1) for each in found])
     since = np.concatenate([each.completed.astype(np.int64) - SHIFTED for each in found])
-    # Fewer residents than these say little of an estimator.
+    # Fewer residents than these say little about an estimator.
     many = np.concatenate([each.residents for each in found]) >= 20
     rows = []
     for first, last in [(-500, 0), *pairwise(AFTER)]:

@@ -1,4 +1,4 @@
-"""Runs a program under callgrind, and reads the counts it writes: by function, by source file, in all."""
+"""Runs a program under callgrind, and reads the counts it writes: by function, by source file, and in total."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options, its claims, its table, and the JSON line at the end."""
+"""What all benchmarks share: their options, claims, table, and the JSON line at the end."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 """The repository."""
+
+DATA = ROOT / "docs" / "data"
+"""The tables of the documentation, one CSV a benchmark."""
 
 TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 """The folder of recorded traces, which are not part of the repository."""
@@ -50,17 +53,18 @@ class Claim:
 
 @dataclass
 class Bench:
-    """A benchmark under way; collects claims and rows, prints them at the end."""
+    """A benchmark under way; collects claims and rows, prints them at the end, in the data file of its variant."""
 
     name: str
     options: argparse.Namespace
     claims: list[Claim] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     gpu: str = ""
+    variant: str = ""
 
     def claim(self, name: str, value: float, unit: str, goal: str = "") -> None:
         """Record a claim."""
-        # numpy's numbers and truth values are no JSON.
+        # numpy's numbers and booleans are not JSON.
         self.claims.append(Claim(name, float(value), unit, goal))
 
     def header(self) -> list[str]:
@@ -72,10 +76,12 @@ class Bench:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.header(), restval="")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in self.rows)
 
     def finish(self) -> None:
-        """Print the table, the claims, and with --json the object that machines read."""
+        """Print the table, the claims, and with --json the object that machines read; with --data write the table."""
+        if self.options.data:
+            self.write(DATA / f"{'-'.join(filter(None, [self.name, self.variant])).replace('_', '-')}.csv")
         if self.rows:
             header = self.header()
             print(table(header, [[row.get(key, "") for key in header] for row in self.rows]))
@@ -95,14 +101,20 @@ class Bench:
 def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
     """Read the options that all benchmarks have, and those of `extra` (flag name without dashes to add_argument's).
 
-    `positional` in `extra` is no flag but the arguments without one.
+    `positional` in `extra` describes the arguments without a flag.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the same measurement at a size that fits in a minute")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on a line")
+    parser.add_argument(
+        "--data", action="store_true", help=f"write the table to docs/data/{name.replace('_', '-')}.csv"
+    )
     for flag, keywords in extra.items():
         parser.add_argument(flag if flag == "positional" else f"--{flag.replace('_', '-')}", **keywords)
-    return Bench(name, parser.parse_args())
+    options = parser.parse_args()
+    if options.data and options.quick:
+        parser.error("--data: the documentation has the full size, without --quick")
+    return Bench(name, options)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -117,6 +129,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table for the documents."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else value
 
 
 def machine() -> str:

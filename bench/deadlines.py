@@ -1,10 +1,9 @@
 """Late requests in an overload with a target for the first token, and a flood beside a steady tenant.
 
-Goodput is the share of the requests OFFERED whose first token comes within 2 s and whose tokens follow at 0.1 s in the
-mean, on the panel's GPU, at a load relative to the bound that no schedule exceeds. The oracle knows every length before
-it comes, refuses the requests whose work is largest (KV tokens times iterations, beside their prompts at what a token
-costs) up to the share that suits it best, and serves the others with `clairvoyant`: the best of a grid of shares,
-orders and token budgets, chosen with hindsight in each cell. The bound is `wait_core.planning.goodput_bound`. A tenant
+Goodput is the share of the requests OFFERED whose first token comes within 2 s and whose tokens follow at 0.1 s on
+average, on the panel's GPU, at a load relative to the bound that no schedule exceeds. The oracle knows every length in
+advance, refuses the requests whose work is largest (KV tokens times iterations, plus their prompts at the cost of a
+token) up to the share that suits it best, and serves the others with `clairvoyant`: the best of a grid of shares,
 alone at its share has a GPU of half the speed to itself, the reference of fair queueing; beside that, half of the
 memory and slots at full speed, which serves half as much where memory binds.
 """

@@ -116,7 +116,7 @@ def beside_vllm(bench: Bench, running: int, waiting: int, steps: int) -> None:
     from in_process import Driver, Setup  # noqa: PLC0415 - imports vLLM
 
     class Both(Engine):
-        """An engine that lets vLLM's scheduler have what happens to it."""
+        """An engine that passes everything that happens to it on to vLLM's scheduler."""
 
         def __init__(self) -> None:
             super().__init__("adaptive", running)
@@ -172,7 +172,7 @@ def main() -> None:
             waiting_us, running_us = np.median([abort_us(case) for _ in range(3)], axis=0)
             bench.claim(f"10,000 aborts of the waiting: one, {case}", float(waiting_us), "us", "<= 1")
             bench.claim(f"10,000 aborts of the running: one, {case}", float(running_us), "us", "<= 1")
-    # A floor: whatever else the machine does can only add to it.
+    # A floor: other load on the machine can only add to it.
     bench.claim("empty call across the border, least of 20", min(floor_us() for _ in range(20)), "us")
     if importlib.util.find_spec("vllm"):
         for running, waiting in BESIDE.items():

@@ -1,10 +1,10 @@
-"""What refusing buys an engine that is offered more than it carries: in time, late and refused, by where it is refused.
+"""What refusing requests gains for an overloaded engine: in time, late and refused, by where they are refused.
 
     python bench/door.py
 
 The core plans for a made-up engine (64 seats, 32,000 tokens of KV, a linear law) on a clock of its own; arrivals are
 Poisson, outputs lognormal, and the target for the first token is 2 s. "door" is what AdmissionMiddleware does with
-fresh figures: no request enters that is expected to wait longer than a share of the target.
+fresh figures: a request whose predicted wait is longer than a share of the target is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from wait_core import DeadlineError, Scheduler
 
 TARGET_S = 2.0
-CARRIED = 28.0  # requests a second that this engine serves to the end
+CARRIED = 28.0  # requests a second that this engine completes
 REQUESTS = 3000
 
 

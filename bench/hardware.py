@@ -47,13 +47,13 @@ SHIPPED = (
     ("h200_sxm", "openai/gpt-oss-120b", 1),
     ("b200_sxm", "openai/gpt-oss-120b", 1),
 )
-"""What is often asked for: an 8B, a 32B, a 70B and an MoE model, on the fewest GPUs that leave room for KV."""
+"""Common requests: an 8B, a 32B, a 70B and an MoE model, on the fewest GPUs that leave room for KV."""
 LLAMA_2_7B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096,
     "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000,
     "max_position_embeddings": 4096, "torch_dtype": "float16", "hidden_act": "silu", "rms_norm_eps": 1e-5,
 }  # fmt: skip
-"""The model of the law that wait-core has had first, fitted to Vidur's profile; the package has no name for it."""
+"""The model of wait-core's first law, fitted to Vidur's profile; the package has no name for it."""
 
 
 def make_laws() -> None:
@@ -66,7 +66,7 @@ def make_laws() -> None:
         for gpu, model, size in SHIPPED:
             made = hardware.engine(gpu, model, tensor_parallel_size=size)
             (DATA / f"{made.name}.json").write_text(made.to_json() + "\n", encoding="utf-8")
-            print(f"{made.name}: {made.kv_blocks:,} blocks, {len(made.law['steps'])} stairs")
+            print(f"{made.name}: {made.kv_blocks:,} blocks, {len(made.iteration_time['steps'])} stairs")
 
 
 def stairs(each: Deployment) -> list[list[str]]:
@@ -74,7 +74,7 @@ def stairs(each: Deployment) -> list[list[str]]:
 
     The last column is what ending there is worth: time per token one token past the end over that at the end.
     """
-    steps = each.law["steps"]
+    steps = each.iteration_time["steps"]
     rows = []
     for step, following in pairwise(steps):
         end = step["up_to"]
@@ -87,7 +87,7 @@ def stairs(each: Deployment) -> list[list[str]]:
 
 
 def fits(bench: Bench) -> list[list[str]]:
-    """One row a shipped deployment: how well its law tells queries that it was not fitted to."""
+    """One row a shipped deployment: how well its law predicts queries that it was not fitted to."""
     rows = []
     for each in hardware.shipped().values():
         bench.claim(
@@ -97,7 +97,7 @@ def fits(bench: Bench) -> list[list[str]]:
             f"{each.name}: largest 95 % of a region", 100 * max(r.p95_error for r in each.accuracy), "%", "<= 10"
         )
         errors = [f"{r.median_error:.1%} / {r.p95_error:.1%} / {r.largest_error:.0%}" for r in each.accuracy]
-        rows.append([each.name, str(len(each.law["steps"])), *errors])
+        rows.append([each.name, str(len(each.iteration_time["steps"])), *errors])
     return rows
 
 
@@ -158,7 +158,9 @@ def host() -> list[list[str]]:
     rows = []
     for row in PUBLISHED["tpot"]:
         each = hardware.engine(row["gpu"], row["model"], tensor_parallel_size=row["tp"], host_s=0.0)
-        kernels = 1e3 * iteration_seconds(each.law, decodes=row["decodes"], decode_kv=row["decodes"] * row["context"])
+        kernels = 1e3 * iteration_seconds(
+            each.iteration_time, decodes=row["decodes"], decode_kv=row["decodes"] * row["context"]
+        )
         name = f"{row['tp']} x {row['gpu']}, {row['model'].rpartition('/')[2]}"
         rows.append(
             [name, str(row["decodes"]), row["ran"], f"{row['ms']:.2f}", f"{kernels:.2f}", f"{row['ms'] - kernels:.2f}"]
@@ -175,11 +177,13 @@ def beside_vidur(bench: Bench) -> list[list[str]]:
         each = hardware.engine("a100_sxm", str(file), host_s=0.0)
     ratios: dict[str, list[float]] = {}
     for query in law.grid(kv_tokens=118_784, seats=256, budget=2048, longest=4096):
-        ratio = iteration_seconds(each.law, **query.shape) / iteration_seconds({"law": "a100"}, **query.shape)
+        ratio = iteration_seconds(each.iteration_time, **query.shape) / iteration_seconds(
+            {"law": "a100"}, **query.shape
+        )
         ratios.setdefault(query.region, []).append(ratio)
     few = law.Query(decodes=1, context=300), law.Query(prompts=1, tokens=2048)
     for name, query in zip(("a decode that reads 300 tokens", "a prompt of 2,048 tokens"), few, strict=True):
-        for whose, found_law in (("here", each.law), ("by Vidur's profile", {"law": "a100"})):
+        for whose, found_law in (("here", each.iteration_time), ("by Vidur's profile", {"law": "a100"})):
             took = 1e3 * iteration_seconds(found_law, **query.shape)
             bench.claim(f"Llama-2-7B on an A100, {name}, {whose}", took, "ms")
     bench.claim("Llama-2-7B on an A100: KV blocks (vLLM in 2023: 7,351, pull request 2031)", each.kv_blocks, "")

@@ -3,7 +3,7 @@
 Counts two runs of `rust/core/examples/step.rs` that differ in their number of iterations only, and subtracts. In each
 iteration one request finishes, one is admitted and one arrives, at whatever stages the residents stand. With
 --check the counts are compared with bench/instructions.json, and a cell that grew by more than the tolerance is an
-error; --update writes that file. --profile tells where the instructions of an iteration go.
+error; --update writes that file. --profile shows where the instructions of an iteration go.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = ROOT / "bench" / "instructions.json"
 TOLERANCE = 0.05
-# `adaptive` brings its curves up to date every 64 iterations: that is counted with the share it has.
+# `adaptive` updates its curves every 64 iterations: that is counted in proportion.
 ITERATIONS = (128, 320)
 CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, steps timed")
 FULL = CASES[-2:]
@@ -36,7 +36,7 @@ MOST_GROWTH = 0.2
 GROUPS = ("vllm", "adaptive")
 """Policies that are counted with three groups of the KV cache too."""
 MOST_OF_GROUPS = 8_192
-"""Most that run there: more would need more blocks than a scheduler takes."""
+"""Most that run there: more would need more blocks than a scheduler accepts."""
 RUNNING = (16, 256, 1_024, 8_192, 65_536)
 WAITING = (0, 1_000, 100_000, 1_000_000)
 # Stages over which the example's residents spread, if there are as many.
@@ -63,7 +63,7 @@ def per_iteration(binary: Path, case: str, running: int, waiting: int) -> float:
 
 
 def where(bench: Bench, binary: Path, case: str, running: int, waiting: int) -> None:
-    """Tell where the instructions of one iteration go: by function, callees included, and by source file."""
+    """Show where the instructions of one iteration go: by function, callees included, and by source file."""
     few, many = (run(binary, case, running, waiting, iterations) for iterations in ITERATIONS)
     spent: Counter[str] = Counter()
     for name, end in many.functions.items():
@@ -96,7 +96,7 @@ def main() -> None:
         "Instructions per iteration of the core, by callgrind.",
         check={"action": "store_true", "help": f"fail where a count exceeds the baseline by {100 * TOLERANCE:.0f} %%"},
         update={"action": "store_true", "help": "write the baseline"},
-        profile={"action": "store_true", "help": "tell where the instructions of an iteration go"},
+        profile={"action": "store_true", "help": "show where the instructions of an iteration go"},
     )
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed (Debian: apt-get install valgrind)")
@@ -123,9 +123,10 @@ def main() -> None:
             )
         bench.finish()
         if not all(claim.holds for claim in bench.claims):
-            sys.exit("a count exceeds its baseline: mend it, or run bench/instructions.py --update and say why")
+            sys.exit("a count exceeds its baseline: fix it, or run bench/instructions.py --update and explain why")
         return
     running, waiting = (RUNNING[:3], WAITING[:2]) if bench.options.quick else (RUNNING, WAITING)
+    rows: dict[tuple[int, int], dict[str, int]] = {}
     for case in CASES:
         # With memory full, the more run the fewer are admitted for one that ends: counted at one size only.
         sizes = (256,) if case in FULL else running
@@ -133,8 +134,8 @@ def main() -> None:
         by_waiting = [per_iteration(binary, case, 256, size) for size in waiting]
         cells = [(size, 1_000, cost) for size, cost in zip(sizes, by_running, strict=True)]
         cells += [(256, size, cost) for size, cost in zip(waiting, by_waiting, strict=True)]
-        for seats, line, cost in cells:
-            bench.rows.append({"case": case, "running": seats, "waiting": line, "instructions": cost})
+        for seats, queue, cost in cells:
+            rows.setdefault((seats, queue), {"running": seats, "waiting": queue})[case] = round(cost)
         if len(sizes) > 1:
             bench.claim(f"exponent in running, {case}", exponent(list(sizes), by_running), "", f"<= {MOST_GROWTH}")
             # Up to here as many pass a stage in an iteration whatever runs; beyond, it grows with what runs.
@@ -143,6 +144,7 @@ def main() -> None:
             bench.claim(f"exponent in running up to {SPREAD:,}, {case}", growth, "", f"<= {MOST_GROWTH}")
         growth = exponent([max(size, 1) for size in waiting], by_waiting)
         bench.claim(f"exponent in waiting, {case}", growth, "", "<= 0.05")
+    bench.rows = list(rows.values())
     for policy in GROUPS:
         for size in (size for size in running[1:] if size <= MOST_OF_GROUPS):
             several = per_iteration(binary, f"{policy}, three groups", size, 1_000)

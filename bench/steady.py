@@ -1,4 +1,4 @@
-"""An engine in steady state, called from Python: requests come, run and go, and a line waits behind them."""
+"""An engine in steady state, called from Python: requests come, run and leave, with a queue behind them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_TOKENS = 16_000
 PROMPT = 512
 BOUNDARIES = (OUTPUT // 4, OUTPUT, MAX_TOKENS)
 MARGIN = 0.05
-"""By how much the thresholds exceed the rate at which requests come to them, as those that are planned do."""
+"""By how much the thresholds exceed the rate at which requests reach them, as planned thresholds do."""
 ITERATION_NS = 30_000_000
 
 
@@ -66,7 +66,7 @@ class Engine:
         self.add(waiting)
 
     def limit_memory(self) -> None:
-        """Give `adaptive` the memory that its forecast says it needs now, or half way from there to what is certain."""
+        """Give `adaptive` the memory that its forecast needs now, or half way from there to what is certain."""
         if not self.case.startswith("adaptive"):
             return
         self.iterate([self.running.pop()])

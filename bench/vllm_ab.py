@@ -160,8 +160,8 @@ class Bed:
             sys.exit(f"vllm bench serve failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}\n{server.log.read_text()}")
         answer: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         if answer["completed"] != count:
-            told = f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{server.log.read_text()[-4000:]}"
-            sys.exit(f"{answer['completed']} of {count} requests finished:\n{told}")
+            output = f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{server.log.read_text()[-4000:]}"
+            sys.exit(f"{answer['completed']} of {count} requests finished:\n{output}")
         for key in ("generated_texts", "start_times", "ttfts", "itls", "errors"):
             answer.pop(key, None)
         counted = {name: value - before.get(name, 0.0) for name, value in server.samples().items()}
@@ -264,7 +264,7 @@ class Runs:
             finally:
                 bed.stop()
             print(f"law: {fitted.iterations} steps, median error {fitted.median_error:.1%}", file=sys.stderr)
-            self.law_file.write_text(json.dumps(fitted.law), encoding="utf-8")
+            self.law_file.write_text(json.dumps(fitted.iteration_time), encoding="utf-8")
         law: dict[str, Any] = json.loads(self.law_file.read_text(encoding="utf-8"))
         return law
 
@@ -280,9 +280,9 @@ class Runs:
                 self.made[name, arm, number] = answer
                 with self.file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps([name, arm, number, answer]) + "\n")
-                told = {key: answer[key] for key in ("duration", "output_throughput", "p99_ttft_ms", "p99_itl_ms")}
-                told = {key: round(value, 2) for key, value in told.items()}
-                print(time.strftime("%H:%M:%S"), name, arm, number, told, answer["preemptions"], file=sys.stderr)
+                shown = {key: answer[key] for key in ("duration", "output_throughput", "p99_ttft_ms", "p99_itl_ms")}
+                shown = {key: round(value, 2) for key, value in shown.items()}
+                print(time.strftime("%H:%M:%S"), name, arm, number, shown, answer["preemptions"], file=sys.stderr)
         finally:
             bed.stop()
 
@@ -358,7 +358,7 @@ def main() -> None:
     settings = FIXED["settings"][options.settings]
     cells = options.cells or list(settings["cells"])[: 1 if options.quick else None]
     rounds = options.rounds or (2 if options.quick else settings["rounds"])
-    bench.gpu = gpu()
+    bench.gpu, bench.variant = gpu(), options.settings
     print(f"{options.settings}: {bench.gpu or 'no GPU'}")
     runs = Runs(options.settings, quick=options.quick)
     runs.complete(cells, options.arms, rounds, pinned=options.pin)

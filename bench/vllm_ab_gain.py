@@ -1,8 +1,8 @@
-"""What there is to gain in the memory-bound cells of bench/vllm_ab.py: the simulator under the engine's own law.
+"""The possible gain in the memory-bound cells of bench/vllm_ab.py: the simulator under the engine's own law.
 
 A law is calibrated on the live server of the settings (stock decisions, round 1 of every cell); then the requests of
 all rounds are simulated under it: the arms, ours with lengths known, and the clairvoyant, which sees all lengths and
-never preempts. The rounds of a cell follow each other, so that what one teaches the next knows, as on the server; in
+never preempts. The rounds of a cell follow each other, so that what was learned carries over, as on the server; in
 `ours, just started` each round is the first. Free of the machine's noise, and only as true as the law. The text model
 chooses its lengths itself: those of bench/vllm_ab.py's rounds are simulated; without these all rounds are served first.
 
@@ -67,14 +67,16 @@ def simulated(bed: Bed, rounds: list[tuple[list[int], list[int]]], law: Any, arm
         "max_model_len": serve["max-model-len"],
     }
     # The engine runs `adaptive` without a law, so its token budget stays vLLM's.
-    report = simulate(requests=requests, iteration_time=law, law="hidden", **sizes, **SIMULATED[arm])
+    report = simulate(
+        requests=requests, iteration_time=law, iteration_time_knowledge="hidden", **sizes, **SIMULATED[arm]
+    )
     ends = np.cumsum([len(prompts) for prompts, _ in rounds])
     spans = [float(part.max()) for part in np.split(np.asarray(report.e2el_s), ends[:-1])]
     return spans, int(report.summary()["preemptions"])
 
 
 def known(bench: Bench, bed: Bed, rounds: int) -> tuple[Any, Lengths]:
-    """Return the engine's law, and the lengths that only serving tells: as kept, or from the live server."""
+    """Return the engine's law, and the lengths that only serving reveals: as kept, or from the live server."""
     file = None if bench.options.keep is None else Path(bench.options.keep)
     if file is not None and file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -92,9 +94,12 @@ def known(bench: Bench, bed: Bed, rounds: int) -> tuple[Any, Lengths]:
     bench.claim("relative error of a step, median", fitted.median_error, "")
     served = {key: lengths.get(key) or served[key] for key in wanted}
     if file is not None:
-        kept = {"law": fitted.law, "served": [[name, number, pair] for (name, number), pair in served.items()]}
+        kept = {
+            "law": fitted.iteration_time,
+            "served": [[name, number, pair] for (name, number), pair in served.items()],
+        }
         file.write_text(json.dumps(kept), encoding="utf-8")
-    return fitted.law, served
+    return fitted.iteration_time, served
 
 
 def main() -> None:
@@ -107,6 +112,7 @@ def main() -> None:
         markdown={"action": "store_true", "help": "print the table of docs/vllm-ab.md as well"},
     )
     options = bench.options
+    bench.variant = options.settings
     with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
         bed = Bed(options.settings, Path(folder))
         count = 2 if options.quick else bed.settings["rounds"]

@@ -174,7 +174,7 @@ def report(folder: Path, shipped: list[str]) -> str:
             rows.append([cell, *(f"{sum(column)} of {len(column)}" for column in zip(*answers, strict=True))])
         parts.append(markdown(["cell", *names], rows))
     if (folder / "steps-held-out.jsonl").exists():
-        fitted = calibration.fit(step_log.load([folder / "steps-fitted.jsonl"])).law
+        fitted = calibration.fit(step_log.load([folder / "steps-fitted.jsonl"])).iteration_time
         named = {Path(name).name.removesuffix(".json"): iteration_time(name) for name in shipped}
         parts.append(laws(kept, {"fitted": fitted} | named))
         parts.append(simulated(kept, {"fitted": fitted} | named))

@@ -1,7 +1,7 @@
 """What the adapter adds to vLLM's own scheduler: `schedule()` and `update_from_output()`, ours against stock.
 
 Both schedulers live in this process, with made-up tokens, and take turns step by step, so that whatever else the
-machine does meets both; what is counted is CPU time. Every row is steady decode: all running requests decode, none
+machine does affects both; CPU time is counted. Every row is steady decode: all running requests decode, none
 finishes; blocks of 16 tokens, prompts of 512 to 527 so that every step fills some block whatever the policy, prefix
 caching on, one step scheduled ahead. Times are medians in microseconds.
 

@@ -24,7 +24,7 @@ def main() -> None:
     while len(scheduler):
         plan = scheduler.plan()
         iterations += 1
-        # 1. Do what the plan says: evict, admit, compute the prefill chunks, decode all that is not paused.
+        # 1. Do what the plan says: preempt, admit, compute the prefill chunks, decode everything that is not paused.
         running -= set(plan.preempted)
         running |= {request for request, _ in plan.prefill}
         # 2. Report only what the plan could not know: here, the requests that have completed.

@@ -1,8 +1,8 @@
-"""Name the repository in the metadata of a release: run in a checkout that is built and then thrown away.
+"""Set the repository in the metadata of a release: run in a checkout that is built and then thrown away.
 
     python scripts/absolute_links.py https://github.com/OWNER/NAME v1.2.3
 
-The page on PyPI shows README.md, where a relative link leads nowhere: each is made to lead to the tag. The addresses of
+The page on PyPI shows README.md, where relative links are broken: each is made to point to the tag. The addresses of
 the project go to pyproject.toml. Neither is kept in the repository, which does not know where it is hosted.
 """
 

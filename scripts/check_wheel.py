@@ -26,7 +26,7 @@ PARTS = (
     r".*/sboms/.*\.json",
     r".*/LICENSE",
 )
-"""What a wheel has one of."""
+"""Files of which a wheel has exactly one."""
 FOLDERS = re.compile(rb"/(?:root|home|Users|tmp|work|github)/[\w./-]*")
 RELATIVE_LINK = re.compile(r"\]\((?![a-z]+:|#)[^)\s]+\)")
 

@@ -4,7 +4,7 @@
     python scripts/settings.py --check    # say which are out of date, and end with 1
 
 Written are the JSON schemas of settings files (of the core, of the vLLM adapter), the types of the keyword arguments,
-the text of `help(Scheduler)`, and docs/settings.md. Defaults are asked of the core itself.
+the text of `help(Scheduler)`, and docs/settings.md. Defaults are read from the core itself.
 """
 
 from __future__ import annotations
@@ -73,16 +73,14 @@ def described(item: Item) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        Where its doc comment has not the form that `Config` states.
+        If its doc comment does not have the form that `Config` states.
 
     """
     parts = re.fullmatch(
         r"(?P<meaning>.*) \((?P<absent>[^()]*(?:\([^()]*\)[^()]*)*)\)\.(?: \[(?P<facts>[^\]]*)\])?", item.doc
     )
     if parts is None:
-        raise ValueError(
-            f"{item.name}: {item.doc!r} is not: meaning (what holds where it is absent). [range; policies]"
-        )
+        raise ValueError(f"{item.name}: {item.doc!r} is not of the form: meaning (default). [range; policies]")
     made: dict[str, Any] = {"description": f"{parts['meaning']}.".replace("`", ""), **typed(item.kind)}
     made["x-absent"] = parts["absent"].replace("`", "")
     for fact in filter(None, (parts["facts"] or "").split("; ")):
@@ -181,7 +179,7 @@ def kv_group() -> dict[str, Any]:
 
 @cache
 def tag(kind: str) -> tuple[str, ...]:
-    """Return the key that tells the variants of an enum apart, where they hold fields."""
+    """Return the key that distinguishes the variants of an enum, if they hold fields."""
     for path in sorted(CORE.rglob("*.rs")):
         if found := re.search(rf'#\[serde\(tag = "(\w+)"[^\n]*\npub enum {kind} {{', path.read_text(encoding="utf-8")):
             return (found[1],)
@@ -294,7 +292,7 @@ def docstring(core: dict[str, Any]) -> str:
         lines.append(f"{name} : {facts(each)}")
         lines += textwrap.wrap(each["description"], 108, initial_indent="    ", subsequent_indent="    ")
         if "x-policies" in each:
-            lines.append(f"    Heeded by {', '.join(each['x-policies'])}.")
+            lines.append(f"    Used by {', '.join(each['x-policies'])}.")
     return "\n".join(lines) + "\n"
 
 
@@ -318,13 +316,13 @@ def document(core: dict[str, Any]) -> str:
         "Keyword arguments of `wait_core.Scheduler` and `wait_core.simulate`, `--set NAME=VALUE` of a command,",
         "and keys of a `--config` file.",
         "",
-        "| name | type | range, unit | where absent | heeded by | meaning |",
+        "| name | type | range, unit | where absent | used by | meaning |",
         "|---|---|---|---|---|---|",
     ]
     for name, each in core["properties"].items():
         within = " ".join(filter(None, (each.get("x-range"), each.get("x-unit"))))
-        heeded = ", ".join(each.get("x-policies", ["all"]))
-        cells = (f"`{name}`", each["x-type"], within, each["x-absent"], heeded, each["description"])
+        used_by = ", ".join(each.get("x-policies", ["all"]))
+        cells = (f"`{name}`", each["x-type"], within, each["x-absent"], used_by, each["description"])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     for name, each in core["properties"].items():
         inner = each.get("items", each)

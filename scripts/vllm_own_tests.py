@@ -35,7 +35,7 @@ ARM, OUTCOMES = "WAIT_CORE_OWN_TESTS", "WAIT_CORE_OWN_TESTS_OUTCOMES"
 """In the environment of a run: what schedules, and where its outcomes go."""
 
 BUILDS_WITH = ("setuptools", "setuptools-rust", "setuptools-scm", "grpcio-tools", "cmake", "ninja", "jinja2", "wheel")
-"""What pip needs to look at the source distribution: it asks it for its metadata before it keeps it."""
+"""What pip needs to handle the source distribution: it asks for its metadata before keeping it."""
 
 MODELS: dict[str, dict[str, Any]] = {
     "facebook/opt-125m": {
@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "torch_dtype": "float16",
     }
 }
-"""Models that the tests name; a folder of that name below the working directory stands for the one on the hub."""
+"""Models that the tests name; a folder of that name below the working directory replaces the one on the hub."""
 
 
 def fetch(version: str, folder: Path) -> Path:
@@ -66,7 +66,7 @@ def fetch(version: str, folder: Path) -> Path:
     venv.create(builder, with_pip=True, clear=True)
     pip = [str(builder / "bin" / "python"), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", *BUILDS_WITH], check=True)
-    # vLLM's setup imports torch, which is where this program runs.
+    # vLLM's setup imports torch, which is installed where this program runs.
     site = subprocess.run(
         [pip[0], "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
         capture_output=True,
@@ -127,7 +127,7 @@ def covers(entry: str, test: str) -> bool:
 
 
 def judge(arm: str, stock: dict[str, str], ours: dict[str, str], groups: list[dict[str, Any]]) -> list[str]:
-    """Return what is wrong: tests lost without a reason, and reasons without a test."""
+    """Return what is wrong: tests lost without a reason, and reasons without a lost test."""
     lost = {test for test, outcome in stock.items() if outcome == "passed" and ours.get(test) != "passed"}
     listed = [entry for group in groups if arm in group["policies"] for entry in group["tests"]]
     wrong = [

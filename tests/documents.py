@@ -3,7 +3,7 @@
 A block runs where the tests run, unless a comment on the line before it says otherwise:
 
     <!-- run by FILE -->        each line is in .ci/run, or FILE is the test of this page
-    <!-- not run: REASON -->    it needs what a test has not; its commands must exist all the same
+    <!-- not run: REASON -->    a test lacks what it needs; its commands must still exist
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Refusing at the door, and the routes that routers poll: an ASGI application, without a server and without vLLM."""
+"""Refusing requests at the door, and the routes that routers poll: an ASGI application, without a server or
+vLLM."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ SECOND = 1_000_000_000
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    """Return what an overloaded engine reports: 20 wait, one goes a second."""
+    """Return what an overloaded engine reports: 20 wait, one leaves per second."""
     full = {"running": 8, "waiting": 20, "seats": 8, "waiting_tokens": 2000, "used": 900, "capacity": 1000}
     return full | {"wait_ns": 20 * SECOND, "gap_ns": SECOND, "bounds": {"ttft_target": 5.0}} | changes
 
@@ -28,7 +29,7 @@ class Clock:
 
 
 class Served:
-    """Stands for vLLM's application: reads the body, and streams an answer."""
+    """A fake of vLLM's application: reads the body, and streams an answer."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -190,7 +191,7 @@ def test_it_counts_what_it_has_let_in_until_the_next_report() -> None:
     assert door.get("/get_load") == {"load": 12}
     open_requests[0]()
     assert door.status() == 200
-    assert door.get("/get_load") == {"load": 11}, "what is answered is not counted"
+    assert door.get("/get_load") == {"load": 11}, "answered requests are not counted"
     for _ in range(5):
         door.loads.let_in()
     assert door.status() == 503
@@ -208,7 +209,7 @@ def test_what_finds_a_seat_does_not_wait() -> None:
 
 
 def test_a_report_loses_its_force_with_time() -> None:
-    """A server that refuses everything hears nothing more of the engine: it must not do so for ever."""
+    """A server that refuses everything receives no more reports of the engine: it must not refuse forever."""
     door = Door(report())
     assert door.status() == 503
     door.clock.now_ns += 14 * SECOND

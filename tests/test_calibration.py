@@ -1,4 +1,4 @@
-"""`wait-core calibrate`: laws that are known are found again from noisy measurements."""
+"""`wait-core calibrate`: known laws are recovered from noisy measurements."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MEASURED = {
 
 
 def shape(draw: random.Random) -> dict[str, Any]:
-    """Draw an iteration as a busy engine has them: most decode alone, some take in chunks as well."""
+    """Draw an iteration of a busy engine: most decode alone, some also compute chunks."""
     decodes = draw.randint(0, 250)
     chunks = []
     if decodes == 0 or draw.random() < 0.4:
@@ -49,7 +49,7 @@ def shape(draw: random.Random) -> dict[str, Any]:
 
 
 def write(path: Path, law: dict[str, Any], *, count: int, noise: float, stalls: float = 0.0) -> Path:
-    """Write the log of an engine that follows `law` up to noise, with stalls of a second now and then."""
+    """Write the log of an engine that follows `law` up to noise, with occasional stalls of a second."""
     draw = random.Random(5)
     lines: list[dict[str, Any]] = [{"format": FORMAT, "version": VERSION}]
     for _ in range(count):
@@ -87,8 +87,8 @@ def worst(found: dict[str, Any], true: dict[str, Any], seed: int = 99) -> tuple[
 @pytest.mark.parametrize("law", [MEASURED, LINEAR, A100], ids=["measured", "linear", "a100"])
 def test_a_known_law_is_found_again(tmp_path: Path, law: dict[str, Any]) -> None:
     found = fit(load([write(tmp_path / "steps.jsonl", law, count=6000, noise=0.05)]))
-    mean, largest = worst(found.law, law)
-    # The A100's stairs are more than are looked for, and rounded to 8 tokens.
+    mean, largest = worst(found.iteration_time, law)
+    # The A100 has more stairs than are searched for, and rounded to 8 tokens.
     assert mean < (0.02 if law is A100 else 0.006)
     assert largest < (0.15 if law is A100 else 0.03)
     assert abs(found.total_error) < 0.005
@@ -99,7 +99,7 @@ def test_a_known_law_is_found_again(tmp_path: Path, law: dict[str, Any]) -> None
 def test_a_known_law_is_found_where_launching_prefill_delays_the_end_of_a_decode_iteration(tmp_path: Path) -> None:
     log = write(tmp_path / "steps.jsonl", MEASURED, count=6000, noise=0.02)
     found = fit(load([measured_ahead(log)]))
-    mean, largest = worst(found.law, MEASURED)
+    mean, largest = worst(found.iteration_time, MEASURED)
     assert mean < 0.01
     assert largest < 0.05
     assert abs(found.total_error) < 0.005
@@ -108,16 +108,16 @@ def test_a_known_law_is_found_where_launching_prefill_delays_the_end_of_a_decode
 
 def test_stairs_are_where_they_are(tmp_path: Path) -> None:
     found = fit(load([write(tmp_path / "steps.jsonl", MEASURED, count=6000, noise=0.02)]))
-    assert [step["up_to"] for step in found.law["steps"][:-1]] == [64, 256]
-    attention = found.law["attention"]
+    assert [step["up_to"] for step in found.iteration_time["steps"][:-1]] == [64, 256]
+    attention = found.iteration_time["attention"]
     assert attention["per_decode_kv_ns"] == pytest.approx(270.0, rel=0.02)
     assert min(attention["per_decode_ns"], attention["per_prefill_token_ns"]) == 0
 
 
 def test_the_papers_law(tmp_path: Path) -> None:
     found = fit(load([write(tmp_path / "steps.jsonl", LINEAR, count=2000, noise=0.05)]), "linear")
-    assert found.law["d0"] == pytest.approx(LINEAR["d0"], rel=0.01)
-    assert found.law["d1"] == pytest.approx(LINEAR["d1"], rel=0.01)
+    assert found.iteration_time["d0"] == pytest.approx(LINEAR["d0"], rel=0.01)
+    assert found.iteration_time["d1"] == pytest.approx(LINEAR["d1"], rel=0.01)
 
 
 def test_stalls_are_left_out_and_said(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_stalls_are_left_out_and_said(tmp_path: Path) -> None:
     assert clean.outliers == 0
     assert 20 <= stalled.outliers <= 60
     assert stalled.outlier_time > 0.1
-    assert stalled.total_error < -0.1  # these stalls are a part of the time, and none of the law's
-    assert worst(stalled.law, MEASURED)[0] < 0.008
+    assert stalled.total_error < -0.1  # these stalls are part of the time, but not of the law
+    assert worst(stalled.iteration_time, MEASURED)[0] < 0.008
 
 
 def test_the_law_goes_into_the_simulator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,8 +138,8 @@ def test_the_law_goes_into_the_simulator(tmp_path: Path, capsys: pytest.CaptureF
     assert "4,000 iterations" in said
     assert "measured" in said
     assert "linear" in said
-    assert main(["calibrate", str(log), "--json", "--law", "linear"]) == 0
-    assert json.loads(capsys.readouterr().out)["law"]["law"] == "linear"
+    assert main(["calibrate", str(log), "--json", "--form", "linear"]) == 0
+    assert json.loads(capsys.readouterr().out)["iteration_time"]["law"] == "linear"
     workload: dict[str, Any] = {"dataset_name": "chat", "request_rate": 5, "num_prompts": 300, "kv_blocks": 4000}
     mine, true = (
         simulate(**workload, iteration_time=which).summary()["mean_e2el_ms"] for which in (str(law), MEASURED)
@@ -224,5 +224,5 @@ def test_an_unfinished_line_and_a_full_log_are_read(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"stop":"size"}\n{"ns": 12')
     assert len(load([path])) == FEWEST
-    with pytest.raises(WaitCoreError, match="law = 'table'"):
+    with pytest.raises(WaitCoreError, match="form = 'table'"):
         fit(load([path]), "table")

@@ -90,7 +90,7 @@ def test_the_first_decision_that_differs_is_named(tmp_path: Path, capsys: pytest
 
 
 def test_what_was_restored_is_restored_in_the_replay(tmp_path: Path) -> None:
-    # With a probability to be kept, what is known of the lengths decides how many enter.
+    # With a stated probability, what is known of the lengths decides how many enter.
     settings = SETTINGS | {"overflow_probability": 0.02}
     teacher = Scheduler("adaptive", **settings)
     for number in range(40):

@@ -1,4 +1,5 @@
-"""Requests to many replicas: what is read of them, what replicas report, and where they go; no host is needed."""
+"""Routing to many replicas: what is read of a request, what replicas report, and where requests go; without a
+host."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ ASKED = Asked(100, 50)
 
 
 def said(load: dict[str, Any], at_ns: int = 0, **replica: Any) -> dict[str, Any]:
-    """Return what a replica says, as it arrives: through JSON or a pickle."""
+    """Return what a replica reports, as it arrives: through JSON or a pickle."""
     report = {"replica": REPLICA | replica, "longest": 4096, "load": load, "at_ns": at_ns}
     return dict(json.loads(json.dumps(report)))
 
@@ -63,7 +64,7 @@ def test_prompts_share_what_they_begin_with() -> None:
     assert first.block_hashes[3] != second.block_hashes[3]
     later = read(SimpleNamespace(prompt=[1] * 16 + [7] * 48))
     assert later is not None
-    assert not set(later.block_hashes) & set(first.block_hashes), "a block counts with all that is before it"
+    assert not set(later.block_hashes) & set(first.block_hashes), "a block is hashed with everything before it"
 
 
 def test_chats_parts_and_several_prompts() -> None:
@@ -100,7 +101,7 @@ def test_reports_change_seldom_and_say_when_they_were_true() -> None:
     # A token more a request moves no rounded figure; a request more does.
     nearly = figures | {"load": load | {"kv_tokens": load["kv_tokens"] + 1}}
     assert reporter.report(nearly, BUSY_NS, BUSY_NS) is first
-    assert reporter.report(nearly, BUSY_NS + 5, 0)["at_ns"] == BUSY_NS + 5, "too old: said again"
+    assert reporter.report(nearly, BUSY_NS + 5, 0)["at_ns"] == BUSY_NS + 5, "too old: reported again"
     more = figures | {"load": load | {"waiting": 25}}
     assert reporter.report(more, BUSY_NS + 6, 0)["load"]["waiting"] == 25
 
@@ -112,7 +113,7 @@ def test_an_idle_replica_repeats_that_it_is() -> None:
     assert (first["at_ns"], first["replica"]["iteration_time"]) == (SECOND, {"law": "a100"})
     assert reporter.report(figures, 3, SECOND + IDLE_NS - 1) is first
     assert reporter.report(figures, 3, SECOND + IDLE_NS)["at_ns"] == SECOND + IDLE_NS
-    assert "load" not in Reporter(REPLICA).report(None, 0, 5), "figures that never came are not invented"
+    assert "load" not in Reporter(REPLICA).report(None, 0, 5), "missing figures are not invented"
 
 
 def test_what_is_said_is_what_the_router_takes() -> None:
@@ -185,12 +186,12 @@ def test_replicas_that_say_nothing_or_nonsense_are_used_all_the_same(caplog: pyt
     silent: dict[str, object] = {"silent": None, "odd": "text", "wrong": nonsense, "torn": {"replica": {}}}
     dispatcher.update(silent, 0)
     assert {sent(dispatcher, f"r{i}", 1) for i in range(40)} == set(silent)
-    assert "replica wrong reports what cannot be used: " in caplog.text
-    assert "replica torn reports" in caplog.text
+    assert "replica wrong sent an unusable report: " in caplog.text
+    assert "replica torn sent" in caplog.text
     said_once = len(caplog.records)
     dispatcher.update(silent | {"wrong": said({"queue": 4})}, 2)
     assert len(caplog.records) == said_once
-    # The others are taken for like those that have described themselves.
+    # The others are assumed to be like those that have described themselves.
     dispatcher.update(silent | {"new": said(IDLE, 3)}, 3)
     assert dispatcher.block_size == 16
     assert sent(dispatcher, "later", 4) == "new"
@@ -203,7 +204,7 @@ def test_a_replica_that_is_gone_is_forgotten_with_its_requests() -> None:
     dispatcher.remove("a")
     for request, replica in placed.items():
         assert dispatcher.knows(request) == (replica == "b")
-        if replica == "a":  # the host had not sent it yet, and asks again
+        if replica == "a":  # the host had not sent it yet, and routes it again
             assert sent(dispatcher, request, 2) == "b"
             dispatcher.ended(request, 3, replica="a")  # late news of the first attempt
             assert dispatcher.knows(request)

@@ -1,4 +1,4 @@
-"""`wait-core doctor`: what it finds installed, and what a server says."""
+"""`wait-core doctor`: what it finds installed, and what a server reports."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["the core decides"][0] == "ok"
     assert found["metrics for vLLM"] == ("ok", "wait_core.vllm.metrics:WaitCoreStatLogger")
     assert {"vllm", "matplotlib", "scipy", "tqdm"} <= set(found)
-    assert not {"mkdocs-material", "pytest"} & set(found), "what a developer needs is not asked of a user"
+    assert not {"mkdocs-material", "pytest"} & set(found), "a user need not install what a developer needs"
     assert main(["doctor"]) == 0
     assert "numpy" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Files in and out: bounds on what is read, places in what is refused, and results that are whole or absent."""
+"""Files in and out: bounds on what is read, positions in errors, and results that are whole or absent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_damaged_packing_is_refused(tmp_path: Path, pack: Callable[[bytes], byte
     whole = pack(FILES["azure"].encode() * 100)
     for damaged in (whole[: len(whole) // 2], whole[:8], whole[:8] + bytes(8) + whole[16:]):
         path.write_bytes(damaged)
-        with pytest.raises(TraceError, match=f"^{path}: cannot be unpacked: "):
+        with pytest.raises(TraceError, match=f"^{path}: cannot be decompressed: "):
             load(path, "azure")
 
 
@@ -60,7 +60,7 @@ def test_what_expands_without_end_is_refused(
     path = tmp_path / "bomb"
     path.write_bytes(pack(b"1,2\n" * (1 << 22)))
     if path.stat().st_size * files.MAX_EXPANSION > 1 << 24:
-        pytest.fail("this packs too badly to test anything")
+        pytest.fail("this compresses too badly to test anything")
     with pytest.raises(FileError, match="expands to more than 1000 times its size"):
         read(path)
 

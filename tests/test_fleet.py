@@ -1,4 +1,5 @@
-"""The simulated fleet against a slow and obvious one, made of the same scheduler and router at their Python border."""
+"""The simulated fleet against a slow and obvious one, made of the same scheduler and router through their Python
+API."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ CORE: dict[str, Any] = {"kv_blocks": 150, "max_num_seqs": 16, "token_budget": 25
 
 
 class Replica:
-    """An engine that is looked at in every round."""
+    """An engine that is examined in every round."""
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         """Begin idle."""
@@ -44,7 +45,7 @@ class Replica:
 
 
 def slow_fleet(requests: Requests, policies: list[str], router: str, staleness_ns: int) -> dict[int, int]:
-    """Return when each request ended: nothing is kept in order, and all is looked at all the time."""
+    """Return when each request ended: nothing is kept in order, and everything is examined all the time."""
     route = Router(router, seed=3)
     replicas = [Replica(f"{i}", {"policy": policy, **CORE}) for i, policy in enumerate(policies)]
     for replica in replicas:

@@ -1,4 +1,4 @@
-"""The forecast of `adaptive` against what becomes of its residents."""
+"""The forecast of `adaptive` against what actually happens to its residents."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_policies_that_forecast_nothing_say_so() -> None:
     assert Scheduler("vllm", kv_blocks=10).kv_forecast() == []
 
 
-def test_a_scheduler_tells_what_it_expects() -> None:
+def test_a_scheduler_reports_what_it_expects() -> None:
     core = Scheduler("adaptive", kv_blocks=100)
     core.add(1, 100, max_tokens=50)
     core.plan(0)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 SMALL = ["--dataset-name", "p64d32", "--request-rate", "40", "--num-prompts", "100", "--set", "kv_blocks=60"]
 CASES: dict[str, list[str]] = {
-    "calibrate": ["calibrate", "steps.jsonl", "--law", "linear"],
+    "calibrate": ["calibrate", "steps.jsonl", "--form", "linear"],
     "compare": ["compare", *SMALL, "--policies", "vllm", "wait", "--goodput", "ttft:500"],
     "compare-trace": ["compare", "--dataset-path", "burst.csv", "--policies", "vllm"],
     "demo": ["demo", "--num-prompts", "300"],
@@ -114,7 +114,7 @@ def test_a_command_prints_what_it_did(name: str, tmp_path: Path, capsys: pytest.
         log(tmp_path / "log.jsonl", first_chunk=40)
         log(tmp_path / "other.jsonl", first_chunk=32)
     text = printed(CASES[name], capsys)
-    if name == "hardware":  # what an extra adds is not ours
+    if name == "hardware":  # what an extra adds is not tested here
         text = text.split("\n\n")[0] + "\n"
     kept = GOLDEN / f"{name}.txt"
     if os.environ.get("WAIT_CORE_GOLDEN") == "write":

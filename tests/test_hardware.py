@@ -47,8 +47,8 @@ def test_shipped_deployments_plan_and_simulate_by_name() -> None:
         "l40s",
     }
     for name, each in hardware.shipped().items():
-        assert iteration_time(name) == each.law
-        assert kv_blocks_of(each.law, each.block_size) == each.kv_blocks
+        assert iteration_time(name) == each.iteration_time
+        assert kv_blocks_of(each.iteration_time, each.block_size) == each.kv_blocks
         assert each.kv_blocks == each.memory.kv_cache // (each.kv_bytes_per_token * each.block_size)
         assert abs(sum(each.sources.values()) - 1.0) < 1e-9
         for region in each.accuracy:
@@ -67,7 +67,7 @@ def test_a_deployment_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Deployment.from_dict(json.loads(each.to_json())) == each
     file = tmp_path / "deployment.json"
     file.write_text(each.to_json(), encoding="utf-8")
-    assert iteration_time(str(file)) == each.law
+    assert iteration_time(str(file)) == each.iteration_time
     for bad in ({}, each.to_dict() | {"version": 0}, {"format": "wait-core-deployment", "version": 1, "name": "x"}):
         with pytest.raises(WaitCoreError, match="not a deployment"):
             Deployment.from_dict(bad)
@@ -76,9 +76,11 @@ def test_a_deployment_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_host_time_is_in_every_iteration() -> None:
     each = hardware.shipped()[NAME]
     for shape in ({"decodes": 1, "decode_kv": 100}, {"decodes": 300, "decode_kv": 90_000, "chunks": [(700, 0)]}):
-        kernels = iteration_seconds(each.with_host(0.0).law, **shape)
-        assert iteration_seconds(each.law, **shape) == pytest.approx(kernels + each.host_s, abs=2e-9)
-        assert iteration_seconds(each.with_host(0.004).law, **shape) == pytest.approx(kernels + 0.004, abs=2e-9)
+        kernels = iteration_seconds(each.with_host(0.0).iteration_time, **shape)
+        assert iteration_seconds(each.iteration_time, **shape) == pytest.approx(kernels + each.host_s, abs=2e-9)
+        assert iteration_seconds(each.with_host(0.004).iteration_time, **shape) == pytest.approx(
+            kernels + 0.004, abs=2e-9
+        )
     for bad in (-0.001, float("nan"), float("inf")):
         with pytest.raises(WaitCoreError, match="host_s"):
             each.with_host(bad)
@@ -228,7 +230,7 @@ def test_options_of_a_deployment_reach_plan_simulate_and_compare(capsys: pytest.
     assert main(["plan", *asked, "--num-prompts", "200", "--runs", "1", "--token-budget", "2048"]) == 0
     engine = json.loads(capsys.readouterr().out)["engine"]
     assert (engine["kv_blocks"], engine["max_num_seqs"], engine["token_budget"]) == (each.kv_blocks, 1024, 2048)
-    assert engine["iteration_time"] == each.law
+    assert engine["iteration_time"] == each.iteration_time
     assert main(["compare", *asked, "--num-prompts", "50", "--policies", "vllm", "adaptive"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["kv_blocks"] for row in rows] == [each.kv_blocks] * 2

@@ -35,7 +35,9 @@ def test_a_shipped_deployment_is_made_again_from_its_package(monkeypatch: pytest
         {"decodes": 200, "decode_kv": 10**5, "chunks": [(500, 1000)]},
     ]
     for shape in shapes:
-        assert iteration_seconds(made.law, **shape) == pytest.approx(iteration_seconds(ready.law, **shape), rel=1e-3)
+        assert iteration_seconds(made.iteration_time, **shape) == pytest.approx(
+            iteration_seconds(ready.iteration_time, **shape), rel=1e-3
+        )
 
 
 def test_a_query_costs_what_the_package_says_of_the_whole_iteration() -> None:
@@ -55,7 +57,7 @@ def test_a_query_costs_what_the_package_says_of_the_whole_iteration() -> None:
 
 @pytest.mark.parametrize(
     ("model", "size", "gib"),
-    # What vLLM says that loading took, on each GPU.
+    # The memory that loading takes by vLLM's log, on each GPU.
     [
         ("meta-llama/Meta-Llama-3.1-8B", 1, 14.99),
         ("meta-llama/Meta-Llama-3.1-8B", 4, 3.77),
@@ -87,8 +89,8 @@ def test_a_configuration_of_the_users_own(tmp_path: Path) -> None:
     assert half.kv_bytes_per_token * 2 == whole.kv_bytes_per_token
     assert half.memory.weights < whole.memory.weights
     shape: dict[str, Any] = {"decodes": 128, "decode_kv": 131_072}
-    assert iteration_seconds(half.law, **shape) < 0.65 * iteration_seconds(whole.law, **shape)
-    assert half.law == hardware.engine("h100", str(file.parent)).law
+    assert iteration_seconds(half.iteration_time, **shape) < 0.65 * iteration_seconds(whole.iteration_time, **shape)
+    assert half.iteration_time == hardware.engine("h100", str(file.parent)).iteration_time
     assert half.name == "half-h100-sxm"
     assert str(file) in half.notes[-1]
 
@@ -141,7 +143,7 @@ def test_the_kv_cache_holds_what_the_checkpoint_says_or_what_is_asked_for() -> N
     assert 2 * half.kv_bytes_per_token == whole.kv_bytes_per_token
     assert half.kv_blocks // 2 in {whole.kv_blocks - 1, whole.kv_blocks}
     shape: dict[str, Any] = {"decodes": 100, "decode_kv": 300_000}
-    assert iteration_seconds(half.law, **shape) < iteration_seconds(whole.law, **shape)
+    assert iteration_seconds(half.iteration_time, **shape) < iteration_seconds(whole.iteration_time, **shape)
     assert "fp8" in half.notes[0]
     with pytest.raises(WaitCoreError, match="kv_cache_dtype = 'int4': auto, bfloat16 or fp8"):
         hardware.engine("h100", "Qwen/Qwen3-8B", kv_cache_dtype="int4")

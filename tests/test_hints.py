@@ -1,4 +1,4 @@
-"""Hints in simulated runs: what a host tells of its requests changes what happens to them, and how."""
+"""Hints in simulated runs: what a host declares about its requests changes what happens to them, and how."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_shortest_expected_first_shortens_the_mean_latency_of_an_overload() -> N
     assert known.e2el_s.mean() < 0.8 * fcfs.e2el_s.mean()
 
 
-def test_nobody_is_overtaken_by_who_came_later_than_the_ageing_time() -> None:
+def test_no_request_is_overtaken_by_one_that_came_later_than_the_ageing_time() -> None:
     offered = requests()
     ageing = 2.0
     report = run(offered, order="srpt", ageing=ageing)

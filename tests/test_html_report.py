@@ -1,4 +1,5 @@
-"""The page of HTML that --report writes: complete, escaped, readable without colour, and what a browser makes of it."""
+"""The page of HTML that --report writes: complete, escaped, readable without colour, and as a browser renders
+it."""
 
 from __future__ import annotations
 
@@ -147,7 +148,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
     assert "<i>" not in bars({"<i>": {"<i>": 1.0, "b": 2.0}}, title="<i>", unit="<i>")
 
 
-def test_lines_are_told_apart_without_colour(pages: dict[str, Path]) -> None:
+def test_lines_are_distinguished_without_colour(pages: dict[str, Path]) -> None:
     text, _ = outline(pages["compare"])
     plain = re.sub(r'(stroke|fill)="#\w+"', "", text)
     svg = next(each for each in re.findall(r"<svg.*?</svg>", plain, re.DOTALL) if "Share of the requests" in each)
@@ -259,4 +260,4 @@ def test_a_browser_shows_it(width: int, pages: dict[str, Path], tmp_path: Path) 
     data = picture.read_bytes()
     assert data.startswith(b"\x89PNG")
     assert int.from_bytes(data[16:20], "big") == width
-    assert len(data) > 20_000, "an empty page packs to a few kilobytes"
+    assert len(data) > 20_000, "an empty page compresses to a few kilobytes"

@@ -53,7 +53,7 @@ def window(count: int, block_size: int = 16, tokens: int = 1024) -> dict[str, An
         (layers(10, 20), [window(2), full(1)], 10),
         # The last group of windows is filled up.
         (layers(10, 52), [window(6), full(1)], 10),
-        # So like in number that one group of each wastes less than twelve full layers would.
+        # So similar in number that one group of each wastes less than twelve full layers would.
         (layers(13, 12), [full(1), window(1)], 13),
         (layers(0, 32), [window(1)], 32),
         (

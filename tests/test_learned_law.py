@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {"kv_blocks": 400, "block_size": 16, "max_num_seqs": 
 
 
 def serve(core: Any, iterations: int, *, ahead: int = 0, report_every: int = 1) -> None:
-    """Serve prompts of many lengths, whose iterations take what LAW says, planned so many ahead of their reports."""
+    """Serve prompts of many lengths, whose iterations take what LAW says, planned `ahead` of their reports."""
     pending: list[tuple[int, int]] = []
     number, kv, left = 0, dict[int, int](), dict[int, int]()
     for at in range(iterations):
@@ -66,8 +66,8 @@ def test_times_are_paired_with_their_plans(ahead: int, report_every: int) -> Non
     assert learned["observations"] > 1300
     # Exact times leave no error, and a time of another plan would.
     assert learned["error"] < 0.01
-    told = iteration_seconds(learned["law"], decodes=20, decode_kv=4000, chunks=[(300, 0)])
-    assert told == pytest.approx(iteration_seconds(LAW, decodes=20, decode_kv=4000, chunks=[(300, 0)]), rel=0.02)
+    predicted = iteration_seconds(learned["law"], decodes=20, decode_kv=4000, chunks=[(300, 0)])
+    assert predicted == pytest.approx(iteration_seconds(LAW, decodes=20, decode_kv=4000, chunks=[(300, 0)]), rel=0.02)
 
 
 def test_what_did_not_happen_as_planned_is_not_learned_from() -> None:
@@ -133,9 +133,14 @@ def test_a_tpot_target_holds_once_the_law_is_learned() -> None:
     law = {"law": "linear", "d0": 0.01, "d1": 1e-6}
     free, known, learned = (
         simulate(
-            "adaptive", requests=requests, iteration_time=law, law=told, kv_blocks=6000, tpot_target=target
+            "adaptive",
+            requests=requests,
+            iteration_time=law,
+            iteration_time_knowledge=knowledge,
+            kv_blocks=6000,
+            tpot_target=target,
         ).summary()
-        for told, target in (("learned", None), ("known", 0.04), ("learned", 0.04))
+        for knowledge, target in (("learned", None), ("known", 0.04), ("learned", 0.04))
     )
     for key in ("median_itl_ms", "p99_itl_ms"):
         assert learned[key] < 0.8 * free[key]
@@ -146,10 +151,12 @@ def test_a_tpot_target_holds_once_the_law_is_learned() -> None:
 def test_learned_is_nearly_as_good_as_known(jitter: float) -> None:
     requests = sampled("p512d20", request_rate=13.0, num_prompts=3000, seed=1)
     found = {
-        law: simulate("adaptive", requests=requests, law=law, step_jitter=jitter, seed=1).summary()
-        for law in ("known", "learned", "hidden")
+        knowledge: simulate(
+            "adaptive", requests=requests, iteration_time_knowledge=knowledge, step_jitter=jitter, seed=1
+        ).summary()
+        for knowledge in ("known", "learned", "hidden")
     }
-    ratio = {law: found[law]["mean_e2el_ms"] / found["known"]["mean_e2el_ms"] for law in found}
+    ratio = {each: found[each]["mean_e2el_ms"] / found["known"]["mean_e2el_ms"] for each in found}
     assert ratio["hidden"] > 1.1
     assert ratio["learned"] < 1.02, "the first iterations included"
     assert found["learned"]["output_throughput"] > 0.99 * found["known"]["output_throughput"]
@@ -157,9 +164,9 @@ def test_learned_is_nearly_as_good_as_known(jitter: float) -> None:
 
 def test_what_was_learned_in_one_run_is_used_from_the_start_of_the_next() -> None:
     requests = sampled("p512d20", request_rate=20.0, num_prompts=1500, seed=1)
-    first = simulate("adaptive", requests=requests, law="learned")
+    first = simulate("adaptive", requests=requests, iteration_time_knowledge="learned")
     assert first.run.learned is not None
-    again = simulate("adaptive", requests=requests, law="learned", learned=first.run.learned)
+    again = simulate("adaptive", requests=requests, iteration_time_knowledge="learned", learned=first.run.learned)
     assert again.run.iteration_time is not None
     assert again.run.iteration_time["observations"] > first.run.iteration_time["observations"]  # type: ignore[index]
     assert again.e2el_s[:100].mean() < 0.99 * first.e2el_s[:100].mean()
@@ -176,10 +183,12 @@ def test_there_is_one_law_and_it_is_the_simulated_gpu() -> None:
     assert report.settings["iteration_time"] == slow
     with pytest.raises(WaitCoreError, match=r"unknown setting.*iteration_time"):
         simulate("vllm", requests=requests, iteration_time_law=slow)  # type: ignore[call-arg]
-    for law in ("learned", "hidden"):
-        told = simulate("vllm", requests=requests, iteration_time=slow, kv_blocks=100, law=law)
-        assert told.settings["iteration_time"] is None
-        assert told.summary()["mean_tpot_ms"] == pytest.approx(1000.0)
+    for knowledge in ("learned", "hidden"):
+        report = simulate(
+            "vllm", requests=requests, iteration_time=slow, kv_blocks=100, iteration_time_knowledge=knowledge
+        )
+        assert report.settings["iteration_time"] is None
+        assert report.summary()["mean_tpot_ms"] == pytest.approx(1000.0)
 
 
 def test_a_law_among_the_settings_is_the_simulated_gpu_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,5 +212,5 @@ def test_jitter_is_of_mean_one_seeded_and_of_the_stated_size() -> None:
     for refused in (-0.1, 1.5, float("nan")):
         with pytest.raises(WaitCoreError, match="step_jitter"):
             tpot(refused, 1)
-    with pytest.raises(WaitCoreError, match="law = 'guessed'"):
-        simulate("vllm", requests=requests, law="guessed")
+    with pytest.raises(WaitCoreError, match="iteration_time_knowledge = 'guessed'"):
+        simulate("vllm", requests=requests, iteration_time_knowledge="guessed")

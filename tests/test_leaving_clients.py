@@ -38,8 +38,8 @@ def waits(policy: str, *, known: bool) -> list[int]:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_nobody_waits_for_memory_that_those_who_leave_will_free(known: bool) -> None:
-    """Half the memory is in use. Were only those learned from that stay, each would count for four times its size."""
+def test_no_request_waits_for_memory_that_leaving_clients_will_free(known: bool) -> None:
+    """Half the memory is in use. Learning from completed requests only would count each for four times its size."""
     mine, stock = (waits(policy, known=known) for policy in ("adaptive", "vllm"))
     assert len(mine) == len(stock) > 500
     assert max(stock) == 0

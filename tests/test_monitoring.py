@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules ask for metrics that exist, and the page on faults knows every alert."""
+"""The dashboard and the alert rules use existing metrics, and the troubleshooting page covers every alert."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_panels_fill_the_page_and_do_not_overlap() -> None:
         cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
         assert not cells & taken, panel["title"]
         taken |= cells
-        assert panel["description"].endswith("."), "what is shown is said"
+        assert panel["description"].endswith("."), "every panel is described"
     assert len(taken) == 24 * (1 + max(y for _, y in taken))
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 

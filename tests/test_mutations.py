@@ -1,4 +1,4 @@
-"""Damaged files: every reader gives a value or a documented error, in bounded memory and time, whatever the damage."""
+"""Damaged files: every reader returns a value or raises a documented error, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MOST_SECONDS = 5.0
 """Processor time of one file of a few kilobytes; what has no bound takes minutes or forever."""
 MOST_MEMORY = 1 << 30
-"""Bytes of address space that a reader may take beside what the tests take already."""
+"""Bytes of address space that a reader may take beyond what the tests already take."""
 
 SPLICES = [
     b"", b"0", b"-1", b"1e999", b"-1e-999", b"1e99999999999999999999", b"NaN", b"Infinity", b"null", b"true", b'"',
@@ -183,7 +183,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def survive(name: str, original: bytes, path: Path, mutations: int) -> tuple[int, int]:
-    """Read so many damaged files; return how many were read all the same, and how many refused."""
+    """Read this many damaged files; return how many were still read, and how many were refused."""
     reader = READERS[name]
     path.write_bytes(original)
     reader(path)

@@ -62,7 +62,7 @@ def test_an_objective_takes_more_gpus_or_cannot_be_met() -> None:
     assert tight.replicas > loose.replicas
     assert tight.goodput is not None
     assert tight.goodput >= 0.95
-    # No number of GPUs makes an iteration shorter than its weights take to read.
+    # No number of GPUs makes an iteration shorter than reading the weights.
     (never,) = planning.offers([A100], prices=[2.0], request_rate=30.0, slo_tpot_ms=5.0, **SMALL)
     assert (never.replicas, never.gpus, never.dollars_per_hour) == (None, None, None)
     assert never.goodput == 0.0

@@ -62,7 +62,7 @@ def test_the_metadata_of_the_installed_package_are_complete() -> None:
 
 
 def test_a_release_names_its_repository_and_has_no_relative_links() -> None:
-    repository = "https://github.com/somebody/wait-core"
+    repository = "https://github.com/owner/wait-core"
     readme = absolute_links.absolute((ROOT / "README.md").read_text(encoding="utf-8"), repository, "v9.9.9")
     assert f"]({repository}/blob/v9.9.9/docs/policies.md)" in readme
     assert check_wheel.RELATIVE_LINK.findall(readme) == []
@@ -75,7 +75,7 @@ def test_a_release_names_its_repository_and_has_no_relative_links() -> None:
 
 
 def test_the_release_is_locked_checked_and_needs_no_token() -> None:
-    """The workflow cannot run here; what must not get lost in it can be looked for."""
+    """The workflow cannot run here, but its essential parts can be checked."""
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     builds = re.findall(r"args: (--release.*)", workflow)
     assert len(builds) == 2
@@ -105,7 +105,7 @@ def test_the_demo_does_its_job_without_extras(tmp_path: Path) -> None:
         assert bars is not None, row
         assert "▁" in bars[1] or "▂" in bars[1], "it rises"
         assert "▇" in bars[1] or "█" in bars[1], "and fills the cache"
-    assert lines[-1] == "a picture as well: pip install matplotlib"
+    assert lines[-1] == "for a picture as well: pip install matplotlib"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,7 +47,7 @@ def defines(source: str, name: str) -> bool:
     return re.search(f"{item}|{part}|[\"'(, ]{name}[\"':=]", source, re.MULTILINE) is not None
 
 
-def test_a_definition_is_told_from_a_mention() -> None:
+def test_a_definition_is_distinguished_from_a_mention() -> None:
     assert defines("pub fn limit(&self) {", "limit")
     assert defines("    pub margin: f64,", "margin")
     assert not defines("// limit the rate", "limit")

@@ -79,7 +79,7 @@ OTHERWISE: dict[str, Callable[[Path], Any]] = {
         path, RATE, RUNS | {"adaptive": [1.0, 1.8, 6.0, 24.0]}, capacity_rate=3.5
     ),
 }
-"""Pictures that must not pass for "rate"."""
+"""Pictures that must be distinguished from "rate"."""
 
 
 def small(draw: Callable[[Path], Any], path: Path) -> npt.NDArray[np.float64]:

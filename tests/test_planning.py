@@ -175,7 +175,7 @@ def test_the_saturated_rate_is_that_of_a_long_overload() -> None:
     run = figures(wait_core.simulate("wait", requests=requests, kv_blocks=8448, thresholds=caps.per_type))
     assert run.preemptions == 0
     assert run.output_throughput == pytest.approx(caps.saturated.output_throughput, rel=0.02)
-    # Cohorts of equal lengths: FCFS that must never preempt keeps memory back, admission one by one does not.
+    # Cohorts of equal lengths: FCFS that must never preempt holds memory back, admission one by one does not.
     assert report.engine_limit.request_rate < 0.97 * caps.saturated.request_rate
     assert caps.saturated.request_rate < report.bound.request_rate
 
@@ -342,7 +342,8 @@ def test_figures_by_hand() -> None:
 
 def test_saturated_is_as_fast_as_the_law_allows() -> None:
     # 8 slots, 10 iterations of 10 ms each; the few requests given are repeated until the slots bind.
-    engine = Engine(policy="vllm", law={"law": "linear", "d0": 0.01, "d1": 0.0}, kv_blocks=1000, block_size=1,
+    law = {"law": "linear", "d0": 0.01, "d1": 0.0}
+    engine = Engine(policy="vllm", iteration_time=law, kv_blocks=1000, block_size=1,
                     max_num_seqs=8, token_budget=1000, num_types=8, settings={})  # fmt: skip
     found = saturated(engine, [sampled("p4d10", request_rate=1.0, num_prompts=10)], 90.0)
     # In 160 requests one batch of 8 more or less between the quantiles shows.

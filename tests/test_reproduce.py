@@ -149,7 +149,7 @@ def test_the_law_is_made_of_the_published_medians(tmp_path: Path) -> None:
     assert base[528] == pytest.approx(1e6 * 32 * (0.528 + 0.1768))
 
 
-def test_a_cap_on_concurrency_waits_for_nobody() -> None:
+def test_a_cap_on_concurrency_holds_no_request() -> None:
     settings = authors.concurrency(authors.TL, 508, 256)
     report = simulate(requests=workloads.SINGLE.requests(1.0, 50, 0), kv_blocks=29_952, **settings)
     # Alone it is cut by the budget of 508 tokens only: the threshold of 256 leaves room for others.

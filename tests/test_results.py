@@ -1,4 +1,4 @@
-"""What functions return and raise: frozen results that pickle, no figures in dictionaries, one family of errors."""
+"""What functions return and raise: frozen results that pickle, figures as attributes, one family of errors."""
 
 from __future__ import annotations
 

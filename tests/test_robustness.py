@@ -1,4 +1,4 @@
-"""What a host may do wrong, or late, or twice: the core carries on, and never panics."""
+"""What a host may do wrong, or late, or twice: the core continues, and never panics."""
 
 from __future__ import annotations
 

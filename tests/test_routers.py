@@ -3,7 +3,7 @@
     pip install vllm-router smg uvicorn        # none of them is a dependency
     python -m pytest -m slow tests/test_routers.py
 
-Two workers that answer at once stand for vLLM; the middleware in front of each tells another load.
+Two workers that answer immediately act as vLLM; the middleware in front of each reports a different load.
 """
 
 from __future__ import annotations

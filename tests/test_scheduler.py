@@ -1,4 +1,4 @@
-"""The border of the `Scheduler`: what a host reports, and what the core makes of it."""
+"""The `Scheduler` from Python: what a host reports, and how the core reacts."""
 
 from __future__ import annotations
 

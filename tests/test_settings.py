@@ -1,4 +1,4 @@
-"""Settings are described once, and what is said of them is true."""
+"""Settings are described once, and the descriptions are true."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OTHER: dict[str, Any] = {
 
 
 def core(**given: Any) -> Scheduler:
-    """Return a scheduler with what the setting under test needs besides."""
+    """Return a scheduler with everything else that the setting under test needs."""
     needed: dict[str, Any] = {"policy": "vllm", "kv_blocks": 2000, "max_num_seqs": 1, "block_size": 1}
     if given.get("late") == "refuse":
         needed["ttft_target"] = 1.0
@@ -117,7 +117,7 @@ def test_a_stated_range_is_the_one_that_the_core_checks(name: str) -> None:
 
 
 @pytest.mark.parametrize("each", [each for each in settings() if each.policies != POLICIES], ids=lambda each: each.name)
-def test_a_setting_changes_nothing_under_a_policy_that_does_not_heed_it(each: Setting) -> None:
+def test_a_setting_changes_nothing_under_a_policy_that_does_not_use_it(each: Setting) -> None:
     common: dict[str, Any] = {"dataset_name": "p64d32", "request_rate": 40.0, "num_prompts": 120, "kv_blocks": 60}
     given = {each.name: OTHER[each.name]} if each.name in OTHER else {each.name: "refuse", "ttft_target": 1.0}
     for policy in set(POLICIES) - set(each.policies):

@@ -53,7 +53,7 @@ def test_llms_txt_leads_to_built_pages() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_name_is_described(name: str) -> None:
-    """A module hides what has its name from the page of the package, so that page asks for it by itself."""
+    """A module hides an object of its name from the page of the package, so that page lists it separately."""
     page = (DOCS / "api" / f"{name.rpartition('.')[2]}.md").read_text(encoding="utf-8")
     described = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
     module = importlib.import_module(name)

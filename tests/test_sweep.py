@@ -1,4 +1,4 @@
-"""`sweep` and its command: the same figures as one by one, in every form, and an interrupted one goes on."""
+"""`sweep` and its command: the same figures as single runs, in every form, and an interrupted sweep resumes."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     partial = tmp_path / "rows.jsonl.partial"
     arguments = ["sweep", "--dataset-name", "reasoning-2700", "--request-rates", "1", "--policies", "vllm",
                  "--num-prompts", "3000", "--seeds", "40", "--output", str(output)]  # fmt: skip
-    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{heed}; from wait_core.cli import main; sys.exit(main())", *arguments]
+    handler = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{handler}; from wait_core.cli import main; sys.exit(main())", *arguments]
     process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.PIPE, text=True)
     while not (partial.exists() and partial.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None
@@ -130,7 +130,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row["seed"] for row in rows] == list(range(40))
     assert [row["mean_e2el_ms"] for row in rows].count(-1.0) == 1
     assert not partial.exists()
-    # Rows of another question are of no use.
+    # Rows of another sweep cannot be reused.
     partial.write_text(kept[0] + "\n", encoding="utf-8")
     assert main([*arguments, "--burstiness", "2"]) == 2
     assert "holds the rows of another sweep" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tenants: what is served follows their weights, and a flood of one costs another little."""
+"""Tenants: the tokens served follow their weights, and a flood of one costs another little."""
 
 from __future__ import annotations
 

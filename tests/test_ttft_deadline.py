@@ -1,4 +1,4 @@
-"""A target for the time to first token: what it buys in an overload, what becomes of late requests, and that nothing
+"""A target for the time to first token: what it gains in overload, what happens to late requests, and that nothing
 changes without it."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_an_overload_serves_many_times_as_many_in_time(settings: dict[str, Any])
     assert promised.summary()["output_throughput"] > 0.98 * plain.summary()["output_throughput"]
 
 
-def test_who_is_admitted_in_time_meets_the_target() -> None:
+def test_a_request_admitted_in_time_meets_the_target() -> None:
     report = run(overload(), ttft_target=TARGET)
     waited = (report.run.admitted_ns - report.run.arrival_ns) * 1e-9
     in_time = waited < TARGET
@@ -62,7 +62,7 @@ def test_priorities_count_among_those_in_time() -> None:
 
 
 def phases(rates: list[float], count: int) -> Requests:
-    """So many requests at each rate in turn."""
+    """The given number of requests at each rate in turn."""
     parts = [sampled("chat", request_rate=rate, num_prompts=count, seed=i) for i, rate in enumerate(rates)]
     ends = np.cumsum([0, *(part.arrival_ns[-1] for part in parts[:-1])]).astype(np.uint64)
     return Requests(
@@ -86,7 +86,7 @@ def test_parked_requests_wait_no_longer_than_stated_once_the_load_is_below_one()
     # At most one stay for each that is parked, were there never more than one late resident.
     longest = float((finished - admitted).max())
     assert admitted[parked].max() < arrived[count] + parked.sum() * longest
-    # As it is, all of them are served while requests still arrive, and cost these little.
+    # In fact all of them are served while requests still arrive, at little cost to these.
     assert admitted[parked].max() < arrived[-1]
     after = np.arange(len(offered)) > 1.2 * count
     assert (first - arrived <= TARGET)[after].mean() > 0.97
@@ -145,7 +145,7 @@ def test_a_plan_names_what_it_refuses_and_add_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [None, 1e9])
-def test_without_a_target_or_with_one_that_nobody_misses_nothing_changes(target: float | None) -> None:
+def test_without_a_target_or_with_one_that_no_request_misses_nothing_changes(target: float | None) -> None:
     offered = overload(count=600)
     plain, other = run(offered), run(offered, ttft_target=target)
     for column in ("admitted_ns", "first_token_ns", "finished_ns", "predicted_wait_ns"):

@@ -127,7 +127,7 @@ def throughput(study: Study, workload: Workload, found: Sweep) -> None:
 
 
 def single(study: Study) -> None:
-    """One type, p512d20, and how much the figures hang on the iteration time."""
+    """One type, p512d20, and how sensitive the figures are to the iteration time."""
     found = sweep(study, SINGLE, "One type, p512d20, A100 law")
     compare(study, SINGLE, found)
     sensitivity(study)

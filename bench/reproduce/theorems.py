@@ -201,7 +201,7 @@ def theorem1(study: Study) -> None:
 
 
 def boundary(study: Study) -> None:
-    """At C = M*: WAIT's gap and delays, and what policies lose that know the lengths and keep memory back.
+    """At C = M*: WAIT's gap and delays, and what policies lose that know the lengths and hold memory back.
 
     The paper's lower bound is about latency and TTFT, and says nothing about the gap; that of WAIT is Theorem 1's, and
     the clairvoyant orders lose a constant share of throughput*.

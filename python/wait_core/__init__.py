@@ -53,7 +53,7 @@ _FOUND_IN = {
     "Report": "wait_core.simulation",
     "simulate": "wait_core.simulation",
 }
-"""What is imported when it is first asked for: a serving loop needs the scheduler only, and no numpy."""
+"""What is imported on first use: a serving loop needs only the scheduler, and no numpy."""
 
 
 def __getattr__(name: str) -> Any:

@@ -149,21 +149,21 @@ class Scheduler:
     ) -> None:
         """Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock, ns.
 
-        `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is
-        known; `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true /
-        predicted); `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
+        `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, if known;
+        `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true / predicted);
+        `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
         `tenant_weights`.
 
-        `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
-        tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
-        the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
-        as it is foreseen) that stands for all tokens up to there. A request with `receives` set holds its memory once
-        admitted and computes nothing until `complete(received=...)` names it.
+        `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Residents
+        hold the blocks of `shared_prefix` of these tokens: they are not charged again, while `free_blocks` is reported.
+        With `prefix_caching` the scheduler looks both up by `block_hashes`, one integer for each full block of the
+        prompt (and of the output as far as it is known in advance) that identifies all tokens up to there. A request
+        with `receives` set holds its memory once admitted and computes nothing until `complete(received=...)` names it.
 
-        Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
-        at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
-        than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than `ttft_target` for its first token, and
-        `WaitCoreError` for any other value that is refused. Nothing has changed then.
+        Raises `CapacityError` if it could not run even alone, `DuplicateIdError` if the id is in use, `QueueFullError`
+        at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` if its predicted wait for admission
+        is longer than `max_wait_ns`, or, with `late = "refuse"`, its predicted time to first token longer than
+        `ttft_target`, and `WaitCoreError` for any other value that is refused. Nothing has changed then.
         """
     def plan(self, now_ns: int = 0) -> Plan:
         """Plans the next iteration and assumes that it happens; `now_ns` is the time on the caller's clock, ns."""
@@ -186,26 +186,27 @@ class Scheduler:
         `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose
         admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
         `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
-        requests, what of a prompt is cached and what of that residents hold; `free_blocks`: KV blocks that the host has
-        free; this count takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing then.
+        requests: how much of the prompt is cached, and how much of that residents hold; `free_blocks`: the host's count
+        of free KV blocks, which takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing
+        then.
 
-        `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
-        the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
-        it (`iteration_time`); None, 0 and other policies: nothing. It belongs to the oldest plan with something to compute
-        whose time was not reported, so the next plan may be made before; a host that does not report every iteration says
-        which it was, `iteration=plan.iteration`. An iteration that differed from its plan (`preempted`, `refused`,
-        `progress`) is not learned from.
+        `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were
+        ready, the previous iteration had ended) to when its outputs were ready. "adaptive" learns the iteration-time
+        law from it (`iteration_time`); None, 0 and other policies: nothing. It belongs to the oldest plan with
+        something to compute whose time was not reported, so the next plan may be made before; a host that does not
+        report every iteration gives its number, `iteration=plan.iteration`. An iteration that differed from its plan
+        (`preempted`, `refused`, `progress`) is not learned from.
         """
     def first_in_queue(self, count: int) -> list[tuple[int, int, int]]:
         """The first `count` of each queue, the preempted before the others: (request, prompt tokens known to
         be computed, those of them whose blocks residents hold).
         """
     def abort(self, request_id: int) -> bool:
-        """Takes a request back, in whatever state it is; False if no request has this id."""
+        """Aborts a request, in whatever state it is; False if no request has this id."""
     def set_capacity(self, kv_blocks: int) -> None:
-        """Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the longest
-        request where no `max_model_len` was set. What is present keeps its `max_tokens`. Raises `WaitCoreError` where
-        it is out of the range of `kv_blocks`.
+        """Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the
+        longest request where no `max_model_len` was set. Requests present keep their `max_tokens`. Raises
+        `WaitCoreError` if it is out of the range of `kv_blocks`.
         """
     def reset_prefix_cache(self) -> bool:
         """Empties the prefix cache that the scheduler keeps (`prefix_caching`), as after a change of the model's
@@ -216,11 +217,11 @@ class Scheduler:
     def set_paused(self, paused: bool) -> None:
         """A paused engine plans empty iterations and keeps everything."""
     def learned(self) -> dict[str, Any] | None:
-        """What the policy has learned from the traffic, as plain data that JSON holds; None where it learns nothing."""
+        """What the policy has learned from the traffic, as JSON-compatible data; None where it learns nothing."""
     def restore(self, learned: Mapping[str, Any]) -> None:
-        """Takes over what another scheduler of this policy had learned, while no request is present.
+        """Restores what another scheduler of this policy had learned, while no request is present.
 
-        Raises `WaitCoreError` where a request is present, the policy is another, or the state is damaged.
+        Raises `WaitCoreError` if a request is present, the policy is another, or the state is damaged.
         """
     def kv_forecast(self) -> list[tuple[int, float, float, float]]:
         """The KV tokens that the residents are expected to hold if no request is admitted after them: (iterations ahead, mean,
@@ -230,19 +231,20 @@ class Scheduler:
     def iteration_time(self) -> dict[str, Any] | None:
         """The iteration-time law learned from `complete(step_ns=...)`; None for policies that learn none.
 
-        `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the last
-        512 iterations, each predicted before it was learned from, None before the first; `observations`: iterations learned
-        from; `used`: whether it is used, which it is once 256 iterations were predicted with an error of at most 0.2 and
-        no law was given as a setting.
+        `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the
+        last 512 iterations, each predicted before it was learned from, None before the first; `observations`:
+        iterations learned from; `used`: whether it is used, which it is once 256 iterations were predicted with an
+        error of at most 0.2 and no law was given as a setting.
         """
     def load(self) -> dict[str, Any]:
-        """How busy the engine is, for a router that compares it with others (`wait_core.fleet.Router.report`): a dictionary of
-        a dozen numbers, whatever the number of requests. Asking changes no decision.
+        """How busy the engine is, for a router that compares it with others (`wait_core.fleet.Router.report`): a
+        dictionary of a dozen numbers, whatever the number of requests. Does not affect any decision.
 
-        `waiting` and `residents`: requests outside and in the KV cache; `waiting_tokens`, `prefill_tokens`: prompt tokens that
-        these have still to compute; `kv_tokens`: KV tokens that residents hold; `free_blocks`; `admission_gap_ns`: mean time
-        between two admissions while a request waited, 0 if none has. Where the policy learns them also `kv_peak` and
-        `kv_deviation`: the most KV tokens that the residents will hold, and its standard deviation; `mean_output`, tokens.
+        `waiting` and `residents`: requests outside and in the KV cache; `waiting_tokens`, `prefill_tokens`: prompt
+        tokens that these have still to compute; `kv_tokens`: KV tokens that residents hold; `free_blocks`;
+        `admission_gap_ns`: mean time between two admissions while a request waited, 0 if none has. Where the policy
+        learns them also `kv_peak` and `kv_deviation`: the most KV tokens that the residents are expected to hold, and
+        its standard deviation; `mean_output`, tokens.
         """
     @property
     def admission_gap_ns(self) -> int:
@@ -256,7 +258,7 @@ class Scheduler:
     def predicted_wait_ns(self) -> int:
         """How long a request that joined the queue now would wait for its admission, ns; 0 while no request waits."""
     def explain(self, request_id: int) -> Hold | None:
-        """Why a request waits, by the plan made last; None if it does not wait."""
+        """Why a request waits, by the last plan; None if it does not wait."""
     def stage(self, request_id: int) -> int | None:
         """Output tokens of a resident or preempted request, as far as the core knows; None for unknown ids."""
     def __len__(self) -> int: ...
@@ -299,28 +301,30 @@ class Choice:
         """Why it is held: "no-replica", or "all-full": no replica could start it soon. None if it is not."""
     @property
     def by(self) -> str:
-        """Which router decided: "power-of-two" where the one that was asked for knew too little."""
+        """Which router decided: "power-of-two" where the configured one knew too little."""
     @property
     def predicted_ttft_s(self) -> float | None:
-        """When it is predicted to have its first token, s from now; None where that is not predicted."""
+        """When its first token is predicted, s from now; None if not predicted."""
     @property
     def overflow(self) -> float | None:
-        """The probability that the replica's KV cache overflows with it; None where that is not predicted."""
+        """The probability that the replica's KV cache overflows with it; None if not predicted."""
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens that are thought to be cached on the replica."""
+        """Prompt tokens that are assumed to be cached on the replica."""
 
 @final
 class Router:
     """Chooses the replica for each request, from what the replicas report and what it has sent itself since.
 
     `router` is one of `wait_core.fleet.ROUTERS`. Times are ns on one clock, the caller's, by which replicas report too;
-    replicas and requests are named by texts. Not thread-safe by design: one thread routes, and a second gets an exception.
+    replicas and requests are named by strings. Not thread-safe by design: one thread routes, and a second gets an
+    exception.
 
-    `seed`: of what is drawn. `stale_after`: age from which a report says nothing any more, s; such a replica is judged by
-    what was sent to it, and while no report is younger, a router that reads reports chooses by power of two.
-    `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a factor.
-    `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every replica, s.
+    `seed`: seed of the random choices. `stale_after`: age from which a report is stale, s; such a replica is judged by
+    what was sent to it, and while no report is younger, a router that reads reports falls back to power of two.
+    `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a
+    factor. `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every
+    replica, s.
 
     Raises `WaitCoreError` where a name is unknown or a value out of its range; the message names it.
     """
@@ -345,24 +349,26 @@ class Router:
         ttft_target: float | None = None,
         model: str = "",
     ) -> None:
-        """A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
+        """Adds a replica, or updates one that is present, as when its iteration-time law was learned.
 
-        `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`: its
-        law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: by which it orders its own queue, if it
-        does; nothing is then held at the door. `model`: that of all replicas of a router.
+        `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`:
+        its law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: the target by which it
+        orders its own queue, if it does; no request is then held at the door for its sake. `model`: the same for all
+        replicas of a router.
 
-        Raises `WaitCoreError` for a size of 0 or another model than that of the others; nothing has changed then.
+        Raises `WaitCoreError` for a size of 0 or a model other than that of the others; nothing has changed then.
         """
     def drain_replica(self, replica: str) -> bool:
-        """A replica takes no more requests, and ends those it has; False if there is no such replica."""
+        """A replica accepts no more requests, and finishes those it has; False if there is no such replica."""
     def remove_replica(self, replica: str) -> list[str]:
         """A replica is gone. Returns the requests that were sent to it and have not ended, for the caller to route again."""
     @property
     def replicas(self) -> list[str]:
-        """The replicas present, those that drain included, in the order in which they joined."""
+        """The replicas present, draining ones included, in the order in which they were added."""
     def report(self, replica: str, at_ns: int, load: Mapping[str, Any]) -> bool:
-        """What a replica was at `at_ns`: a dictionary as `Scheduler.load()` returns it, of which any key may be absent. False,
-        and nothing changes, if the replica is gone or a later report is known. Raises `WaitCoreError` for what is no load.
+        """The load of a replica at `at_ns`: a dictionary as `Scheduler.load()` returns it, of which any key may be absent.
+        False, and nothing changes, if the replica is gone or a later report is known. Raises `WaitCoreError` for an
+        invalid load.
         """
     def route(
         self,
@@ -373,16 +379,16 @@ class Router:
         max_tokens: int | None = None,
         block_hashes: Sequence[int] = ...,
     ) -> Choice:
-        """Chooses a replica for a request, and counts it as sent there; one that is present already moves.
+        """Chooses a replica for a request, and counts it as sent there; a request that is already present moves.
 
-        `block_hashes`: one integer for each full block of the prompt that stands for all tokens up to there, where it is
-        known what requests have in common; `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
+        `block_hashes`: one integer for each full block of the prompt that identifies all tokens up to there, if known;
+        `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
         """
     def finished(self, request: str, now_ns: int) -> bool:
-        """A request has ended, whichever way; False if it was not routed."""
+        """A request has ended, in whatever way; False if it was not routed."""
     @property
     def unknown_reports(self) -> int:
-        """Reports of replicas that were gone, or older than one that was known."""
+        """Reports of replicas that were gone, or older than one already known."""
 
 @final
 class Planner:
@@ -433,8 +439,8 @@ class Planner:
         spacing: float | None = None,
         block_size: int | None = None,
     ) -> dict[str, Any]:
-        """WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps, in
-        KV blocks of so many tokens; or, with no argument, the feasible ones with the least latency.
+        """WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps,
+        in KV blocks of `block_size` tokens; or, with no argument, the feasible ones with the least latency.
         """
     def segments(self, boundaries: Sequence[int] | None = None, *, count: int | None = None) -> list[dict[str, Any]]:
         """Segments of the workload: at these boundaries, or `count` of equal range, or one per output length."""
@@ -473,7 +479,7 @@ class Planner:
         count: int | None = None,
         block_size: int = 1,
     ) -> SafetyBuffer:
-        """The safety buffer of thresholds by segment, in KV blocks of so many tokens."""
+        """The safety buffer of thresholds by segment, in KV blocks of `block_size` tokens."""
 
 @final
 class SafetyBuffer:
@@ -482,32 +488,32 @@ class SafetyBuffer:
     def theta(self) -> list[float]:
         """θ_k of the queue before each segment 2, 3, …"""
     def tokens(self, failure_probability: float, horizon: float) -> float:
-        """KV tokens to keep free for this probability of an overflow within a horizon of so many seconds."""
+        """KV tokens to keep free for this probability of an overflow within a horizon in seconds."""
     def residents(self, failure_probability: float, horizon: float) -> float:
         """Most requests resident at once under that protection, boundary queues included."""
     def queue_bounds(self, failure_probability: float, horizon: float) -> list[float]:
         """Requests that the queue before each segment 2, 3, … may hold under that protection."""
     def failure_probability(self, tokens: float, horizon: float) -> float:
-        """The bound on the probability of an overflow that so many tokens give over a horizon in seconds."""
+        """The bound on the probability of an overflow that this many tokens give over a horizon in seconds."""
     def horizon(self, tokens: float, failure_probability: float) -> float:
-        """The longest horizon in seconds over which so many tokens keep that probability."""
+        """The longest horizon in seconds over which this many tokens keep that probability."""
 
 @final
 class Run:
-    """One finished simulation; the constructor restores one that was pickled."""
+    """One finished simulation; the constructor restores a pickled one."""
     def __new__(cls, state: bytes) -> Run: ...
     def __reduce__(self) -> tuple[type[Run], tuple[bytes]]: ...
     @property
     def fleet(self) -> dict[str, Any] | None:
-        """Of a fleet: which replica served each request (`replica_of`, 2^32 − 1 where none did), when the router predicted its
-        first token (`predicted_ttft_s`, after it was sent on; -1 where it predicted nothing), what was counted of each
-        replica (`replicas`, a list of dictionaries as `counts`, with `completed`), how often requests were sent again because
-        their replica was gone (`resent`), how many were held at the router's door (`held`) and for how long in all (`held_s`).
-        None of a single engine.
+        """Of a fleet: which replica served each request (`replica_of`, 2^32 − 1 where none did), when the router predicted
+        its first token (`predicted_ttft_s`, after it was sent on; -1 without a prediction), the counters of each
+        replica (`replicas`, a list of dictionaries as `counts`, with `completed`), how often requests were sent again
+        because their replica was gone (`resent`), how many were held at the router's door (`held`) and for how long in
+        total (`held_s`). None of a single engine.
         """
     @property
     def learned(self) -> dict[str, Any] | None:
-        """What the policy has learned, as `Scheduler.learned` has it."""
+        """What the policy has learned, as in `Scheduler.learned`."""
     def summary(self, slo_ttft_ms: float | None = None, slo_tpot_ms: float | None = None) -> dict[str, Any]:
         """The figures of the run under the keys of `vllm bench serve`: times in ms, rates in 1/s, lengths in tokens; NaN where
         nothing was observed.
@@ -516,16 +522,16 @@ class Run:
         """
     @property
     def counts(self) -> dict[str, Any]:
-        """The part of the summary that was counted during the run, and costs nothing to read."""
+        """The part of the summary that was counted during the run, and is free to read."""
     @property
     def iteration_time(self) -> dict[str, Any] | None:
-        """The iteration-time law that the policy has learned, as `Scheduler.iteration_time` has it."""
+        """The iteration-time law that the policy has learned, as in `Scheduler.iteration_time`."""
     @property
     def arrival_ns(self) -> npt.NDArray[np.uint64]:
         """Arrival times, ns."""
     @property
     def predicted_wait_ns(self) -> npt.NDArray[np.uint64]:
-        """How long each was expected to wait for its admission when it arrived, ns."""
+        """Each request's predicted wait for admission when it arrived, ns."""
     @property
     def admitted_ns(self) -> npt.NDArray[np.uint64]:
         """First admissions, ns; 2^64 − 1 where a request was refused."""
@@ -589,7 +595,7 @@ def batch(
     threads: int = 1,
 ) -> dict[str, npt.NDArray[Any]]:
     """Simulates a synthetic dataset once for each seed in `first_seed .. first_seed + runs`, up to `horizon_ns`; arrivals
-    go on beyond it. Returns columns with one entry a run: arrived, completed, output_tokens (of the completed),
+    continue beyond it. Returns columns with one entry a run: arrived, completed, output_tokens (of the completed),
     latency_s and ttft_s (means over the arrived, cut at the horizon), peak_kv_blocks, peak_parked, preemptions,
     iterations.
     """

@@ -29,13 +29,13 @@ MAX_LINE = 1 << 24
 MAX_DOCUMENT = 1 << 26
 """Largest JSON document that is read as a whole, bytes: settings, a law, what a policy has learned."""
 MAX_EXPANSION = 1000
-"""A compressed file holds at most so many times its own size, or `MAX_DOCUMENT`: text is packed to a tenth."""
+"""Largest expansion of a compressed file, beyond `MAX_DOCUMENT`: text is usually packed to a tenth."""
 
 _BOM = b"\xef\xbb\xbf"
 _SHOWN = 60
 """Characters of a value in a message."""
 _SAID = 300
-"""Characters at each end of a message: names from the file may stand in it, of any length."""
+"""Characters at each end of a message: it may contain names from the file, of any length."""
 
 
 class FileError(WaitCoreError):
@@ -79,14 +79,14 @@ class FileError(WaitCoreError):
 
 @dataclass(slots=True)
 class Place:
-    """Where a reader stands, and which error it raises: `line` moves on with it."""
+    """The position of a reader, and the error that it raises: `line` is advanced by the reader."""
 
     path: Path
     kind: type[FileError] = FileError
     line: int = 0
 
     def problem(self, text: str, value: object = None) -> FileError:
-        """Return the error for a line of which `text` is true."""
+        """Return the error that states `text` about the current line."""
         return self.kind(self.path, text, line=self.line, value=value)
 
     def error(self, column: str | None, value: object, expected: str) -> FileError:
@@ -141,12 +141,12 @@ class _Unpacked:
 
 @contextlib.contextmanager
 def opened(place: Place) -> Iterator[Source]:
-    """Open a file for reading bytes; what gzip or zstd packed, known by its first bytes, is unpacked.
+    """Open a file for reading bytes; gzip and zstd, recognised by their first bytes, are decompressed.
 
     Raises
     ------
     FileError
-        If it is packed and damaged, expands without end, or needs a package that is not installed.
+        If it is compressed and damaged, expands without end, or needs a package that is not installed.
     OSError
         If it cannot be opened.
 
@@ -169,7 +169,7 @@ def opened(place: Place) -> Iterator[Source]:
             with unpack(file, "rb") as unpacked:
                 yield _Unpacked(unpacked, most, place)
         except damaged as error:
-            raise place.kind(place.path, f"cannot be unpacked: {error}") from None
+            raise place.kind(place.path, f"cannot be decompressed: {error}") from None
 
 
 def _zstd(place: Place) -> Any:
@@ -179,7 +179,7 @@ def _zstd(place: Place) -> Any:
         try:
             from backports import zstd  # noqa: PLC0415
         except ImportError:
-            problem = "what zstd packed is read with backports.zstd: pip install backports.zstd"
+            problem = "reading zstd needs backports.zstd: pip install backports.zstd"
             raise place.kind(place.path, problem) from None
     return zstd
 
@@ -190,7 +190,7 @@ def lines(place: Place) -> Iterator[str]:
     Raises
     ------
     FileError
-        At a line that is too long or not UTF-8 text; of the kind that `place` says.
+        At a line that is too long or not UTF-8 text; of the class that `place` names.
 
     """
     with opened(place) as file:
@@ -219,7 +219,7 @@ def parsed(text: str, place: Place, decoder: json.JSONDecoder = _PLAIN) -> Any:
         return decoder.decode(text)
     except json.JSONDecodeError as error:
         raise place.problem(f"not JSON: {error.msg} at character {error.colno}", text[:_SHOWN]) from None
-    except ValueError as error:  # a number of thousands of digits, or what the decoder does not take
+    except ValueError as error:  # a number of thousands of digits, or what the decoder rejects
         raise place.problem(f"not JSON: {error}", text[:_SHOWN]) from None
     except RecursionError:
         raise place.problem("not JSON: nested too deeply", text[:_SHOWN]) from None

@@ -1,4 +1,4 @@
-"""Slow, obvious schedulers: a list of requests and loops over it. What the compiled core is compared with."""
+"""Slow, obvious schedulers: a list of requests and loops over it. The reference for the compiled core."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Step:
 
 
 class Paper:
-    """What both algorithms of the paper share: memory of `capacity` tokens, the line, and the order of admission."""
+    """What both algorithms of the paper share: memory of `capacity` tokens, the queue, and the order of
+    admission."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -62,7 +62,7 @@ class NestedWait(Paper):
         step = self.run(self.select(segments))
         if segments and not step.batch and not step.evicted:
             # Paused segments hold the memory that the first one needs. The paper's algorithm would stop forever:
-            # all segments go on, without new requests.
+            # all segments continue, without new requests.
             step = self.run([request for request in self.select(len(self.thresholds)) if request.resident])
         self.iteration += 1
         for request in self.residents:

@@ -1,8 +1,8 @@
 """The core under policy ``vllm`` beside vLLM's own scheduler and KV cache manager, step for step and block for block.
 
-Both get the same requests at the same steps, and outputs of the same lengths, which neither is told beforehand. Beyond
-that the core hears nothing: its host does what the plan says, and reports neither progress nor free blocks. After each
-step both must have scheduled the same tokens of the same requests, preempted the same, and have as many blocks free.
+Both get the same requests at the same steps, and outputs of the same lengths, which neither knows in advance. The core
+receives nothing else: its host does what the plan says, and reports neither progress nor free blocks. After each step
+both must have scheduled the same tokens of the same requests, preempted the same, and have as many blocks free.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Case:
     long_prefill_token_threshold: int = 0
     prefix_caching: bool = False
     draft_tokens: int = 0
-    drafts_vary: bool = False  # as n-grams are found or not; otherwise a decode always has so many
+    drafts_vary: bool = False  # as n-grams are found or not; otherwise a decode always has all of them
     ahead: int = 0  # steps planned before the output of the first is known
     requests: int = 120
     prompt: tuple[int, int] = (1, 300)
     output: tuple[int, int] = (1, 200)
     gap: int = 12  # steps between two arrivals, at most
     turns: int = 1
-    prefixes: int = 0  # prompts begin with one of so many
+    prefixes: int = 0  # prompts begin with one of this many
     seed: int = 0
-    preempts: int = 0  # at least so often, or the case shows less than it is there for
+    preempts: int = 0  # at least this often, or the case does not test what it should
     differs: str = ""  # why both do not agree yet
 
     def demands(self) -> list[Demand]:
@@ -176,7 +176,7 @@ def accepted(demand: Demand, index: int, drafts: int) -> int:
 
 @dataclass
 class Resident:
-    """What the core's host knows of a request."""
+    """What the core's host knows about a request."""
 
     demand: Demand
     computed: int = 0
@@ -263,7 +263,7 @@ class Core:
         return seen
 
     def _report(self, ran: bool, ended: list[str], progress: list[tuple[int, int]]) -> None:
-        """Report the ends of the oldest step in flight, as far behind the plans as vLLM's scheduler hears of them."""
+        """Report the ends of the oldest step in flight, as far behind the plans as vLLM's scheduler learns of them."""
         if ran:
             self._in_flight.append(ended)
         if len(self._in_flight) > (self.case.ahead if ran else 0):
@@ -273,7 +273,7 @@ class Core:
 
 @dataclass
 class Comparison:
-    """How far both went together."""
+    """How far both agreed."""
 
     steps: int = 0
     requests: int = 0

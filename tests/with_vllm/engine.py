@@ -60,7 +60,7 @@ LLAMA: dict[str, Any] = {
 
 @dataclass
 class Fault:
-    """What is to go wrong inside the core."""
+    """The fault to inject into the core."""
 
     call: str  # the method of `wait_core.Scheduler`
     after: int  # how many calls go well
@@ -72,7 +72,7 @@ class Panic(BaseException):
 
 
 class FaultyCore:
-    """A core that fails as told, otherwise the real one."""
+    """A core that fails as specified, otherwise the real one."""
 
     def __init__(self, core: Any, fault: Fault) -> None:
         self.core = core

@@ -21,7 +21,7 @@ class Held(Protocol):
 
 
 class Attention:
-    """Blocks are taken for every token, and given back where no token to come will look at them."""
+    """Blocks are taken for every token, and freed once no later token attends to them."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size

@@ -251,7 +251,7 @@ class Driver:
         )
 
     def _draft(self, scheduled: Any) -> None:
-        """Propose tokens for the next step of those that decode, now and then, as n-gram speculation does."""
+        """Propose tokens for the next step of some decodes, as n-gram speculation does."""
         from vllm.v1.outputs import DraftTokenIds
 
         names = [name for name in scheduled.num_scheduled_tokens if name in self.scheduler.requests]

@@ -19,7 +19,7 @@ SETTINGS_FILE = "WAIT_CORE_CONFIG_FILE"
 
 
 def fail(where: str) -> None:
-    """Let one function of ours raise, as a panic of the core does, from now on."""
+    """Make one function of ours raise from now on, as a panic of the core does."""
     from wait_core.logs import DecisionLog
     from wait_core.vllm import settings_file, telemetry, transfer
 

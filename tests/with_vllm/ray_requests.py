@@ -1,4 +1,5 @@
-"""Send requests to two replicas behind Ray Serve, kill one of them, and print what became of each request as JSON."""
+"""Send requests to two replicas behind Ray Serve, kill one of them, and print the outcome of each request as
+JSON."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ async def main(router: str) -> dict[str, Any]:
             each.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         replicas = list(serve_router.curr_replicas.values())
-        # The news that it left takes a while on its way through Ray to the engine and back.
+        # It takes a while for the abort to reach the engine through Ray, and for the report to come back.
         await until(lambda: not serve_router._dispatcher._sent and all(_is_idle(each) for each in replicas))
         answer["reported"] = {each.replica_id.unique_id: each.routing_stats["wait_core"] for each in replicas}
         answer["now_ns"] = time.time_ns()
@@ -84,7 +85,7 @@ async def main(router: str) -> dict[str, Any]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what Ray's threads bring about, for half a minute at most."""
+    """Wait for an effect of Ray's threads, for half a minute at most."""
     deadline = time.monotonic() + 30
     while not holds() and time.monotonic() < deadline:  # noqa: ASYNC110  other threads set no event of this loop
         await asyncio.sleep(0.02)

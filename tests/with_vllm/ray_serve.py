@@ -88,7 +88,7 @@ _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
 
 
 def body(prompt: list[int], output: int, *, stream: bool = False) -> Any:
-    """Return the request for so many greedy tokens."""
+    """Return the request for this many greedy tokens."""
     from ray.serve.llm.openai_api_models import CompletionRequest
 
     return CompletionRequest(

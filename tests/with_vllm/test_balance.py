@@ -1,4 +1,4 @@
-"""vLLM's data-parallel balancer in front of two schedulers of ours: its own rule, and what the ranks tell it.
+"""vLLM's data-parallel balancer in front of two schedulers of ours: its own rule, and what the ranks report to it.
 
 The ranks are vLLM's schedulers with made-up tokens; the rule is the method of vLLM's client. What is left out is the
 way between the processes, on which the figures grow 0.1 s old: here as old as some steps.
@@ -104,13 +104,13 @@ def serve(load: Load, *, forecast: bool) -> float:
     [(Load(6, 200, 600), 1.0), (Load(10, 200, 600), 1.0), (Load(16, 200, 300), 1.0), (Load(10, 100, 900), 0.5)],
     ids=str,
 )
-def test_who_waits_before_a_cache_that_is_spoken_for(load: Load, at_most: float) -> None:
+def test_the_wait_before_a_cache_that_is_reserved(load: Load, at_most: float) -> None:
     """Measured, steps: 85.5 and 82.3, 164.2 and 157.9, 123.8 and 120.0, 33.8 and 11.0."""
     stock, ours = serve(load, forecast=False), serve(load, forecast=True)
     assert ours <= at_most * stock
 
 
-def test_what_is_told_is_the_expected_peak_and_only_where_asked_for() -> None:
+def test_the_reported_use_is_the_expected_peak_only_if_enabled() -> None:
     asked, not_asked, shadow = rank(), rank(balance_by_forecast=False), rank(shadow=True)
     stock = Driver(Setup("AsyncScheduler", num_blocks=201, max_model_len=1024, prefix_caching=False, ahead=0))
     for driver in (asked, not_asked, shadow, stock):
@@ -122,10 +122,10 @@ def test_what_is_told_is_the_expected_peak_and_only_where_asked_for() -> None:
     for driver in (not_asked, shadow):
         assert driver.scheduler.get_kv_cache_usage() == used
     load = asked.scheduler.wait_core.core.load()
-    told = asked.scheduler.get_kv_cache_usage()
-    assert told == pytest.approx(load["kv_peak"] / (200 * 16))
+    reported = asked.scheduler.get_kv_cache_usage()
+    assert reported == pytest.approx(load["kv_peak"] / (200 * 16))
     assert used < 0.2
-    assert 0.5 < told <= 1.0
+    assert 0.5 < reported <= 1.0
     # The gauge stays what it is.
     assert asked.scheduler.make_stats().kv_cache_usage == used
 

@@ -1,4 +1,4 @@
-"""What vLLM's KV cache manager does, block for block: the record that the core's prefix cache is held against.
+"""What vLLM's KV cache manager does, block for block: the record that the core's prefix cache is tested against.
 
 The core's own tests replay the record. Here it is made again, by the vLLM that is installed. After a change:
 
@@ -27,11 +27,11 @@ STEPS = 500
 class Recorder:
     """Serves requests with few distinct prefixes, and writes down what that did to the blocks.
 
-    hit  BLOCKS HELD HASH…          looked up: so many leading blocks are cached, of which a request holds so many
+    hit  BLOCKS HELD HASH…          looked up: BLOCKS leading blocks are cached, HELD of which a request holds
     join REQUEST BLOCKS HELD HASH…  the same, and the request holds them now
     take REQUEST BLOCKS             it got new blocks
     name REQUEST HASH…              its next blocks got these hashes
-    give REQUEST                    it let go of all its blocks
+    give REQUEST                    it freed all its blocks
     free ANONYMOUS HASH…            what is free now, in the order in which it will be taken
     """
 

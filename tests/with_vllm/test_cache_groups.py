@@ -36,7 +36,7 @@ def settings(**setup: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_groups_are_told_as_they_are_full_ones_first(layout: tuple[dict[str, Any], ...]) -> None:
+def test_groups_are_passed_as_they_are_full_ones_first(layout: tuple[dict[str, Any], ...]) -> None:
     told = settings(kv_groups=layout)["kv_groups"]
     assert told == sorted(({"count": 1} | group for group in layout), key=lambda group: group["kind"] != "full")
 

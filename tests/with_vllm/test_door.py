@@ -72,7 +72,7 @@ def test_an_overloaded_server_refuses_and_says_why(tmp_path: Path, servers: int)
             until(lambda: any(each["predicted_wait_s"] > 1.0 for each in loads(url)))
             assert until(lambda: json.loads(get(f"{url}/get_load"))["load"] > 4)
             look_at_the_door(url)
-            look_at_the_line(url)
+            look_at_the_queue(url)
             assert ask(url, 5, headers={"x-wait-core-deadline": "100"})[2]["choices"][0]["finish_reason"] == "length"
             for i, (status, _, answer) in enumerate(done.result() for done in crowd):
                 assert status == 200
@@ -81,7 +81,7 @@ def test_an_overloaded_server_refuses_and_says_why(tmp_path: Path, servers: int)
         shown = samples(get(f"{url}/metrics"))
         labels = '{engine="0",model_name="tiny",reason="deadline"}'
         assert shown[f"wait_core_refused_total{labels}"] >= 1
-        # The three of `look_at_the_line`, and what a server let in that knew nothing of the line yet.
+        # The three of `look_at_the_queue`, and what a server admitted that did not know the queue yet.
         assert shown[f"wait_core_late_total{labels}"] >= 3
         until(lambda: json.loads(get(f"{url}/get_load"))["load"] == 0 or servers > 1)
         time.sleep(1.5)  # the engine has come to rest a second after it was kept last
@@ -134,7 +134,7 @@ def look_at_the_door(url: str) -> None:
     assert ask(url, headers={"x-wait-core-deadline": "soon"})[0] == 400
 
 
-def look_at_the_line(url: str) -> None:
+def look_at_the_queue(url: str) -> None:
     """What stands in the body alone is the scheduler's to decide."""
     late: dict[str, Any] = {"vllm_xargs": {"wait_core_deadline": 0.02}}
     for chat in (False, True):

@@ -47,7 +47,7 @@ class Grammar:
 
 
 def served(driver: Any, names: set[str], steps: int) -> set[str]:
-    """Return which of `names` computed something in so many steps."""
+    """Return which of `names` computed something in this many steps."""
     seen: set[str] = set()
     for _ in range(steps):
         seen |= names & driver.step().scheduled.num_scheduled_tokens.keys()
@@ -55,7 +55,7 @@ def served(driver: Any, names: set[str], steps: int) -> set[str]:
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "vllm"])
-def test_a_grammar_that_is_compiled_for_long_holds_nobody(policy: str) -> None:
+def test_a_grammar_that_is_compiled_for_long_holds_no_other_request(policy: str) -> None:
     from vllm.v1.request import RequestStatus
 
     driver = engine({"policy": policy, "watchdog_s": 0.05})
@@ -75,7 +75,7 @@ def test_a_grammar_that_is_compiled_for_long_holds_nobody(policy: str) -> None:
     time.sleep(0.1)
     driver.step()
     driver.step()
-    assert bridge.counts["watchdog"] == 0, "nobody could run"
+    assert bridge.counts["watchdog"] == 0, "no request could run"
     grammars[0].future.set_result(Grammar())
     grammars[1].future.set_exception(ValueError("no regex"))
     assert served(driver, {"g0", "g1"}, 2) == {"g0"}
@@ -171,7 +171,7 @@ def test_a_batch_comes_back_from_a_reset_in_its_order(policy: str) -> None:
     assert [request.request_id for request in driver.scheduler.running] == names
 
 
-def test_with_adapters_nobody_pauses() -> None:
+def test_with_adapters_no_request_pauses() -> None:
     from vllm.config import LoRAConfig
 
     from wait_core.vllm.bridge import Bridge
@@ -191,7 +191,7 @@ def test_with_adapters_nobody_pauses() -> None:
         assert running - ended <= step.num_scheduled_tokens.keys() | ended
         if not scheduler.requests:
             break
-    assert planned > 0, "the policy wants to"
+    assert planned > 0, "the policy would"
     assert not scheduler.requests
     assert scheduler.wait_core.active
     assert scheduler.wait_core.counts["watchdog"] == 0

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES: dict[str, Any] = {"num_blocks": 17, "max_num_seqs": 8, "max_model_len": 256, "max_num_batched_tokens": 256}
 # The core stops for 50 plans; the watchdog opens the gates again and again.
 STALLED = {"policy": "adaptive", "watchdog_s": 1e-4}
-# Residents pause at boundaries for want of arrivals, at the end for good: there the watchdog helps.
+# Residents pause at boundaries for lack of arrivals, at the end for good: there the watchdog helps.
 TYPES = [{"prompt": 30, "output": 10, "rate": 2.0}, {"prompt": 30, "output": 35, "rate": 1.0}]
 PAUSING = {"policy": "nested-wait", "work_conserving": False, "watchdog_s": 1e-3, "types": TYPES}
 WATCHING = PAUSING | {"shadow": True}
@@ -102,7 +102,7 @@ class Core:
 
 
 def break_call(bridge: Any, where: str, after: int, patch: pytest.MonkeyPatch, *, stalls: bool = False) -> Fault:
-    """Let the call `where`, "owner.name", fail after so many that go well."""
+    """Let the call `where`, "owner.name", fail after a number of successful calls."""
     from wait_core.vllm import transfer
 
     fault = Fault(after)
@@ -121,7 +121,7 @@ def break_call(bridge: Any, where: str, after: int, patch: pytest.MonkeyPatch, *
 
 
 def serve(driver: Driver, seed: int = 0) -> None:
-    """Serve a workload with everything in it that the adapter hears of, to the end."""
+    """Serve a workload with every event that reaches the adapter, to the end."""
     from in_process import random_prompt
     from vllm.v1.core.sched.interface import PauseState
 

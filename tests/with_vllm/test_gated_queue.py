@@ -105,7 +105,7 @@ def test_without_a_gate_it_is_vllms_priority_queue() -> None:
         assert len(theirs) == len(ours)
         assert bool(theirs) == bool(ours)
         longest = max(longest, len(ours))
-        assert len(ours._heap) <= 2 * longest + 1, "who has left does not pile up"
+        assert len(ours._heap) <= 2 * longest + 1, "requests that have left do not pile up"
 
 
 def test_behind_the_gate_only_the_admitted_are_seen_and_all_are_counted() -> None:

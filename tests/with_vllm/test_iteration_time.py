@@ -34,7 +34,7 @@ STAIRS = {
 
 
 class VirtualTime:
-    """A clock that passes as `law` says, while the steps of `driver` are computed."""
+    """A clock that advances as `law` says while the steps of `driver` are computed."""
 
     def __init__(self, law: dict[str, Any]) -> None:
         self.law = law
@@ -138,7 +138,7 @@ def test_it_outlives_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert iteration_seconds(after["law"], **shape) == pytest.approx(iteration_seconds(before["law"], **shape))
 
 
-def test_what_another_core_planned_is_not_told_to_the_one_that_took_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_core_planned_is_not_reported_to_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     driver, time = engine(monkeypatch, LINEAR)
     driver.add("r", [3] * 50, 20)
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Requests that end because they are late: when they come, while they wait, and never once they were admitted."""
+"""Late requests are ended: on arrival, while they wait, and never once they have been admitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Line:
-    """An engine with few seats, and what its clients were told."""
+    """An engine with few seats, and what its clients received."""
 
     def __init__(self, seats: int = 1, policy: str = "fcfs", **wait_core: Any) -> None:
         from in_process import Driver, Setup
@@ -64,7 +64,7 @@ class Line:
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_what_has_waited_too_long_ends_and_its_client_is_told(policy: str) -> None:
+def test_what_has_waited_too_long_ends_and_its_client_is_notified(policy: str) -> None:
     line = Line(policy=policy, max_wait_s=0.3)
     for i in range(3):
         line.add(f"r{i}", 60)
@@ -108,7 +108,7 @@ def test_a_request_may_ask_for_less_and_not_for_more() -> None:
 
 
 def test_what_was_admitted_in_time_is_not_ended() -> None:
-    """A preempted request waits again; it has had its admission."""
+    """A preempted request waits again, but it has been admitted once."""
     line = Line(seats=4, max_wait_s=0.2, known_lengths=False, overflow_probability=0.9)
     for i in range(4):
         line.add(f"r{i}", 40)
@@ -199,7 +199,7 @@ def test_tenants_and_priorities_that_clients_name() -> None:
     line.add("nobody", 5, wait_core_tenant=9)
     line.run()
     order = list(line.told)
-    assert order.index("other0") < order.index("plain3"), "its share, not its place in the line"
+    assert order.index("other0") < order.index("plain3"), "its share, not its place in the queue"
     line = Line(ageing=1000.0)
     for i in range(4):
         line.add(f"r{i}", 5)

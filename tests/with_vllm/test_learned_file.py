@@ -1,4 +1,4 @@
-"""What was learned outlives the engine, and other settings; a file that cannot be used is not in the way."""
+"""What was learned survives the engine, and other settings; an unusable file is no obstacle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the adapter says of prompts whose first blocks are in the prefix cache: what is held saves memory, no more."""
+"""What the adapter reports of prompts whose first blocks are in the prefix cache: only held blocks save
+memory."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def computed(driver: Any) -> list[int]:
     return [tokens for _, tokens, _ in driver.scheduler.wait_core.core.first_in_queue(99)]
 
 
-def test_the_head_of_the_line_is_told_what_is_held() -> None:
+def test_the_core_learns_what_is_held_for_the_head_of_the_queue() -> None:
     from wait_core.vllm import prefixes
 
     driver = loaded()
@@ -41,7 +42,7 @@ def test_the_head_of_the_line_is_told_what_is_held() -> None:
     assert known(driver) == [64] * prefixes.LOOKED_AT + [0, 0]
 
 
-def test_what_nobody_holds_any_more_is_not_saved() -> None:
+def test_what_no_request_holds_any_more_is_not_saved() -> None:
     driver = loaded()
     driver.add("b", PREFIX + [90] * 90, 12, ignore_eos=True)
     for _ in range(3):

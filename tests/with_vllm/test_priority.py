@@ -64,7 +64,7 @@ def test_shadow_mode_leaves_vllms_order_where_memory_binds(seed: int) -> None:
 
 @pytest.mark.parametrize("settings", [{}, HIDDEN], ids=["known", "hidden"])
 def test_the_same_tokens_and_the_important_first(run: Run, settings: dict[str, Any]) -> None:
-    """Memory binds: vLLM preempts the least important; whom, the core learns from vLLM."""
+    """Memory binds: vLLM preempts the least important, and the core learns which from vLLM."""
     stock = run(**BY_PRIORITY)
     mine = run(**BY_PRIORITY, scheduler_cls=OURS, wait_core=settings)
     assert mine["adapter"]["active"]
@@ -113,7 +113,7 @@ def test_they_are_refused_while_serving_too(tmp_path: Path, monkeypatch: pytest.
     driver.step()
     assert bridge.settings.policy == "adaptive"
     assert bridge.counts["reconfigured"] == 0
-    path.write_text('{"ageing": 12.5}')  # whoever waits long enough is served, however unimportant
+    path.write_text('{"ageing": 12.5}')  # a request that waits long enough is served, however unimportant
     driver.step()
     assert bridge.core.settings["ageing"] == 12.5
     assert bridge.active

@@ -123,7 +123,7 @@ async def main():
     router.on_request_routed(first, idle.replica_id, None)
     router.on_request_completed(idle.replica_id, "r0")
     assert not router._dispatcher.knows("r0")
-    # Held at the door while both are full, and let go when its client leaves.
+    # Held at the door while both are full, and released when its client leaves.
     router.update_replicas([full, replica("idle", FULL)])
     held = pending("r1", prompt=[7] * 1000)
     assert await router.choose_replicas([full, idle], held) == []

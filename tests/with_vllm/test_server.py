@@ -92,13 +92,13 @@ def look(url: str, log: Path) -> None:
     names = {re.split(r"[{]", name)[0] for name in shown}
     assert not [name for name in names if "wait_core" in name and not name.startswith("wait_core_")]
     said = log.read_text()
-    assert re.search(r"thresholds +\[[\d.]+\] +planned", said), "the settings in force are said at the start"
+    assert re.search(r"thresholds +\[[\d.]+\] +planned", said), "the settings in force are logged at the start"
     assert "KV fetch" not in said
 
 
 @pytest.mark.timeout(600)
 def test_two_data_parallel_ranks(tmp_path: Path) -> None:
-    """One scheduler a rank, each with a line, a log and figures of its own."""
+    """One scheduler a rank, each with a queue, a log and figures of its own."""
     settings: dict[str, Any] = {"log_file": str(tmp_path / "decisions.jsonl"), "known_lengths": False}
     with serving(tmp_path, settings, data_parallel_size=2) as (url, log):
         with ThreadPoolExecutor(REQUESTS) as pool:

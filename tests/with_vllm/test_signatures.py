@@ -96,7 +96,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     ]:
         assert request.sets("Request", name), f"Request.{name}"
     assert {"num_output_tokens", "num_tokens"} <= request.properties("Request")
-    # By priority, then by arrival: the order of the line where vLLM goes by priority.
+    # By priority, then by arrival: the order of the queue under vLLM's priority policy.
     assert "return self.priority < other.priority" in request.source("Request.__lt__")
     assert "return self.arrival_time < other.arrival_time" in request.source("Request.__lt__")
     statuses = request.members("RequestStatus")
@@ -110,7 +110,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     pool = vllm["v1.core.block_pool"]
     assert pool.sets("BlockPool", "num_gpu_blocks")
     assert pool.parameters("BlockPool.get_num_free_blocks") == ["self"]
-    # What the prefix cache has of a waiting request, and whether anybody holds it.
+    # What the prefix cache has of a waiting request, and whether any request holds it.
     assert pool.parameters("BlockPool.get_cached_block") == ["self", "block_hash", "kv_cache_group_ids"]
     manager = vllm["v1.core.kv_cache_manager"]
     assert manager.sets("KVCacheManager", "enable_caching")
@@ -169,7 +169,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert "preempted_req_ids=self.reset_preempted_req_ids" in source
     assert "finished_req_ids=self.finished_req_ids" in source
     assert "self.waiting.prepend_request(request)" in module.source("Scheduler._preempt_request")
-    # Nobody else takes from the queue.
+    # Nothing else takes from the queue.
     assert module.text.count("pop_request()") == 2
     assert module.text.count("peek_request()") == 1
 
@@ -178,7 +178,7 @@ def test_ending_a_request_that_waits_is_as_expected(vllm: Source) -> None:
     scheduler = vllm["v1.core.sched.scheduler"]
     assert scheduler.parameters("Scheduler.finish_requests") == ["self", "request_ids", "finished_status"]
     assert scheduler.parameters("Scheduler.get_request_counts") == ["self"]
-    # As vLLM itself tells of a request that it ends between two outputs.
+    # As vLLM itself reports a request that it ends between two outputs.
     update = re.sub(r"\s+", " ", scheduler.source("Scheduler.update_from_output"))
     ours = "new_token_ids=[], finish_reason=request.get_finished_reason(), events=request.take_events(),"
     assert ours in update

@@ -38,6 +38,11 @@ def test_every_step_is_logged_and_a_law_fits(run: Run, tmp_path: Path, async_sch
     # Single steps of a millisecond are noise; their sum is not.
     assert abs(found.total_error) < 0.5
     report = simulate(
-        "vllm", dataset_name="p16d32", request_rate=50, num_prompts=50, iteration_time=found.law, kv_blocks=80
+        "vllm",
+        dataset_name="p16d32",
+        request_rate=50,
+        num_prompts=50,
+        iteration_time=found.iteration_time,
+        kv_blocks=80,
     )
     assert report.summary()["completed"] == 50

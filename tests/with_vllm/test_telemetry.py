@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_what_nobody_fetches_stays_bounded() -> None:
+def test_what_is_never_fetched_stays_bounded() -> None:
     from wait_core import Scheduler
     from wait_core.vllm.telemetry import MOST, Telemetry
 

@@ -14,7 +14,7 @@ LAW = {"law": "a100"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"iteration_time": LAW}], ids=["no law", "law"])
-def test_the_budget_follows_the_law_and_nobody_starves(settings: dict[str, Any]) -> None:
+def test_the_budget_follows_the_law_and_no_request_starves(settings: dict[str, Any]) -> None:
     from in_process import Driver, Setup, random_prompt
 
     driver = Driver(
@@ -38,7 +38,7 @@ def test_the_budget_follows_the_law_and_nobody_starves(settings: dict[str, Any])
             busy.append(step.total_num_scheduled_tokens)
         for name in decoding & driver.scheduler.requests.keys():
             waited[name] = 0 if name in step.num_scheduled_tokens else waited.get(name, 0) + 1
-            assert waited[name] <= 2, "decodes go on whatever the budget: only a last token in flight is waited for"
+            assert waited[name] <= 2, "decodes continue whatever the budget: only a last token in flight is waited for"
     assert driver.scheduler.wait_core.active
     assert driver.scheduler.max_num_scheduled_tokens == 2048, "set back after each step"
     assert len(busy) > 5

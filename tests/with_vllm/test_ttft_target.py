@@ -1,4 +1,4 @@
-"""A promised time to first token inside vLLM: who is late lets those go first that are not, and everybody ends."""
+"""A TTFT target inside vLLM: late requests let those in time go first, and every request finishes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_the_late_let_others_go_first(policy: str) -> None:
+def test_late_requests_let_others_go_first(policy: str) -> None:
     from in_process import Driver, Setup, random_prompt
 
     setup = Setup(scheduler="WaitScheduler", wait_core={"ttft_target": 1.0}, policy=policy, max_num_seqs=2)

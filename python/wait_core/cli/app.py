@@ -20,14 +20,14 @@ COMMANDS = {
     "simulate": "one policy on one workload",
     "compare": "several policies on the same requests",
     "sweep": "many simulations: rates x policies x memory x seeds, resumable, on all cores",
-    "trace": "what a trace holds: what was read, assumed and dropped, lengths, rates, shared prefixes",
+    "trace": "what a trace contains: what was read, assumed and dropped, lengths, rates, shared prefixes",
     "settings": "every setting: type, range, unit, default, meaning, which policies use it",
-    "hardware": "which GPUs and models are known, and what of them",
+    "hardware": "which GPUs and models are known, and their figures",
     "calibrate": "fit the iteration-time law of a GPU to a step log of vLLM",
     "doctor": "what is installed, does it fit, is the server's scheduler active?",
     "replay": "run a decision log through the core again: same decisions?",
 }
-"""The sub-commands, each in the module of its name, and what each is for."""
+"""The sub-commands, each in the module of its name, and the purpose of each."""
 
 EXIT = """exit status:
   0    done
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The buffer has no reader any more, and the interpreter would try to flush it again at exit.
+        # The buffer has lost its reader, and the interpreter would try to flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (WaitCoreError, OSError, MemoryError) as error:
@@ -79,7 +79,7 @@ def parser_of(argv: Sequence[str]) -> Parser:
             name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}{'' if purpose.endswith('?') else '.'}"
         )
         if name in argv[:1]:
-            # The others are not loaded: some need much of the package.
+            # The others are not loaded: some import much of the package.
             importlib.import_module(f"wait_core.cli.{name}").add(sub)
     return parser
 
@@ -92,6 +92,6 @@ def _command(argv: Sequence[str]) -> int:
 
 def _said(error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return "there is not enough memory for so much"
-    # PyO3 says in a note which argument it was.
+        return "not enough memory"
+    # PyO3 names the argument in a note.
     return " ".join("; ".join([str(error), *getattr(error, "__notes__", [])]).split())

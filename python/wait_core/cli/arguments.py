@@ -1,4 +1,4 @@
-"""Kinds of values that options take. What is out of range is refused before any work, in the user's own word."""
+"""Kinds of values that options take. Values out of range are refused before any work, in the user's own words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def real(expected: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
-    """Return the reader of a number that is as `expected` says."""
+    """Return the reader of a number that satisfies `expected`."""
 
     def read(text: str) -> float:
         try:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("logs", nargs="+", type=Path, metavar="FILE", help="step logs (setting step_log_file)")
-    parser.add_argument("--law", choices=calibration.LAWS, default="measured", help="what --output gets (%(default)s)")
+    parser.add_argument(
+        "--form", choices=calibration.FORMS, default="measured", help="form of the law that --output gets (%(default)s)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the law, for --iteration-time")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
     parser.set_defaults(run=_run)
@@ -29,21 +31,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     with contextlib.nullcontext() if arguments.output is None else replacing(arguments.output) as file:
         steps = step_log.load(arguments.logs)
-        chosen = calibration.fit(steps, arguments.law)
-        fits = {arguments.law: chosen}
-        for other in set(calibration.LAWS) - {arguments.law}:
-            with contextlib.suppress(WaitCoreError):  # shown beside the one asked for where it fits at all
+        chosen = calibration.fit(steps, arguments.form)
+        fits = {arguments.form: chosen}
+        for other in set(calibration.FORMS) - {arguments.form}:
+            with contextlib.suppress(WaitCoreError):  # shown beside the chosen one if it fits at all
                 fits[other] = calibration.fit(steps, other)
         if file is not None:
-            file.write(json.dumps(chosen.law, indent=1) + "\n")
+            file.write(json.dumps(chosen.iteration_time, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(chosen.summary()))
         return 0
     print(report(steps, fits))
     if arguments.output is None:
-        print(json.dumps(chosen.law))
+        print(json.dumps(chosen.iteration_time))
     else:
-        print(f"{arguments.law} law written to {arguments.output}; give it as --iteration-time {arguments.output}")
+        print(f"{arguments.form} law written to {arguments.output}; give it as --iteration-time {arguments.output}")
     return 0
 
 
@@ -57,14 +59,14 @@ def report(steps: step_log.Steps, fits: dict[str, calibration.Fit]) -> str:
     )
     rows = [
         [
-            kind,
+            form,
             f"{fit.r_squared:.4f}",
             f"{fit.median_error:.1%}",
             f"{fit.p90_error:.1%}",
             f"{fit.total_error:+.1%}",
             f"{fit.outliers} ({fit.outlier_time:.1%} of the time)",
         ]
-        for kind, fit in fits.items()
+        for form, fit in fits.items()
     ]
     header = ["law", "R2", "median error", "90 % below", "sum of times", "left out as outliers"]
     return f"{seen}\n{tabulated(header, rows)}"

@@ -34,7 +34,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if output is None and drawable():
         output = Path(PICTURE)
-    # 1 % of the memory of an A100-80GB kept back, Llama-2-7B: 8,448 blocks of 16 tokens; arrivals at 1.7 times what it
+    # 1 % of the memory of an A100-80GB held back, Llama-2-7B: 8,448 blocks of 16 tokens; arrivals at 1.7 times what it
     # can serve.
     kv_blocks, rate = 8448, 4.0
     requests = sampled("p512d1000", request_rate=rate, num_prompts=arguments.num_prompts)
@@ -55,5 +55,5 @@ def _demo(arguments: argparse.Namespace) -> int:
                 capacity_tokens=kv_blocks * 16,
                 title=f"p512d1000 at {rate:g}/s on a simulated A100-80GB",
             )
-    print("a picture as well: pip install matplotlib" if output is None else f"picture: {output}")
+    print("for a picture as well: pip install matplotlib" if output is None else f"picture: {output}")
     return 0

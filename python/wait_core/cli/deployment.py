@@ -62,7 +62,7 @@ def deployment_of(arguments: argparse.Namespace) -> Deployment | None:
 
 
 def basis(deployment: Deployment) -> str:
-    """Return in a line what a deployment rests on, and in one more each what else there is to know of it."""
+    """Return one line on the sources of a deployment, and one more for each note on it."""
     worst = max(region.p95_error for region in deployment.accuracy)
     shares = ", ".join(f"{share:.0%} {name}" for name, share in deployment.sources.items() if share >= 0.005)
     lines = [
@@ -77,7 +77,7 @@ def basis(deployment: Deployment) -> str:
 
 
 def deployments_of(arguments: argparse.Namespace) -> list[Deployment]:
-    """Return the deployments that --gpu and --model ask for, "h100_sxm:2" being two GPUs a replica; none without."""
+    """Return the deployments that --gpu and --model ask for, "h100_sxm:2" for two GPUs per replica."""
     if arguments.gpu is None and arguments.model is None:
         return []
     if arguments.gpu is None or arguments.model is None:

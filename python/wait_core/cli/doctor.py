@@ -1,6 +1,6 @@
 """`wait-core doctor`: what is installed, whether it fits together, and whether a server's scheduler is active.
 
-vLLM is not imported for it, which would take seconds and a GPU: only its version and entry points are read.
+vLLM is not imported, which would take seconds and a GPU: only its version and entry points are read.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 PLUGIN = "vllm.stat_logger_plugins"
 FAULT, ABSENT, GOOD = "FAULT", "absent", "ok"
 OF_DEVELOPERS = {"all", "docs", "test"}
-"""Extras that no user is asked for."""
+"""Extras that no user needs to install."""
 MOST_BYTES = 1 << 24
-"""What is read of a server's metrics, at most."""
+"""Most bytes read of a server's metrics."""
 
 Finding = tuple[str, str, str]
-"""Subject, one of the three, and what there is to know."""
+"""Subject, one of the three states, and a detail."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--url", metavar="URL", help="a running server, as http://localhost:8000: is wait-core active?")
     parser.add_argument(
-        "--timeout", type=kinds.positive, default=5.0, metavar="S", help="seconds to wait for it (%(default)s)"
+        "--timeout", type=kinds.positive, default=5.0, metavar="S", help="seconds to wait for the server (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="a list of objects: subject, state, detail")
     parser.set_defaults(run=_run)
@@ -69,7 +69,7 @@ def _package() -> Iterator[Finding]:
 
 
 def _others() -> Iterator[Finding]:
-    """Look at what the package needs, or can use, as its own metadata say it."""
+    """Check what the package needs, or can use, according to its own metadata."""
     provided = importlib.metadata.metadata("wait-core").get_all("Provides-Extra") or ()
     extras = [{"extra": each} for each in ("", *provided) if each not in OF_DEVELOPERS]
     uses: dict[str, tuple[Requirement, str]] = {}
@@ -81,7 +81,7 @@ def _others() -> Iterator[Finding]:
         yield _installed(wanted, extra)
     plugins = [each.value for each in importlib.metadata.entry_points(group=PLUGIN) if each.name == "wait_core"]
     state = GOOD if plugins else FAULT
-    yield "metrics for vLLM", state, plugins[0] if plugins else f"no entry point {PLUGIN}: install the package again"
+    yield "metrics for vLLM", state, plugins[0] if plugins else f"no entry point {PLUGIN}: reinstall the package"
 
 
 def _installed(wanted: Requirement, extra: str) -> Finding:

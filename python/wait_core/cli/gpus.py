@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def compare(arguments: argparse.Namespace, deployments: list[Deployment], asked: dict[str, Any]) -> int:
-    """Compare the deployments for what is `asked`, print a table, and draw a picture if one is wanted."""
+    """Compare the deployments for what is `asked`, print a table, and draw a picture if requested."""
     if not deployments:
         raise WaitCoreError("--price, --slo-ttft and --slo-tpot need --gpu and --model")
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):

@@ -1,4 +1,4 @@
-"""`wait-core hardware`: GPUs, models and engines, and what is known of them together."""
+"""`wait-core hardware`: GPUs, models and engines, and what is known of their combinations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed: on any encoding and any width of terminal."""
+"""Printing: on any encoding and any width of terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 PLAIN = {"…": "...", "→": "->", "≥": ">=", "≤": "<=", "×": "x", "·": "*", "−": "-", "λ": "lambda", "η": "eta",
          "δ": "delta", "θ": "theta",
          "Δ": "Delta", "Σ": "sum", "µ": "u", "“": '"', "”": '"', "’": "'", "α": "alpha"}  # fmt: skip
-"""How signs are written where the terminal has none of them."""
+"""How characters are written where the terminal's encoding lacks them."""
 
 WIDEST = 100
-"""Columns that running text takes at most."""
+"""Most columns of running text."""
 
 
 def prepare() -> None:
@@ -38,7 +38,7 @@ def _in_plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def columns() -> int:
-    """Return the width of the terminal; COLUMNS goes before it, and what is piped has a hundred columns."""
+    """Return the width of the terminal; COLUMNS takes precedence, and piped output has a hundred columns."""
     return max(20, shutil.get_terminal_size((WIDEST, 24)).columns)
 
 
@@ -54,7 +54,7 @@ def definitions(entries: Iterable[tuple[str, str, str]]) -> str:
 
 
 def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
-    """Print, beside the results, what was left out of a trace and what was assumed of it."""
+    """Print, beside the results, what was left out of a trace and what was assumed about it."""
     from wait_core.report.tables import left_out  # noqa: PLC0415  slow to import, for what prints no notes
 
     for note in [*left_out(dropped), *notes]:

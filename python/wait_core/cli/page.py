@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the option."""
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write a page of HTML that needs nothing but itself"
-    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained page of HTML")
 
 
 @contextlib.contextmanager
 def report_file(arguments: argparse.Namespace) -> Iterator[IO[str] | None]:
-    """Yield the file for the page, which is put in place when the block succeeds; None where none is asked for.
+    """Yield the file for the page, which is put in place when the block succeeds; None if none is requested.
 
     Entered before the work starts, so that a page that cannot be made or written is refused early.
 
@@ -45,7 +43,7 @@ def report_file(arguments: argparse.Namespace) -> Iterator[IO[str] | None]:
 
 
 def reproduce(arguments: argparse.Namespace) -> str:
-    """Return the command line that was given, for a shell."""
+    """Return the given command line, quoted for a shell."""
     return shlex.join(["wait-core", *arguments.argv])
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def picture(path: Path | None) -> Iterator[str | None]:
-    """Yield where to draw the picture that replaces `path` when the block succeeds; None where none is asked for.
+    """Yield where to draw the picture that replaces `path` when the block succeeds; None if none is requested.
 
     Entered before the work starts, so that a picture that cannot be drawn or written is refused early.
 

@@ -1,4 +1,4 @@
-"""`wait-core replay`: whether the core still decides as a log says it did."""
+"""`wait-core replay`: whether the core still makes the decisions in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
 
 LONGEST = 10_000
-"""Characters of a decision that are printed."""
+"""Most characters of a decision that are printed."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +50,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _empty(log: Path) -> WaitCoreError:
-    return WaitCoreError(f"{log}: no iteration is logged in it, so there is nothing to compare")
+    return WaitCoreError(f"{log}: it has no iteration, so there is nothing to compare")
 
 
 def _line(event: dict[str, Any]) -> str:
     try:
         text = json.dumps(event)
-    except RecursionError:  # of a log that no core has written
+    except RecursionError:  # of a log that was not written by a core
         return shown(event)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

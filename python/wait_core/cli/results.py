@@ -49,7 +49,7 @@ def status(reports: Sequence[Report]) -> int:
             kv = report.settings["kv_blocks"] * report.settings["block_size"]
             print(
                 f"wait-core: {report.policy}: none of the {summary['failed']:,} requests could run: each needs more"
-                f" than the {kv:,} KV tokens that there are, or than max_model_len allows",
+                f" than the {kv:,} KV tokens of the cache, or than max_model_len allows",
                 file=sys.stderr,
             )
             return 1

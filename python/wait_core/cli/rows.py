@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMS = (".jsonl", ".json", ".csv", ".parquet")
-"""Endings of file names, each a form."""
+"""File name endings, one for each form."""
 
 
 def form_of(path: Path) -> str:
-    """Return the form that a file's name asks for.
+    """Return the form for the ending of a file's name.
 
     Raises
     ------
@@ -30,14 +30,14 @@ def form_of(path: Path) -> str:
     """
     form = path.suffix.lower()
     if form not in FORMS:
-        raise WaitCoreError(f"{path}: the name ends in none of {', '.join(FORMS)}")
+        raise WaitCoreError(f"{path}: the name must end in one of {', '.join(FORMS)}")
     if form == ".parquet" and find_spec("pyarrow") is None:
         raise WaitCoreError(f"{path}: Parquet needs pyarrow: pip install 'wait-core[arrow]'")
     return form
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON has it: what was never observed is null."""
+    """Return a row as JSON: what was never observed is null."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 

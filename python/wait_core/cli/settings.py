@@ -1,4 +1,4 @@
-"""`wait-core settings`: every setting of the core, from the one place where they are described."""
+"""`wait-core settings`: every setting of the core, from the single source of their descriptions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
         within = " ".join(filter(None, (each.range, each.unit)))
         facts = [each.type, within, each.absent if required else f"default: {each.absent}"]
         if each.policies != POLICIES:
-            facts.append(f"heeded by {', '.join(each.policies)}")
+            facts.append(f"used by {', '.join(each.policies)}")
         entries.append((each.name, "; ".join(filter(None, facts)), each.meaning))
     print(definitions(entries))
     return 0

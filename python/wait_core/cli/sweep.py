@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OWN = ("run", "argv", "output", "workers", "json", "csv", "report")
-"""Options that change nothing in the figures."""
+"""Options that do not affect the figures."""
 
 _SHOWN = {
     "output_throughput": "output tok/s",
@@ -61,7 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--request-rates", nargs="+", type=kinds.finite_rate, metavar="RATE", help="requests/s (a trace: its own times)"
     )
     swept.add_argument(
-        "--kv-blocks", nargs="+", type=kinds.blocks, metavar="N", help="KV blocks (default: what goes with the law)"
+        "--kv-blocks", nargs="+", type=kinds.blocks, metavar="N", help="KV blocks (default: those of the law's GPU)"
     )
     swept.add_argument(
         "--seeds", type=kinds.whole(1, 10_000), default=1, metavar="N", help="seeds from --seed on (%(default)s)"
@@ -144,7 +144,7 @@ def _cells(arguments: argparse.Namespace) -> list[Cell]:
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the figures depend on, as JSON has it: what was kept for other questions is of no use."""
+    """Return what the figures depend on, as JSON: rows kept for other options cannot be reused."""
     swept = {"policies", "request_rates", "kv_blocks", "seed", "seeds"}  # each cell has its own
     asked = {name: value for name, value in vars(arguments).items() if name not in {*OWN, *swept}}
     for name in ("dataset_path", "config"):
@@ -168,7 +168,7 @@ class Kept:
         Raises
         ------
         WaitCoreError
-            If what was left answers another question.
+            If the rows left belong to another sweep.
 
         """
         found: dict[Cell, dict[str, Any]] = {}
@@ -184,7 +184,7 @@ class Kept:
                 break  # the last line, cut off
             if place.line == 1:
                 if entry != {"sweep": self._asked}:
-                    raise WaitCoreError(f"{self.path} holds the rows of another sweep: remove it, or write elsewhere")
+                    raise WaitCoreError(f"{self.path} holds the rows of another sweep: remove it or write elsewhere")
             else:
                 cell = Cell(**entry["cell"])
                 if cell in cells:
@@ -193,7 +193,7 @@ class Kept:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Any]:
-        """Yield what keeps a row."""
+        """Yield a function that keeps a row."""
         if self.path is None:
             yield lambda _cell, _row: None
             return
@@ -211,12 +211,12 @@ class Kept:
             yield keep
 
     def remove(self) -> None:
-        """Forget them: the output has them all."""
+        """Delete the kept rows: the output has them all."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     def interrupted(self, done: int, wanted: int) -> str:
-        """Return what to say when it did not come to its end."""
+        """Return the message for a sweep that did not finish."""
         if self.path is None:
             return "interrupted, nothing was written (with --output, the same command would resume)"
         return f"interrupted, {done} of {wanted} runs are kept in {self.path}: the same command resumes"

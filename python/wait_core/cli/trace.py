@@ -1,4 +1,4 @@
-"""`wait-core trace`: what a trace holds, and how it was read."""
+"""`wait-core trace`: what a trace contains, and how it was read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--dataset-name", choices=BENCH_NAMES, metavar="FORMAT",
         help=f"how to read it (detected where it is absent): {', '.join(BENCH_NAMES)}",
     )  # fmt: skip
-    parser.add_argument("--num-prompts", type=kinds.requests, metavar="N", help="read so many requests (all)")
+    parser.add_argument("--num-prompts", type=kinds.requests, metavar="N", help="requests to read (all)")
     parser.add_argument(
         "--window", type=kinds.positive, metavar="S", help="seconds over which rates are taken (a fiftieth of the time)"
     )
@@ -66,7 +66,7 @@ def figures(trace: Trace, window_s: float | None) -> dict[str, Any]:
     Raises
     ------
     WaitCoreError
-        Where a window is longer than the trace.
+        If a window is longer than the trace.
 
     """
     found = trace.summary()
@@ -100,7 +100,7 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", tabulated([f"length, {found['unit']}", *FIGURES], rows), ""]
     rates = found["rates"]
     if rates is None:
-        lines.append("no arrival times: --request-rate gives them")
+        lines.append("no arrival times: simulate with --request-rate")
     else:
         lines.append(
             f"{found['rate']:.4g} requests/s over {found['duration_s']:,.4g} s; in windows of {rates['window_s']:.3g} s"
@@ -110,7 +110,7 @@ def text(found: dict[str, Any]) -> str:
         lines.append(_over_time(np.array(rates["start_s"]), np.array(rates["rate"])))
     sharing = found["sharing"]
     if sharing is None:
-        lines.append("prefix sharing: the file says nothing of it")
+        lines.append("prefix sharing: not recorded in the file")
     else:
         lines.append(
             f"prefix sharing: {sharing['cached_share']:.1%} of the prompt tokens begin as an earlier prompt did"

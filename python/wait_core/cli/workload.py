@@ -1,4 +1,4 @@
-"""Options for requests, engine and settings, and what is made of them."""
+"""Options for requests, engine and settings, and the arguments made from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wait_core.cli.output import print_notes
 from wait_core.files import read_object
 from wait_core.hardware import A100
 from wait_core.simulation.fleet import MOST_REPLICAS
-from wait_core.simulation.run import LAW, ROUTER, STALENESS_S, Report, simulate
+from wait_core.simulation.run import KNOWLEDGE, ROUTER, STALENESS_S, Report, simulate
 from wait_core.workload import Requests, offered
 from wait_core.workload.traces import FORMATS, load
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from wait_core.workload import Trace
 
 POLICY = "adaptive"
-"""What runs where no policy is named; beside stock "vllm" where two are shown."""
+"""What runs where no policy is named; shown beside stock "vllm" where two are compared."""
 
 BENCH_NAMES = {"custom": "vllm"} | {name: name for name in FORMATS}
-"""Formats of --dataset-path, by the names that --dataset-name of `vllm bench` and ours have for them."""
+"""Formats of --dataset-path, by their names in --dataset-name of `vllm bench` and in ours."""
 
 
 def add_source(group: argparse._ArgumentGroup) -> None:
@@ -63,7 +63,7 @@ def source_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_requests(group: argparse._ArgumentGroup) -> None:
-    """Add the options for the requests of a simulation but their rate."""
+    """Add the options for the requests of a simulation, except their rate."""
     add_source(group)
     group.add_argument(
         "--num-prompts", metavar="N", type=kinds.requests, help="number of requests (dataset: 1000; trace: all)"
@@ -79,7 +79,7 @@ def add_requests(group: argparse._ArgumentGroup) -> None:
         "--max-concurrency", metavar="N", type=kinds.count, help="most requests that the client keeps under way"
     )
     group.add_argument("--max-tokens", metavar="N", type=kinds.count, help="declared for every request")
-    group.add_argument("--lengths", choices=["known", "hidden"], help="may the policy see output lengths?")
+    group.add_argument("--lengths", choices=["known", "hidden"], help="whether the policy sees output lengths")
     group.add_argument(
         "--num-types",
         metavar="N",
@@ -98,14 +98,19 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--step-jitter", type=kinds.jitter, default=0.0, metavar="S", help="relative deviation of the iterations' times"
     )
-    group.add_argument("--law", choices=LAW, default="known", help="what the policy knows of the iteration-time law")
+    group.add_argument(
+        "--iteration-time-knowledge",
+        choices=KNOWLEDGE,
+        default="known",
+        help="what the policy knows of it (%(default)s)",
+    )
     kinds.add_objective(group, "goodput")
     group.add_argument("--config", type=Path, metavar="FILE", help="settings of the core, JSON: `wait-core settings`")
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; VALUE is JSON")
 
 
 def add_simulation(parser: argparse.ArgumentParser) -> None:
-    """Add all options of a simulation but the policy."""
+    """Add all options of a simulation except the policy."""
     wanted = parser.add_argument_group("requests")
     add_requests(wanted)
     wanted.add_argument(
@@ -113,13 +118,13 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
     )
     add_engine(parser.add_argument_group("engine"))
     fleet = parser.add_argument_group("fleet")
-    fleet.add_argument("--replicas", metavar="N", type=kinds.whole(1, MOST_REPLICAS), help="so many of these engines")
+    fleet.add_argument("--replicas", metavar="N", type=kinds.whole(1, MOST_REPLICAS), help="number of such engines")
     fleet.add_argument(
         "--staleness",
         metavar="S",
         type=kinds.seconds,
         default=STALENESS_S,
-        help="how old what the router knows of a replica is at most, s (%(default)s)",
+        help="largest age of the router's view of a replica, s (%(default)s)",
     )
 
 
@@ -157,22 +162,22 @@ def requests_of(arguments: argparse.Namespace, rate: float | None) -> Requests:
 def simulation_of(
     arguments: argparse.Namespace, deployment: Deployment | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what the options ask for beside policy, requests and seed, as keyword arguments of `simulate`."""
+    """Return what the options specify beside policy, requests and seed, as keyword arguments of `simulate`."""
     engine: dict[str, Any] = {"iteration_time": arguments.iteration_time or A100}
     if deployment is not None:
         if "kv_groups" in settings and "kv_blocks" not in settings:
-            raise WaitCoreError("kv_blocks is missing: how large the blocks of your kv_groups are is not known")
+            raise WaitCoreError("kv_blocks is missing: the size of a block of your kv_groups is unknown")
         engine = deployment.settings(as_full=bool(settings.get("prefix_caching")))
     asked = {
         "max_concurrency": arguments.max_concurrency,
         "overhead_s": arguments.overhead,
         "step_jitter": arguments.step_jitter,
         "lengths": arguments.lengths,
-        "law": arguments.law,
+        "iteration_time_knowledge": arguments.iteration_time_knowledge,
         "max_tokens": arguments.max_tokens,
         "num_types": arguments.num_types,
     }
-    # A setting of the law's name is the simulated GPU too: there is one law.
+    # The setting of this name is the simulated GPU's law too: there is one law.
     return asked | engine | settings
 
 
@@ -185,18 +190,18 @@ def run(
     *,
     router: str | None = None,
 ) -> Report:
-    """Simulate one policy as the options ask for, on the deployment that they name."""
+    """Simulate one policy as the options specify, on the deployment that they name."""
     asked = simulation_of(arguments, deployment, settings) | fleet_of(arguments, router)
     return simulate(policy, requests=requests, seed=arguments.seed, progress=True, **asked)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of --config, and over them those of --set.
+    """Return the settings of --config, overridden by those of --set.
 
     Raises
     ------
     WaitCoreError
-        Where one is none of the core's, or the policy, which is an option; or the file or an assignment cannot be read.
+        If one is not a setting of the core, or is the policy (an option); or a file or assignment cannot be read.
 
     """
     settings: dict[str, Any] = {}
@@ -209,14 +214,14 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise WaitCoreError(f"--set {assignment}: expected NAME=VALUE")
         if key == "policy":
-            raise WaitCoreError(f"--set {assignment}: the policy has an option of its own")
+            raise WaitCoreError(f"--set {assignment}: use --policy")
         try:
             settings[key] = json.loads(text)
         except (ValueError, RecursionError):
-            # A bare word is meant as a string.
+            # A bare word is a string.
             settings[key] = text
     if unknown := {name: value for name, value in settings.items() if name not in SETTINGS}:
-        Scheduler(kv_blocks=1, **unknown)  # which says the nearest name; other arguments of `simulate` are no settings
+        Scheduler(kv_blocks=1, **unknown)  # which suggests the nearest name; arguments of `simulate` are not settings
     if settings.get("iteration_time", "") is None:  # as a scheduler without a law has it
         del settings["iteration_time"]
     return settings

@@ -1,4 +1,4 @@
-"""A `Router` kept in step with a host that says which replicas there are, what each last reported, and what has ended.
+"""A `Router` kept in step with a host that reports its replicas, their loads, and the end of each request.
 
 Absent: the host (`wait_core.fleet.ray` is one), the sending, and the clock.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNKNOWN = {"kv_blocks": 1000}
-"""What a replica is taken for that has not described itself, while none of the others has."""
+"""The description assumed for a replica that has not described itself, while none of the others has."""
 
 
 class Dispatcher:
@@ -53,13 +53,13 @@ class Dispatcher:
 
     @property
     def block_size(self) -> int:
-        """Tokens of a block, as the replicas said last; 16 while none has."""
+        """Tokens of a block, as last reported by the replicas; 16 while none has."""
         return int(next((each.get("block_size", 16) for each in self._described.values()), 16))
 
     def update(self, replicas: Mapping[str, object], now_ns: int) -> None:
-        """Take over which replicas there are, and what each says of itself: a report of `reports.Reporter`, or nothing.
+        """Take the current replicas, and what each reports of itself: a report of `reports.Reporter`, or nothing.
 
-        What cannot be read is logged once for a replica and counts as nothing.
+        What cannot be read is logged once per replica and ignored.
         """
         for name in set(self.router.replicas).difference(replicas):
             self.remove(name)
@@ -71,7 +71,7 @@ class Dispatcher:
                 self._hear(name, self._said[name], now_ns)
             except (WaitCoreError, KeyError, TypeError, ValueError) as error:
                 if name not in self._complained:
-                    logger.warning("replica %s reports what cannot be used: %s", name, error)
+                    logger.warning("replica %s sent an unusable report: %s", name, error)
                     self._complained.add(name)
         typical = next(iter(self._described.values()), UNKNOWN)
         for name in set(replicas).difference(self._described):
@@ -83,11 +83,11 @@ class Dispatcher:
             self._described[name] = said["replica"]
             self._longest = said.get("longest")
         if "load" in said:
-            # A clock that is ahead of ours must not say what was sent after it was read.
+            # With a clock ahead of ours, a report must not seem to cover requests sent after it.
             self.router.report(name, min(int(said["at_ns"]), now_ns), said["load"])
 
     def remove(self, replica: str) -> None:
-        """Forget a replica that is gone; the host tells the callers of the requests that were there."""
+        """Forget a replica that is gone; the host notifies the callers of its requests."""
         for request in self.router.remove_replica(replica):
             self._sent.pop(request, None)
         for known in (self._said, self._described):
@@ -102,7 +102,7 @@ class Dispatcher:
         """Choose a replica for a request, and count it as sent there; None leaves the choice to the host.
 
         That is so for a request without a prompt, and for one that has been held too long. A choice without a replica
-        holds the request: it is to be asked again.
+        holds the request: route it again later.
         """
         if asked is None:
             return None
@@ -126,12 +126,12 @@ class Dispatcher:
         return choice
 
     def moved(self, request: str, replica: str, now_ns: int) -> None:
-        """Hear which replica has taken a request: if not the chosen one, it counts nowhere until reports show it."""
+        """Record which replica has taken a request: if not the chosen one, it counts only in later reports."""
         if self._sent.get(request, replica) != replica:
             self.ended(request, now_ns)
 
     def ended(self, request: str, now_ns: int, *, replica: str | None = None) -> None:
-        """Hear that a request has ended, whichever way; one that was routed elsewhere than `replica` since goes on."""
+        """Record that a request has ended, in whatever way, unless it is now on another replica than `replica`."""
         if replica is not None and self._sent.get(request, replica) != replica:
             return
         self._held_ns.pop(request, None)

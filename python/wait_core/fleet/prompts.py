@@ -1,7 +1,7 @@
-"""What a router needs of a request to an OpenAI-compatible server: its length, its bound, what it shares with others.
+"""What a router needs to know of a request to an OpenAI-compatible server: its length, its bound, its prefix.
 
-Absent: a tokenizer. Token ids are counted; of text the length is estimated from its bytes, and compared in blocks of as
-many bytes as a block of tokens takes on average. An error of length moves all replicas alike.
+Absent: a tokenizer. Token ids are counted; for text the length is estimated from its bytes, and compared in blocks of
+as many bytes as a block of tokens takes on average. An error of length shifts all replicas alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BYTES_PER_TOKEN = 4.0
-"""Of UTF-8, in English text and in Chinese alike, with the vocabularies of today's models."""
+"""Of UTF-8, in English and Chinese text alike, with the vocabularies of current models."""
 _WORD = (1 << 64) - 1
 
 
@@ -29,7 +29,7 @@ class Asked:
     max_tokens
         Most output tokens, where the client gave a bound.
     block_hashes
-        One integer for each full block of the prompt, each standing for everything up to there.
+        One integer for each full block of the prompt, each identifying everything up to there.
     """
 
     prompt_tokens: int

@@ -37,13 +37,13 @@ __all__ = ["WaitLLMServer", "WaitRequestRouter", "request_router_config"]
 logger = logging.getLogger("ray.serve")
 
 KEY = "wait_core"
-"""Under which a replica's routing statistics have ours."""
+"""Key of our reports in a replica's routing statistics."""
 LEAST_STALE_S = 15.0
-"""Reports that a router may not take for stale: an idle replica repeats its own every 10 s."""
+"""Smallest age at which a router may take a report for stale: an idle replica repeats its own every 10 s."""
 
 
 def request_router_config(router: str = "forecast", *, period_s: float = 0.2, **settings: Any) -> RequestRouterConfig:
-    """Return the ``request_router_config`` of a deployment whose requests go where `router` says.
+    """Return the ``request_router_config`` of a deployment whose requests are routed by `router`.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def request_router_config(router: str = "forecast", *, period_s: float = 0.2, **
     Raises
     ------
     WaitCoreError
-        Where a name is unknown or a value out of its range: here, and not first in the replicas' log.
+        If a name is unknown or a value out of its range: here rather than in the replicas' log.
     """
     Dispatcher(router, **settings)
     if settings.get("stale_after", LEAST_STALE_S) < LEAST_STALE_S:
@@ -67,28 +67,28 @@ def request_router_config(router: str = "forecast", *, period_s: float = 0.2, **
         )
     if os.environ.get("RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING") == "1":
         raise WaitCoreError(
-            "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1: there Serve tells request routers of no request's end"
+            "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1: with it Serve does not notify request routers when a request ends"
         )
     return RequestRouterConfig(
         request_router_class=f"{__name__}.{WaitRequestRouter.__name__}",
         request_router_kwargs={"router": router, **settings},
         request_routing_stats_period_s=period_s,
-        max_backoff_s=max(0.05, period_s / 2),  # how soon one that is held asks again
+        max_backoff_s=max(0.05, period_s / 2),  # how soon a held request is routed again
     )
 
 
 class WaitLLMServer(LLMServer):
-    """Ray's server of an engine, which says how busy the core in it is.
+    """Ray's server of an engine, which reports how busy the core in it is.
 
-    The figures come from the engine's process with vLLM's own statistics, at most 0.1 s old. Where there are none
-    (another scheduler, ``disable_log_stats``, several data-parallel ranks in one replica), it describes itself only.
+    The figures come from the engine's process with vLLM's own statistics, at most 0.1 s old. If there are none (another
+    scheduler, ``disable_log_stats``, several data-parallel ranks in one replica), it only describes itself.
     """
 
     _reporter: reports.Reporter | None = None
     _failed = False
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """Return what Serve's controller hands to the request routers; an error of ours never reaches it."""
+        """Return what Serve's controller passes to the request routers; an error of ours never reaches it."""
         stats: dict[str, Any] = await super().record_routing_stats()
         if self._failed or self.engine is None:
             return stats
@@ -118,9 +118,9 @@ class WaitLLMServer(LLMServer):
 
 
 class WaitRequestRouter(RequestRouter):
-    """Serve's request router that asks a `wait_core.fleet.Router`; one in each process that calls the deployment.
+    """Serve's request router, backed by a `wait_core.fleet.Router`; one in each process that calls the deployment.
 
-    Every call of `choose_replicas` counts: Serve may ask for many requests before it sends the first of them.
+    Every call of `choose_replicas` counts: Serve may route many requests before it sends the first of them.
     """
 
     def initialize_state(self, **settings: Any) -> None:
@@ -128,7 +128,7 @@ class WaitRequestRouter(RequestRouter):
         self._dispatcher = Dispatcher(**settings)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Hear which replicas there are, and what they report."""
+        """Receive the current replicas, and their reports."""
         said = {_name(each.replica_id): each.routing_stats.get(KEY) for each in replicas}
         self._dispatcher.update(said, time.time_ns())
         super().update_replicas(replicas)
@@ -136,13 +136,13 @@ class WaitRequestRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Return the chosen replica, then the others in case it takes nothing; none while the request is held."""
+        """Return the chosen replica, then the others in case it rejects the request; none while it is held."""
         if pending_request is None:
             return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True  # without it Serve asks again without a pause
+        pending_request.routing_context.should_backoff = True  # without it Serve retries without a pause
         try:
             choice = self._choose(pending_request)
-        except Exception:  # Serve would drop the request for it
+        except Exception:  # Serve would drop the request because of it
             logger.exception("wait-core leaves a request to Serve's shortest queue")
             choice = None
         if choice is None:
@@ -164,16 +164,16 @@ class WaitRequestRouter(RequestRouter):
             self._dispatcher.ended(request, time.time_ns())
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
-        """Hear which replica has taken a request."""
+        """Record which replica has taken a request."""
         del result
         self._dispatcher.moved(pending_request.metadata.internal_request_id, _name(replica_id), time.time_ns())
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Hear that a request has ended on a replica, or was not taken there."""
+        """Record that a request has ended on a replica, or was rejected there."""
         self._dispatcher.ended(internal_request_id, time.time_ns(), replica=_name(replica_id))
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
-        """Hear that a replica is gone: Serve sends again what it had not taken, and fails what it had."""
+        """Record that a replica is gone: Serve resends what it had not accepted, and fails what it had."""
         self._dispatcher.remove(_name(replica_id))
         super().on_replica_actor_died(replica_id)
 

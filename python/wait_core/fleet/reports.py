@@ -1,7 +1,7 @@
-"""What a replica says of itself to routers elsewhere: a small dictionary that changes seldom.
+"""What a replica reports of itself to routers elsewhere: a small dictionary that seldom changes.
 
-Where every change is broadcast to all routers, what is said is rounded, and said again only when it differs or has
-grown old. Its time is the one at which it was true, by the wall clock, which the machines of a fleet share.
+Where every change is broadcast to all routers, figures are rounded, and repeated only when they differ or have grown
+old. The time of a report is that of its figures, by the wall clock, which the machines of a fleet share.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BUSY_NS = 1_000_000_000
-"""Age at which what a busy replica said is said again although nothing has changed."""
+"""Age at which a busy replica repeats its report although nothing has changed."""
 IDLE_NS = 10_000_000_000
-"""Likewise of an idle one: nothing happens there, so its last figures stay true until it is asked."""
+"""Likewise of an idle one: nothing happens there, so its last figures stay true until the next request."""
 EXACT = 32
-"""Counts up to here are said exactly, larger ones to two significant digits."""
+"""Counts up to here are reported exactly, larger ones to two significant digits."""
 
 
 class Reporter:
-    """Says what one replica is and how busy it is.
+    """Reports what one replica is and how busy it is.
 
     `replica` describes it by the arguments of `Router.add_replica`; `longest` is the most tokens that a request may
     hold, the model's context length.
@@ -33,11 +33,11 @@ class Reporter:
         self._said: dict[str, Any] = {}
 
     def report(self, figures: Mapping[str, Any] | None, seen_ns: int, now_ns: int) -> dict[str, Any]:
-        """Return what to say now.
+        """Return the current report.
 
-        `figures`: the newest of the engine, as they came at `seen_ns`: ``load`` as `Scheduler.load` returns it, and
-        ``iteration_time``, the law in force or None. Without figures only the description is said, and routers judge
-        the replica by what they have sent to it.
+        `figures`: the newest of the engine, as received at `seen_ns`: ``load`` as `Scheduler.load` returns it, and
+        ``iteration_time``, the law in force or None. Without figures only the description is reported, and routers
+        judge the replica by what they have sent to it.
         """
         about: dict[str, Any] = {"replica": self._replica, "longest": self._longest}
         if figures is None:

@@ -1,4 +1,4 @@
-"""`engine`: one model, served by one engine on one group of GPUs, as its defaults have it."""
+"""`engine`: one model, served by one engine on one group of GPUs, with the engine's defaults."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from wait_core.hardware.package import Model
 
 HOST_S = 0.5e-3
-"""Time between the kernels of two iterations, s: an assumption, the kernel times hold none of it. vLLM prepares a step
-while the one before runs (asynchronous scheduling, its default), so what is left is launching, sampling and copies.
-Published times per token at one to four requests exceed the kernels by 0.1 to 1.7 ms (docs/hardware.md)."""
+"""Time between the kernels of two iterations, s: an assumption, as kernel times include none of it. vLLM prepares a
+step while the one before runs (asynchronous scheduling, its default), so what is left is launching, sampling and
+copies. Published times per token at one to four requests exceed the kernels by 0.1 to 1.7 ms (docs/hardware.md)."""
 SIZES = (1, 2, 4, 8, 16)
 LONGEST_ASKED = 65_536
-"""Longest context in the grid: beyond it the law goes on in a line."""
+"""Longest context in the grid: beyond it the law is extrapolated linearly."""
 GOAL = (0.03, 0.10)
-"""Median error, and that of 95 %, beyond which a law says that it is less exact."""
+"""Median error, and that of 95 %, beyond which a law is marked as less exact."""
 REVISION = 3
-"""Of the fit: a law cached under another one is fitted anew."""
+"""Version of the fit: a law cached under another version is fitted again."""
 
 
 def engine(
@@ -103,7 +103,7 @@ def engine(
         "seats": max_num_seqs, "budget": token_budget, "block_size": block_size,
     }  # fmt: skip
     file = _cache_file(described, asked)
-    # A file that is cut off or of another form counts as none.
+    # A truncated file or one of another form is ignored.
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Deployment.from_dict(read_object(file)).with_host(host_s)
     try:
@@ -113,7 +113,7 @@ def engine(
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         if not described.own:
             raise
-        raise WaitCoreError(f"model = {model!r}: the configuration is not understood ({error!r})") from None
+        raise WaitCoreError(f"model = {model!r}: the configuration cannot be interpreted ({error!r})") from None
     _keep(file, made)
     return made.with_host(host_s)
 
@@ -132,7 +132,7 @@ def _make(
     """Fit the law, without time for the host."""
     cache_groups.check_division(model.config, gpus)
     version = package.engine_version(gpu, engine)
-    # vLLM's way of counting, for other engines too: they have no start-up line to be compared with.
+    # vLLM's way of counting, for other engines too: they log no start-up figures to compare with.
     counted = version if engine == "vllm" else "0.24"
     total = int(memory.REPORTED[gpu] * memory.GIB) if gpu in memory.REPORTED else package.capacity(gpu)
     default_seats, default_budget = memory.defaults(gpu, total)
@@ -167,7 +167,7 @@ def _make(
         engine=engine,
         engine_version=version,
         source=package.version(),
-        law=fitted.law,
+        iteration_time=fitted.iteration_time,
         host_s=0.0,
         accuracy=fitted.accuracy,
         sources=fitted.sources,
@@ -210,7 +210,7 @@ def _notes(model: Model, gpu: str, groups: list[CacheGroup], kernels: package.Ke
     windows = [group for group in groups if group.kind != FULL]
     if windows:
         layers = " and ".join(f"{group.layers} {group.kind} layers of {group.window:,} tokens" for group in windows)
-        notes.append(f"{layers} keep that much in the KV cache; with prefix_caching they count as full ones")
+        notes.append(f"{layers} keep that much in the KV cache; with prefix_caching they count as full attention")
     if model.kv_cache_dtype == "fp8":
         notes.append("the KV cache holds fp8 values")
     if gpu not in memory.REPORTED:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 STATE = ("linear_attn_config", "hybrid_override_pattern", "mamba_num_heads", "mamba_d_state", "ssm_cfg")
 """Keys of models with layers that keep a state of constant size (Mamba, linear attention)."""
 COMPRESSED = ("compress_ratios", "index_head_dim")
-"""Keys of models with compressed or indexed sparse attention, whose cache is no number of bytes per token alone."""
+"""Keys of models with compressed or indexed sparse attention, whose cache is not just a number of bytes per
+token."""
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,7 +45,7 @@ def cache_groups(config: Mapping[str, Any], *, tensor_parallel_size: int, bytes_
     Raises
     ------
     WaitCoreError
-        If layers keep a state instead of tokens, compress their cache, or the configuration does not say what it keeps.
+        If layers keep a state instead of tokens, compress their cache, or the configuration does not say what is kept.
 
     """
     text = text_config(config)
@@ -108,7 +109,7 @@ def _layers(text: Mapping[str, Any]) -> Counter[str]:  # noqa: PLR0911  one for 
         full = number // int(text.get("no_rope_layer_interval") or 4)
         return Counter({CHUNKED: number - full, FULL: full})
     window, pattern = text.get("sliding_window"), text.get("sliding_window_pattern")
-    if window and pattern:  # Gemma: one full layer in so many
+    if window and pattern:  # Gemma: one full layer in `pattern`
         full = number // int(pattern)
         return Counter({SLIDING: number - full, FULL: full})
     if window and text.get("use_sliding_window", True):

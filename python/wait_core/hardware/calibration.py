@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from wait_core.logs.step_log import Column, Steps
 
-LAWS = ("measured", "linear")
+FORMS = ("measured", "linear")
 
 MOST_STAIRS = 8
 MOST_CANDIDATES = 256
@@ -41,8 +41,8 @@ class Fit:
 
     Attributes
     ----------
-    law : dict
-        What `simulate`, `plan` and the core's setting `iteration_time` take.
+    iteration_time : dict
+        The law, as `simulate`, `plan` and the core's setting `iteration_time` take it.
     iterations, outliers : int
         Iterations in the log; those of them left out.
     outlier_time : float
@@ -56,7 +56,7 @@ class Fit:
 
     """
 
-    law: dict[str, Any]
+    iteration_time: dict[str, Any]
     iterations: int
     outliers: int
     outlier_time: float
@@ -68,17 +68,17 @@ class Fit:
     def summary(self) -> dict[str, Any]:
         """Return all figures by name, the law last."""
         figures = dict(vars(self))
-        return figures | {"law": figures.pop("law")}
+        return figures | {"iteration_time": figures.pop("iteration_time")}
 
 
-def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None, *, consecutive: bool = True) -> Fit:
-    """Fit a law of the given kind.
+def fit(steps: Steps, form: str = "measured", stairs: Sequence[int] | None = None, *, consecutive: bool = True) -> Fit:
+    """Fit a law of the given form.
 
     Parameters
     ----------
     steps : Steps
         What was measured.
-    law : {"measured", "linear"}
+    form : {"measured", "linear"}
         A staircase in the tokens computed, plus the costs of decodes, prefill and attention; or the paper's
         d0 + d1 x KV. The stairs are found: one is added where it lowers the error by enough.
     stairs : sequence of int, optional
@@ -89,33 +89,33 @@ def fit(steps: Steps, law: str = "measured", stairs: Sequence[int] | None = None
     Raises
     ------
     WaitCoreError
-        If the kind is unknown, or the iterations do not determine a law.
+        If the form is unknown, or the iterations do not determine a law.
 
     """
-    if law not in LAWS:
-        raise WaitCoreError(f"law = {law!r}: one of {', '.join(LAWS)}")
+    if form not in FORMS:
+        raise WaitCoreError(f"form = {form!r}: one of {', '.join(FORMS)}")
     edges = [float(steps.tokens.max())] if stairs is None else [float(end) for end in stairs]
     starts = starts_of(steps) if consecutive else np.arange(len(steps))
     seconds = np.add.reduceat(steps.seconds, starts)
     number = np.diff([*starts, len(steps)])  # of iterations that each time is the sum of
     kept = np.ones(len(seconds), bool)
-    names, columns = _columns(steps, starts, law, edges)
+    names, columns = _columns(steps, starts, form, edges)
     costs = _solve(columns, seconds, kept)[0]
     for last in (False,) * (PASSES - 1) + (True,):
         predicted = _predicted(columns, costs)
         error = (seconds - predicted) / predicted
         deviation = 1.4826 * float(np.median(np.abs(error - np.median(error))))
         kept = np.abs(error - np.median(error)) <= max(OUTLIER * deviation, 1e-9)
-        if law == "measured" and stairs is None and not last:
+        if form == "measured" and stairs is None and not last:
             edges = _stairs(steps, starts, seconds, kept, 1.0 / predicted)
-            names, columns = _columns(steps, starts, law, edges)
+            names, columns = _columns(steps, starts, form, edges)
         costs, _ = _solve(columns, seconds, kept, 1.0 / predicted)
     predicted = _predicted(columns, costs)
     error = np.abs(seconds - predicted)[kept] / predicted[kept]
     variance = float(np.var(seconds[kept]))
     found = dict(zip(names, costs.tolist(), strict=True))
     return Fit(
-        law=_linear(found) if law == "linear" else _measured(found, edges),
+        iteration_time=_linear(found) if form == "linear" else _measured(found, edges),
         iterations=len(steps),
         outliers=int(number[~kept].sum()),
         outlier_time=float(seconds[~kept].sum() / seconds.sum()),
@@ -139,10 +139,10 @@ def starts_of(steps: Steps) -> npt.NDArray[np.intp]:
     return np.flatnonzero(~paired)
 
 
-def _columns(steps: Steps, starts: npt.NDArray[np.intp], law: str, edges: Sequence[float]) -> tuple[list[str], Column]:
+def _columns(steps: Steps, starts: npt.NDArray[np.intp], form: str, edges: Sequence[float]) -> tuple[list[str], Column]:
     """Return the names of the costs, and what each multiplies: shape (times, costs)."""
     named: dict[str, Column] = {}
-    if law == "linear":
+    if form == "linear":
         named = {"d0": np.ones(len(steps)), "d1": steps.decode_kv + steps.prefill_kv}
         return list(named), np.add.reduceat(np.stack(list(named.values()), axis=1), starts)
     first, tokens = 1.0, steps.tokens

@@ -50,7 +50,7 @@ def find_gpu(name: str, engine: str) -> str:
 
 
 def find_model(name: str, gpu: str, engine: str, kv_cache_dtype: str = "auto") -> package.Model:
-    """Return a model by its name on Hugging Face (the part after the slash will do), or from a `config.json`.
+    """Return a model by its name on Hugging Face (the part after the slash is enough), or from a `config.json`.
 
     Its KV cache holds 16-bit values, unless the checkpoint says fp8 (as vLLM's "auto") or `kv_cache_dtype` does.
 
@@ -81,7 +81,7 @@ def find_model(name: str, gpu: str, engine: str, kv_cache_dtype: str = "auto") -
 
 
 def _dtype(asked: str, config: Mapping[str, Any], quantization: Mapping[str, Any]) -> str:
-    """Return what the KV cache holds: what is asked for, or what the checkpoint says."""
+    """Return what the KV cache holds: the requested type, or what the checkpoint says."""
     if asked in {"bfloat16", "fp8"}:
         return asked
     if asked != "auto":

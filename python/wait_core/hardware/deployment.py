@@ -1,4 +1,4 @@
-"""What is known of one model served by one engine on one group of GPUs: plain values, read and written as JSON."""
+"""One model served by one engine on one group of GPUs: plain values, read and written as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT = "wait-core-deployment"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +97,21 @@ class Deployment:
     Attributes
     ----------
     name : str
-        By which a shipped deployment is asked for.
+        By which a shipped deployment is found.
     gpu, model : str
         Names of the package that it comes from, or the user's configuration file.
     tensor_parallel_size : int
         GPUs that serve one replica.
     engine, engine_version, source : str
         The engine whose kernels were measured, its version, and the package that holds the measurements.
-    law : dict
-        Iteration-time law: the fitted kernels, and `host_s` in each iteration.
+    iteration_time : dict
+        The iteration-time law: the fitted kernels, and `host_s` in each iteration.
     host_s : float
         Time of the engine between the kernels of two iterations, s: an assumption, it is in no measurement.
     accuracy : tuple of Region
         Errors of the fit, by region, on queries held out.
     sources : dict
-        Share of the kernels' time by what it rests on, over all queries of the fit: "measured" (and interpolated
+        Share of the kernels' time by its source, over all queries of the fit: "measured" (and interpolated
         between measurements), "estimated" from the GPU's peak rates, "partly measured" (sums of both).
     cache_groups : tuple of CacheGroup
         As the model's configuration says.
@@ -133,7 +133,7 @@ class Deployment:
     engine: str
     engine_version: str
     source: str
-    law: dict[str, Any]
+    iteration_time: dict[str, Any]
     host_s: float
     accuracy: tuple[Region, ...]
     sources: dict[str, float]
@@ -152,7 +152,7 @@ class Deployment:
         return sum(group.bytes_per_token for group in self.cache_groups)
 
     def kv_cache(self, *, as_full: bool = False) -> dict[str, Any]:
-        """Return the settings `kv_blocks` and, but for one group of full attention, `kv_groups`.
+        """Return the settings `kv_blocks` and, unless there is one group of full attention, `kv_groups`.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class Deployment:
         `as_full` is that of `kv_cache`.
         """
         return {
-            "iteration_time": self.law,
+            "iteration_time": self.iteration_time,
             **self.kv_cache(as_full=as_full),
             "block_size": self.block_size,
             "max_num_seqs": self.max_num_seqs,
@@ -184,8 +184,8 @@ class Deployment:
         if not 0 <= host_s < 10:
             raise WaitCoreError(f"host_s = {host_s}: must be at least 0 and below 10 s")
         shift = (host_s - self.host_s) * 1e9
-        steps = [step | {"base_ns": step["base_ns"] + shift} for step in self.law["steps"]]
-        return replace(self, law=self.law | {"steps": steps}, host_s=host_s)
+        steps = [step | {"base_ns": step["base_ns"] + shift} for step in self.iteration_time["steps"]]
+        return replace(self, iteration_time=self.iteration_time | {"steps": steps}, host_s=host_s)
 
     def with_memory(self, gpu_memory_utilization: float) -> Deployment:
         """Return the same deployment with another share of the memory, in (0, 1].
@@ -193,7 +193,7 @@ class Deployment:
         Raises
         ------
         WaitCoreError
-            If the share is none, or leaves no room for the KV cache.
+            If the share is not in (0, 1], or leaves no room for the KV cache.
 
         """
         if not 0 < gpu_memory_utilization <= 1:
@@ -222,7 +222,7 @@ class Deployment:
         Raises
         ------
         WaitCoreError
-            If it is no deployment, or one of another version.
+            If it is not a deployment, or one of another version.
 
         """
         fields = dict(value)

@@ -52,12 +52,13 @@ def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         deployments = shipped()
         if law in deployments:
-            return deployments[law].law
+            return deployments[law].iteration_time
         names = ", ".join(deployments)
         raise WaitCoreError(f"iteration_time = {law!r}: neither {A100}, linear:D0,D1, a file, nor one of {names}")
     value = read_object(path)
     # A deployment holds its law, beside the memory that goes with it.
-    return value["law"] if isinstance(value.get("law"), dict) else value
+    fields: dict[str, Any] = value.get("iteration_time", value)
+    return fields
 
 
 def kv_blocks_of(law: Mapping[str, Any], block_size: int) -> int:
@@ -101,6 +102,6 @@ def kv_cache_of(law: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
 
 def _deployment_of(law: Mapping[str, Any], block_size: int) -> Deployment:
     for deployment in shipped().values():
-        if law == deployment.law and block_size == deployment.block_size:
+        if law == deployment.iteration_time and block_size == deployment.block_size:
             return deployment
     raise WaitCoreError("kv_blocks is missing: only named laws and their block_size have a default")

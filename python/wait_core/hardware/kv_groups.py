@@ -19,7 +19,7 @@ FULL, SLIDING, CHUNKED = "full", "sliding-window", "chunked-local"
 KINDS = {FULL: ("full", None), SLIDING: ("sliding_window", "window"), CHUNKED: ("chunked_local", "chunk")}
 """Kinds of cache groups: how the setting `kv_groups` names each, and its length."""
 EVEN = 1.5
-"""The kind with the most layers sets the size of the groups where it has less than so many times the fewest."""
+"""The kind with the most layers sets the size of the groups if it has less than this many times the fewest."""
 
 
 class Division(NamedTuple):

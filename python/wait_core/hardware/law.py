@@ -4,8 +4,8 @@ The grid has three regions, each drawn log-uniformly from its range with a fixed
 (whole prompts, or one chunk after what is computed already), and both together. No query holds more KV than fits. A
 third of each region is held out: the errors that a law states are those of queries that it was not fitted to.
 
-Where the stairs end is found first, on the kernels that depend on the number of tokens alone, asked for densely: the
-fewest pieces that tell them to `TOLERANCE`, by dynamic programming. Then all costs are fitted together, as
+The ends of the stairs are found first, from dense queries of the kernels that depend on the number of tokens alone: the
+fewest pieces that fit them to `TOLERANCE`, by dynamic programming. Then all costs are fitted together, as
 `calibration` fits them to the iterations of a live engine.
 """
 
@@ -34,12 +34,12 @@ SEED = 20
 QUERIES = 900
 """In each of the three regions."""
 HELD_OUT = 3
-"""One query in so many."""
+"""One query in this many."""
 MOST_STAIRS = 16
 TOLERANCE = 0.01
 """Relative error (root mean square) at which a staircase has pieces enough."""
 FEWEST_POINTS = 3
-"""Fewest token counts that a stair rests on."""
+"""Fewest token counts that support a stair."""
 SOURCES = {"silicon": "measured", "empirical": "estimated", "mixed": "partly measured"}
 """What the package's labels of a kernel's time mean."""
 LEAST_GAIN = 0.03
@@ -67,7 +67,7 @@ class Query:
 
     @property
     def region(self) -> str:
-        """Under which the errors of this query are counted."""
+        """The region under which the errors of this query are counted."""
         if self.prompts == 0:
             return "decodes alone, up to 32" if self.decodes <= 32 else "decodes alone, more"
         if self.decodes == 0:
@@ -77,9 +77,9 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A law, its errors by region on held-out queries, and the shares of time by what it rests on."""
+    """A law, its errors by region on held-out queries, and the shares of time by source."""
 
-    law: dict[str, Any]
+    iteration_time: dict[str, Any]
     accuracy: tuple[Region, ...]
     sources: dict[str, float]
 
@@ -115,7 +115,7 @@ def grid(*, kv_tokens: int, seats: int, budget: int, longest: int) -> list[Query
 
 
 def seconds(kernels: Kernels, query: Query, sources: dict[str, float]) -> float:
-    """Ask for the time of one iteration, s; adds to the time by source."""
+    """Query the time of one iteration, s; adds to the time by source."""
     prefill = query.prompts * query.tokens
     if prefill == 0:
         rows = kernels.decodes(query.decodes, query.context)
@@ -130,7 +130,7 @@ def seconds(kernels: Kernels, query: Query, sources: dict[str, float]) -> float:
 
 
 def fit(kernels: Kernels, queries: Sequence[Query], budget: int) -> Fitted:
-    """Ask for every query and fit the law to all but those held out.
+    """Run every query and fit the law to all but those held out.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def fit(kernels: Kernels, queries: Sequence[Query], budget: int) -> Fitted:
     times = np.array([seconds(kernels, query, sources) for query in queries])
     ends = stairs(*_staircase(kernels, budget))
     held = np.arange(len(queries)) % HELD_OUT == 0
-    law = _rounded(calibration.fit(_steps(queries, times, ~held), stairs=ends, consecutive=False).law)
+    law = _rounded(calibration.fit(_steps(queries, times, ~held), stairs=ends, consecutive=False).iteration_time)
     errors: dict[str, list[float]] = {}
     for query, time in zip((q for q, out in zip(queries, held, strict=True) if out), times[held], strict=True):
         errors.setdefault(query.region, []).append(abs(iteration_seconds(law, **query.shape) / time - 1.0))
@@ -151,7 +151,7 @@ def fit(kernels: Kernels, queries: Sequence[Query], budget: int) -> Fitted:
         SOURCES.get(name, name): value / total for name, value in sorted(sources.items(), key=lambda each: -each[1])
     }
     return Fitted(
-        law=law,
+        iteration_time=law,
         accuracy=tuple(
             Region(
                 name=name,
@@ -182,7 +182,7 @@ def _steps(queries: Sequence[Query], times: Column, chosen: npt.NDArray[np.bool_
 
 
 def _rounded(law: dict[str, Any]) -> dict[str, Any]:
-    """Costs to a tenth of a picosecond: what is stated is what is used, and no digit is noise of the solver."""
+    """Round costs to a tenth of a picosecond, so that no stated digit is noise of the solver."""
     steps = [{name: round(value, 4) for name, value in step.items()} for step in law["steps"]]
     return law | {"steps": steps, "attention": {name: round(value, 4) for name, value in law["attention"].items()}}
 
@@ -197,7 +197,7 @@ def _staircase(kernels: Kernels, budget: int) -> tuple[Column, Column]:
 
 
 def stairs(counts: Column, times: Column) -> list[int]:
-    """Return where the fewest pieces end that tell the times to `TOLERANCE`: lines that do not fall, least squares.
+    """Return where the fewest pieces end that fit the times to `TOLERANCE`: lines that do not fall, least squares.
 
     Parameters
     ----------

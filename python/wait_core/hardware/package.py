@@ -1,6 +1,6 @@
-"""The door to `aiconfigurator-core`, the optional package of measured kernels: the only file that imports it.
+"""The gateway to `aiconfigurator-core`, the optional package of measured kernels: the only file that imports it.
 
-What is asked of it: which GPUs, models and engines it knows together; a model's configuration and weights; how long one
+It is queried for which GPUs, models and engines it covers together; a model's configuration and weights; how long one
 iteration's kernels take. Its Rust estimator answers in 0.1 ms, without GPU or network.
 """
 
@@ -123,7 +123,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """One model on one GPU type, compiled: answers in seconds, kernel by kernel, with what each rests on.
+    """One model on one GPU type, compiled: answers in seconds, kernel by kernel, each with its source.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class Kernels:
         return _rows(self.handle.decode_step_per_op(count, max(1, context - 1), 2))
 
     def tokens(self, prefill: int, decodes: int) -> list[tuple[str, float, str]]:
-        """(kernel, s, source) of everything but attention, for an iteration of so many tokens."""
+        """(kernel, s, source) of everything but attention, for an iteration of this many tokens."""
         shared, _, _ = self.handle.mixed_step_breakdown_per_op(prefill, decodes, prefill, 2)
         return _rows(shared)
 
@@ -219,7 +219,7 @@ def weights(model: Model, engine: str, gpus: int) -> int:
         held = {str(operation._name): float(operation.get_weights()) for operation in described.context_ops}  # noqa: SLF001
     text = model.config.get("text_config") or model.config
     if not text.get("tie_word_embeddings") and not any("logits" in name for name, size in held.items() if size):
-        # Its MoE models forget the output embedding.
+        # Its MoE models omit the output embedding.
         held["logits"] = 2.0 * int(text.get("vocab_size") or 0) * int(text.get("hidden_size") or 0) / gpus
     if "mxfp4" in str(described.config.moe_quant_mode):
         # Beside 4 bits a value it has none of the scales, 8 bits for 32 values, and vLLM pads each part of an expert.
@@ -237,7 +237,7 @@ def _expert_parts(model: Model, gpus: int) -> int:
 
 @contextlib.contextmanager
 def _described(model: Model) -> Iterator[str]:
-    """Yield what the package takes for a model: its name, or a folder with a user's own configuration."""
+    """Yield what the package accepts as a model: its name, or a folder with a user's own configuration."""
     if not model.own:
         yield model.name
         return

@@ -1,4 +1,4 @@
-"""Deployments that ship as data: what is often asked for, planned without the optional package.
+"""Deployments that ship as data: common ones, planned without the optional package.
 
 `python bench/hardware.py --make-laws` writes them; each states the package and the engine version it comes from.
 """

@@ -1,4 +1,4 @@
-"""The decision log: every call of a core and its answer, one JSON object a line; integers but for what it learned.
+"""The decision log: every call of a core and its answer, one JSON object a line, mostly integers.
 
 The first line is the header: ``{"format": "wait-core-log", "version": 1, "wait_core": ..., "settings": {...}}``, and
 again wherever a core with other settings takes over. Then, in the order of the calls:
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class Log(Protocol):
-    """Where events go."""
+    """The destination of events."""
 
     def write(self, event: dict[str, Any]) -> object:
         """Append one event."""
@@ -184,11 +184,11 @@ class LoggedCore:
         report: dict[str, Any] = {"finished": finished, "preempted": preempted, "refused": refused}
         report |= {"progress": progress, "received": received, "hits": hits}
         self._core.complete(**report, free_blocks=free_blocks, step_ns=step_ns, iteration=iteration)
-        told: dict[str, Any] = {name: list(value) for name, value in report.items() if len(value)}
+        given: dict[str, Any] = {name: list(value) for name, value in report.items() if len(value)}
         if free_blocks is not None:
-            told["free"] = free_blocks
-        told |= {name: n for name, n in {"step_ns": step_ns, "iteration": iteration}.items() if n is not None}
-        self._log.write({"complete": told})
+            given["free"] = free_blocks
+        given |= {name: n for name, n in {"step_ns": step_ns, "iteration": iteration}.items() if n is not None}
+        self._log.write({"complete": given})
 
     def abort(self, request_id: int) -> bool:
         """See `Scheduler.abort`."""
@@ -253,7 +253,7 @@ def decision(plan: Plan) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON has for a number of numpy's, or for an array of them: ids may well be such."""
+    """Return a number of numpy's, or an array of them, as JSON values: ids may be such."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return operator.index(value)

@@ -57,7 +57,7 @@ def replay(path: str | os.PathLike[str], watch: Callable[[int, Scheduler, Plan],
     Raises
     ------
     FileError
-        If the file is no decision log, or one of another version; the message names file and line.
+        If the file is not a decision log, or one of another version; the message names file and line.
     OSError
         If it cannot be opened.
 
@@ -132,7 +132,7 @@ def _core(header: dict[str, Any], place: Place, notes: list[str]) -> Scheduler:
 
 
 def _apply(core: Scheduler, event: dict[str, Any]) -> int:
-    """Repeat a call that decides nothing; returns the number of requests added."""
+    """Repeat a call that makes no decision; returns the number of requests added."""
     if "add" in event:
         properties = {name: value for name, value in event.items() if name not in {"add", "refused"}}
         try:
@@ -142,12 +142,12 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
                 raise
             return 0
         if event.get("refused"):
-            raise ValueError(f"request {event['add']} was refused when logged and is not now")
+            raise ValueError(f"request {event['add']} was refused when logged and is accepted now")
         return 1
     if "complete" in event:
-        told = dict(event["complete"])
-        rows: dict[str, Any] = {name: [tuple(row) for row in told.pop(name, [])] for name in ("progress", "hits")}
-        core.complete(free_blocks=told.pop("free", None), **rows, **told)
+        given = dict(event["complete"])
+        rows: dict[str, Any] = {name: [tuple(row) for row in given.pop(name, [])] for name in ("progress", "hits")}
+        core.complete(free_blocks=given.pop("free", None), **rows, **given)
     elif "abort" in event:
         core.abort(event["abort"])
     elif "restore" in event:

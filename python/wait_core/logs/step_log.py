@@ -32,7 +32,7 @@ MOST_TOKENS = 1 << 30
 """Most tokens in an iteration: what the core takes."""
 MOST_NS = 1 << 62
 FEWEST = 50
-"""Fewest iterations that a law is fitted to, and that a stair of it rests on."""
+"""Fewest iterations that a law is fitted to, and that support a stair of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def load(paths: Sequence[str | os.PathLike[str]]) -> Steps:
     Raises
     ------
     FileError
-        If a file is no step log; the message names file and line.
+        If a file is not a step log; the message names file and line.
     WaitCoreError
         If there are too few iterations.
     OSError

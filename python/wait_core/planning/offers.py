@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wait_core.workload import Dataset, Requests, Trace
 
 MOST = 16
-"""Replicas are added for an objective up to so many times those that the utilisation asks for."""
+"""Replicas are added for an objective up to this many times those that the utilisation requires."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +154,12 @@ def _offer(
 ) -> Offer:
     cache = each.kv_cache()
     engine = Engine(
-        policy=policy, law=each.law, kv_blocks=cache.pop("kv_blocks"), block_size=each.block_size,
+        policy=policy, iteration_time=each.iteration_time, kv_blocks=cache.pop("kv_blocks"), block_size=each.block_size,
         max_num_seqs=each.max_num_seqs, token_budget=each.token_budget, num_types=8, settings=cache,
     )  # fmt: skip
     longest = max(prompt + output for prompt, output, _ in traffic.exact)
     planner = _core.Planner(
-        traffic.exact, each.law, capacity=engine.capacity(longest), max_running=each.max_num_seqs,
+        traffic.exact, each.iteration_time, capacity=engine.capacity(longest), max_running=each.max_num_seqs,
         token_budget=each.token_budget,
     )  # fmt: skip
     limit = saturated(engine, traffic.draw(traffic.rate), planner.capacity_bound()["requests"]).request_rate

@@ -78,9 +78,9 @@ def plan(
     num_types : int
         Most types for thresholds, by quantiles of the output length.
     margin : float
-        By how much Nested WAIT's ratios exceed the shares that go on (the paper's eta).
+        By how much Nested WAIT's ratios exceed the shares that continue (the paper's eta).
     failure_probability, horizon_s : float
-        How rarely memory may overflow (delta), and within which time (s): the safety buffer's arguments.
+        Allowed probability of a memory overflow (delta) within this time (s): the safety buffer's arguments.
     target_rate : float, optional
         Requests/s for all GPUs together: how many are needed?
     utilisation : float
@@ -121,8 +121,9 @@ def plan(
         types=types, dataset_name=dataset_name, dataset_path=dataset_path, requests=requests, rate=request_rate,
         count=num_prompts, seed=seed, runs=runs, num_types=num_types,
     )  # fmt: skip
-    engine = Engine(policy=policy, law=law, kv_blocks=blocks, block_size=block_size, max_num_seqs=max_num_seqs,
-                    token_budget=token_budget, num_types=num_types, settings=cache)  # fmt: skip
+    engine = Engine(policy=policy, iteration_time=law, kv_blocks=blocks, block_size=block_size,
+                    max_num_seqs=max_num_seqs, token_budget=token_budget, num_types=num_types,
+                    settings=cache)  # fmt: skip
     capacity = engine.capacity(max(prompt + output for prompt, output, _ in workload.exact))
     shortest = min(prompt for prompt, _, _ in workload.exact)
     if capacity < shortest:

@@ -1,4 +1,4 @@
-"""What a plan says, and how it is written out."""
+"""The results of a plan, and how they are written out."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class StabilityRegion:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport:
-    """What `plan` found. Names say units: _s seconds, _ms milliseconds, tokens KV tokens; rates are per second.
+    """The results of `plan`. Names give units: _s seconds, _ms milliseconds, tokens KV tokens; rates are per second.
 
     Attributes
     ----------

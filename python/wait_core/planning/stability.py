@@ -31,7 +31,7 @@ def stability_region(
     engine : Engine
         What serves them.
     own : dict
-        fluid, engine, bound (requests/s) at the engine's own capacity: as the plan says, so that both say the same.
+        fluid, engine, bound (requests/s) at the engine's own capacity: taken from the plan, so that both agree.
     points : int
         Number of other capacities.
 
@@ -44,7 +44,7 @@ def stability_region(
     for number in map(int, blocks[(blocks != engine.kv_blocks) & (blocks > 0)]):
         other = replace(engine, kv_blocks=number)
         planner = _core.Planner(
-            types, engine.law, capacity=other.capacity(longest), max_running=engine.max_num_seqs,
+            types, engine.iteration_time, capacity=other.capacity(longest), max_running=engine.max_num_seqs,
             token_budget=engine.token_budget,
         )  # fmt: skip
         bound = planner.capacity_bound()["requests"]

@@ -1,7 +1,8 @@
-"""What is shown: tables for the terminal, and figures as PNG files.
+"""Presentation: tables for the terminal, and figures as PNG files.
 
-Figures take plain arrays keyed by policy name, or what a plan found, and write one file each. Matplotlib is imported
-when the first one is drawn, draws without a display, and leaves the caller's settings alone. Deliberately absent: any
+Figures take plain arrays keyed by policy name, or the results of a plan, and write one file each. Matplotlib is
+imported when the first one is drawn, draws without a display, and leaves the caller's settings alone. Deliberately
+absent: any
 computation of what is shown, and the wording of the commands (`wait_core.cli`).
 """
 

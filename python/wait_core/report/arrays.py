@@ -1,4 +1,4 @@
-"""What every figure asks of the data it is given."""
+"""The checks that every figure makes of its data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def some(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def check(holds: bool, name: str, value: object, expected: str) -> None:
-    """Refuse `value`, called `name`, unless what is expected of it holds."""
+    """Refuse `value`, called `name`, unless `right` holds."""
     if not holds:
         raise WaitCoreError(f"{name}: {value!r} is not {expected}")
 

@@ -74,7 +74,7 @@ def styles(policies: Iterable[str]) -> dict[str, tuple[str, Any, str]]:
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
-    """Refuse, before the work that it is to show, a picture that could not be drawn.
+    """Refuse a picture that could not be drawn, before the work that it is to show.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What an engine does at a rate: latency against it, and where the stability region ends."""
+"""An engine at different rates: its latency, and where the stability region ends."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def cells(row: Sequence[object]) -> list[str]:
 
 
 def left_out(dropped: Mapping[str, int]) -> list[str]:
-    """Return what to say of the rows of a trace that were left out, by reason."""
+    """Return one sentence for each reason for which rows of a trace were left out."""
     return [f"{rows:,} row{'' if rows == 1 else 's'} left out: {reason}" for reason, rows in dropped.items()]
 
 

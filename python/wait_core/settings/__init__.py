@@ -1,6 +1,6 @@
 """Every setting of the core, described once: in the doc comments of rust/core/src/config.rs.
 
-`scripts/settings.py` makes from them what stands here (schema.json, which describes a settings file to an editor too,
+`scripts/settings.py` makes from them the files here (schema.json, which also describes a settings file to an editor,
 and the types of keyword arguments), the text of `help(Scheduler)` and docs/settings.md. Deliberately absent: checking
 values, which is the core's, and the settings of the vLLM adapter (`wait_core.vllm.config`).
 """
@@ -37,7 +37,7 @@ class Setting:
     default : object
         The value where it is absent; None where nothing is set.
     absent : str
-        What holds where it is absent, in words.
+        What applies if it is absent, in words.
     range : str
         The values that the core accepts, in words; empty where the type says it all.
     meaning : str

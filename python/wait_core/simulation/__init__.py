@@ -1,7 +1,7 @@
 """A simulated engine on a virtual clock: from requests to what they experience.
 
 `simulate` runs a policy on a workload, on one engine or on a fleet behind a router, `simulate_pools` one engine that
-prefills and one that decodes, `sweep` many runs, `probe` compares what a policy expects with what comes, and `trial`
+prefills and one that decodes, `sweep` many runs, `probe` compares what a policy expects with the outcome, and `trial`
 plays the runs that a plan asks for. Deliberately absent: the rules of routing (`wait_core.fleet`), a real clock, and
 what the figures mean for capacity (`wait_core.planning`).
 """

@@ -27,8 +27,8 @@ class Change:
     replica : int
         Which, counted from 0.
     kind : {"fail", "drain", "join"}
-        It is gone at once, and its requests start over elsewhere; it takes no more requests and ends those it has; it
-        is there, empty. A replica whose first change is "join" was not there before.
+        It is gone immediately, and its requests start over elsewhere; it accepts no more requests and finishes those it
+        has; it becomes available, empty. A replica whose first change is "join" was not there before.
 
     """
 

@@ -46,7 +46,7 @@ def simulate_pools(
 ) -> Pools:
     """Simulate an open loop of requests through an engine that prefills and one that decodes.
 
-    Each stands for its share of a pool. The engines run in series: the second takes over the prompt and the first
+    Each represents its share of a pool. The engines run in series: the second takes over the prompt and the first
     token when the first engine has computed it, takes memory for it, and waits for the transfer of the prompt's KV.
 
     Parameters

@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
 """Policies that are defined for known output lengths; all others run with hidden ones by default."""
 
-LAW = ("known", "learned", "hidden")
+KNOWLEDGE = ("known", "learned", "hidden")
 """What a policy may know of the iteration-time law."""
 
 MOST_SECONDS = 1e9
-"""Longest overhead of an iteration: what nanoseconds in 64 bits leave room for."""
+"""Longest overhead of an iteration: the range of nanoseconds in 64 bits allows for it."""
 
 ROUTER = "forecast"
 """The router of a fleet where none is named."""
 
 STALENESS_S = 0.1
-"""How old what it knows of a replica is at most: vLLM's ranks report as often."""
+"""Largest age of the router's view of a replica, s: vLLM's ranks report as often."""
 
 TYPED = frozenset({"wait", "nested-wait"})
 """Policies that need request types."""
@@ -106,7 +106,7 @@ class Report:
 
     @property
     def name(self) -> str:
-        """What tells it from others of the same requests: the router of a fleet, else the policy."""
+        """The name that tells it from other runs of the same requests: a fleet's router, else the policy."""
         return self.policy if self.router is None else self.router
 
     @property
@@ -193,7 +193,7 @@ def simulate(
     overhead_s: float = 0.0,
     step_jitter: float = 0.0,
     lengths: str | None = None,
-    law: str = "known",
+    iteration_time_knowledge: str = "known",
     learned: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
     num_types: int = 8,
@@ -232,7 +232,7 @@ def simulate(
         mean 1 whose relative standard deviation is about s, in [0, 1].
     lengths : {"known", "hidden"}, optional
         Whether the policy may see output lengths; by default as the policy is defined.
-    law : {"known", "learned", "hidden"}
+    iteration_time_knowledge : {"known", "learned", "hidden"}
         What the policy knows of `iteration_time`: the law itself; only how long each iteration took, from which
         "adaptive" learns the law (`report.run.iteration_time`); nothing.
     learned : mapping, optional
@@ -284,9 +284,10 @@ def simulate(
     known = _lengths_known(policy, lengths)
     if num_types < 1:
         raise _core.WaitCoreError(f"num_types = {num_types}: must be at least 1")
-    if law not in LAW:
-        raise _core.WaitCoreError(f"law = {law!r}: one of {', '.join(LAW)}")
-    told = gpu if law == "known" else None
+    if iteration_time_knowledge not in KNOWLEDGE:
+        rule = f"one of {', '.join(KNOWLEDGE)}"
+        raise _core.WaitCoreError(f"iteration_time_knowledge = {iteration_time_knowledge!r}: {rule}")
+    told = gpu if iteration_time_knowledge == "known" else None
     defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
     if acceptance:
         defaults["num_speculative_tokens"] = len(acceptance)
@@ -329,7 +330,7 @@ def simulate(
             overhead_ns=round(overhead_s * 1e9),
             step_jitter=step_jitter,
             seed=seed,
-            steps_reported=law == "learned",
+            steps_reported=iteration_time_knowledge == "learned",
             learned=learned,
             **_columns(hints),
             tenants=None if wanted.tenant is None else wanted.tenant.tolist(),

@@ -28,7 +28,7 @@ class Cell:
     request_rate : float or None
         Requests/s; None for a trace at its own times.
     kv_blocks : int or None
-        KV blocks; None for what goes with the law.
+        KV blocks; None for the memory that goes with the law.
     seed : int
         Of arrivals and lengths.
 

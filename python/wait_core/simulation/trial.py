@@ -27,7 +27,7 @@ WARM_UP = 0.2
 MIDDLE = (0.2, 0.8)
 """Throughput is that between these shares of the completions, neither filling nor draining."""
 GENERATIONS = 16
-"""A saturated trial has at least so many times the requests that are resident at once."""
+"""Least number of requests of a saturated trial, in multiples of the requests resident at once."""
 MOST_REQUESTS = 200_000
 
 
@@ -114,7 +114,7 @@ class Engine:
     ----------
     policy : str
         As in `wait_core.simulate`.
-    law : mapping
+    iteration_time : mapping
         Iteration-time law.
     kv_blocks, block_size, max_num_seqs, token_budget : int
         KV blocks, tokens per block, most residents, most tokens per iteration.
@@ -126,7 +126,7 @@ class Engine:
     """
 
     policy: str
-    law: Mapping[str, Any]
+    iteration_time: Mapping[str, Any]
     kv_blocks: int
     block_size: int
     max_num_seqs: int
@@ -144,7 +144,7 @@ class Engine:
         return simulate(
             self.policy,
             requests=requests,
-            iteration_time=self.law,
+            iteration_time=self.iteration_time,
             num_types=self.num_types,
             kv_blocks=self.kv_blocks,
             block_size=self.block_size,
@@ -256,7 +256,7 @@ def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> Saturat
 
 
 def _overload(requests: Requests, count: int, rate: float) -> Requests:
-    """So many requests, those given over and over in their order, as a Poisson stream."""
+    """Return `count` requests, the given ones repeated in order, as a Poisson stream."""
     return replace(
         requests,
         arrival_ns=sampled("p1d1", request_rate=rate, num_prompts=count).arrival_ns,

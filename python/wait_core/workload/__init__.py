@@ -1,6 +1,6 @@
-"""What arrives: requests with their times and lengths, sampled from a named dataset or read from a trace.
+"""The arrivals: requests with their times and lengths, sampled from a named dataset or read from a trace.
 
-Deliberately absent: how they are served, and what a policy learns of them beyond `Hints`.
+Deliberately absent: how they are served, and what a policy learns about them beyond `Hints`.
 """
 
 from wait_core.workload.datasets import Dataset, dataset, dataset_names, panel

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MOST_REQUESTS = 100_000_000
 """Most requests of a dataset: gigabytes of columns."""
 
-# The core looks numpy up when it meets the first array. An interrupt that came while it drew requests would break that
-# look-up, which is a panic and not a KeyboardInterrupt: it is made here, while nothing takes long.
+# The core looks numpy up when it meets the first array. An interrupt while it draws requests would break that look-up,
+# which is a panic and not a KeyboardInterrupt: so it is done here, where nothing takes long.
 _core.group_types(np.ones(1, np.uint32), np.ones(1, np.uint32), 1.0, 1)
 
 
@@ -56,7 +56,7 @@ class PrefixBlocks:
     offsets : ndarray of uint64, shape (n + 1,)
         Request i has ids[offsets[i]:offsets[i + 1]].
     tokens : int
-        Tokens that a name stands for.
+        Tokens that a name covers.
 
     """
 
@@ -68,7 +68,7 @@ class PrefixBlocks:
     def of(trace: Trace) -> PrefixBlocks | None:
         """Return the blocks of a trace, or None where it names none.
 
-        The answer to a turn becomes known by name with the turn that follows it, and is counted to both.
+        The answer to a turn is named only by the turn that follows it, and counts for both.
         """
         if trace.hash_ids is None or trace.hash_offsets is None or trace.hash_block_tokens is None:
             return None
@@ -115,9 +115,9 @@ class Requests:
     follows : Follows, optional
         Which of them are later turns of conversations; None: all arrive independently, an open loop.
     system_tokens : int, optional
-        All prompts begin with the same so many tokens, and a later turn with all that was said before it.
+        All prompts begin with this many common tokens, and a later turn with the whole conversation before it.
     prefix_blocks : PrefixBlocks, optional
-        Which prefixes they have in common, where neither that rule holds nor None does: that they have none.
+        Their common prefixes, where that rule does not apply; None: they have none.
 
     """
 

@@ -1,4 +1,4 @@
-"""What a plan is made for: types, a dataset, a trace or requests, at any rate."""
+"""The workload of a plan: types, a dataset, a trace or requests, at any rate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Traffic:
     name : str
         For reports.
     exact, grouped : list of (prompt, output, rate)
-        Its types: every pair of lengths, and as few as thresholds want.
+        Its types: every pair of lengths, and few enough for thresholds.
     boundaries : list of int
         Output lengths at which Nested WAIT's segments end: the longest of each type of `grouped`.
     draw : callable

@@ -22,8 +22,8 @@ fn iteration(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The longest of as many iterations as it takes to bring every class's curve up to date, in the quietest of 64 rounds:
-/// what else the machine does in the meantime is no part of it.
+/// The longest of as many iterations as it takes to update every class's curve, in the quietest of 64 rounds, so that
+/// other load on the machine does not count.
 fn longest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("longest of 64 iterations");
     for case in ["adaptive", "adaptive, 128 classes"] {

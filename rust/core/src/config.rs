@@ -46,7 +46,7 @@ pub enum Order {
     Srpt,
 }
 
-/// A part of `adaptive` that can be left out, to measure what it gains.
+/// A part of `adaptive` that can be disabled, to measure what it gains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
@@ -64,18 +64,18 @@ pub enum Part {
     Horizons,
 }
 
-/// What becomes of a request that can no longer meet `ttft_target`.
+/// What happens to a request that can no longer meet `ttft_target`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Late {
     /// It waits until serving it delays no request that is still in time.
     #[default]
     Park,
-    /// It is refused on arrival, or once it is found to be late.
+    /// It is refused on arrival, or as soon as it is found to be late.
     Refuse,
 }
 
-/// What becomes of the output of a preempted request.
+/// What happens to the output of a preempted request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preemption {
@@ -86,7 +86,7 @@ pub enum Preemption {
     Restart,
 }
 
-/// All settings of a scheduler. Deserialised from a map; what is absent has the default shown.
+/// All settings of a scheduler. Deserialised from a map; an absent key takes the default shown.
 ///
 /// Each is described in one form, from which `scripts/settings.py` makes the table that users see: what it means (what holds
 /// where it is absent). [range and unit; the policies that use it, unless all do]
@@ -118,14 +118,14 @@ pub struct Config {
     /// Groups of the KV cache, each with blocks of its own from `kv_blocks`: full attention, sliding windows, chunked-local
     /// attention, constant states (one group of full attention). [at most 1,024 groups]
     pub kv_groups: Vec<KvGroup>,
-    /// Whether the scheduler keeps the prefix cache, of requests that come with the hashes of their blocks: it knows what is
-    /// cached, and counts a block that several hold once. For one group of full attention; with others, or with a prefix
-    /// cache of its own, the host reports what a request finds (false).
+    /// Whether the scheduler keeps the prefix cache itself, for requests that carry the hashes of their blocks: it
+    /// knows what is cached, and counts a shared block once. Only with one group of full attention; otherwise, or where
+    /// the host has a prefix cache of its own, the host reports the hit of each request (false).
     pub prefix_caching: bool,
-    /// Draft tokens that a decode verifies, as vLLM's setting of that name: it takes one more token of the budget for each,
-    /// and a slot (0). [0 to 1,024 tokens]
+    /// Draft tokens that a decode verifies, as in vLLM's setting of that name: each takes one more token of the budget,
+    /// and one more slot (0). [0 to 1,024 tokens]
     pub num_speculative_tokens: u32,
-    /// Slots that a decode takes ahead of what it computes, as for the drafts of a model that drafts (0). [0 to 1,024 tokens]
+    /// KV slots that a decode allocates ahead of what it computes, as a draft model needs them (0). [0 to 1,024 tokens]
     pub num_lookahead_tokens: u32,
     /// Most resident requests (256). [1 to 2^30 requests]
     pub max_num_seqs: u32,
@@ -137,13 +137,13 @@ pub struct Config {
     pub max_model_len: Option<u32>,
     /// Share of the blocks that admission leaves free (0). [0 to below 1; vllm, sarathi, prefill-first]
     pub watermark: f64,
-    /// What becomes of a preempted request's output (`recompute`).
+    /// What happens to the output of a preempted request (`recompute`).
     pub preemption: Preemption,
     /// The host preempts by itself and reports it (false).
     pub host_preempts: bool,
-    /// Most requests that may wait; `add` refuses more (no bound). [at least 1 requests]
+    /// Most waiting requests; `add` refuses more (no bound). [at least 1 requests]
     pub max_queued_requests: Option<u32>,
-    /// Most prompt tokens that may wait; `add` refuses more (no bound). [at least 1 tokens]
+    /// Most prompt tokens of waiting requests; `add` refuses more (no bound). [at least 1 tokens]
     pub max_queued_tokens: Option<u64>,
     /// Whether the prefill emits the first token, as in vLLM, or none, as in the paper (`vllm`).
     pub convention: StageConvention,
@@ -156,8 +156,8 @@ pub struct Config {
     /// Output lengths l'_1 < l'_2 < … at which `nested-wait`'s segments end (each distinct output of the types). [each at
     /// least 1 tokens; nested-wait]
     pub boundaries: Option<Vec<u32>>,
-    /// η: by how much planned thresholds of `nested-wait` exceed the share of requests that go on (0.05). [at least 0;
-    /// nested-wait]
+    /// η: by how much planned thresholds of `nested-wait` exceed the share of requests that continue (0.05). [at least
+    /// 0; nested-wait]
     pub margin: f64,
     /// The iteration-time law of the GPU. Thresholds are planned with it (without it they are the largest that memory
     /// allows); `adaptive` chooses the tokens of an iteration by it (learned from `complete(step_ns=…)`). [wait,
@@ -181,7 +181,7 @@ pub struct Config {
     /// Longest time to first token in seconds: under `adaptive` a request that can no longer meet it is late (none). [above
     /// 0 s; adaptive]
     pub ttft_target: Option<f64>,
-    /// What becomes of a late request; to refuse it takes a `ttft_target` (`park`). [adaptive]
+    /// What happens to a late request; refusing it requires a `ttft_target` (`park`). [adaptive]
     pub late: Late,
     /// Weights of the tenants, numbered from 0, among which `adaptive` shares the tokens it serves while they wait (all
     /// requests are of one tenant). [each 1e-6 to 1e6; adaptive]
@@ -190,7 +190,7 @@ pub struct Config {
     /// decision and horizon so that idle memory and recomputation together cost the least time). [above 0 to below 1;
     /// adaptive]
     pub overflow_probability: Option<f64>,
-    /// Parts of `adaptive` that are left out, to measure what each gains (none). [adaptive]
+    /// Parts of `adaptive` to disable, to measure what each gains (none). [adaptive]
     pub without: Vec<Part>,
     /// Thresholds are caps, decodes never pause, nothing is held while the GPU would idle (true). [wait, nested-wait]
     pub work_conserving: bool,
@@ -287,7 +287,7 @@ impl Config {
 
     /// How many blocks a request needs.
     pub(crate) fn kv_layout(&self) -> KvLayout {
-        // A prompt longer than the budget goes whole there.
+        // That policy computes a prompt whole, even if it is longer than the budget.
         let step_tokens = if self.policy == PolicyName::PrefillFirst { MAX_LENGTH } else { self.token_budget };
         let lookahead = self.num_speculative_tokens + self.num_lookahead_tokens;
         KvLayout::new(self.block_size, &self.kv_groups, step_tokens, lookahead)

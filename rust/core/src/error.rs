@@ -137,13 +137,13 @@ pub(crate) fn non_negative(argument: &str, value: f64) -> Result<f64> {
 /// Result of the core's fallible calls.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The one of `known` nearest to `key`, if it is near enough to be a slip of the pen.
+/// The one of `known` nearest to `key`, if it is near enough to be a typo.
 pub fn nearest<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = 1 + key.len() / 3;
     known.into_iter().map(|name| (edit_distance(key, name), name)).filter(|&(d, _)| d <= limit).min().map(|(_, n)| n)
 }
 
-/// Levenshtein's distance, one row at a time.
+/// The Levenshtein distance, one row at a time.
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,4 +1,4 @@
-//! What `adaptive` makes of hints: priorities, expected lengths, deadlines, targets, and what it learned before.
+//! What `adaptive` does with hints: priorities, expected lengths, deadlines, targets, and what it learned before.
 
 use serde_json::{Value, json};
 use wait_core::{Config, Error, Hit, HoldReason, LengthHint, Report, Request, RequestId, Scheduler};
@@ -121,13 +121,13 @@ fn serve_one_a_second(core: &mut Scheduler, seconds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn a_deadline_that_the_line_cannot_meet_is_refused_with_the_predicted_wait() {
+fn a_deadline_that_the_queue_cannot_meet_is_refused_with_the_predicted_wait() {
     let mut core = scheduler(json!({"kv_blocks": 100, "max_num_seqs": 1, "token_budget": 100}));
     for id in 0..60 {
         core.add(&request(id, 10, 10, 0)).unwrap();
     }
     serve_one_a_second(&mut core, 0..40);
-    // Twenty wait, one goes a second.
+    // Twenty wait, one leaves per second.
     let predicted = core.predicted_wait_ns();
     assert!(predicted.abs_diff(20 * SECOND) < 2 * SECOND, "{predicted}");
     assert!(core.admission_gap_ns().abs_diff(SECOND) < SECOND / 10, "{}", core.admission_gap_ns());
@@ -170,7 +170,7 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
     second.restore(&learned).unwrap();
     let taken = second.learned().unwrap();
     second.restore(&taken).unwrap();
-    assert!(second.learned().unwrap() == taken, "nothing is lost on the way");
+    assert!(second.learned().unwrap() == taken, "nothing is lost");
     // It starts where the other stands: no cold start, the same work in fewer iterations.
     let mut cold = scheduler(settings);
     traffic(&mut second, 400..600, true);
@@ -187,7 +187,7 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
     let mut damaged = learned.clone();
     *damaged.pointer_mut("/lengths/pool/rows/0/exposure").unwrap() = json!(-1.0);
     assert!(fresh.restore(&damaged).unwrap_err().to_string().contains("counts that no traffic gives"));
-    assert_eq!(fresh.restore(&learned), Ok(()), "nothing of those was taken over");
+    assert_eq!(fresh.restore(&learned), Ok(()), "none of those was restored");
     let stock = Config { policy: wait_core::config::PolicyName::Vllm, kv_blocks: 60, ..Config::default() };
     let mut other = Scheduler::new(&stock).unwrap();
     assert!(other.learned().is_none() && other.restore(&learned).is_err());
@@ -251,7 +251,7 @@ fn leaves(value: &Value, at: &str, numbers: &mut Vec<String>) {
 }
 
 #[test]
-fn a_label_that_tells_short_from_long_saves_iterations() {
+fn a_label_that_separates_short_from_long_saves_iterations() {
     let iterations = |labelled| {
         let settings = json!({"kv_blocks": 60, "max_num_seqs": 32, "token_budget": 256, "overflow_probability": 0.02});
         traffic(&mut scheduler(settings), 0..2_000, labelled).len()
@@ -270,7 +270,7 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
     assert!((peak - 10.0 * (16.0 + 7.5 + 96.0)).abs() < 1.0, "{peak}");
     assert!(core.kv_forecast().iter().all(|at| at.overflow < 1e-12));
 
-    // Unknown lengths: one core is asked after every step, the other never.
+    // Unknown lengths: one core is queried after every step, the other never.
     let scarce = json!({"kv_blocks": 60, "max_model_len": 900});
     let (mut asked, mut other) = (scheduler(scarce.clone()), scheduler(scarce));
     let mut largest = 0.0_f64;
@@ -293,7 +293,7 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
 }
 
 #[test]
-fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
+fn a_shared_prefix_is_forecast_once_whichever_request_leaves_first() {
     const PREFIX: u32 = 196;
     let settings = json!({"kv_blocks": 100, "block_size": 4, "host_preempts": true, "overflow_probability": 0.02});
     let mut core = scheduler(settings);
@@ -318,7 +318,7 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     assert_eq!(beside, 2);
     report(&mut core, &[]);
     assert!(admitted(&mut core).is_empty());
-    // The first leaves, and the prefix stays: room for another in its place.
+    // The first leaves, and the prefix stays: there is room for another in its place.
     report(&mut core, &[0]);
     assert_eq!(admitted(&mut core).len(), 1);
     let limit = |core: &Scheduler| core.explain(queue(core)[0]).unwrap().limit;
@@ -330,8 +330,8 @@ fn a_shared_prefix_is_forecast_once_whoever_leaves_first() {
     assert!((limit(&core) - 400.0).abs() < 1e-9);
 }
 
-/// So many iterations of a closed loop of hidden lengths of about 68 tokens, three hundred always in the queue; with
-/// `refuses` the host admits none. Returns the requests resident on average.
+/// The given iterations of a closed loop of hidden lengths of about 68 tokens, with three hundred always in the queue;
+/// with `refuses` the host admits none. Returns the mean number of residents.
 fn equal_lengths(core: &mut Scheduler, next: &mut RequestId, iterations: u32, refuses: bool) -> f64 {
     let mut residents = 0.0;
     for _ in 0..iterations {
@@ -351,8 +351,8 @@ fn equal_lengths(core: &mut Scheduler, next: &mut RequestId, iterations: u32, re
     residents / f64::from(iterations)
 }
 
-/// Each offer took from the pace, and nothing was given back: after two thousand of them the batch stayed at a few requests
-/// for thousands of iterations.
+/// Each offer was charged to the pace, and nothing was given back: after two thousand of them the batch stayed at a few
+/// requests for thousands of iterations.
 #[test]
 fn offers_that_the_host_does_not_take_do_not_slow_those_that_follow() {
     let settings = json!({"kv_blocks": 500, "max_num_seqs": 128, "max_model_len": 400});
@@ -366,7 +366,7 @@ fn offers_that_the_host_does_not_take_do_not_slow_those_that_follow() {
     assert!(after > 0.9 * usual, "{after} residents, {usual} before");
 }
 
-/// A host that brings back a whole batch by itself, as with other settings or after it emptied its cache.
+/// A host that admits a whole batch by itself, as with other settings or after it emptied its cache.
 #[test]
 fn a_batch_that_the_host_takes_by_itself_does_not_slow_those_that_follow() {
     let settings = json!({"kv_blocks": 500, "max_num_seqs": 128});

@@ -6,8 +6,8 @@ use common::scheduler;
 use serde_json::json;
 use wait_core::{LengthHint, Report, Request, RequestId, Scheduler};
 
-/// Keeps `clients` requests in the core for so many iterations; `gone` says after how many stages each leaves. Returns
-/// the residents of the last iteration, and the decodes of all.
+/// Keeps `clients` requests in the core for a number of iterations; `gone` says after how many stages each leaves.
+/// Returns the residents of the last iteration, and the decodes of all.
 fn closed_loop(
     core: &mut Scheduler,
     clients: u64,
@@ -39,9 +39,9 @@ fn closed_loop(
 }
 
 #[test]
-fn what_cannot_overflow_within_a_horizon_keeps_nobody_out() {
-    // Long prompts, nine at a time, and outputs whose end comes at any token: in the next iterations hardly any ends, and
-    // if none does the cache fills by nine tokens an iteration.
+fn what_cannot_overflow_within_a_horizon_holds_no_request() {
+    // Long prompts, nine at a time, whose outputs may end at any token: in the next iterations hardly any ends, and if
+    // none does the cache fills by nine tokens an iteration.
     let mut core = scheduler(&json!({
         "policy": "adaptive", "kv_blocks": 512, "max_num_seqs": 64, "token_budget": 2048, "max_model_len": 4096
     }));
@@ -51,7 +51,7 @@ fn what_cannot_overflow_within_a_horizon_keeps_nobody_out() {
         (-100.0 * uniform.ln()).round().max(1.0) as u32
     };
     let (_, decodes) = closed_loop(&mut core, 20, 6_000, request, length, false);
-    // A forecast that is normal at every horizon, and so fears what cannot be, gives 53,469.
+    // A forecast that is normal at every horizon, and so allows for what cannot happen, gives 53,469.
     assert!(decodes >= 54_600, "{decodes} decodes");
 }
 

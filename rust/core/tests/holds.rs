@@ -1,5 +1,5 @@
-//! What holds a request, under every policy: what has become too large for the cache holds no other up, and each that
-//! waits has its own reason.
+//! What holds a request, under every policy: a request that has become too large for the cache holds up no other, and
+//! each waiting request has its own reason.
 
 mod common;
 
@@ -30,7 +30,7 @@ fn each_policy(each: impl Fn(Scheduler, &str)) {
 
 const TOO_LARGE: Hold = Hold { reason: HoldReason::TooLarge, needs: 8.0, limit: 4.0 };
 
-/// Short ones, so that memory for all of their output is there from the first.
+/// Short ones, so that memory for all of their output is there from the start.
 fn add(core: &mut Scheduler, requests: &[(RequestId, u32)]) {
     for &(id, prompt) in requests {
         core.add(&Request { max_tokens: Some(4), ..request(id, prompt) }).unwrap();
@@ -82,7 +82,7 @@ fn each_that_waits_has_its_own_numbers() {
     core.plan(0);
     let no_blocks = |needs| Some(Hold { reason: HoldReason::NoBlocks, needs, limit: 5.0 });
     assert_eq!([core.explain(2), core.explain(3), core.explain(5)], [8.0, 7.0, 9.0].map(no_blocks));
-    // Its three blocks are there, and two go before it.
+    // Its three blocks are free, and two requests go before it.
     assert_eq!(core.explain(4), Some(Hold { reason: HoldReason::HeadOfLine, needs: 2.0, limit: 0.0 }));
 }
 
@@ -103,7 +103,7 @@ fn the_watermark_is_charged_to_each_and_the_preempted_go_first() {
 }
 
 #[test]
-fn a_request_that_the_host_did_not_take_is_told_so() {
+fn a_request_that_the_host_refused_is_explained_so() {
     each_policy(|mut core, policy| {
         with(&mut core, &[(1, 8)]);
         core.plan(0);
@@ -122,7 +122,7 @@ fn no_hold_has_less_than_nothing() {
     with(&mut core, &[(1, 20)]);
     core.plan(0);
     with(&mut core, &[(2, 4)]);
-    // The host uses more than there is left.
+    // The host uses more than what is left.
     core.complete(&Report { free_blocks: Some(0), ..Report::default() }).unwrap();
     core.set_capacity(6).unwrap();
     core.plan(0);

@@ -1,4 +1,4 @@
-//! Hosts that do other things than planned.
+//! Hosts that deviate from the plan.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn hit(tokens: u32) -> Hit {
 }
 
 #[test]
-fn the_host_preempts_what_nobody_chose() {
+fn the_host_preempts_what_no_plan_chose() {
     let mut core = small();
     with(&mut core, &[(1, 4), (2, 4), (3, 4)]);
     core.plan(0);
@@ -32,7 +32,7 @@ fn the_host_preempts_what_nobody_chose() {
 }
 
 #[test]
-fn the_host_refuses_admissions_and_the_line_keeps_its_order() {
+fn the_host_refuses_admissions_and_the_queue_keeps_its_order() {
     let mut core = small();
     with(&mut core, &[(1, 4), (2, 4), (3, 4), (4, 4)]);
     core.plan(0);
@@ -162,7 +162,7 @@ fn a_request_whose_kv_is_on_the_way_holds_memory_and_computes_nothing() {
 }
 
 #[test]
-fn what_a_request_will_hold_whose_kv_is_on_the_way_is_foreseen() {
+fn the_kv_of_a_request_in_transfer_is_forecast() {
     let held = |receives: bool| {
         let mut core =
             scheduler(&json!({"policy": "adaptive", "kv_blocks": 1000, "block_size": 1, "overflow_probability": 0.01}));
@@ -327,7 +327,7 @@ fn a_prefix_that_others_hold_is_neither_computed_nor_charged_again() {
     assert_eq!(core.view().pool().used(), 7);
 }
 
-/// It was let in after the plan, whose iteration is not taken back from it.
+/// It was admitted after the plan, whose iteration is not taken back from it.
 #[test]
 fn what_the_host_lets_in_and_preempts_between_two_plans_keeps_its_output() {
     let mut core = scheduler(&json!({"policy": "vllm", "kv_blocks": 100, "max_num_seqs": 1}));

@@ -1,4 +1,4 @@
-//! KV that comes from elsewhere, hits that reach into the output, windows and slots ahead at the edge of what fits.
+//! KV that comes from elsewhere, hits that reach into the output, windows and lookahead slots at the edge of what fits.
 
 mod common;
 
@@ -6,7 +6,7 @@ use common::{request, scheduler};
 use serde_json::{Value, json};
 use wait_core::{Hit, HoldReason, Report, Request, Scheduler};
 
-/// A request that receives so many tokens of its prompt.
+/// A request that receives the KV of this many tokens of its prompt.
 fn receiving(id: u64, prompt: u32, computed: u32) -> Request {
     Request { hit: Hit { computed, shared: 0 }, receives: true, ..request(id, prompt) }
 }
@@ -168,7 +168,8 @@ fn prefill_first_lets_no_request_go_for_one_that_receives() {
     assert_eq!((plan.chunks().len(), plan.preempted().len()), (1, 0));
 }
 
-/// What `adaptive` learns of one request that is told to have ended after so many plans, restored by another of its kind.
+/// What `adaptive` learns of a request that is reported to have ended after this many plans, restored by another of its
+/// kind.
 fn learns_of(settings: &Value, prompt: u32, max_tokens: u32, plans: u32) -> wait_core::Result<()> {
     let mut core = small(settings);
     core.add(&Request { max_tokens: Some(max_tokens), ..request(1, prompt) }).unwrap();
@@ -178,7 +179,7 @@ fn learns_of(settings: &Value, prompt: u32, max_tokens: u32, plans: u32) -> wait
 }
 
 #[test]
-fn adaptive_learns_no_output_beyond_max_tokens_from_a_host_that_tells_the_end_late() {
+fn adaptive_learns_no_output_beyond_max_tokens_from_a_host_that_reports_the_end_late() {
     let settings = json!({"policy": "adaptive", "max_model_len": 6});
     assert_eq!(learns_of(&settings, 2, 3, 9), Ok(()));
 }

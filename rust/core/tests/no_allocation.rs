@@ -58,7 +58,7 @@ fn a_steady_iteration_allocates_nothing() {
 fn a_million_waiting_requests_take_at_most_140_mb() {
     for case in CASES {
         let mut engine = Engine::empty(case, 64, 1);
-        // The curves of classes are there once one of each has come.
+        // The curves of classes exist once one request of each has arrived.
         engine.add(128);
         let before = LIVE.get();
         PEAK.set(before);

@@ -86,7 +86,7 @@ fn compare(core: &mut Scheduler, oracle: &mut impl Engine, arrivals: &[Arrival])
     assert_eq!((oracle.running().len(), oracle.waiting()), (0, 0));
 }
 
-/// The core's next iteration, in the oracle's words.
+/// The core's next iteration, in the oracle's terms.
 fn plan(core: &mut Scheduler, now_ns: u64) -> Step {
     let before = core.clone();
     let (before, plan) = (before.view(), core.plan(now_ns));
@@ -163,7 +163,7 @@ proptest! {
         }
         let mut core = scheduler(&sizes, &policy);
         let kinds = [(thresholds[0], 5), (thresholds[1], 16)];
-        // What the core makes of seconds, so that a tie is a tie.
+        // Seconds as the core converts them, so that a tie is a tie.
         let hold_ns = hold.map(|iterations| ((iterations * NS) as f64 * 1e-9 * 1e9) as u64);
         compare(&mut core, &mut Wait::new(sizes, &kinds, open, hold_ns), &arrivals);
     }

@@ -1,4 +1,4 @@
-//! The scheduler keeps the prefix cache: what is computed once is computed once, and a block that several hold counts once.
+//! The scheduler keeps the prefix cache: what has been computed is not computed again, and a shared block counts once.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn caching(policy: &str) -> Scheduler {
     scheduler(&json!({"kv_blocks": 40, "block_size": 4, "policy": policy, "prefix_caching": true}))
 }
 
-/// A prompt of so many tokens whose blocks begin with those of `system` and go on with its own.
+/// A prompt of this many tokens whose blocks begin with those of `system` and continue with its own.
 fn prompt(id: u64, tokens: u32, system: u32) -> Request {
     let hash = |block: u32| if block < system { u64::from(block) } else { 1000 * id + u64::from(block) };
     Request {
@@ -39,12 +39,12 @@ fn a_system_prompt_is_computed_once_even_by_requests_that_enter_together() {
         (1..=3).for_each(|id| core.add(&prompt(id, 19, 4)).unwrap());
         assert_eq!(chunks(&mut core), [(1, 0, 19), (2, 16, 3), (3, 16, 3)], "{policy}");
         assert_eq!(core.view().pool().used(), 4 + 3, "{policy}: four blocks are shared");
-        // It leaves first that computed them: they are in use still.
+        // The request that computed them leaves first: they are still in use.
         finish(&mut core, &[1]);
         assert_eq!(core.view().pool().used(), 4 + 2, "{policy}");
         finish(&mut core, &[2, 3]);
         assert_eq!((core.view().pool().used(), core.view().pool().free()), (0, 40), "{policy}");
-        // No request holds them, and they are found.
+        // No request holds them, and they are still found.
         core.add(&prompt(4, 19, 4)).unwrap();
         assert_eq!(chunks(&mut core), [(4, 16, 3)], "{policy}");
         assert_eq!(core.view().pool().used(), 5, "{policy}: what no request held is charged");

@@ -1,4 +1,4 @@
-//! The scheduler by hand: what it refuses, and what it reports.
+//! The scheduler driven by hand: what it refuses, and what it reports.
 
 mod common;
 
@@ -37,15 +37,15 @@ fn what_follows_from_the_capacity_follows_it() {
     assert_eq!(derived(&core), (5, 40));
     core.set_capacity(50).unwrap();
     assert_eq!(derived(&core), (25, 200));
-    // Five blocks, beside 25 that stay free: with the five of before both would enter.
+    // Five blocks, beside 25 that stay free: with the previous five both would enter.
     with(&mut core, &[(1, 60), (2, 60), (3, 139)]);
     assert_eq!(chunks(&mut core), [(1, 60)]);
     assert_eq!(core.explain(2), Some(Hold { reason: HoldReason::NoBlocks, needs: 40.0, limit: 35.0 }));
-    // What was let in keeps its length while it is there.
+    // An accepted request keeps its length while it is present.
     core.set_capacity(9).unwrap();
     core.complete(&Report { progress: &[(1, 61)], ..Report::default() }).unwrap();
     assert_eq!((kv(&core, 1), derived(&core)), (61, (4, 36)));
-    // A length that was set is the model's: it may be more than the cache holds.
+    // A configured length is the model's: it may be more than the cache holds.
     let mut core = scheduler(&json!({"kv_blocks": 5, "block_size": 4, "max_model_len": 30}));
     assert_eq!(derived(&core), (0, 20));
     let refused = core.add(&request(1, 20)).unwrap_err().to_string();
@@ -150,7 +150,7 @@ fn a_watermark_never_holds_a_request_that_fits_when_nothing_runs() {
 fn every_request_that_waits_is_explained() {
     let mut core = small();
     with(&mut core, &[(1, 16), (2, 16), (3, 8), (4, 4)]);
-    assert_eq!(core.explain(1), None, "nobody has looked yet");
+    assert_eq!(core.explain(1), None, "no plan has considered it yet");
     core.plan(0);
     assert_eq!(core.explain(1), None);
     assert_eq!(core.explain(4), Some(Hold { reason: HoldReason::NoBlocks, needs: 1.0, limit: 0.0 }));
@@ -184,7 +184,7 @@ fn a_prefill_without_tokens_left_is_explained() {
 }
 
 #[test]
-fn abort_in_every_state_twice_and_of_ids_nobody_has() {
+fn abort_in_every_state_twice_and_of_unknown_ids() {
     let mut core = scheduler(&json!({"kv_blocks": 10, "block_size": 4, "max_num_seqs": 2, "token_budget": 8}));
     with(&mut core, &[(1, 4), (2, 16), (3, 4)]);
     core.plan(0);
@@ -245,7 +245,7 @@ fn a_clock_that_goes_back_is_the_latest_reading() {
 }
 
 #[test]
-fn an_arrival_in_the_future_makes_nobody_older() {
+fn an_arrival_in_the_future_makes_no_request_older() {
     let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);
     let company = json!({"policy": "wait", "types": types, "thresholds": [3.0]});
     let faithful = json!({"policy": "nested-wait", "boundaries": [9], "thresholds": [3.0]});

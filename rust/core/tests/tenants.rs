@@ -1,4 +1,4 @@
-//! Tenants: what is served follows their weights while they wait, and nothing else changes.
+//! Tenants: the tokens served follow their weights while they wait, and nothing else changes.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ fn scheduler(settings: Value) -> Scheduler {
     Scheduler::new(&Config::from_map(all).unwrap()).unwrap()
 }
 
-/// A host whose requests end after an output of their own, and what it has served.
+/// A host whose requests end after their own output, and what it has served.
 struct Host {
     core: Scheduler,
     tenants: usize,
@@ -188,7 +188,7 @@ fn an_aborted_request_is_not_charged_for_what_it_never_gave() {
             core.abort(id);
         }
     }
-    // The first was served 500 tokens before the second came, which counts from there on.
+    // The first was served 500 tokens before the second arrived, whose count starts there.
     assert_eq!(admitted[0] + admitted[1], 23);
     assert!(core.view().is_empty());
 }

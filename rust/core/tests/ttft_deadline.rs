@@ -1,5 +1,5 @@
-//! What `adaptive` makes of a target for the time to first token: what goes first, what late requests may take, what is
-//! refused, and that nothing else changes.
+//! What `adaptive` does with a target for the time to first token: what goes first, what late requests may take, what
+//! is refused, and that nothing else changes.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ fn serve(core: &mut Scheduler, now_ns: u64) -> Vec<RequestId> {
 }
 
 #[test]
-fn who_is_late_lets_those_go_first_that_are_not() {
+fn late_requests_let_those_in_time_go_first() {
     let mut core = one_seat(1.0);
     (1..=3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
     (4..=5).for_each(|id| core.add(&request(id, 10, 600 * MS)).unwrap());
@@ -64,9 +64,9 @@ fn who_is_late_lets_those_go_first_that_are_not() {
     let hold = core.explain(2).unwrap();
     assert!((hold.needs - 1.1).abs() < 1e-9 && (hold.limit - 1.0).abs() < 1e-9, "{hold:?}");
     assert_eq!(serve(&mut core, 1_200 * MS), [5]);
-    assert_eq!(core.explain(3).unwrap().reason, HoldReason::BatchCap, "the late are next");
+    assert_eq!(core.explain(3).unwrap().reason, HoldReason::BatchCap, "late requests are next");
     assert_eq!(serve(&mut core, 1_300 * MS), [2]);
-    // One that is taken back by the host, or refused by it, keeps its place among late requests.
+    // A request that the host preempts or refuses keeps its place among late requests.
     core.add(&request(6, 10, 0)).unwrap();
     core.plan(1_400 * MS);
     assert_eq!(admitted(&core), [3]);
@@ -79,7 +79,7 @@ fn who_is_late_lets_those_go_first_that_are_not() {
 
 #[test]
 fn the_prompts_before_a_request_and_its_own_count_as_time() {
-    // 90 prompt tokens an iteration of 100 ms: in 2 s less two iterations for the margin go 1,620.
+    // 90 prompt tokens an iteration of 100 ms: 1,620 in 2 s less two iterations for the margin.
     let settings = json!({"kv_blocks": 1000, "max_num_seqs": 90, "token_budget": 90});
     for (prompt, expected) in [(1_500, [1, 2]), (1_700, [2, 1])] {
         let mut core = scheduler(&settings, json!(2.0));
@@ -94,7 +94,7 @@ fn the_prompts_before_a_request_and_its_own_count_as_time() {
             core.plan(SECOND + step * 100 * MS);
             order.extend(admitted(&core));
         }
-        assert_eq!(order, expected, "a prompt of {prompt}: late the moment it comes, or not");
+        assert_eq!(order, expected, "a prompt of {prompt}: late on arrival, or not");
     }
 }
 
@@ -105,17 +105,17 @@ fn late_requests_take_only_what_the_traffic_leaves() {
     let mut core = scheduler(&settings, json!(1.0));
     (0..2).for_each(|id| core.add(&request(id, 3_250, 0)).unwrap());
     (0..1_500).for_each(|step| _ = core.plan(step * MS));
-    // Five are late when they come, of 0.16 each: two fit beside what is wanted, the third does not.
+    // Five are late on arrival, of 0.16 each: two fit beside what is wanted, the third does not.
     let now = 1_500 * MS;
     (10..15).for_each(|id| core.add(&request(id, 2_500, 0)).unwrap());
     core.plan(now);
     assert_eq!(admitted(&core), [10, 11]);
     assert_eq!(core.explain(12).unwrap().reason, HoldReason::TtftTarget);
-    // One in time finds its memory at once.
+    // One in time finds its memory immediately.
     core.add(&request(20, 1_000, now)).unwrap();
     core.plan(now + MS);
     assert_eq!(admitted(&core), [20]);
-    // With each that ends the next enters.
+    // Each that ends admits the next.
     for id in 10..13 {
         core.complete(&Report { finished: &[id], ..Report::default() }).unwrap();
         core.plan(now + 2 * MS);
@@ -136,7 +136,8 @@ fn what_is_late_is_refused_where_the_host_asks_for_it() {
     assert_eq!(refused, [(2, HoldReason::TtftTarget), (3, HoldReason::TtftTarget)]);
     assert!(core.last_plan().refused().iter().all(|refusal| refusal.predicted_wait_ns > SECOND));
     assert_eq!((core.view().len(), core.stats().refused, core.explain(2)), (1, 2, None));
-    // An id that was refused is free again. One leaves every 300 ms now: three may wait, a fourth is refused at the door.
+    // An id that was refused is free again. One leaves every 300 ms now: three may wait, a fourth is refused on
+    // arrival.
     end_all(&mut core);
     let mut now = 2 * SECOND;
     (1..=3).for_each(|id| core.add(&request(id, 10, now)).unwrap());
@@ -176,10 +177,10 @@ fn a_longest_wait_of_the_target_refuses_what_would_be_late() {
 }
 
 #[test]
-fn the_predicted_wait_is_that_of_who_is_in_time_or_of_who_is_late() {
+fn the_predicted_wait_is_that_of_a_request_in_time_or_of_a_late_one() {
     let mut core = one_seat(4.0);
     let target = 4 * SECOND;
-    // One leaves every 100 ms, and one comes: the queue of 20 stands.
+    // One leaves every 100 ms, and one arrives: the queue stays at 20.
     let mut next = 0;
     let mut arrive = |core: &mut Scheduler, n: u64, now_ns| {
         (next..next + n).for_each(|id| core.add(&request(id, 10, now_ns)).unwrap());
@@ -192,7 +193,8 @@ fn the_predicted_wait_is_that_of_who_is_in_time_or_of_who_is_late() {
     }
     let predicted = core.predicted_wait_ns();
     assert!(predicted.abs_diff(2 * SECOND) < SECOND / 5, "{predicted}");
-    // Three come where one leaves: a third is in time, and a request that arrives now is late and goes behind all others.
+    // Three arrive where one leaves: a third is in time, and a request that arrives now is late and goes behind all
+    // others.
     for step in 200..600_u64 {
         serve(&mut core, step * 100 * MS);
         arrive(&mut core, 3, step * 100 * MS);
@@ -278,7 +280,7 @@ impl Run {
             assert!(view.waiting(IN_TIME) > 0 || view.iter_residents().any(is_late), "nothing else runs");
         }
         let waiting = queue(view, LATE);
-        assert!(found.iter().all(|id| waiting.contains(id)), "nothing is lost on the way");
+        assert!(found.iter().all(|id| waiting.contains(id)), "nothing is lost");
     }
 
     fn finish(&mut self) {

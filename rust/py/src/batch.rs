@@ -10,7 +10,7 @@ use wait_sim::{Batch, Lengths, Outcome, Setup};
 use crate::{convert, error};
 
 /// Simulates a synthetic dataset once for each seed in `first_seed .. first_seed + runs`, up to `horizon_ns`; arrivals
-/// go on beyond it. Returns columns with one entry a run: arrived, completed, output_tokens (of the completed),
+/// continue beyond it. Returns columns with one entry a run: arrived, completed, output_tokens (of the completed),
 /// latency_s and ttft_s (means over the arrived, cut at the horizon), peak_kv_blocks, peak_parked, preemptions,
 /// iterations.
 #[pyfunction]
@@ -41,7 +41,7 @@ pub(crate) fn batch<'py>(
     let mut raised = None;
     #[allow(clippy::redundant_closure_for_method_calls)] // the path is not general enough in its lifetime
     let signals = || Python::attach(|py| py.check_signals());
-    // Minutes of work: other threads go on, and Ctrl-C is looked for after every run.
+    // Minutes of work: other threads continue, and Ctrl-C is checked after every run.
     let result = py.detach(|| {
         wait_sim::batch(&task, seeds, |_| match signals() {
             Ok(()) => ControlFlow::Continue(()),

@@ -1,4 +1,4 @@
-//! What is offered to a simulation, from columns.
+//! The requests offered to a simulation, from columns.
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
@@ -55,7 +55,7 @@ pub(crate) fn arrivals(
     Ok(rows.map(arrival).collect())
 }
 
-/// Which request each follows; -1 is none.
+/// Which request each follows; -1 for none.
 pub(crate) fn followed(after: &[i64], think_ns: &[u64]) -> PyResult<Vec<Option<Follow>>> {
     if after.len() != think_ns.len() {
         let message = format!("think_ns: {} times for {} requests", think_ns.len(), after.len());

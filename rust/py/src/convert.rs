@@ -1,4 +1,4 @@
-//! Python values in, Rust values out, with the name of what was wrong.
+//! Python values in, Rust values out, with the name of whatever was wrong.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -64,7 +64,7 @@ impl Display for Place<'_> {
 
 /// Refuses, while its place is known, whatever JSON cannot hold (NaN, numbers beyond 64 bits, objects, containers of
 /// other kinds), and what never ends: a container in itself, at any depth or breadth. `depythonize` follows any
-/// container as deep as it goes, so nothing may reach it that was not looked at here.
+/// container to any depth, so everything that reaches it must have been checked here.
 fn check(value: &Bound<'_, PyAny>, place: &Place<'_>, depth: usize, left: &mut usize) -> PyResult<()> {
     let refuse = |problem: &str| Err(WaitCoreError::new_err(error::short(format!("{place}{problem}"))));
     if depth == DEPTH {
@@ -111,7 +111,7 @@ fn check(value: &Bound<'_, PyAny>, place: &Place<'_>, depth: usize, left: &mut u
     Ok(())
 }
 
-/// A value as messages show it: cut, and its type where it cannot be shown.
+/// A value as messages show it: truncated, or its type where it cannot be shown.
 fn shown(value: &Bound<'_, PyAny>) -> String {
     const WIDTH: usize = 60;
     match value.repr() {

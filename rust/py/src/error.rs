@@ -25,7 +25,7 @@ pub(crate) fn core(error: Error) -> PyErr {
     }
 }
 
-/// The exception for an error of the simulator; an interruption is the caller's own exception, raised already.
+/// The exception for an error of the simulator; an interruption is the caller's own exception, already raised.
 pub(crate) fn simulation(error: SimError) -> PyErr {
     match error {
         SimError::Refused(error) => core(error),
@@ -39,7 +39,7 @@ pub(crate) fn planning(error: &Error) -> PyErr {
     WaitCoreError::new_err(short(error.to_string()))
 }
 
-/// A message that can be read: names and values come from files, and may be of any length.
+/// A readable message: names and values come from files, and may be of any length.
 pub(crate) fn short(message: String) -> String {
     const BEGIN: usize = 300;
     const END: usize = 300;

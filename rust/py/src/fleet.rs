@@ -1,4 +1,4 @@
-//! A fleet for the simulator, from Python values, and what it served as Python values.
+//! A fleet for the simulator, from Python values, and its results as Python values.
 
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
@@ -37,7 +37,7 @@ pub(crate) struct GivenRouting {
 }
 
 impl GivenRouting {
-    /// With what is left out as it is by default.
+    /// Fills in the defaults.
     pub(crate) fn of(&self, router: &str, seed: u64) -> PyResult<Routing> {
         let unset = Routing::default();
         Ok(Routing {
@@ -63,7 +63,7 @@ pub(crate) fn fleet(given: &Bound<'_, PyDict>, setup: &Setup) -> PyResult<wait_s
     })
 }
 
-/// What a fleet served, beside its run.
+/// The results of a fleet, beside its run.
 pub(crate) fn served<'py>(py: Python<'py>, found: &Served) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("replica_of", found.replica_of.clone().into_pyarray(py))?;

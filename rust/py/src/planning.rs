@@ -24,7 +24,7 @@ fn value<'py, T: Serialize + ?Sized>(py: Python<'py>, value: &T) -> Answer<'py> 
     pythonize::pythonize(py, value).map_err(|error| WaitCoreError::new_err(error.to_string()))
 }
 
-/// A serialised result, with the inequalities that fail and what else is known about it.
+/// A serialised result, with the inequalities that fail and further figures.
 fn thresholds<'py>(py: Python<'py>, result: &impl Serialize, violations: &[Violation]) -> PyResult<Bound<'py, PyDict>> {
     let dict = value(py, result)?.cast_into::<PyDict>()?;
     dict.set_item("feasible", violations.is_empty())?;
@@ -127,7 +127,7 @@ impl Planner {
             convention,
             limits: GpuLimits { capacity, max_running, token_budget },
         };
-        // The first question would find a bad limit or a workload without arrivals; here its name is still the caller's.
+        // The first query would find a bad limit or a workload without arrivals; here its name is still the caller's.
         refused(largest_stable_rate(&planner.setting()))?;
         Ok(planner)
     }
@@ -179,8 +179,8 @@ impl Planner {
         value(py, &refused(py.detach(|| goodput_bound(&self.setting(), objective)))?)
     }
 
-    /// WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps, in
-    /// KV blocks of so many tokens; or, with no argument, the feasible ones with the least latency.
+    /// WAIT's thresholds: those given by type; those with this spacing (n = λ Δ'); those that serve the most, as caps,
+    /// in KV blocks of `block_size` tokens; or, with no argument, the feasible ones with the least latency.
     #[pyo3(signature = (per_type = None, *, spacing = None, block_size = None))]
     fn thresholds<'py>(
         &self,
@@ -273,7 +273,7 @@ impl Planner {
         value(py, &refused(StageCaps::spread(total, &self.cut(boundaries, count)?, margin))?)
     }
 
-    /// The safety buffer of thresholds by segment, in KV blocks of so many tokens.
+    /// The safety buffer of thresholds by segment, in KV blocks of `block_size` tokens.
     #[pyo3(signature = (per_segment, boundaries = None, *, count = None, block_size = 1))]
     #[allow(clippy::needless_pass_by_value)] // extracted from a Python list
     fn safety_buffer(
@@ -302,7 +302,7 @@ impl SafetyBuffer {
         self.inner.segments.iter().filter_map(|segment| Some(segment.queue?.theta)).collect()
     }
 
-    /// KV tokens to keep free for this probability of an overflow within a horizon of so many seconds.
+    /// KV tokens to keep free for this probability of an overflow within a horizon in seconds.
     fn tokens(&self, failure_probability: f64, horizon: f64) -> PyResult<f64> {
         refused(self.inner.tokens(&Protection { failure_probability, horizon }))
     }
@@ -317,12 +317,12 @@ impl SafetyBuffer {
         refused(self.inner.queue_bounds(&Protection { failure_probability, horizon }))
     }
 
-    /// The bound on the probability of an overflow that so many tokens give over a horizon in seconds.
+    /// The bound on the probability of an overflow that this many tokens give over a horizon in seconds.
     fn failure_probability(&self, tokens: f64, horizon: f64) -> PyResult<f64> {
         refused(self.inner.failure_probability(tokens, horizon))
     }
 
-    /// The longest horizon in seconds over which so many tokens keep that probability.
+    /// The longest horizon in seconds over which this many tokens keep that probability.
     fn horizon(&self, tokens: f64, failure_probability: f64) -> PyResult<f64> {
         refused(self.inner.horizon(tokens, failure_probability))
     }

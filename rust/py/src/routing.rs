@@ -1,4 +1,5 @@
-//! `Router`: which replica a request goes to. Names are the caller's texts; the core knows them by number.
+//! `Router`: which replica a request goes to. Replicas and requests are named by strings; the core knows them by
+//! number.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,7 @@ use crate::convert;
 use crate::error;
 use crate::fleet::GivenRouting;
 
-/// Texts by number, and numbers by text.
+/// Strings by number, and numbers by string.
 #[derive(Default)]
 struct Names {
     numbers: HashMap<String, u64>,
@@ -22,7 +23,7 @@ impl Names {
         self.numbers.get(text).copied()
     }
 
-    /// The number that a text has, or that it would be given next.
+    /// The number of a string, or the next free one.
     fn number_or_next(&self, text: &str) -> u64 {
         self.number(text).unwrap_or(self.next)
     }
@@ -53,16 +54,16 @@ pub(crate) struct Choice {
     /// Why it is held: "no-replica", or "all-full": no replica could start it soon. None if it is not.
     #[pyo3(get)]
     hold: Option<&'static str>,
-    /// Which router decided: "power-of-two" where the one that was asked for knew too little.
+    /// Which router decided: "power-of-two" where the configured one knew too little.
     #[pyo3(get)]
     by: &'static str,
-    /// When it is predicted to have its first token, s from now; None where that is not predicted.
+    /// When its first token is predicted, s from now; None if not predicted.
     #[pyo3(get)]
     predicted_ttft_s: Option<f64>,
-    /// The probability that the replica's KV cache overflows with it; None where that is not predicted.
+    /// The probability that the replica's KV cache overflows with it; None if not predicted.
     #[pyo3(get)]
     overflow: Option<f64>,
-    /// Prompt tokens that are thought to be cached on the replica.
+    /// Prompt tokens that are assumed to be cached on the replica.
     #[pyo3(get)]
     cached_tokens: u32,
 }
@@ -81,12 +82,14 @@ impl Choice {
 /// Chooses the replica for each request, from what the replicas report and what it has sent itself since.
 ///
 /// `router` is one of `wait_core.fleet.ROUTERS`. Times are ns on one clock, the caller's, by which replicas report too;
-/// replicas and requests are named by texts. Not thread-safe by design: one thread routes, and a second gets an exception.
+/// replicas and requests are named by strings. Not thread-safe by design: one thread routes, and a second gets an
+/// exception.
 ///
-/// `seed`: of what is drawn. `stale_after`: age from which a report says nothing any more, s; such a replica is judged by
-/// what was sent to it, and while no report is younger, a router that reads reports chooses by power of two.
-/// `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a factor.
-/// `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every replica, s.
+/// `seed`: seed of the random choices. `stale_after`: age from which a report is stale, s; such a replica is judged by
+/// what was sent to it, and while no report is younger, a router that reads reports falls back to power of two.
+/// `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a
+/// factor. `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every
+/// replica, s.
 ///
 /// Raises `WaitCoreError` where a name is unknown or a value out of its range; the message names it.
 #[pyclass(module = "wait_core.fleet")]
@@ -112,13 +115,14 @@ impl Router {
         Ok(Self { inner, replicas: Names::default(), requests: Names::default() })
     }
 
-    /// A replica joins; one that is present already is described anew, as when its iteration-time law was learned.
+    /// Adds a replica, or updates one that is present, as when its iteration-time law was learned.
     ///
-    /// `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`: its
-    /// law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: by which it orders its own queue, if it
-    /// does; nothing is then held at the door. `model`: that of all replicas of a router.
+    /// `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`:
+    /// its law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: the target by which it
+    /// orders its own queue, if it does; no request is then held at the door for its sake. `model`: the same for all
+    /// replicas of a router.
     ///
-    /// Raises `WaitCoreError` for a size of 0 or another model than that of the others; nothing has changed then.
+    /// Raises `WaitCoreError` for a size of 0 or a model other than that of the others; nothing has changed then.
     #[pyo3(signature = (replica, *, kv_blocks, block_size = 16, max_num_seqs = 256, token_budget = 2048,
         iteration_time = None, ttft_target = None, model = ""))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
@@ -149,7 +153,7 @@ impl Router {
         Ok(())
     }
 
-    /// A replica takes no more requests, and ends those it has; False if there is no such replica.
+    /// A replica accepts no more requests, and finishes those it has; False if there is no such replica.
     fn drain_replica(&mut self, replica: &str) -> bool {
         self.replicas.number(replica).is_some_and(|number| self.inner.drain_replica(number))
     }
@@ -162,14 +166,15 @@ impl Router {
         lost.into_iter().filter_map(|request| self.requests.forget(request)).collect()
     }
 
-    /// The replicas present, those that drain included, in the order in which they joined.
+    /// The replicas present, draining ones included, in the order in which they were added.
     #[getter]
     fn replicas(&self) -> Vec<String> {
         self.inner.replicas().filter_map(|number| self.replicas.texts.get(&number).cloned()).collect()
     }
 
-    /// What a replica was at `at_ns`: a dictionary as `Scheduler.load()` returns it, of which any key may be absent. False,
-    /// and nothing changes, if the replica is gone or a later report is known. Raises `WaitCoreError` for what is no load.
+    /// The load of a replica at `at_ns`: a dictionary as `Scheduler.load()` returns it, of which any key may be absent.
+    /// False, and nothing changes, if the replica is gone or a later report is known. Raises `WaitCoreError` for an
+    /// invalid load.
     fn report(
         &mut self,
         replica: &str,
@@ -183,10 +188,10 @@ impl Router {
         }
     }
 
-    /// Chooses a replica for a request, and counts it as sent there; one that is present already moves.
+    /// Chooses a replica for a request, and counts it as sent there; a request that is already present moves.
     ///
-    /// `block_hashes`: one integer for each full block of the prompt that stands for all tokens up to there, where it is
-    /// known what requests have in common; `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
+    /// `block_hashes`: one integer for each full block of the prompt that identifies all tokens up to there, if known;
+    /// `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
     #[pyo3(signature = (request, now_ns, *, prompt_tokens, max_tokens = None, block_hashes = Vec::new()))]
     #[allow(clippy::needless_pass_by_value)] // extracted from a Python list
     fn route(
@@ -214,14 +219,14 @@ impl Router {
         })
     }
 
-    /// A request has ended, whichever way; False if it was not routed.
+    /// A request has ended, in whatever way; False if it was not routed.
     fn finished(&mut self, request: &str, #[pyo3(from_py_with = convert::ranged)] now_ns: u64) -> bool {
         let Some(number) = self.requests.number(request) else { return false };
         self.requests.forget(number);
         self.inner.finished(now_ns, number)
     }
 
-    /// Reports of replicas that were gone, or older than one that was known.
+    /// Reports of replicas that were gone, or older than one already known.
     #[getter]
     fn unknown_reports(&self) -> u64 {
         self.inner.unknown_reports()

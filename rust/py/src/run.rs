@@ -14,7 +14,7 @@ use crate::fleet::served;
 use crate::scheduler::learned_law;
 use crate::simulation::Column;
 
-/// One finished simulation; the constructor restores one that was pickled.
+/// One finished simulation; the constructor restores a pickled one.
 #[pyclass(frozen, module = "wait_core._core")]
 pub(crate) struct Run {
     inner: wait_sim::Run,
@@ -93,7 +93,7 @@ pub(crate) fn run(
         ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
     };
     let mut raised = None;
-    // A run takes seconds: other threads go on, and Ctrl-C is looked for at every callback.
+    // A run takes seconds: other threads continue, and Ctrl-C is checked at every callback.
     let requests = Requests { arrivals: &arrivals, follows: &follows, prefixes };
     let fleet = fleet.map(|fleet| crate::fleet::fleet(fleet, &setup)).transpose()?;
     let result = py.detach(|| {
@@ -192,7 +192,7 @@ impl Run {
             }
         };
         let dict = PyDict::new(py);
-        // It sorts every gap between tokens: other threads go on.
+        // It sorts every gap between tokens: other threads continue.
         let summary = py.detach(|| Summary::new(&self.inner, slo));
         for (key, value) in summary.items() {
             let whole = matches!(key.as_str(), "completed" | "finished_by_length" | "failed")
@@ -203,30 +203,30 @@ impl Run {
         Ok(dict)
     }
 
-    /// The part of the summary that was counted during the run, and costs nothing to read.
+    /// The part of the summary that was counted during the run, and is free to read.
     #[getter]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         counts(py, &self.inner)
     }
 
-    /// Of a fleet: which replica served each request (`replica_of`, 2^32 − 1 where none did), when the router predicted its
-    /// first token (`predicted_ttft_s`, after it was sent on; -1 where it predicted nothing), what was counted of each
-    /// replica (`replicas`, a list of dictionaries as `counts`, with `completed`), how often requests were sent again because
-    /// their replica was gone (`resent`), how many were held at the router's door (`held`) and for how long in all (`held_s`).
-    /// None of a single engine.
+    /// Of a fleet: which replica served each request (`replica_of`, 2^32 − 1 where none did), when the router predicted
+    /// its first token (`predicted_ttft_s`, after it was sent on; -1 without a prediction), the counters of each
+    /// replica (`replicas`, a list of dictionaries as `counts`, with `completed`), how often requests were sent again
+    /// because their replica was gone (`resent`), how many were held at the router's door (`held`) and for how long in
+    /// total (`held_s`). None of a single engine.
     #[getter]
     fn fleet<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         self.served.as_ref().map(|found| served(py, found)).transpose()
     }
 
-    /// What the policy has learned, as `Scheduler.learned` has it.
+    /// What the policy has learned, as in `Scheduler.learned`.
     #[getter]
     fn learned<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let state = self.inner.learned.as_ref().map(|state| pythonize::pythonize(py, state));
         state.transpose().map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
-    /// The iteration-time law that the policy has learned, as `Scheduler.iteration_time` has it.
+    /// The iteration-time law that the policy has learned, as in `Scheduler.iteration_time`.
     #[getter]
     fn iteration_time<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         self.inner.learned_law.as_ref().map(|learned| learned_law(py, learned)).transpose()
@@ -244,7 +244,7 @@ impl Run {
         PyArray1::from_slice(py, &self.inner.admitted_ns)
     }
 
-    /// How long each was expected to wait for its admission when it arrived, ns.
+    /// Each request's predicted wait for admission when it arrived, ns.
     #[getter]
     fn predicted_wait_ns<'py>(&self, py: Python<'py>) -> Column<'py, u64> {
         PyArray1::from_slice(py, &self.inner.predicted_wait_ns)

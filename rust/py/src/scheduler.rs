@@ -52,21 +52,21 @@ impl Scheduler {
 
     /// Puts a request in the queue. Lengths in tokens, `now_ns` is its arrival on the caller's clock, ns.
     ///
-    /// `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, where it is
-    /// known; `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true /
-    /// predicted); `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
+    /// `max_tokens`: most output tokens (None: what the model allows); `output_tokens`: their exact number, if known;
+    /// `predicted_tokens`: a prediction, with the standard deviation `predicted_log_error` of ln(true / predicted);
+    /// `type_id`: index into `types`, or a class label; `priority`: lower goes first; `tenant`: index into
     /// `tenant_weights`.
     ///
-    /// `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Of `shared_prefix`
-    /// tokens residents hold the blocks: they are not charged again, while `free_blocks` is reported. With `prefix_caching`
-    /// the scheduler looks both up by `block_hashes`, one integer for each full block of the prompt (and of the output as far
-    /// as it is foreseen) that stands for all tokens up to there. A request with `receives` set holds its memory once
-    /// admitted and computes nothing until `complete(received=...)` names it.
+    /// `computed_tokens` of the prompt need not be computed: their KV is cached, or comes from elsewhere. Residents
+    /// hold the blocks of `shared_prefix` of these tokens: they are not charged again, while `free_blocks` is reported.
+    /// With `prefix_caching` the scheduler looks both up by `block_hashes`, one integer for each full block of the
+    /// prompt (and of the output as far as it is known in advance) that identifies all tokens up to there. A request
+    /// with `receives` set holds its memory once admitted and computes nothing until `complete(received=...)` names it.
     ///
-    /// Raises `CapacityError` where it could not run even alone, `DuplicateIdError` where the id is in use, `QueueFullError`
-    /// at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` where it would be expected to wait longer
-    /// than `max_wait_ns` for its admission, or, with `late = "refuse"`, longer than `ttft_target` for its first token, and
-    /// `WaitCoreError` for any other value that is refused. Nothing has changed then.
+    /// Raises `CapacityError` if it could not run even alone, `DuplicateIdError` if the id is in use, `QueueFullError`
+    /// at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` if its predicted wait for admission
+    /// is longer than `max_wait_ns`, or, with `late = "refuse"`, its predicted time to first token longer than
+    /// `ttft_target`, and `WaitCoreError` for any other value that is refused. Nothing has changed then.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
         predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, computed_tokens = 0, shared_prefix = 0,
         block_hashes = Vec::new(), receives = false, max_wait_ns = None, now_ns = 0))]
@@ -127,15 +127,16 @@ impl Scheduler {
     /// `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose
     /// admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
     /// `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
-    /// requests, what of a prompt is cached and what of that residents hold; `free_blocks`: KV blocks that the host has
-    /// free; this count takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing then.
+    /// requests: how much of the prompt is cached, and how much of that residents hold; `free_blocks`: the host's count
+    /// of free KV blocks, which takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing
+    /// then.
     ///
-    /// `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were there,
-    /// the iteration before it had ended) to when its outputs were there. "adaptive" learns the iteration-time law from
-    /// it (`iteration_time`); None, 0 and other policies: nothing. It belongs to the oldest plan with something to compute
-    /// whose time was not reported, so the next plan may be made before; a host that does not report every iteration says
-    /// which it was, `iteration=plan.iteration`. An iteration that differed from its plan (`preempted`, `refused`,
-    /// `progress`) is not learned from.
+    /// `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were
+    /// ready, the previous iteration had ended) to when its outputs were ready. "adaptive" learns the iteration-time
+    /// law from it (`iteration_time`); None, 0 and other policies: nothing. It belongs to the oldest plan with
+    /// something to compute whose time was not reported, so the next plan may be made before; a host that does not
+    /// report every iteration gives its number, `iteration=plan.iteration`. An iteration that differed from its plan
+    /// (`preempted`, `refused`, `progress`) is not learned from.
     #[pyo3(signature = (*, finished = Vec::new(), preempted = Vec::new(), refused = Vec::new(), progress = Vec::new(),
         received = Vec::new(), hits = Vec::new(), free_blocks = None, step_ns = None, iteration = None))]
     #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // keywords, extracted from Python lists
@@ -171,14 +172,14 @@ impl Scheduler {
         self.inner.first_in_queue(count).map(|(id, hit)| (id, hit.computed, hit.shared)).collect()
     }
 
-    /// Takes a request back, in whatever state it is; False if no request has this id.
+    /// Aborts a request, in whatever state it is; False if no request has this id.
     fn abort(&mut self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> bool {
         self.inner.abort(request_id)
     }
 
-    /// Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the longest
-    /// request where no `max_model_len` was set. What is present keeps its `max_tokens`. Raises `WaitCoreError` where
-    /// it is out of the range of `kv_blocks`.
+    /// Changes the number of usable KV blocks, and with it what follows from it: the blocks of `watermark`, and the
+    /// longest request where no `max_model_len` was set. Requests present keep their `max_tokens`. Raises
+    /// `WaitCoreError` if it is out of the range of `kv_blocks`.
     fn set_capacity(&mut self, #[pyo3(from_py_with = convert::ranged)] kv_blocks: u32) -> PyResult<()> {
         self.inner.set_capacity(kv_blocks).map_err(error::core)
     }
@@ -199,15 +200,15 @@ impl Scheduler {
         self.inner.set_paused(paused);
     }
 
-    /// What the policy has learned from the traffic, as plain data that JSON holds; None where it learns nothing.
+    /// What the policy has learned from the traffic, as JSON-compatible data; None where it learns nothing.
     fn learned<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let state = self.inner.learned().map(|state| pythonize::pythonize(py, &state));
         state.transpose().map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
 
-    /// Takes over what another scheduler of this policy had learned, while no request is present.
+    /// Restores what another scheduler of this policy had learned, while no request is present.
     ///
-    /// Raises `WaitCoreError` where a request is present, the policy is another, or the state is damaged.
+    /// Raises `WaitCoreError` if a request is present, the policy is another, or the state is damaged.
     fn restore(&mut self, learned: &Bound<'_, PyAny>) -> PyResult<()> {
         let state: serde_json::Value = convert::json(learned, "learned")?;
         self.inner.restore(&state).map_err(error::core)
@@ -221,22 +222,23 @@ impl Scheduler {
 
     /// The iteration-time law learned from `complete(step_ns=...)`; None for policies that learn none.
     ///
-    /// `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the last
-    /// 512 iterations, each predicted before it was learned from, None before the first; `observations`: iterations learned
-    /// from; `used`: whether it is used, which it is once 256 iterations were predicted with an error of at most 0.2 and
-    /// no law was given as a setting.
+    /// `law`: in the form of the setting of this name, None before 64 iterations; `error`: mean relative error of the
+    /// last 512 iterations, each predicted before it was learned from, None before the first; `observations`:
+    /// iterations learned from; `used`: whether it is used, which it is once 256 iterations were predicted with an
+    /// error of at most 0.2 and no law was given as a setting.
     #[getter]
     fn iteration_time<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         self.inner.learned_law().map(|learned| learned_law(py, &learned)).transpose()
     }
 
-    /// How busy the engine is, for a router that compares it with others (`wait_core.fleet.Router.report`): a dictionary of
-    /// a dozen numbers, whatever the number of requests. Asking changes no decision.
+    /// How busy the engine is, for a router that compares it with others (`wait_core.fleet.Router.report`): a
+    /// dictionary of a dozen numbers, whatever the number of requests. Does not affect any decision.
     ///
-    /// `waiting` and `residents`: requests outside and in the KV cache; `waiting_tokens`, `prefill_tokens`: prompt tokens that
-    /// these have still to compute; `kv_tokens`: KV tokens that residents hold; `free_blocks`; `admission_gap_ns`: mean time
-    /// between two admissions while a request waited, 0 if none has. Where the policy learns them also `kv_peak` and
-    /// `kv_deviation`: the most KV tokens that the residents will hold, and its standard deviation; `mean_output`, tokens.
+    /// `waiting` and `residents`: requests outside and in the KV cache; `waiting_tokens`, `prefill_tokens`: prompt
+    /// tokens that these have still to compute; `kv_tokens`: KV tokens that residents hold; `free_blocks`;
+    /// `admission_gap_ns`: mean time between two admissions while a request waited, 0 if none has. Where the policy
+    /// learns them also `kv_peak` and `kv_deviation`: the most KV tokens that the residents are expected to hold, and
+    /// its standard deviation; `mean_output`, tokens.
     fn load<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         pythonize::pythonize(py, &self.inner.load()).map_err(|error| WaitCoreError::new_err(error.to_string()))
     }
@@ -254,7 +256,7 @@ impl Scheduler {
         self.inner.admission_gap_ns()
     }
 
-    /// Why a request waits, by the plan made last; None if it does not wait.
+    /// Why a request waits, by the last plan; None if it does not wait.
     fn explain(&self, #[pyo3(from_py_with = convert::ranged)] request_id: u64) -> Option<Hold> {
         self.inner.explain(request_id).map(Hold::from)
     }

@@ -29,7 +29,7 @@ pub(crate) fn sample<'py>(
 ) -> PyResult<(Column<'py, u64>, Column<'py, u32>, Column<'py, u32>, Column<'py, u16>, Option<Follows<'py>>, Option<u32>)>
 {
     let dataset: Dataset = convert::json(dataset, "dataset")?;
-    // Up to 10^8 requests: other threads go on.
+    // Up to 10^8 requests: other threads continue.
     let sampled = py.detach(|| dataset.sample(num_requests, request_rate, seed)).map_err(error::core)?;
     let (rows, follows) = (&sampled.arrivals, &sampled.follows);
     let after = follows.iter().map(|follow| follow.map_or(-1, |follow| follow.after.into())).collect::<Vec<i64>>();

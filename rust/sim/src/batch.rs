@@ -1,4 +1,4 @@
-//! Many runs of one setting, one a seed, each cut at a horizon T: what statements about [0, T] are measured with.
+//! Many runs of one setting, one per seed, each cut at a horizon T: the basis for measurements over [0, T].
 
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +20,9 @@ pub struct Batch {
     pub dataset: Dataset,
     /// Mean requests per second.
     pub request_rate: f64,
-    /// T, ns; arrivals go on beyond it.
+    /// T, ns; arrivals continue beyond it.
     pub horizon_ns: u64,
-    /// Run on so many threads; the results do not depend on it.
+    /// Number of threads; the results do not depend on it.
     pub threads: usize,
 }
 
@@ -54,8 +54,8 @@ const MOST_RUNS: u64 = 1_000_000;
 /// Most threads.
 const MOST_THREADS: usize = 1024;
 
-/// One outcome a seed. `callback` is called after each run of the first thread, with the number it has done, and may
-/// stop the batch: each thread then ends with the run it is at.
+/// One outcome a seed. `callback` is called after each run of the first thread, with the number of runs it has done,
+/// and may stop the batch: each thread then stops after its current run.
 ///
 /// # Errors
 /// [`SimError`] for refused settings, an interruption, or a policy that stalls.
@@ -80,8 +80,8 @@ pub fn batch(
     spread(&all, batch.threads, one, callback)
 }
 
-/// One result a seed, in their order, on so many threads. An error or a break of the callback ends all of them, each with
-/// the run it is at.
+/// One result per seed, in their order, on this many threads. An error or a break of the callback ends all of them,
+/// each after its current run.
 fn spread<T: Send>(
     seeds: &[u64],
     threads: usize,
@@ -90,7 +90,7 @@ fn spread<T: Send>(
 ) -> Result<Vec<T>, SimError> {
     let stopped = AtomicBool::new(false);
     let stop = || stopped.store(true, Ordering::Relaxed);
-    // What was done of a share before the stop.
+    // What was done of a share before it stopped.
     let work = |seeds: &[u64], after: &mut dyn FnMut(usize)| {
         let mut results = Vec::with_capacity(seeds.len());
         for &seed in seeds {
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_stop_waits_for_no_share() {
-        // A seed is a millisecond; the second of two threads would be at it for half a second.
+        // A seed takes a millisecond; the second of two threads would need half a second.
         let done = std::sync::atomic::AtomicUsize::new(0);
         let one = |seed| {
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -240,7 +240,7 @@ mod tests {
                 Ok(seed)
             }
         };
-        let few = |most| assert!(done.swap(0, Ordering::Relaxed) < most, "the others went on");
+        let few = |most| assert!(done.swap(0, Ordering::Relaxed) < most, "the others continued");
         let seeds: Vec<u64> = (0..1_000).collect();
         let stopped = spread(&seeds, 2, |seed| one(seed.min(500)), |_| ControlFlow::Break(()));
         assert_eq!(stopped, Err(SimError::Interrupted { completed: 1, offered: 1_000 }));

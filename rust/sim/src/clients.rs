@@ -11,14 +11,14 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) struct Clients<'a> {
     requests: Requests<'a>,
-    /// The first of those not sent that follow no request.
+    /// The first unsent request that follows none.
     next: usize,
-    /// Those that follow a request that has finished: (when they are sent, index).
+    /// Requests that follow a finished one: (when they are sent, index).
     due: BinaryHeap<Reverse<(u64, u32)>>,
     /// First of the requests that follow each, and next of those that follow the same one; empty in an open loop.
     first: Vec<u32>,
     sibling: Vec<u32>,
-    /// Followers whose time is not known.
+    /// Followers that cannot be sent yet.
     pending: usize,
     /// Most requests under way.
     most: usize,
@@ -41,7 +41,7 @@ impl<'a> Clients<'a> {
         Self { requests, next: 0, due: BinaryHeap::new(), first, sibling, pending, most, freed_ns: 0 }
     }
 
-    /// The next request to be sent that is not sent after another one, and its time.
+    /// The next request to be sent that does not follow another one, and its time.
     #[inline]
     fn peek(&self) -> Option<(u64, usize)> {
         let own = self.requests.arrivals.get(self.next).map(|arrival| (arrival.at_ns, self.next));
@@ -50,7 +50,7 @@ impl<'a> Clients<'a> {
         Some(own.map_or(due, |own| own.min(due)))
     }
 
-    /// The next request that is sent by `now_ns`, and when, with so many requests under way.
+    /// The next request that is sent by `now_ns`, and when, with this many requests under way.
     #[inline]
     pub(crate) fn send(&mut self, now_ns: u64, under_way: usize) -> Option<(usize, u64)> {
         let (at_ns, id) = self.peek().filter(|&(at_ns, _)| at_ns <= now_ns)?;
@@ -65,12 +65,12 @@ impl<'a> Clients<'a> {
         } else {
             self.due.pop();
         }
-        // What the client held back is sent when there was room again.
+        // What the client held back is sent as soon as there was room again.
         let sent_ns = if self.most == usize::MAX { at_ns } else { at_ns.max(self.freed_ns) };
         Some((id, sent_ns))
     }
 
-    /// When the next request is sent with so many under way; none while the client holds all back.
+    /// When the next request is sent with this many under way; none while the client holds all back.
     pub(crate) fn due_ns(&self, under_way: usize) -> Option<u64> {
         self.peek().map(|(at_ns, _)| at_ns).filter(|_| under_way < self.most)
     }
@@ -100,7 +100,7 @@ impl<'a> Clients<'a> {
         }
     }
 
-    /// A request was refused: how many follow it, or follow those, and are never sent.
+    /// A request was refused: how many follow it, directly or indirectly, and are never sent.
     pub(crate) fn refused(&mut self, id: u64) -> usize {
         let mut lost = 0;
         let mut left: Vec<u32> = self.first.get(id as usize).copied().into_iter().collect();
@@ -112,8 +112,8 @@ impl<'a> Clients<'a> {
         lost
     }
 
-    /// When the next request after `after_ns` is sent that comes by itself: one that the client holds back is no event of
-    /// its own.
+    /// When the next request after `after_ns` is sent that does not wait for another: one that the client holds back is
+    /// no event of its own.
     pub(crate) fn next_ns(&self, after_ns: u64) -> Option<u64> {
         let own = self.requests.arrivals.get(self.next).map(|arrival| arrival.at_ns);
         let due = self.due.peek().map(|&Reverse((at_ns, _))| at_ns);

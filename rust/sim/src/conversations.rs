@@ -1,4 +1,4 @@
-//! What makes a conversation of requests: how many turns it has, and how long its user thinks.
+//! How conversations are made of requests: how many turns they have, and how long their users think.
 
 use serde::{Deserialize, Serialize};
 use wait_core::{Error, Result};

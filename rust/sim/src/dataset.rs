@@ -161,7 +161,7 @@ pub struct Dataset {
 /// Requests drawn from a dataset.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sampled {
-    /// The requests; all turns of a conversation stand together, at the time at which it begins.
+    /// The requests; all turns of a conversation are adjacent, at the time at which it begins.
     pub arrivals: Vec<Arrival>,
     /// Which request each follows; empty without conversations.
     pub follows: Vec<Option<Follow>>,
@@ -256,7 +256,7 @@ impl Dataset {
         Ok(Sampled { arrivals: arrivals.collect(), ..Sampled::default() })
     }
 
-    /// Draws the component of a request before which the share `done` of all came, and its index.
+    /// Draws the component of a request before which the share `done` of all requests arrived, and its index.
     fn component(&self, done: f64, lengths: &mut Stream) -> (u16, &Component) {
         let phase = self.phases.iter().rev().find(|phase| phase.start <= done).unwrap_or(&self.phases[0]);
         let label = weighted(phase.components.iter().map(|c| c.weight), lengths);
@@ -329,7 +329,7 @@ impl<'a> Clock<'a> {
                     self.now_s = next;
                     break;
                 }
-                // Exponential gaps have no memory: draw anew from the switch on.
+                // Exponential gaps are memoryless: draw a new one from the switch on.
                 self.now_s = self.switch_s;
                 self.state = 1 - self.state;
                 self.switch_s += sojourn_s[self.state] * times.exponential();

@@ -1,4 +1,4 @@
-//! When requests end: each is looked at when it joins a lane and when it is due, and never in between.
+//! When requests end: each is touched when it joins a lane and when it is due, and never in between.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,7 +17,7 @@ impl Ends {
         Self { calendars: vec![BinaryHeap::new(); lanes] }
     }
 
-    /// The request is in a lane now, and ends after so many steps of it.
+    /// The request is in a lane now, and ends after this many steps of it.
     pub(crate) fn joins(&mut self, stamps: &[u32], view: &View, slot: Slot, left: u32) {
         let (lane, id) = (usize::from(view.request(slot).lane), view.request(slot).id);
         let due = view.lanes()[lane].tick() + i64::from(left);

@@ -1,8 +1,8 @@
 //! The simulated engine: a virtual clock around the scheduling core.
 //!
-//! What it does is what a real engine does: take in arrivals, ask the core for a plan, let the iteration-time law say how
-//! long it takes, report what finished. The core never learns that the engine is simulated. What drives it says when an
-//! iteration begins; between its begin and its end the core stands as planned.
+//! It does what a real engine does: accept arrivals, ask the core for a plan, let the iteration-time law determine its
+//! duration, report what finished. The core cannot tell that the engine is simulated. The caller decides when an
+//! iteration begins; between its begin and its end the core is in the state that was planned.
 
 use wait_core::model::IterationTime;
 use wait_core::policy::Policy;
@@ -18,12 +18,12 @@ use crate::setup::{Lengths, Setup};
 use crate::speculation::Drafts;
 use crate::transfer::Transfers;
 
-/// What became of a plan.
+/// What a plan led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begun {
     /// An iteration, which ends at `Engine::now_ns`.
     Computes,
-    /// Nothing to compute. The policy, or KV that is on its way, wants to be looked at again then, if at any time.
+    /// Nothing to compute. The policy, or KV being transferred, needs another plan then, if at any time.
     Idle(Option<u64>),
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Engine<'a> {
     drafts: Drafts<'a>,
     finished: Vec<u64>,
     noise: Stream,
-    /// The policy has thresholds, which hold requests for want of company.
+    /// The policy has thresholds, which hold requests until enough others wait.
     gated: bool,
     pub(crate) recorder: Recorder,
 }
@@ -79,7 +79,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// What was recorded beside the columns.
+    /// Everything recorded beside the columns.
     pub(crate) fn finish(self) -> Run {
         self.recorder.finish(&self.scheduler)
     }
@@ -89,7 +89,8 @@ impl<'a> Engine<'a> {
         self.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
     }
 
-    /// Hands the scheduler a request. False where it is refused: it can never fit, finds the queue full, or would be late.
+    /// Adds a request to the scheduler. False where it is refused: it can never fit, finds the queue full, or would be
+    /// late.
     pub(crate) fn add(&mut self, columns: &mut Columns, at: usize, sent_ns: u64) -> Result<bool, SimError> {
         let id = at as u64;
         columns.send(id, sent_ns, self.scheduler.predicted_wait_ns());
@@ -103,7 +104,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// What the host declares of a request.
+    /// What the host declares about a request.
     fn request(&self, at: usize, arrival_ns: u64) -> Request {
         let arrival = self.requests.arrivals[at];
         let hint = self.setup.hints.get(at).copied().unwrap_or_default();
@@ -147,7 +148,7 @@ impl<'a> Engine<'a> {
         tokens <= u64::from(view.max_model_len()) && drafts_fit()
     }
 
-    /// Plans an iteration that begins at `start_ns`; `coming` says whether any request is known to come.
+    /// Plans an iteration that begins at `start_ns`; `coming` says whether any request is known to arrive.
     pub(crate) fn begin(
         &mut self,
         columns: &mut Columns,
@@ -169,8 +170,8 @@ impl<'a> Engine<'a> {
         for &slot in plan.parked() {
             columns.stamps[self.scheduler.view().request(slot).id as usize] += 1;
         }
-        // An eviction frees memory, so the plan after one may well not be empty; nor may that after an admission of a
-        // request whose KV is on the way.
+        // A preemption frees memory, so the plan after one may well not be empty; nor may that after an admission of a
+        // request whose KV is being transferred.
         let evicts = !plan.preempted().is_empty();
         let idle = plan.is_empty() && plan.chunks().is_empty() && !evicts;
         let wake = plan.wake_ns().filter(|&ns| ns > start_ns && ns <= LATEST_NS);
@@ -179,7 +180,7 @@ impl<'a> Engine<'a> {
             return Ok(Begun::Idle([self.transfers.next_ns(), wake].into_iter().flatten().min()));
         }
         if evicts && self.gated && !coming() {
-            // Paused requests that hold the memory others need could wait for company for ever.
+            // Paused requests that hold the memory others need could wait for more requests forever.
             self.drain();
         }
         self.transfers.follow(&self.scheduler, &columns.stamps, start_ns);
@@ -255,7 +256,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// With drafts no request ends at a step that is known before.
+    /// With drafts the step at which a request ends is not known in advance.
     fn verify_drafts(&mut self) {
         let (convention, arrivals) = (self.config.convention, self.requests.arrivals);
         let iterations = |id: u64| convention.last_stage(arrivals[id as usize].output) + 1;
@@ -264,8 +265,8 @@ impl<'a> Engine<'a> {
         self.recorder.drafts(drafted, accepted);
     }
 
-    /// Nothing to compute, nothing that will change that, and no request is known to come: the gates open. False where
-    /// no request is left.
+    /// Nothing to compute, nothing that will change that, and no request is known to arrive: the gates open. False
+    /// where no request is left.
     pub(crate) fn open_gates(&mut self) -> Result<bool, SimError> {
         let view = self.scheduler.view();
         if view.is_empty() {

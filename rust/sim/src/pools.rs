@@ -10,22 +10,23 @@ use crate::requests::{Arrival, Requests};
 use crate::run::run;
 use crate::setup::Setup;
 
-/// What became of requests that one engine prefilled and another decoded. Columns are in the order of the requests.
+/// The result of requests that one engine prefilled and another decoded. Columns are in the order of the requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pools {
     /// The engine that computes prompts: every request ends there with its first token.
     pub prefill: Run,
-    /// The engine that computes all other tokens, with the columns that clients see: they sent a request when it came to the
-    /// first engine, and received its first token from there. A request of one token ends there, too.
+    /// The engine that computes all other tokens, with the columns as clients see them: the time a request was sent to
+    /// the first engine, and its first token from there. A request of one token ends there, too.
     pub decode: Run,
 }
 
-/// Runs an open loop of requests through both. `decode.transfer` says how KV comes from the one to the other; the other
-/// engine takes over the prompt and the first token, the KV of which it computes itself. Outputs end at `decode.max_tokens`.
+/// Runs an open loop of requests through both. `decode.transfer` says how KV is transferred from one to the other; the
+/// decoding engine receives the prompt and the first token, whose KV it computes itself. Outputs end at
+/// `decode.max_tokens`.
 ///
 /// # Errors
-/// [`SimError`], as for `run`; clients that wait for answers (closed loops, `max_concurrency`) would need both engines at the
-/// same time, and are refused, as is a `decode` without a transfer.
+/// [`SimError`], as for `run`; clients that wait for answers (closed loops, `max_concurrency`) would need both engines
+/// at the same time, and are refused, as is a `decode` without a transfer.
 pub fn pools<'a>(prefill: &Setup, decode: &Setup, requests: impl Into<Requests<'a>>) -> Result<Pools, SimError> {
     let offered = requests.into();
     let refuse = |name: &str, given: String, rule: &str| Err(Error::invalid(name, given, rule).into());
@@ -64,7 +65,7 @@ pub fn pools<'a>(prefill: &Setup, decode: &Setup, requests: impl Into<Requests<'
     Ok(Pools { prefill: first, decode })
 }
 
-/// The run of the second engine, its rows put where `order` says, with what the first engine did to each.
+/// The run of the second engine, its rows placed as in `order`, with what the first engine did to each.
 fn as_clients_see_it(offered: &Requests, whole: &[Arrival], first: &Run, second: Run, order: &[usize]) -> Run {
     let n = whole.len();
     let mut run = Run {

@@ -1,6 +1,7 @@
-//! Which prefixes requests have in common, as hashes of blocks: each hash stands for a block and all that goes before it.
+//! Which prefixes requests have in common, as hashes of blocks: each hash identifies a block and everything before it.
 //!
-//! A rule makes the hashes where a rule can, and a trace brings its own; in neither case does a request store a vector.
+//! A rule generates the hashes where possible, and a trace brings its own; in neither case does a request store a
+//! vector.
 
 use wait_core::{Error, Result};
 
@@ -23,7 +24,7 @@ pub enum Prefixes<'a> {
         ids: &'a [u64],
         /// Request i has `ids[offsets[i]..offsets[i + 1]]`.
         offsets: &'a [u64],
-        /// Tokens that one id stands for; the one at the end of a prompt may stand for fewer.
+        /// Tokens that one id covers; the one at the end of a prompt may cover fewer.
         tokens: u32,
     },
 }
@@ -39,7 +40,7 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// Hash of `part` behind what `prefix` stands for; the two do not commute.
+/// Hash of `part` after the prefix with hash `prefix`; the two do not commute.
 fn join(prefix: u64, part: u64) -> u64 {
     mix(mix(prefix).wrapping_add(part.wrapping_mul(GOLDEN)))
 }
@@ -72,8 +73,8 @@ impl Prefixes<'_> {
 }
 
 impl Requests<'_> {
-    /// Writes the hashes of the full blocks of request `id` to `hashes`: those of its prompt, and of its output as far as
-    /// it is known what another request would have in common with it.
+    /// Writes the hashes of the full blocks of request `id` to `hashes`: those of its prompt, and of its output as far
+    /// as another request is known to share it.
     pub fn block_hashes(&self, id: usize, block_size: u32, hashes: &mut Vec<u64>) {
         hashes.clear();
         match self.prefixes {
@@ -82,7 +83,7 @@ impl Requests<'_> {
             Prefixes::Named { ids, offsets, tokens } => {
                 let ids = &ids[offsets[id] as usize..offsets[id + 1] as usize];
                 let (named, prompt) = (ids.len() as u64 * u64::from(tokens), u64::from(self.arrivals[id].prompt));
-                // An id that begins within the prompt says nothing of the output.
+                // An id that begins within the prompt does not identify the output.
                 let within = named < prompt + u64::from(tokens);
                 let length = named.min(if within { prompt } else { self.length(id) });
                 let (mut taken, mut prefix) = (0, 0);
@@ -190,7 +191,7 @@ mod tests {
             tokens in 1..10u32,
             parts in 1..4u32,
         ) {
-            // Every request ends with its last id, and the block divides what an id stands for, or is a multiple of it.
+            // Every request ends with its last id, and the block divides what an id covers, or is a multiple of it.
             let (mut ids, mut offsets, mut arrivals, mut texts) = (Vec::new(), vec![0], Vec::new(), Vec::new());
             for (own, extra) in rows {
                 let text: Vec<_> = own.iter().flat_map(|&id| (0..u64::from(tokens * parts)).map(move |at| (id, at))).collect();
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(hashes.len(), 5);
         let prefixes = Prefixes::Named { ids: &[7, 8, 9, 1, 2, 3], offsets: &[0, 6], tokens: 4 };
         Requests { prefixes, ..requests }.block_hashes(0, 4, &mut hashes);
-        assert_eq!(hashes.len(), 6, "a name of the output is a whole one");
+        assert_eq!(hashes.len(), 6, "an id of the output is a whole one");
     }
 
     #[test]

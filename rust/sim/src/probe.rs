@@ -1,4 +1,4 @@
-//! The forecast against the truth: what the policy expects of the residents, and what becomes of them.
+//! The forecast against the truth: what the policy expects of the residents, and what actually happens.
 //!
 //! A probe is taken after an iteration. It replays the residents as they are, at their true lengths, with no request admitted
 //! after them: each decodes one token an iteration until it ends.
@@ -23,9 +23,9 @@ pub struct Probes {
     pub held: Vec<bool>,
     /// Iterations ahead, the same for all probes.
     pub horizon: Vec<u32>,
-    /// KV tokens expected.
+    /// Expected KV tokens.
     pub mean: Vec<f64>,
-    /// Standard deviation of it, KV tokens.
+    /// Its standard deviation, KV tokens.
     pub deviation: Vec<f64>,
     /// The probability that the cache overflows up to the horizon.
     pub overflow: Vec<f64>,
@@ -35,8 +35,8 @@ pub struct Probes {
     pub peak: Vec<u64>,
 }
 
-/// Runs all requests to their end, with a probe every so many iterations in which any request is resident. There are none where
-/// the policy forecasts nothing.
+/// Runs all requests to their end, with a probe every `every` iterations in which any request is resident. There are
+/// none where the policy forecasts nothing.
 ///
 /// # Errors
 /// [`SimError`], as for `run`.

@@ -1,4 +1,4 @@
-//! What a run leaves behind, as `recorder` wrote it down; everything else is derived in `report`.
+//! The record of a run, as written by `recorder`; everything else is derived in `report`.
 
 use serde::{Deserialize, Serialize};
 use wait_core::policy::LearnedLaw;
@@ -12,7 +12,7 @@ pub const NEVER_NS: u64 = u64::MAX;
 pub struct Run {
     /// When the client sent each request, ns; `NEVER_NS` where it followed one that was refused, or a run ended before.
     pub arrival_ns: Vec<u64>,
-    /// How long the core expected each to wait for its admission, ns.
+    /// Each request's predicted wait for admission, ns.
     pub predicted_wait_ns: Vec<u64>,
     /// Prompt lengths, tokens; shorter than offered where they hold outputs that `max_tokens` has cut.
     pub prompt: Vec<u32>,
@@ -34,7 +34,7 @@ pub struct Run {
     pub completed: usize,
     /// Those of them whose output `max_tokens` has cut: they finished by length.
     pub finished_by_length: usize,
-    /// Requests refused, since they could never fit, or not in time; and those that were to follow them.
+    /// Requests refused, because they could never fit, or not in time; and those that were to follow them.
     pub failed: usize,
     /// Most KV blocks in use after an iteration.
     pub peak_blocks: u32,
@@ -54,7 +54,7 @@ pub struct Run {
     pub prefill_tokens: u64,
     /// Prompt tokens of the admitted, each counted at its first admission.
     pub prompt_tokens: u64,
-    /// Those of them that were not computed, since the cache held them or they came from elsewhere.
+    /// Those of them that were not computed, because the cache held them or they came from elsewhere.
     pub cached_tokens: u64,
     /// KV tokens lost to preemptions that the cache still held when the request was admitted again.
     pub restored_tokens: u64,
@@ -62,7 +62,7 @@ pub struct Run {
     pub draft_tokens: u64,
     /// Drafts accepted.
     pub accepted_tokens: u64,
-    /// Iterations that computed so many tokens, drafts among them; by the number of tokens, 0 to the most.
+    /// Iterations by the number of tokens they computed, drafts included: 0 to the most.
     pub step_tokens: Vec<u64>,
     /// The core's counters.
     pub stats: Stats,

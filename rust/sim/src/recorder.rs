@@ -1,5 +1,5 @@
-//! Writes down what happens in a run: of each request in a row of the columns, whichever engine serves it, and of each
-//! engine what is no request's.
+//! Records what happens in a run: for each request a row of the columns, whichever engine serves it, and for each
+//! engine everything that belongs to no request.
 
 use wait_core::{Origin, Scheduler, View};
 
@@ -21,7 +21,7 @@ struct LaneTimes {
     joined: u32,
 }
 
-/// What is written down of each request, by its index.
+/// The record of each request, by its index.
 #[derive(Debug)]
 pub(crate) struct Columns<'a> {
     pub(crate) arrivals: &'a [Arrival],
@@ -64,7 +64,7 @@ impl<'a> Columns<'a> {
         self.predicted_wait_ns[id as usize] = predicted_wait_ns;
     }
 
-    /// What an engine did of a request is lost with it: it starts over elsewhere.
+    /// What an engine did for a request is lost with it: the request starts over elsewhere.
     pub(crate) fn lose(&mut self, id: u64) {
         let id = id as usize;
         self.first_token_ns[id] = NEVER_NS;
@@ -73,7 +73,7 @@ impl<'a> Columns<'a> {
         self.stamps[id] += 1;
     }
 
-    /// The columns with what was recorded beside them. `offered` is what outputs were before `max_tokens` cut them.
+    /// The columns with everything recorded beside them. `offered` are the outputs before `max_tokens` cut them.
     pub(crate) fn join(self, beside: Run, offered: &[Arrival]) -> Run {
         // They are the same slice where nothing is cut.
         let offered = if std::ptr::eq(self.arrivals, offered) { &[] } else { offered };
@@ -95,7 +95,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// What is written down of one engine.
+/// The record of one engine.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     run: Run,
@@ -135,14 +135,14 @@ impl Recorder {
         columns.last_token_ns[id as usize] = at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0);
     }
 
-    /// Writes down which requests were taken out of a lane by the last plan.
+    /// Records which requests the last plan took out of a lane.
     pub(crate) fn parked(&mut self, columns: &mut Columns, scheduler: &Scheduler) {
         for &slot in scheduler.last_plan().parked() {
             self.out_of_lane(columns, scheduler.view().request(slot).id as u32);
         }
     }
 
-    /// Writes down an iteration from `start_ns` to `end_ns`, as the scheduler has applied it.
+    /// Records an iteration from `start_ns` to `end_ns`, as the scheduler has applied it.
     pub(crate) fn iteration(&mut self, columns: &mut Columns, scheduler: &Scheduler, start_ns: u64, end_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for &(_, id) in plan.preempted() {
@@ -211,7 +211,7 @@ impl Recorder {
         self.run.step_tokens[tokens] += u64::from(tokens > 0);
     }
 
-    /// Writes down how many drafts the decodes of an iteration verified, and how many were accepted.
+    /// Records how many drafts the decodes of an iteration verified, and how many were accepted.
     pub(crate) fn drafts(&mut self, verified: u64, accepted: u64) {
         self.run.draft_tokens += verified;
         self.run.accepted_tokens += accepted;
@@ -257,7 +257,7 @@ impl Recorder {
         self.run.series.push(Sample { at_ns, blocks, residents: view.residents(), waiting: view.waiting_total() });
     }
 
-    /// Writes down which groups hold the blocks that are in use.
+    /// Records which groups hold the blocks that are in use.
     #[cold]
     fn divide(&mut self, columns: &Columns, view: &View) {
         fn add(sums: &mut [(String, u64)], blocks: impl Iterator<Item = u64>) {

@@ -1,4 +1,4 @@
-//! What clients send: requests that come by themselves, and requests that follow others, as the turns of a conversation.
+//! What clients send: independent requests, and requests that follow others, as the turns of a conversation.
 //!
 //! An open loop is a slice of arrivals and nothing else. A closed loop has a second column beside it.
 

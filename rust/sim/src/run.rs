@@ -12,11 +12,11 @@ use crate::recorder::Columns;
 use crate::requests::{Arrival, Requests};
 use crate::setup::Setup;
 
-/// How often the callback is called, in iterations: about every ten milliseconds. Each call takes Python's lock, for
-/// which a busy thread beside this one may make it wait for five.
+/// Iterations between two calls of the callback: about ten milliseconds. Each call takes Python's lock, for which a
+/// busy thread beside this one may make it wait for five.
 const CALLBACK_EVERY: u64 = 1 << 15;
 
-/// Runs all requests to their end. `callback(completed)` is called now and then and may stop the run.
+/// Runs all requests to their end. `callback(completed)` is called at intervals and may stop the run.
 ///
 /// # Errors
 /// [`SimError`] for refused settings or requests, an interruption, or a policy that stalls.
@@ -91,7 +91,7 @@ impl<'a> Served<'a> {
         self.columns.join(self.engine.finish(), offered)
     }
 
-    /// Hands the scheduler what has been sent by now.
+    /// Adds what has been sent by now to the scheduler.
     pub(crate) fn send_requests(&mut self) -> Result<(), SimError> {
         while let Some((at, sent_ns)) = self.clients.send(self.engine.now_ns, self.scheduler().view().len()) {
             if !self.engine.add(&mut self.columns, at, sent_ns)? {
@@ -126,7 +126,7 @@ impl<'a> Served<'a> {
         }
     }
 
-    /// Nothing to compute: on to the next arrival, or to when the policy wants to look again.
+    /// Nothing to compute: skip to the next arrival, or to when the policy wants to plan again.
     fn idle(&mut self, wake_ns: Option<u64>) -> Result<bool, SimError> {
         let now_ns = self.engine.now_ns;
         match [self.clients.next_ns(now_ns), wake_ns].into_iter().flatten().min() {
@@ -158,7 +158,7 @@ mod tests {
         served.send_requests().unwrap();
         assert_eq!(served.step(), Ok(true));
         served.send_requests().unwrap();
-        // A paused engine stands for a policy that holds everything for ever.
+        // A paused engine simulates a policy that holds everything forever.
         served.engine.scheduler.set_paused(true);
         assert_eq!(served.step(), Ok(true), "the gates open first");
         let stalled = served.step().unwrap_err();

@@ -14,7 +14,7 @@ pub enum Lengths {
     Hidden,
 }
 
-/// What a host may tell of a request.
+/// What a host may declare about a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Hint {
     /// What is known of its output length, where lengths are hidden.
@@ -27,7 +27,7 @@ pub struct Hint {
     pub tenant: u16,
 }
 
-/// How far the iterations that happen are from the law, and whether the host times them.
+/// How far actual iterations are from the law, and whether the host reports their times.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepTimes {
     /// Each iteration takes e^(s·Z − s²/2) times what the law says: lognormal noise of mean 1, Z standard normal,
@@ -65,12 +65,12 @@ pub struct Setup {
     /// Speculative decoding: the probability that the first draft of a decode is accepted, that the first two are, and so
     /// on; none rises (vLLM's acceptance rate by position). Empty without drafts.
     pub acceptance: Vec<f64>,
-    /// The KV of all prompts but their last token is computed elsewhere, and comes so.
+    /// The KV of all prompts but their last token is computed elsewhere, and transferred like this.
     pub transfer: Option<Transfer>,
 }
 
 impl Setup {
-    /// Lengths are hidden, no hints are given, and nothing disturbs the law.
+    /// Lengths are hidden, no hints are given, and the law is exact.
     pub fn new(config: Config, law: IterationTime) -> Self {
         Self {
             config,
@@ -88,7 +88,7 @@ impl Setup {
         }
     }
 
-    /// Refuses what suits no run of so many requests.
+    /// Refuses what does not fit a run of this many requests.
     pub(crate) fn check(&self, requests: usize) -> Result<()> {
         if !self.hints.is_empty() && self.hints.len() != requests {
             return Err(Error::invalid("hints", self.hints.len(), format!("{requests} arrivals")));

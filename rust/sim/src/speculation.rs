@@ -1,4 +1,4 @@
-//! Speculative decoding: each decode verifies drafts, and yields those that are accepted and one token more.
+//! Speculative decoding: each decode verifies drafts, and yields the accepted ones and one more token.
 
 use wait_core::{Error, Phase, Result, Scheduler};
 
@@ -7,7 +7,7 @@ use crate::setup::Setup;
 
 #[derive(Debug)]
 pub(crate) struct Drafts<'a> {
-    /// The probability that so many drafts, 1 to k, are accepted at least.
+    /// The probability that at least this many drafts, 1 to k, are accepted.
     acceptance: &'a [f64],
     stream: Stream,
     /// KV tokens of the requests of which a draft was accepted.
@@ -35,7 +35,7 @@ impl<'a> Drafts<'a> {
         !self.acceptance.is_empty()
     }
 
-    /// Drafts that so many decodes verify.
+    /// Drafts that this many decodes verify.
     pub(crate) fn verified(&self, decodes: u32) -> u64 {
         u64::from(decodes) * self.acceptance.len() as u64
     }

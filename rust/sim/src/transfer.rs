@@ -1,26 +1,26 @@
-//! KV that is computed elsewhere and comes over a network.
+//! KV that is computed elsewhere and transferred over a network.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use wait_core::{Error, Hit, Phase, Result, Scheduler};
 
-/// How KV comes: it is sent once the engine has taken memory for it, and each request's takes its own time.
+/// How KV is transferred: it is sent once the engine has allocated memory for it, and transfers do not share bandwidth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transfer {
     /// Bytes of KV a token, of all layers.
     pub bytes_per_token: f64,
-    /// Bytes a second at which the KV of a request comes; infinite where it takes no time.
+    /// Bytes a second at which the KV of a request arrives; infinite where it takes no time.
     pub bandwidth: f64,
-    /// Time that a transfer takes besides, s.
+    /// Further time per transfer, s.
     pub latency_s: f64,
 }
 
 impl Transfer {
-    /// KV that is there at once: the decode-only setting of arXiv 2504.11320.
+    /// KV that is available immediately: the decode-only setting of arXiv 2504.11320.
     pub const INSTANT: Self = Self { bytes_per_token: 0.0, bandwidth: f64::INFINITY, latency_s: 0.0 };
 
-    /// Time for the KV of so many tokens, ns.
+    /// Time for the KV of this many tokens, ns.
     pub fn nanos(&self, tokens: u32) -> u64 {
         let seconds = self.latency_s + f64::from(tokens) * self.bytes_per_token / self.bandwidth;
         (seconds * 1e9 + 0.5) as u64
@@ -55,7 +55,8 @@ impl Transfers {
         Ok(Self { transfer, ready: BinaryHeap::new(), received: Vec::new(), lost: Vec::new() })
     }
 
-    /// What of a prompt is computed elsewhere: all but its last token. And whether it comes later than the request.
+    /// The part of a prompt that is computed elsewhere, all but its last token, and whether it comes later than the
+    /// request.
     pub(crate) fn of(&self, prompt: u32) -> (Hit, bool) {
         let computed = |_| Hit { computed: prompt - 1, shared: 0 };
         let later = self.transfer.is_some_and(|transfer| transfer.nanos(prompt - 1) > 0);
@@ -81,7 +82,7 @@ impl Transfers {
             }
         }
         self.lost.clear();
-        // One that had not received all of it will be sent it again.
+        // A request that had not received all of it will be sent it again.
         let all_there = plan.preempted().iter().filter(|&&(slot, _)| !view.request(slot).receives);
         self.lost.extend(all_there.map(|&(_, id)| (id, Hit::default())));
     }

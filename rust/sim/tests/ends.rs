@@ -1,4 +1,4 @@
-//! Every policy ends every run, however small the cache and whatever the order of arrivals, and repeats it exactly.
+//! Every policy ends every run, however small the cache and whatever the order of arrivals, and is deterministic.
 
 use std::ops::ControlFlow;
 
@@ -54,10 +54,10 @@ proptest! {
         max_concurrency in prop::option::weighted(0.2, 1..6usize),
         rows in prop::collection::vec((prop_oneof![0..3_000_000u64, Just(0)], 1..30u32, 1..20u32, 0..2u16), 1..50),
     ) {
-        // These take an iteration that computes nothing for one in which nothing was admitted.
+        // These count an iteration that computes nothing as one in which nothing was admitted.
         let name = policies()[policy]["policy"].as_str().unwrap().to_owned();
         let transfer_ms = transfer_ms.filter(|_| !["prefill-first", "wait", "nested-wait"].contains(&name.as_str()));
-        let foreseen = drafts.is_none() && transfer_ms.is_none();
+        let predictable = drafts.is_none() && transfer_ms.is_none();
         let mut acceptance = drafts.unwrap_or_default();
         acceptance.sort_unstable_by(|a: &f64, b| b.total_cmp(a));
         // One token alone needs its slot and those of its drafts.
@@ -109,8 +109,8 @@ proptest! {
             prop_assert_eq!(total, spans, "gaps fill the time from first to last token");
         }
         prop_assert!(run.peak_blocks <= blocks);
-        if setup.config.policy == wait_core::config::PolicyName::Clairvoyant && !hidden && foreseen {
-            prop_assert_eq!(run.stats.preemptions, 0, "who knows the lengths never evicts");
+        if setup.config.policy == wait_core::config::PolicyName::Clairvoyant && !hidden && predictable {
+            prop_assert_eq!(run.stats.preemptions, 0, "with known lengths it never preempts");
         }
         prop_assert_eq!(&run, &simulate(&setup, &arrivals));
     }

@@ -81,7 +81,7 @@ fn group() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Prefills in chunks, decodes, preemptions: the groups together hold what is in use at the peak.
+    /// Prefills in chunks, decodes, preemptions: the groups together hold exactly what is in use at the peak.
     #[test]
     fn the_groups_hold_what_is_in_use_at_the_peak(
         groups in prop::collection::vec(group(), 2..4),

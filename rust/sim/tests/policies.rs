@@ -119,7 +119,7 @@ proptest! {
         for order in [Order::Fcfs, Order::Paced, Order::Srpt] {
             let known = run(&case, PolicyName::Clairvoyant, Lengths::Known, |config| config.order = order);
             prop_assert_eq!(known.stats.preemptions, 0, "lengths known, {:?}", order);
-            // Upper bounds are enough where a prompt takes one iteration: requests only leave earlier than foreseen.
+            // Upper bounds are enough where a prompt takes one iteration: requests only leave earlier than predicted.
             let bounded = run(&case, PolicyName::Clairvoyant, Lengths::Hidden, |config| {
                 config.order = order;
                 config.token_budget = 1 << 20;

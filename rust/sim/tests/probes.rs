@@ -46,7 +46,7 @@ fn one_request_holds_what_it_will() {
 }
 
 #[test]
-fn memory_overflows_no_more_often_than_everybody_at_most_makes_it() {
+fn memory_overflows_no_more_often_than_if_every_request_held_its_most() {
     let probes = wait_sim::probe(&setup("adaptive", 60), &arrivals(), 3).unwrap();
     assert!(probes.residents.iter().any(|&n| n > 4) && probes.overflow.iter().any(|&p| p > 0.001));
     assert!(probes.overflow.iter().all(|p| (0.0..=1.0).contains(p)));
@@ -62,7 +62,7 @@ fn taking_probes_changes_no_run() {
     let (often, seldom) = (every(1), every(8));
     let last = |probes: &wait_sim::Probes| probes.completed.iter().copied().max().unwrap();
     assert!(last(&often) < run.completed as u64 && last(&seldom) <= last(&often));
-    // Those of the one are among those of the other.
+    // The probes of the one are among those of the other.
     let columns = often.horizon.len();
     let rows: Vec<&[f64]> = often.mean.chunks(columns).collect();
     assert!(seldom.mean.chunks(columns).all(|row| rows.contains(&row)));

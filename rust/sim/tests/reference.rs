@@ -51,7 +51,7 @@ impl Offer {
         self.arrivals[id].output.min(self.max_tokens.unwrap_or(u32::MAX))
     }
 
-    /// All that was said before, and what is new.
+    /// The conversation so far, and what is new.
     fn prompt(&self, id: usize) -> u32 {
         self.follows[id].map_or(self.arrivals[id].prompt, |Follow { after, .. }| {
             let before = after as usize;

@@ -108,7 +108,7 @@ fn nothing_offered_nothing_done() {
 }
 
 #[test]
-fn what_can_never_fit_or_finds_the_line_full_is_counted_as_failed() {
+fn what_can_never_fit_or_finds_the_queue_full_is_counted_as_failed() {
     let settings = json!({"kv_blocks": 10, "max_queued_requests": 2});
     for lengths in [Lengths::Known, Lengths::Hidden] {
         let setup = Setup { lengths, ..setup(settings.clone()) };
@@ -143,8 +143,8 @@ fn virtual_time_has_an_end_and_says_so() {
     assert!(refusal(&slow, &[arrival(0, 4, 4)]).starts_with("iteration_time = 18446744073709551615 ns: ends after"));
     let held = Setup { overhead_ns: u64::MAX, ..setup(json!({"kv_blocks": 10})) };
     assert!(refusal(&held, &[arrival(0, 4, 4)]).starts_with("iteration_time = "));
-    let nobody = Setup { max_concurrency: Some(0), ..setup(json!({"kv_blocks": 10})) };
-    assert!(refusal(&nobody, &[arrival(0, 4, 4)]).starts_with("max_concurrency = 0: must be at least 1"));
+    let none = Setup { max_concurrency: Some(0), ..setup(json!({"kv_blocks": 10})) };
+    assert!(refusal(&none, &[arrival(0, 4, 4)]).starts_with("max_concurrency = 0: must be at least 1"));
     let nothing = Setup { max_tokens: Some(0), ..setup(json!({"kv_blocks": 10})) };
     assert!(refusal(&nothing, &[arrival(0, 4, 4)]).starts_with("max_tokens = 0: must be at least 1"));
     let types = json!([{"prompt": 4, "output": 4, "rate": 1.0}]);

@@ -1,7 +1,7 @@
-"""A report as one page of HTML that needs nothing but itself: no network, no script, charts as inline SVG.
+"""A report as one self-contained page of HTML: no network, no script, charts as inline SVG.
 
-`page_of_simulations`, `page_of_sweep`, `page_of_plan` and `page_of_replay` say what it shows, `rendered` writes it out;
-the latter needs Jinja2. svg.py draws. Deliberately absent: the computation of what is shown.
+`page_of_simulations`, `page_of_sweep`, `page_of_plan` and `page_of_replay` define its contents, `rendered` writes it
+out and needs Jinja2. svg.py draws. Deliberately absent: the computation of what is shown.
 """
 
 from wait_core.report.html.page import Figure, Page, Section, Table, check_page, rendered

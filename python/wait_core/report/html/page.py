@@ -52,7 +52,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A page: its title, what it says in a sentence, what to be careful with, and its sections."""
+    """A page: its title, a summary in a sentence, warnings, and its sections."""
 
     title: str
     summary: str
@@ -61,7 +61,7 @@ class Page:
 
 
 def check_page() -> None:
-    """Refuse a page before the work that it is to show, where it could not be written.
+    """Refuse a page before the work that it is to show, if it could not be written.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def in_force(given: Mapping[str, Any]) -> Section:
 
 
 def reproduction(command: str, extra: Sequence[str] = ()) -> Section:
-    """Return the section that says how to get this page again."""
+    """Return the section that says how to reproduce this page."""
     where = f"wait-core {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     text = f"The same command gives the same figures, on any machine ({where})."
     return Section(heading="How to reproduce it", text=" ".join([text, *extra]), verbatim=[command])

@@ -191,7 +191,7 @@ def _holds(reports: Sequence[Report]) -> Section:
         for reason, count in report.run.counts["holds"].items():
             if any(other.run.counts["holds"].get(reason, 0) for other in reports):
                 by_reason.setdefault(reason, {})[report.name] = float(count)
-    text = "Decisions that held a queue, by what it lacked: once for each iteration and queue."
+    text = "Decisions that held a queue, by reason: once for each iteration and queue."
     if not by_reason:
         return Section(heading="Holds by reason", text="Nothing was held.")
     return Section(

@@ -22,7 +22,7 @@ DASHES = ("", "8 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 4")
 MARKS = ("circle", "square", "triangle", "cross", "diamond", "bar", "ring")
 MOST_POINTS = 240
 STRIP = 14
-"""Height of the strip above a chart in which its marks hang."""
+"""Height of the strip for marks above a chart."""
 _ROW = 20
 
 
@@ -47,7 +47,7 @@ class Axis:
 
 
 class _Scale:
-    """From values to places, with the values at which ticks stand."""
+    """Maps values to positions, with the values at which ticks stand."""
 
     def __init__(self, axis: Axis, values: Iterable[Floats], begin: float, end: float) -> None:
         all_of = np.concatenate([np.asarray(each, np.float64).ravel() for each in values] or [np.empty(0)])
@@ -62,7 +62,7 @@ class _Scale:
         self._begin, self._end = begin, end
 
     def at(self, value: Floats) -> Floats:
-        """Return the place of each value."""
+        """Return the position of each value."""
         given = np.asarray(value, np.float64)
         if self.log:
             part = np.log(np.maximum(given, self.low) / self.low) / math.log(self.high / self.low)
@@ -251,7 +251,7 @@ def _legend(index: int, of: int, name: str, colour: str, dash: str | None) -> st
 
 
 def _hatched(index: int, colour: str) -> str:
-    """Return how the bars of one name are filled: by depth and edge, where colour is not seen."""
+    """Return the fill of the bars of one name, distinguished by opacity and edge as well as by colour."""
     opacity = (0.9, 0.45, 0.15, 0.65, 0.3)[index % 5]
     return f'fill="{colour}" fill-opacity="{opacity}" stroke="{colour}" stroke-dasharray="{DASHES[index % 3]}"'
 

@@ -1,7 +1,7 @@
 """Named synthetic datasets: what to sample, never the samples.
 
 A `Dataset` says how lengths and arrivals are distributed; the simulator samples it from a seed, so that the same seed
-gives the same requests on every machine. `Dataset.to_json` is what the simulator reads. The fixed datasets stand in
+gives the same requests on every machine. `Dataset.to_json` is what the simulator reads. The fixed datasets are in
 `panel.json`, with everything else that the panel of the quality claims fixes; `dataset` finds them by
 name, and reads any `p<prompt>d<output>` (p630d20) as one type of constant lengths.
 

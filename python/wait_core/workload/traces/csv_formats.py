@@ -136,7 +136,7 @@ def _piece(file: Source, place: Place) -> bytes:
 
 
 class _Table:
-    """Rows under a header, and where the fields stand that a format wants."""
+    """Rows under a header, and the positions of the fields that a format needs."""
 
     def __init__(self, form: CsvFormat, header: list[str], path: Path) -> None:
         if missing := sorted(form.required - set(header)):

@@ -202,7 +202,7 @@ def _objects(place: Place) -> Iterator[dict[str, Any]]:
 
 
 class _Text:
-    """The text of a file, read on as far as it is asked for: `position` moves on, and the line of `place` with it."""
+    """The text of a file, read as far as needed: `position` advances, and the line of `place` with it."""
 
     def __init__(self, file: Source, place: Place) -> None:
         self._file = file
@@ -214,7 +214,7 @@ class _Text:
         place.line = 1
 
     def more(self) -> None:
-        """Drop what was read, and read on: as much again, so that what is long is not looked at too often."""
+        """Drop what was read, and read on: as much again, so that long text is not scanned too often."""
         self.text, self.position = self.text[self.position :], 0
         raw = self._file.read(max(_PIECE, len(self.text)))
         self.ended = not raw

@@ -25,7 +25,7 @@ def read_log(path: Path, limit: int | None) -> Trace:
     builder = TraceBuilder()
     arrivals: list[tuple[int, int]] = []
     outputs: dict[int, int] = {}  # by arrival
-    present: dict[int, int] = {}  # the arrival that an id stands for
+    present: dict[int, int] = {}  # the arrival of each id
     for text in lines(place):
         try:
             event = parsed(text, place)

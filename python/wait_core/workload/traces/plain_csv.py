@@ -1,4 +1,4 @@
-"""The quick way through csv: whole columns of a piece of the file at once, where its fields are as plain as most are.
+"""The fast path through csv: whole columns of a piece of the file at once, if its fields are as plain as most are.
 
 A piece is plain if it has no quotes and no blank lines, and as many fields in each row as the header. A column of it is
 plain if all its fields are digits, with a point where decimals may stand, or all are dates and times of one shape. For

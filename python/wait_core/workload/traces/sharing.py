@@ -24,7 +24,7 @@ class Sharing:
     requests : int
         Requests that begin with a block that an earlier request had.
     cached_tokens : int
-        Prompt tokens in such leading blocks: at most so many need not be computed.
+        Prompt tokens in such leading blocks: at most this many need not be computed.
     cached_share : float
         Share of all prompt tokens.
 

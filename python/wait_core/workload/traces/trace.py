@@ -42,7 +42,7 @@ class Trace:
     hash_offsets : int64, shape (n + 1,), or None
         Request i owns hash_ids[hash_offsets[i]:hash_offsets[i + 1]].
     hash_block_tokens : int or None
-        Tokens that one hash id stands for.
+        Tokens that one hash id covers.
     parent : int64, shape (n,), or None
         Index of the request whose conversation each continues, -1 for one that begins a conversation.
     turn : uint32, shape (n,), or None

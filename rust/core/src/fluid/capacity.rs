@@ -4,14 +4,14 @@
 //! let g be the iterations per second of demand with each composition. Then, whatever the schedule and whatever it knows,
 //!
 //! 1. Σ g P covers the prompt tokens, 2. Σ g D the decodes;
-//! 3. Σ over D > 0 of g · C covers the KV tokens that the decodes read, for no iteration reads more than C;
+//! 3. Σ over D > 0 of g · C covers the KV tokens that the decodes read, as no iteration reads more than C;
 //! 4. Σ g · C covers the KV token-iterations Σ λ A, for resident requests hold at least that;
 //! 5. Σ g · `max_running` covers the iterations of the requests, each of which needs one per stage;
 //!
-//! and the time is Σ g · (token cost of P + D, plus the costs once per batch) + the attention costs, which depend on the
-//! demand alone, not on how it is batched (a chunked prompt costs at least its attention). So the least time under 1 to 5
-//! bounds the rate of every schedule from above. Preemptions only add demand. Each stair of the law is a line, so the
-//! corners of the stairs are compositions enough, and mixing them can beat every constant composition.
+//! and the time is Σ g · (token cost of P + D, plus the costs once per batch) + the attention costs, which depend on
+//! the demand alone, not on how it is batched (a chunked prompt costs at least its attention). So the least time under
+//! 1 to 5 bounds the rate of every schedule from above. Preemptions only add demand. Each stair of the law is a line,
+//! so it is enough to consider the corners of the stairs; mixing them can beat every constant composition.
 
 use serde::{Deserialize, Serialize};
 

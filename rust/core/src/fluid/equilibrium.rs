@@ -214,7 +214,7 @@ pub(crate) fn kv(demand: &FluidShape) -> f64 {
     demand.decode_kv + demand.prefill_kv
 }
 
-/// The u at which a demand's token count stands at the first and last padded count of each stair; infinite where a
+/// The u at which a demand's token count is at the first and last padded count of each stair; infinite where a
 /// stair has no end.
 pub(crate) fn stair_ends(demand: &FluidShape, law: &IterationTime) -> impl Iterator<Item = f64> + use<> {
     Line::all(demand, law).into_iter().flat_map(|line| line.ends())
@@ -277,7 +277,7 @@ impl Line {
             return None;
         }
         // In the interval that ends at this edge T has the edge's token part and the slope of the rest. Where T falls
-        // from one stair to the next, the root lies before the interval, whose open left end then stands for it.
+        // from one stair to the next, the root lies before the interval, whose open left end is then returned for it.
         let rest = self.slope - self.per_step * self.per_edge;
         let left = (edge - 1.0) / self.per_edge * (1.0 + 1e-11);
         let root = (self.base + self.per_step * edge) / (1.0 - rest);

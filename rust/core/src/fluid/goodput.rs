@@ -1,10 +1,10 @@
 //! The goodput that no scheduler exceeds: the capacity's linear program with one accept variable for each type.
 //!
-//! x_i in [0, 1] is the share of type i that is served in time; what is not accepted costs nothing. The demand of the five
-//! requirements is then Σ x_i of the types' own, the time is at most one second per second, and Σ `λ_i` `x_i` is largest. A
-//! type is not accepted at all whose prompt, computed alone at the least time a token, or whose decodes, alone in the
-//! batch, take longer than the objective. What else an objective demands (requests that arrive together cannot all be
-//! first) only lowers the goodput further.
+//! x_i in [0, 1] is the share of type i that is served in time; what is not accepted costs nothing. The demand of the
+//! five requirements is then Σ x_i of the types' own, the time is at most one second per second, and Σ `λ_i` `x_i` is
+//! maximised. A type is rejected outright if its prompt, computed alone at the least time per token, or its decodes,
+//! alone in the batch, take longer than the objective. What else an objective demands (requests that arrive together
+//! cannot all be first) only lowers the goodput further.
 
 use serde::{Deserialize, Serialize};
 

@@ -22,9 +22,9 @@ pub struct NestedSetting<'a> {
     pub law: &'a IterationTime,
     /// What the GPU allows.
     pub limits: GpuLimits,
-    /// How rarely memory may overflow; without it no buffer is asked for.
+    /// How rarely memory may overflow; without it there is no buffer.
     pub protection: Option<Protection>,
-    /// Tokens per KV block, which the buffer counts with.
+    /// Tokens per KV block, in which the buffer is counted.
     pub block_size: u32,
 }
 
@@ -96,8 +96,8 @@ impl NestedThresholds {
             }
         };
         require("M^π + buffer ≤ C", memory + buffer, setting.limits.capacity as f64, "C");
-        // With protection these two are what may occur, because a request that must wait for a slot or a chunk falls out of
-        // step; without it they are means.
+        // With protection these two are upper bounds, because a request that must wait for a slot or a chunk falls out
+        // of step; without it they are means.
         if let Some(running) = setting.limits.max_running {
             let condition =
                 if buffer > 0.0 { "Σ n · δ + queues ≤ max_running" } else { "Σ n · δ ≤ max_running" };

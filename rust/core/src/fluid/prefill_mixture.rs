@@ -1,6 +1,6 @@
 //! The mean time of an iteration whose prefills come in whole prompts, not as a constant trickle.
 //!
-//! The fluid model spreads prompts evenly over the iterations. Under the paper's law that changes nothing, for it is
+//! The fluid model spreads prompts evenly over the iterations. Under the paper's law that changes nothing, as it is
 //! linear in the batch. Under a staircase law it does: 0.128 prompts of 512 tokens an iteration are 66 tokens on average
 //! and a step up in every iteration, while in truth seven iterations of eight compute decodes only. Here the prompt
 //! tokens of an iteration have a distribution, on a grid, and the time is averaged over it.
@@ -38,12 +38,13 @@ impl<'a> Mixture<'a> {
         }
     }
 
-    /// Most prompt tokens beside so many decodes; at least 1, because a budget below the decodes starves prefills forever.
+    /// Most prompt tokens beside these decodes; at least 1, because a budget below the decodes starves prefills
+    /// forever.
     fn room(&self, decodes: f64) -> f64 {
         (self.budget as f64 - decodes).max(1.0)
     }
 
-    /// Seconds that a decode adds by itself, beside its place in the token count.
+    /// Seconds that a decode adds by itself, in addition to its place in the token count.
     pub(crate) fn decode_seconds(&self) -> f64 {
         let one = FluidShape { decodes: 1.0, decode_kv: self.decode_kv, ..FluidShape::default() };
         self.law.attention().variable_ns(&one) * 1e-9
@@ -63,19 +64,19 @@ impl<'a> Mixture<'a> {
         })
     }
 
-    /// A grid of at most `POINTS` steps up to so many tokens; steps are multiples of the law's padding.
+    /// A grid of at most `POINTS` steps up to `most` tokens; steps are multiples of the law's padding.
     fn grid(&self, most: f64) -> Grid {
         let round = self.law.round_to();
         let step = ((most / POINTS as f64 / round as f64).ceil() as u64 * round).max(1);
         Grid { step: step as f64, steps: (most / step as f64).floor().max(1.0) as usize }
     }
 
-    /// Mean seconds of an iteration with so many decodes, if `entries` (prompt, number) enter in each: of a fractional
-    /// number the whole part always, one more as often as the rest says.
+    /// Mean seconds of an iteration with this many decodes, if `entries` (prompt, number) enter in each: of a
+    /// fractional number the integer part always, and one more with the probability of the remainder.
     pub(crate) fn paced_seconds(&self, decodes: f64, entries: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
         let mean = entries.clone().map(|(prompt, n)| prompt * n).sum::<f64>();
         let most = entries.clone().map(|(prompt, n)| prompt * n.ceil()).sum::<f64>();
-        // As fine as what enters allows, with a step to spare for what lies between two grid points.
+        // As fine as the entries allow, with a step to spare for what lies between two grid points.
         let grid = self.grid(self.room(decodes).min(most * (1.0 + 2.0 / POINTS as f64) + 1.0));
         let full = grid.steps as f64 * grid.step;
         if mean >= full {

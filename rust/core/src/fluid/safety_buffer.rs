@@ -1,10 +1,10 @@
-//! The memory that Nested WAIT may hold within a horizon but with probability δ, and from it the safety buffer.
+//! The memory that Nested WAIT exceeds within a horizon with probability at most δ, and the safety buffer that follows.
 //!
 //! # What is bounded, and why it holds
 //!
 //! Within T seconds there are at most N = 1 + T/d0 iterations. Up to the first overflow the run is that of unlimited
 //! memory, so it is enough to bound the memory of that run; with enough slots and token budget (`nested_thresholds.rs` checks
-//! this) every service lets in what is due and nothing else. Services without a batch, which thresholds below 1 have, take
+//! this) every service admits what is due and nothing else. Services without a batch, which thresholds below 1 have, take
 //! no time and count as services.
 //!
 //! *Stages.* Each service of segment k lets `n_k` in and moves all of its members one stage on, so every stage holds at
@@ -44,7 +44,7 @@ use crate::model::IterationTime;
 /// The queue before one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BoundaryQueue {
-    /// `l'_{k−1}`: the stage at which its requests stand.
+    /// `l'_{k−1}`: the stage of its requests.
     pub stage: f64,
     /// Requests that it may hold at any time: `n_k`, and one more for each fraction among `n_{k−1}` and `n_k`.
     pub least: f64,
@@ -79,7 +79,7 @@ enum Prompts {
 }
 
 impl SegmentMemory {
-    /// Requests of the queue that an exponent x pays for.
+    /// Requests of the queue that an exponent x covers.
     fn queued(&self, x: f64) -> f64 {
         self.queue.map_or(0.0, |queue| queue.least + x / queue.theta)
     }
@@ -88,7 +88,7 @@ impl SegmentMemory {
         self.longest - self.prompt > 1e-9 * self.longest
     }
 
-    /// KV tokens, in blocks of so many.
+    /// KV tokens, in blocks of `block_size`.
     fn tokens(&self, x: f64, prompts: Prompts, block_size: u32) -> f64 {
         let queued = self.queued(x);
         let members = self.residents + queued;
@@ -243,13 +243,13 @@ impl SafetyBuffer {
         Ok(self.conditions().iter().map(longest).fold(0.0, f64::max))
     }
 
-    /// The sufficient conditions that there are: for equal prompts they are one.
+    /// The sufficient conditions to check: with equal prompts the two coincide.
     fn conditions(&self) -> &[Prompts] {
         let unequal = self.segments.iter().any(SegmentMemory::unequal);
         if unequal { &[Prompts::Longest, Prompts::Deviation] } else { &[Prompts::Longest] }
     }
 
-    /// How many events may fail: in each iteration, and besides.
+    /// How many events may fail: in each iteration, and in addition.
     fn events(&self, prompts: Prompts) -> (f64, f64) {
         let queues = self.segments.len() as f64;
         let windows = self.segments.iter().filter(|segment| prompts == Prompts::Deviation && segment.unequal());
@@ -268,7 +268,7 @@ impl SafetyBuffer {
         self.segments.iter().map(|segment| segment.tokens(x, prompts, self.block_size)).sum()
     }
 
-    /// The exponent that `tokens` of buffer pay for; none if they do not pay for 0, infinite if for any.
+    /// The exponent that `tokens` of buffer cover; none if they do not cover 0, infinite if they cover any.
     fn paid(&self, tokens: f64, prompts: Prompts) -> Option<f64> {
         // e^(-MOST) is 0.
         const MOST: f64 = 800.0;

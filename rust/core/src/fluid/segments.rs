@@ -181,7 +181,7 @@ impl Segments {
                 segment.rate = segment.rate.max(other.rate);
             }
         }
-        // Below the first segment the rate is what the worst shares let through.
+        // Below the first segment the rate is the one that the worst shares leave.
         for k in 1..worst.segments.len() {
             worst.segments[k].rate = worst.segments[k - 1].rate * worst.segments[k].survival;
         }

@@ -132,7 +132,7 @@ impl Thresholds {
         // The search may end a rounding error past an edge.
         let edge = last_edge(&demand, setting.law, spacing);
         let best = Self::with_spacing(if spacing - edge < spacing * TOLERANCE { edge } else { spacing }, setting)?;
-        // A constant composition would keep up, but what is paced at its rates does not.
+        // A constant composition would keep up, but the paced one at its rates does not.
         if best.feasible() { Ok(best) } else { Err(Error::Infeasible { violations: best.violations }) }
     }
 

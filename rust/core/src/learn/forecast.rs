@@ -1,11 +1,11 @@
 //! Forecast of what the residents will hold of the KV cache: mean and variance, by horizon.
 //!
-//! How to think about it: all residents step together, so a request's stage and KV are the lane's tick minus constants,
-//! and residents of the same class and row of progress share one survival. It is enough to keep, for each row, how many
-//! there are and the sum of their constants. Those that joined together and end together at the latest, a cohort, change
-//! their row, or pass a horizon before their certain end (`max_tokens`, or a known length), at a tick that is known in
-//! advance, and so does a request whose part of a KV group stops growing: a timing wheel moves them then, once.
-//! A step costs what moves in it, a forecast (rows in use) × horizons, both whatever the number of residents.
+//! All residents step together, so a request's stage and KV are the lane's tick minus constants, and residents of the
+//! same class and row of progress share one survival. It is enough to keep, for each row, how many there are and the
+//! sum of their constants. Requests that joined together and have the same latest end, a cohort, change their row, or
+//! pass a horizon before their certain end (`max_tokens`, or a known length), at a tick that is known in advance, and
+//! so does a request whose part of a KV group stops growing: a timing wheel moves each of them once, at that tick. A
+//! step costs what moves in it, a forecast (rows in use) × horizons; neither depends on the number of residents.
 
 #![allow(clippy::needless_range_loop)] // several columns move together, and the loops vectorise as they stand
 
@@ -45,15 +45,15 @@ pub(crate) const CERTAIN: usize = 0;
 /// Class of the requests without a label.
 pub(crate) const POOLED: usize = 1;
 
-/// Standard error of the forecast's mean, relative: what the curves get wrong for all residents alike.
+/// Standard error of the forecast's mean, relative: the error of the curves, which all residents share.
 const MODEL_ERROR: f64 = 0.015;
 
-/// The residents that decode, by class and progress.
+/// The decoding residents, by class and progress.
 #[derive(Clone, Debug)]
 pub(crate) struct Forecast {
     tick: i64,
     footprint: Footprint,
-    /// What a request without plateaus gains by each horizon.
+    /// Growth of a request without plateaus by each horizon.
     rise: [f64; COLUMNS],
     /// Members by place: by class, then by row, the young by birth.
     places: Vec<Place>,
@@ -66,10 +66,10 @@ pub(crate) struct Forecast {
     fresh: Vec<u64>,
     /// By row, the stages that the young have passed there.
     exposure: Vec<[i64; YOUNG]>,
-    /// The places that have members as they stand, those of known length first.
+    /// The places that have members, those of known length first.
     occupied: Vec<Occupied>,
     certain: usize,
-    /// Whether `occupied` must be found anew.
+    /// Whether `occupied` must be rebuilt.
     stale: bool,
     /// Members of each class.
     population: Vec<u32>,
@@ -115,13 +115,13 @@ impl Candidate {
         self.class * STRIDE + row_of(self.stage)
     }
 
-    /// The most that it takes up to its certain end.
+    /// Most that it takes up to its certain end.
     pub(crate) fn reserved(&self, footprint: &Footprint) -> f64 {
         footprint.most(f64::from(self.kv) + f64::from(self.left()))
     }
 }
 
-/// Horizons at which a request with so many iterations before its certain end counts: rounded up to the next horizon,
+/// Horizons at which a request with this many iterations before its certain end counts: rounded up to the next horizon,
 /// for it may hold its most just before it ends.
 fn columns(left: i64) -> usize {
     let before = HORIZONS.partition_point(|&h| i64::from(h) < left);
@@ -133,7 +133,7 @@ impl Forecast {
         Self::at(0, footprint)
     }
 
-    /// One that begins at a tick of the lane.
+    /// A request that joins at a tick of the lane.
     pub(crate) fn at(tick: i64, footprint: Footprint) -> Self {
         let mut forecast = Self {
             tick,
@@ -185,12 +185,12 @@ impl Forecast {
         self.curves.len() - 1
     }
 
-    /// Tick of the lane up to which the forecast stands.
+    /// Tick of the lane at which the forecast is.
     pub(crate) fn tick(&self) -> i64 {
         self.tick
     }
 
-    /// Sets the survival of a class. The chances of a row follow when it is next looked at.
+    /// Sets the survival of a class. The chances of a row are updated when it is next read.
     pub(crate) fn set_curve(&mut self, class: usize, curve: Curve) {
         debug_assert_ne!(class, CERTAIN);
         self.curves[class] = curve;
@@ -235,7 +235,7 @@ impl Forecast {
         }
     }
 
-    /// What is held if every member runs up to its certain end.
+    /// What is held if every member runs to its certain end.
     pub(crate) fn reserved(&self) -> f64 {
         let members: u32 = self.population.iter().sum();
         self.footprint.slope() * self.reserved as f64

@@ -1,5 +1,5 @@
-//! What is learned online: how long outputs last, what the residents will hold, how long iterations take. Absent: what a
-//! policy makes of it.
+//! What is learned online: how long outputs are, what the residents will hold, how long iterations take. Absent: how a
+//! policy uses it.
 
 mod forecast;
 pub(crate) mod iteration_time;

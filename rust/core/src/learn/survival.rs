@@ -1,10 +1,11 @@
-//! Online survival of output lengths: which share of the requests that reached a stage goes on for h more tokens.
+//! Online survival of output lengths: the share of the requests at a stage that continue for h more tokens.
 //!
 //! Stages are cut into rows: width 1 below 16, eight to the octave above. For each row the estimator counts passages
-//! (requests at risk: a request still running counts for the part of the row it has behind it, so nothing is learned
-//! late and nothing is biased towards short outputs) and the outputs that ended there, with mean and spread of where in
-//! the row they did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row that has
-//! seen little leans on the row before it and on a prior, (1 + s/256)^-1.5: the longer a request runs, the longer it will.
+//! (requests at risk: a running request counts for the part of the row behind it, so nothing is learned late and there
+//! is no bias towards short outputs) and the outputs that ended there, with mean and spread of where in the row they
+//! did, so that a fixed length stays a step. Both fade, so that the curve follows a shift. A row with few observations
+//! leans on the row before it and on a prior, (1 + s/256)^-1.5: the longer a request has run, the longer it is expected
+//! to run.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,22 +20,22 @@ pub(crate) const ROWS: usize = 120;
 /// long; with a shape of 1, whose mean is infinite, a cold start kept most of a small memory idle for them.
 const PRIOR_TOKENS: f64 = 256.0;
 const PRIOR_SHAPE: f64 = 1.5;
-/// Weight of the prior: so many outputs ended, but never more than so many passages.
+/// Weight of the prior: this many ended outputs, but at most this many passages.
 const PRIOR_ENDS: f64 = 0.3;
 const PRIOR_PASSAGES: f64 = 4.0;
 /// Weight, in passages of a row, of the curve that a class leans on.
 const LEAN: f64 = 6.0;
-/// Share of the requests that may be of any length, whatever was seen so far.
+/// Share of the requests that may be of any length, whatever has been observed.
 const UNSEEN: f64 = 1e-4;
-/// No row is so deadly that no request passes it.
+/// Largest share of a row's requests that end in it: some always pass.
 const MOST_ENDS: f64 = 0.999;
 /// Most stages that are counted in a row.
 const MOST_SEEN: f64 = (1_u64 << 40) as f64;
-/// An end counts for no more passages than there were: but for the stages that a host passes at once, of which one is
-/// counted, and for those since the last update, two times 64 iterations of all that decode.
+/// An end counts for no more passages than were observed, apart from the stages that a host passes at once, of which
+/// one is counted, and those since the last update: two times 64 iterations of all decodes.
 const MOST_AT_ONCE: f64 = 64.0;
 const UNCOUNTED: f64 = (1 << 24) as f64;
-/// Shares of requests below this are none.
+/// Shares of requests below this count as 0.
 const LEAST_ALIVE: f64 = 1e-200;
 
 /// The row of a stage.
@@ -57,10 +58,10 @@ pub(crate) const fn row_width(row: usize) -> u32 {
     row_start(row + 1) - row_start(row)
 }
 
-/// What was seen of one row.
+/// Observations of one row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Seen {
-    /// Stages passed in the row; one that ended counts as if it had passed the whole row.
+    /// Stages passed in the row; a request that ended counts as if it had passed the whole row.
     exposure: f64,
     /// Outputs that ended in the row.
     ends: f64,
@@ -82,7 +83,7 @@ impl Default for Survival {
 }
 
 impl Survival {
-    /// Requests passed so many stages of a row.
+    /// Requests passed this many stages of a row.
     pub(crate) fn expose(&mut self, row: usize, stages: f64) {
         self.rows[row].exposure += stages;
     }
@@ -103,7 +104,7 @@ impl Survival {
         seen.place_squared += place * place;
     }
 
-    /// Forgets what lies more than `memory` passages of a row back.
+    /// Forgets what is more than `memory` passages of a row ago.
     pub(crate) fn fade(&mut self, memory: f64) {
         for (row, seen) in self.rows.iter_mut().enumerate() {
             let most = memory * f64::from(row_width(row));
@@ -117,7 +118,7 @@ impl Survival {
         }
     }
 
-    /// Whether it could have been learned: the right number of rows, and no number that counting does not give.
+    /// Whether it could have been learned: the right number of rows, and only values that counting can give.
     pub(crate) fn is_sound(&self) -> bool {
         let sound = |(row, seen): (usize, &Seen)| {
             let ended = seen.ends * f64::from(row_width(row)) <= MOST_AT_ONCE * seen.exposure + UNCOUNTED;
@@ -128,7 +129,7 @@ impl Survival {
         self.rows.len() == ROWS && self.rows.iter().enumerate().all(sound)
     }
 
-    /// The estimate for a class of requests, which leans on another curve where the class has seen little.
+    /// The estimate for a class of requests, which leans on another curve where the class has few observations.
     pub(crate) fn leaning(&self, on: &Curve) -> Curve {
         let mut curve = Curve::default();
         for (row, seen) in self.rows.iter().enumerate() {
@@ -178,7 +179,7 @@ impl Seen {
 pub(crate) struct Curve {
     /// Share alive at the start of each row.
     at: [f64; ROWS + 1],
-    /// Where the outputs that end in a row begin to do so, and how fast they then do, in shares of the row.
+    /// Where the outputs that end in a row start to end, and how fast they then do, in shares of the row.
     fall: [(f64, f64); ROWS],
 }
 
@@ -189,8 +190,8 @@ impl Default for Curve {
 }
 
 impl Curve {
-    /// The lengths of those among all that get a prediction, by Bayes' rule: the predictions made for a length are
-    /// lognormal around it, with the given deviation of the logarithm. A useless prediction leaves the curve of all.
+    /// The lengths of those requests that get a prediction, by Bayes' rule: the predictions made for a length are
+    /// lognormal around it, with the given deviation of the logarithm. A useless prediction leaves the common curve.
     pub(crate) fn given(&self, predicted: f64, deviation: f64) -> Self {
         let mut weights = [0.0; ROWS];
         let mut most = f64::NEG_INFINITY;
@@ -202,7 +203,7 @@ impl Curve {
             most = most.max(*weight);
         }
         let mut curve = Self { fall: self.fall, ..Self::default() };
-        // Summed from the end: what is left beyond the likely lengths keeps its digits.
+        // Summed from the end, so that what is left beyond the likely lengths keeps its digits.
         let mut left = 0.0;
         for (row, weight) in weights.iter().enumerate().rev() {
             curve.at[row + 1] = left;

@@ -1,7 +1,7 @@
 //! When the members of a lane take and free blocks of a group: members counted by residues of their bases.
 //!
-//! A member of base β has n = tick − β tokens. What happens at n ≡ r (mod m) happens to all of β ≡ tick − r, so one counter
-//! for each residue of β, and the index of the one that is due, tell what a step does.
+//! A member of base β has n = tick − β tokens. What happens at n ≡ r (mod m) happens to all of β ≡ tick − r, so that
+//! one counter for each residue of β, and the index of the residue that is due, determine what a step does.
 
 use super::kv_group::{GroupKind, KvGroup};
 use super::kv_layout::KvLayout;
@@ -161,7 +161,7 @@ impl BlockCounters {
             Release::Nothing => {}
             Release::Window { beyond, within } => {
                 beyond.advance();
-                // These have a whole window of tokens now.
+                // These now have a whole window of tokens.
                 let base = tick - within.len() as i64;
                 let members = std::mem::take(&mut within[place(within, base)]);
                 if members > 0 {

@@ -1,6 +1,6 @@
-//! KV blocks, counted. Which block holds what is the host's business; how many are free is ours.
+//! KV blocks, counted. Which block holds what is up to the host; how many are free is tracked here.
 
-/// Plans after which a host that has not reported its free blocks is no longer taken at its word about shared ones.
+/// Plans after which a host that has not reported its free blocks is no longer trusted about shared ones.
 const MAX_SILENCE: u32 = 16;
 
 /// Counts of KV blocks. `free` may be negative for a moment: capacity can shrink below use, and the next plan preempts.
@@ -12,7 +12,7 @@ const MAX_SILENCE: u32 = 16;
 /// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
 /// scheduler.plan(0);
 /// assert_eq!((scheduler.view().pool().used(), scheduler.view().pool().free()), (7, 993));
-/// // The host knows better, for instance that two blocks are shared with a cached prefix.
+/// // The host's count takes precedence: here two blocks are shared with a cached prefix.
 /// scheduler.complete(&Report { free_blocks: Some(995), ..Report::default() })?;
 /// assert_eq!(scheduler.view().pool().free(), 995);
 /// # Ok::<(), wait_core::Error>(())
@@ -21,11 +21,11 @@ const MAX_SILENCE: u32 = 16;
 pub struct BlockPool {
     capacity: u32,
     block_size: u32,
-    /// Σ of what the residents hold, a block that several hold counted for each.
+    /// Σ of what the residents hold, with a shared block counted for each of them.
     held: i64,
     /// Blocks that the prefix cache knows to be counted more than once.
     shared: i64,
-    /// By how much the blocks in use are fewer (shared prefixes), or more; what the host reports is right.
+    /// By how much fewer (shared prefixes) or more blocks are in use; the host's report is authoritative.
     drift: i64,
     /// Plans since the host reported its free blocks.
     silence: u32,
@@ -57,14 +57,14 @@ impl BlockPool {
         (self.held - self.shared - self.drift).max(0)
     }
 
-    /// Blocks left; negative after the capacity shrank below use.
+    /// Free blocks; negative after the capacity shrank below use.
     #[inline]
     pub fn free(&self) -> i64 {
         i64::from(self.capacity) - self.used()
     }
 
-    /// Whether blocks that a request is said to share are free of charge: the host has reported lately how many are free, so
-    /// that too few are not charged for long. Other hosts give hashes, or pay for every block.
+    /// Whether blocks that a request is said to share are not charged: the host has reported its free blocks lately, so
+    /// that an undercount is soon corrected. Other hosts give hashes, or are charged for every block.
     #[inline]
     pub(crate) fn trusts_shares(&self) -> bool {
         self.silence <= MAX_SILENCE
@@ -82,19 +82,20 @@ impl BlockPool {
         debug_assert!(self.held >= 0, "more blocks were given back than taken");
     }
 
-    /// A request was admitted that holds so many blocks which others hold.
+    /// A request was admitted that holds `blocks` blocks which others hold too.
     #[inline]
     pub(crate) fn share(&mut self, blocks: u32) {
         self.drift += i64::from(blocks);
     }
 
-    /// A resident leaves with all its blocks, of which it shared so many. Others may hold any of them: a host that says no
-    /// more how many are free is charged for what was thought to be shared.
+    /// A resident leaves with all its blocks, of which it shared some. Others may hold any of them: a host that no
+    /// longer reports its free blocks is charged for those that were thought to be shared.
     #[inline]
     pub(crate) fn release(&mut self, blocks: u32, shared: u32) {
         let lost = if self.trusts_shares() { shared.into() } else { self.drift.clamp(0, blocks.into()) };
         self.take(-i64::from(blocks));
-        // No more can be shared than is held. What the prefix cache knows to be shared is of before, until it counts anew.
+        // No more can be shared than is held. The prefix cache's count of shared blocks is outdated until it counts
+        // anew.
         self.drift = (self.drift - lost).min(self.held);
         // With nothing resident there is nothing to disagree about.
         if self.held == 0 {
@@ -118,7 +119,7 @@ impl BlockPool {
         self.drift = self.held - self.shared - (i64::from(self.capacity) - i64::from(free));
     }
 
-    /// Blocks by our own count, without the correction.
+    /// Blocks by the core's own count, without the correction.
     pub(crate) fn counted(&self) -> i64 {
         self.held
     }

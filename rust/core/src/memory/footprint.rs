@@ -16,11 +16,11 @@
 pub(crate) struct Plateau {
     /// Tokens of the first group for each token, while it grows.
     pub(crate) slope: f64,
-    /// KV tokens of the request from which on it no longer does.
+    /// KV tokens of the request from which on it no longer grows.
     pub(crate) window: u32,
     /// What it takes from there on, tokens of the first group.
     pub(crate) level: f64,
-    /// The most that it takes at any time.
+    /// Most that it takes at any time.
     pub(crate) peak: f64,
 }
 
@@ -37,12 +37,12 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// One full group with blocks of so many tokens: a token for each token, and half of the last block.
+    /// One full group with blocks of `block_size` tokens: a token for each token, and half of the last block.
     pub(crate) fn full(block_size: u32) -> Self {
         Self::default().with_full(1.0, block_size)
     }
 
-    /// Adds full attention: `weight` groups, each in tokens of the first, with blocks of so many tokens.
+    /// Adds full attention: `weight` groups, each in tokens of the first, with blocks of `block_size` tokens.
     pub(crate) fn with_full(mut self, weight: f64, block_size: u32) -> Self {
         self.slope += weight;
         self.unfilled += weight * half_block(block_size);
@@ -64,7 +64,7 @@ impl Footprint {
         self
     }
 
-    /// Adds states of so many tokens of the first group in all.
+    /// Adds states of this many tokens of the first group in all.
     pub(crate) fn with_state(mut self, tokens: f64) -> Self {
         self.constant += tokens;
         self
@@ -97,8 +97,8 @@ impl Footprint {
         self.slope + self.plateaus.iter().map(|group| group.slope).sum::<f64>()
     }
 
-    /// What a whole block in each group takes beside the tokens that are in them, and the states: no request takes more
-    /// than this and `steepest` for each of its tokens.
+    /// What a whole block in each group takes beside the tokens in it, and the states: no request takes more than this
+    /// and `steepest` for each of its tokens.
     pub(crate) fn most_beside(&self) -> f64 {
         self.constant + 2.0 * self.unfilled + self.steepest()
     }
@@ -120,7 +120,7 @@ impl Plateau {
         if n < f64::from(self.window) { self.slope * n } else { self.level }
     }
 
-    /// The most that it is until there are `n` tokens.
+    /// Most that it takes until there are `n` tokens.
     pub(crate) fn most(&self, n: f64) -> f64 {
         if n < f64::from(self.window) { self.slope * n } else { self.peak }
     }

@@ -58,7 +58,7 @@ impl GroupKind {
     }
 }
 
-/// Layers whose KV is kept alike. Each of `count` such groups takes blocks of its own from the one pool.
+/// Layers that keep their KV in the same way. Each of `count` such groups takes blocks of its own from the one pool.
 ///
 /// As a setting: `{"kind": "sliding_window", "window": 1024, "block_size": 16, "count": 5}`, or of kind `full`, `chunked_local`
 /// (with `chunk`) or `state` (with `blocks`, and `aligned` if states at block boundaries are kept); `block_size` is that of the scheduler unless given, and `count` 1.
@@ -93,7 +93,7 @@ pub struct KvGroup {
     pub count: u32,
 }
 
-/// A group as it is written down.
+/// A group as it is serialised.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawGroup {

@@ -1,4 +1,4 @@
-//! How many blocks a request needs, from how far it has come: the sum over the groups of the KV cache.
+//! How many blocks a request needs, given its progress: the sum over the groups of the KV cache.
 //!
 //! A step that takes a request from p to n tokens frees what no later token attends to, by p, and allocates up to n. So at the
 //! end of the step it holds, of each group with blocks of b tokens (vLLM 0.32, v1/core/single_type_kv_cache_manager.py):
@@ -10,8 +10,8 @@
 //! state            a constant; where it is aligned one more if p > 0 and ⌈n/b⌉ > ⌈p/b⌉
 //! ```
 //!
-//! A decode goes from n − 1 to n. The bound for a whole prompt, which may be computed in one step or many, has the W − 1 or C
-//! tokens that are kept and one step's tokens beside them.
+//! A decode goes from n − 1 to n. The bound for a whole prompt, which may be computed in one step or many, is the W − 1
+//! or C tokens that are kept plus one step's tokens.
 
 use super::footprint::Footprint;
 use super::kv_group::{GroupKind, KvGroup};
@@ -36,7 +36,7 @@ pub struct KvLayout {
     groups: Box<[KvGroup]>,
     /// Most tokens that a step computes of one request.
     step_tokens: u32,
-    /// Slots that a decode takes ahead of its token, for drafts.
+    /// Slots that a decode allocates ahead of its token, for drafts.
     lookahead: u32,
 }
 
@@ -66,7 +66,7 @@ impl KvLayout {
         &self.groups
     }
 
-    /// Slots that a decode takes ahead of its token.
+    /// Slots that a decode allocates ahead of its token.
     pub fn lookahead(&self) -> u32 {
         self.lookahead
     }
@@ -114,8 +114,8 @@ impl KvLayout {
         self.each(move |kind, size| decoded(kind, size, kv, end))
     }
 
-    /// Most blocks that a request of `tokens` takes at any time, in whatever steps it is computed, but for the copies of its
-    /// states, which are gone a step later.
+    /// Most blocks that a request of `tokens` takes at any time, in whatever steps it is computed, except for the
+    /// copies of its states, which are freed a step later.
     #[inline]
     pub fn demand(&self, tokens: u32) -> u32 {
         if self.groups.is_empty() {
@@ -182,7 +182,7 @@ impl KvLayout {
         self.groups.iter().fold(Footprint::default(), each)
     }
 
-    /// Most tokens that a request may have that runs alone in so many blocks, at most `bound`.
+    /// Most tokens, at most `bound`, that a request running alone in this many blocks may have.
     pub(crate) fn largest(&self, blocks: u32, bound: u32) -> u32 {
         let (mut low, mut high) = (0, bound);
         while low < high {
@@ -216,8 +216,8 @@ fn computed(kind: GroupKind, size: u32, start: u32, end: u32) -> u32 {
 /// Blocks of one group after a decode up to `kv` tokens, with slots up to `end`.
 fn decoded(kind: GroupKind, size: u32, kv: u32, end: u32) -> u32 {
     let start = kv.saturating_sub(1);
-    // A state has no slots ahead of its token. With its first token it is copied here though it is not, so that where a
-    // block begins alone decides.
+    // A state has no slots ahead of its token. It is counted as copied with its first token, though it is not, so that
+    // only the start of a block decides.
     held(kind, size, start, end, start.is_multiple_of(size))
 }
 
@@ -256,7 +256,7 @@ mod tests {
         // Gemma 3: five layers with a window for each with full attention.
         let kinds = [group(GroupKind::Full, 4, 1), group(GroupKind::SlidingWindow { window: 8 }, 4, 5)];
         let layout = KvLayout::new(4, &kinds, 16, 0);
-        // A prompt of 20 in one step holds all of it; the first decode frees what lies before token 20 − 7.
+        // A prompt of 20 in one step holds all of it; the first decode frees everything before token 20 − 7.
         assert_eq!((layout.after(0, 20), layout.decoding(21)), (5 + 5 * 5, 6 + 5 * (6 - 3)));
         // Up to 7 + 16 tokens are held at once, which may begin inside a block.
         assert_eq!(layout.demand(1000), 250 + 5 * 7);

@@ -75,7 +75,7 @@ impl Lane {
         self.len
     }
 
-    /// True without members.
+    /// Whether it has no members.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -104,7 +104,8 @@ impl Lane {
         }
     }
 
-    /// Takes in a member that holds `kv` tokens, and `surplus` blocks more than a decode of so many needs; returns its base.
+    /// Adds a member that holds `kv` tokens, and `surplus` blocks more than a decode of that size needs; returns its
+    /// base.
     #[inline]
     pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);
@@ -118,7 +119,7 @@ impl Lane {
         base
     }
 
-    /// Lets a member go, with its `surplus` if it has not stepped since it joined; returns the KV tokens it holds.
+    /// Removes a member, with its `surplus` if it has not stepped since it joined; returns the KV tokens it holds.
     #[inline]
     pub(crate) fn leave(&mut self, base: i64, surplus: i64) -> u32 {
         let kv = self.kv_of(base);

@@ -1,4 +1,4 @@
-//! What a request costs in the KV cache, and what the cache has left. Absent: which request holds what (state/).
+//! What a request costs in the KV cache, and how much of the cache is free. Absent: which request holds what (state/).
 
 mod block_counters;
 mod block_pool;

@@ -1,9 +1,9 @@
 //! Which prefixes the KV cache has, which requests hold their blocks, and which block is taken next.
 //!
 //! This is vLLM 0.32's `BlockPool` for one full-attention group, block for block. A block is *held* while a request has
-//! a reference to it, and *free* otherwise. A full block of known tokens is *named* by a hash, which stands for the
-//! whole prefix that ends there: equal hashes are equal prefixes. A named block that no request holds stays cached until it
-//! is taken for something else. All other blocks are *anonymous*.
+//! a reference to it, and *free* otherwise. A full block of known tokens is *named* by a hash, which identifies the
+//! whole prefix that ends there: equal hashes are equal prefixes. A named block that no request holds stays cached
+//! until it is taken for something else. All other blocks are *anonymous*.
 //!
 //! vLLM takes blocks from the front of one queue of free blocks. It frees a request's blocks last to first, puts the
 //! anonymous ones at the front of the queue and the named ones at its end, and starts with a queue of anonymous ones.
@@ -20,7 +20,7 @@ mod tests;
 
 use index::Index;
 
-/// A named block that its owner holds, and has to give back: 4 bytes for each named block of a request.
+/// A named block that its owner holds and must give back: 4 bytes for each named block of a request.
 ///
 /// A hash alone would not say which block it is: two requests that compute the same block at once hold one each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ impl PrefixCache {
         hit
     }
 
-    /// Hold `blocks` anonymous blocks. What was cached in them, least recently freed first, is forgotten.
+    /// Take `blocks` anonymous blocks. What was cached in them, least recently freed first, is evicted.
     pub(crate) fn take(&mut self, blocks: u32) {
         self.held += blocks;
         self.evict();
@@ -173,8 +173,8 @@ impl PrefixCache {
         Block(block)
     }
 
-    /// Take back a name: what the block was to contain is not computed after all. The request that held it holds an anonymous
-    /// block instead: the same one, or where another request holds it too, one more.
+    /// Take back a name, because what the block was to contain is not computed after all. The request that held it
+    /// holds an anonymous block instead: the same one, or, if another request holds it too, one more.
     pub(crate) fn unname(&mut self, Block(block): Block) {
         let holders = &mut self.named[block as usize].holders;
         debug_assert!(*holders > 0, "took the name off a block that no request holds");
@@ -187,7 +187,7 @@ impl PrefixCache {
     }
 
     /// Let go of a request's blocks: `named` in their order, and `anonymous` ones behind them. With no `named` ones, a
-    /// request lets go of its tail.
+    /// request frees its tail.
     pub(crate) fn give(&mut self, named: &[Block], anonymous: u32) {
         debug_assert!(anonymous <= self.held, "gave back more blocks than were taken");
         self.held -= anonymous;
@@ -202,7 +202,7 @@ impl PrefixCache {
                 self.held -= 1;
             }
         }
-        // All are free before the first is evicted, which only a capacity below use makes necessary.
+        // All are freed before the first is evicted, which is only needed when the capacity is below use.
         self.evict();
     }
 
@@ -218,7 +218,7 @@ impl PrefixCache {
         true
     }
 
-    /// Forget named blocks until those in the queue are free indeed.
+    /// Evict named blocks until those in the queue are really free.
     fn evict(&mut self) {
         while i64::from(self.queued) > self.free().max(0) {
             let block = self.named[NIL as usize].links[QUEUE].next;

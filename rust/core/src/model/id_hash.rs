@@ -1,9 +1,9 @@
-//! The hash by which requests are found: ids are the host's, of any pattern, and one look-up is most of what an arrival
-//! and a departure cost.
+//! The hash for looking up requests: ids are the host's, of any pattern, and one look-up is most of the cost of an
+//! arrival or a departure.
 //!
-//! A product of 64 bits is folded: its upper half is mixed by all bits of the id, and the lower takes them to where the
-//! table looks. A product that keeps its lower half only, as FxHash does, puts ids that differ in their upper bits alone
-//! into one chain. Folding costs two instructions more than that; it is no defence against a host that looks for
+//! A 64-bit product is folded: its upper half is mixed by all bits of the id, and the lower takes them to where the
+//! table looks. A product that keeps its lower half only, as FxHash does, puts ids that differ in their upper bits
+//! alone into one chain. Folding costs two more instructions; it is no defence against a host that looks for
 //! collisions, which could as well send nonsense.
 
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,9 +11,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// Builds the hash of a table of ids.
 pub(crate) type BuildIdHasher = BuildHasherDefault<IdHasher>;
 
-/// Digits of π: no pattern that ids could have.
+/// Digits of π: a pattern that ids will not have.
 const FLIP: u64 = 0x243f_6a88_85a3_08d3;
-/// 2^64 over the golden ratio, whose multiples lie most evenly.
+/// 2^64 over the golden ratio, whose multiples are spread most evenly.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Hashes one id.

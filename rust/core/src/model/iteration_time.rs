@@ -162,7 +162,7 @@ impl IterationTime {
         }
     }
 
-    /// The costs beside the token count's.
+    /// The costs besides that of the token count.
     pub fn attention(&self) -> AttentionCosts {
         match self {
             Self::Linear(law) => AttentionCosts {
@@ -178,7 +178,7 @@ impl IterationTime {
     /// The shortest iteration there is, in seconds: d0, or the least of the staircase. It bounds the number of
     /// iterations in a horizon from above.
     pub fn least_seconds(&self) -> f64 {
-        // Slopes are not negative, so each step's least value stands at its first padded count.
+        // Slopes are not negative, so each step has its least value at its first padded count.
         self.stairs().iter().map(|stair| self.token_seconds(stair.first)).fold(f64::INFINITY, f64::min)
     }
 

@@ -1,5 +1,5 @@
-//! What the world is: requests as a host declares them, workloads as the paper describes them, the iteration-time law.
-//! Absent: what the scheduler knows of a request beyond that (state/).
+//! The inputs: requests as a host declares them, workloads as the paper describes them, the iteration-time law. Absent:
+//! what the scheduler knows of a request beyond that (state/).
 
 pub(crate) mod id_hash;
 mod iteration_time;

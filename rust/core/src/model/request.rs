@@ -1,9 +1,9 @@
 //! Requests, and where each of them is.
 //!
-//! `Waiting → Prefilling → Decoding → gone`, with two ways aside: a `Parked` request keeps its KV and waits for its
+//! `Waiting → Prefilling → Decoding → gone`, with two side paths: a `Parked` request keeps its KV and waits for its
 //! lane (Nested WAIT's boundary queue), a preempted one is `Waiting` again, first in the queue.
 
-/// A request's name, chosen by the host and unique among the requests it has not yet seen leave.
+/// A request's id, chosen by the host and unique among the requests that have not left.
 pub type RequestId = u64;
 
 /// Place of a request in the core's table; valid until the request leaves.
@@ -21,12 +21,12 @@ pub type Slot = u32;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum LengthHint {
-    /// Nothing: Nested WAIT's and `adaptive`'s ordinary case.
+    /// Nothing: the ordinary case of Nested WAIT and `adaptive`.
     #[default]
     Unknown,
     /// The true length: WAIT's assumption, and what `ignore_eos` with `max_tokens` gives.
     Exact(u32),
-    /// A guess, with the standard deviation of its natural logarithm (0 = trusted fully).
+    /// A prediction, with the standard deviation of its natural logarithm (0 = trusted fully).
     Predicted {
         /// Expected output tokens.
         tokens: u32,
@@ -45,7 +45,7 @@ impl LengthHint {
     }
 }
 
-/// What of a prompt needs not be computed: a prefix cache hit, or KV that comes from elsewhere.
+/// What of a prompt need not be computed: a prefix cache hit, or KV that is transferred from elsewhere.
 ///
 /// ```
 /// use wait_core::{Config, Hit, Report, Request, Scheduler};
@@ -62,8 +62,8 @@ impl LengthHint {
 pub struct Hit {
     /// Prompt tokens whose KV is computed; at least one token is left to compute.
     pub computed: u32,
-    /// Those of them whose blocks residents hold: they take no block. Heeded while the host reports its free blocks;
-    /// without that all of them are charged.
+    /// Those of them in blocks that residents hold: they take no new block. Respected while the host reports its free
+    /// blocks; otherwise all of them are charged.
     pub shared: u32,
 }
 
@@ -90,7 +90,7 @@ pub struct Hit {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
-    /// Name, unique among the requests present.
+    /// Id, unique among the requests present.
     pub id: RequestId,
     /// Prompt length, tokens; at least 1.
     pub prompt: u32,
@@ -98,22 +98,23 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// What is known of the output length.
     pub output: LengthHint,
-    /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or does not care.
+    /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or ignores it.
     pub type_id: Option<u16>,
     /// Lower goes first where the policy uses it (`adaptive`): a level counts as `ageing` seconds of waiting.
     pub priority: i64,
     /// Tenant, an index of `tenant_weights`.
     pub tenant: u16,
-    /// What of the prompt is in the KV cache already. While the request waits, a report may change it.
+    /// What of the prompt is in the KV cache already. A report may change it while the request waits.
     pub hit: Hit,
-    /// One for each full block of the prompt, and of the output as far as it is foreseen, each standing for all tokens up to
-    /// there; with `prefix_caching` the core itself knows what is cached, and `hit` is not asked for.
+    /// One for each full block of the prompt, and of the output as far as it is known in advance, each identifying all
+    /// tokens up to there; with `prefix_caching` the core itself knows what is cached, and ignores `hit`.
     pub block_hashes: Vec<u64>,
-    /// Its KV is on the way from elsewhere: once admitted it holds memory for `hit.computed` tokens and computes nothing
-    /// until the host reports it received.
+    /// Its KV is being transferred from elsewhere: once admitted it holds memory for `hit.computed` tokens and computes
+    /// nothing until the host reports the KV received.
     pub receives: bool,
-    /// Arrival, ns on the host's clock. What lies after the next plan's clock moves no clock: the request is of age 0.
+    /// Arrival, ns on the host's clock. An arrival after the next plan's clock does not move the clock: the request is
+    /// of age 0.
     pub arrival_ns: u64,
-    /// Longest time it may be expected to wait for its admission, ns; `add` refuses it if the prediction is longer.
+    /// Longest acceptable wait for admission, ns; `add` refuses the request if the predicted wait is longer.
     pub max_wait_ns: Option<u64>,
 }

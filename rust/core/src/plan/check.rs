@@ -1,14 +1,14 @@
-//! What must hold of a plan before it is applied, whatever policy proposed it; looked at in release builds too.
+//! The rules that a plan must satisfy before it is applied, whatever policy proposed it; checked in release builds too.
 //!
-//! A plan that breaks a rule would corrupt the lists or overrun a limit, so it is dropped whole, and requests are served
-//! first come, first served for that iteration. The look costs O(1), and O(1) for each request that the plan names: those
-//! that only decode are not named.
+//! A plan that breaks a rule would corrupt the lists or overrun a limit, so it is dropped as a whole, and requests are
+//! served first come, first served in that iteration. The check costs O(1), and O(1) for each request that the plan
+//! names: requests that only decode are not named.
 
 use super::{Origin, Plan};
 use crate::model::Slot;
 use crate::state::{Phase, View};
 
-/// Marks by slot, void from one plan to the next without being cleared.
+/// Marks by slot, invalidated from one plan to the next without being cleared.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks {
     last: u64,
@@ -38,7 +38,7 @@ impl Marks {
         *self.of(slot) == self.last - 1
     }
 
-    /// Notes what becomes of the request in this iteration. False if that was said before.
+    /// Marks what the iteration does with the request. False if it was marked before.
     fn settle(&mut self, slot: Slot) -> bool {
         let settled = self.last;
         std::mem::replace(self.of(slot), settled) < settled
@@ -46,8 +46,8 @@ impl Marks {
 }
 
 impl Plan {
-    /// Makes room, and sees to it that the plan can be applied. Returns the rule that the proposed plan broke, if any: the plan
-    /// is then another one.
+    /// Makes room, and ensures that the plan can be applied. Returns the rule that the proposed plan broke, if any: the
+    /// plan has then been replaced.
     pub(crate) fn guard(&mut self, view: &View) -> Option<&'static str> {
         let broken = self.broken_list(view).or_else(|| {
             self.make_room(view);
@@ -101,7 +101,7 @@ impl Plan {
             if !(is(chunk.slot, phase) && marks.settle(chunk.slot)) {
                 return Some("a prompt is computed that is computed already, or twice");
             }
-            // What receives its KV from elsewhere computes nothing yet.
+            // A request that receives its KV from elsewhere computes nothing yet.
             let least = u32::from(!request.receives);
             if !(least..=request.prefill_target().saturating_sub(chunk.start)).contains(&chunk.tokens) {
                 return Some("a chunk has no tokens, or more than its prompt");
@@ -111,11 +111,11 @@ impl Plan {
         (tokens != u64::from(self.prefill_tokens)).then_some("the tokens do not add up")
     }
 
-    /// The iteration and the engine keep their limits, once room is made.
+    /// The limits of the iteration and the engine are kept, once room has been made.
     fn broken_limit(&self, view: &View) -> Option<&'static str> {
         let limits = view.limits();
         let admits = self.chunks.iter().any(|chunk| chunk.origin != Origin::Resident);
-        // Decodes run however many they are, and a prompt longer than the budget may go alone.
+        // Decodes run however many they are, and a prompt longer than the budget may run alone.
         let alone = self.decodes == 0 && self.chunks.len() == 1;
         if self.tokens() > self.budget && !alone && !self.chunks.is_empty() {
             return Some("more tokens than the budget");
@@ -130,7 +130,7 @@ impl Plan {
         (!fits).then_some("more blocks than there are")
     }
 
-    /// Residents go on; while nothing is preempted, requests are admitted from the preempted on, queue by queue.
+    /// Residents continue; while nothing is preempted, requests are admitted queue by queue, the preempted first.
     #[cold]
     fn serve_in_order(&mut self, view: &View) {
         self.begin(view);

@@ -1,4 +1,4 @@
-//! What is computed of a prompt in one iteration.
+//! The part of a prompt that one iteration computes.
 
 use crate::model::{Hit, RequestId, Slot};
 
@@ -34,7 +34,7 @@ pub struct Chunk {
     pub slot: Slot,
     /// Its id.
     pub id: RequestId,
-    /// What of an admitted request was in the cache.
+    /// How much of an admitted request was in the cache.
     pub hit: Hit,
     /// Tokens computed before.
     pub start: u32,

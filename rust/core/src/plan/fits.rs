@@ -1,4 +1,4 @@
-//! What a request needs to enter, and whether the plan so far leaves it: the checks of all policies.
+//! What a request needs in order to enter, and whether the plan so far leaves it: the checks shared by all policies.
 
 use super::{Hold, HoldReason, Plan};
 use crate::model::Slot;
@@ -21,7 +21,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Blocks that an admission of this request would take at most, beside those that others hold.
+    /// Most blocks that admitting this request would take, beyond those that others hold.
     #[inline]
     pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
         let (request, layout) = (view.request(slot), view.layout());
@@ -32,7 +32,7 @@ impl Plan {
         }
     }
 
-    /// The memory check that every policy makes at least: what is not shared of the whole prompt fits, and `spare` blocks
+    /// The least memory check of every policy: the part of the whole prompt that is not shared fits, and `spare` blocks
     /// stay free.
     ///
     /// # Errors
@@ -46,8 +46,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether the cache would hold its whole prompt if nothing else were there. `Scheduler::add` has asked, but the
-    /// capacity may have shrunk since, or the output of a preempted request have grown.
+    /// Whether the cache would hold its whole prompt if it were otherwise empty. `Scheduler::add` has checked, but
+    /// since then the capacity may have shrunk, or the output of a preempted request have grown.
     ///
     /// # Errors
     /// The hold that says how many blocks it takes, and how many there are.

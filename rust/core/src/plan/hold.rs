@@ -22,7 +22,7 @@ pub enum HoldReason {
     TenantShare,
     /// `max_num_seqs` or the token budget of the iteration is reached.
     BatchCap,
-    /// Other requests go before it: needs counts them.
+    /// Other requests go before it: `needs` counts them.
     HeadOfLine,
     /// It is resident, and its segment is not served.
     PausedAtBoundary,
@@ -99,7 +99,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// A hold of the given reason. A count of what is left may be below 0 for a moment: nothing is left then.
+    /// A hold of the given reason. A count of what is left may be temporarily below 0: nothing is left then.
     pub fn new(reason: HoldReason, needs: impl Into<f64>, limit: impl Into<f64>) -> Self {
         Self { reason, needs: needs.into(), limit: limit.into().max(0.0) }
     }

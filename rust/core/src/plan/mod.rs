@@ -1,7 +1,7 @@
 //! What a policy proposes for one iteration.
 //!
-//! A policy builds a plan through calls that keep its accounting right (`free`, `tokens`), and changes nothing else; the
-//! scheduler then applies it. The buffers are reused: a plan allocates nothing once they have grown.
+//! A policy builds a plan through calls that keep its accounting right (`free`, `tokens`), and changes nothing else;
+//! the scheduler then applies it. The buffers are reused: once they have grown, a plan allocates nothing.
 
 pub use self::chunk::{Chunk, Origin};
 pub use self::hold::{Hold, HoldReason, Refusal};
@@ -59,7 +59,7 @@ pub struct Plan {
     each: u32,
     residents: u32,
     wake_ns: Option<u64>,
-    /// The prefix cache, from which all that is planned is taken as it is planned.
+    /// The prefix cache, from which the plan takes blocks while it is being made.
     pub(crate) prefixes: Option<Box<Prefixes>>,
     shape: BatchShape,
     marks: check::Marks,
@@ -116,7 +116,7 @@ impl Plan {
         &self.unparked
     }
 
-    /// Requests that go to another queue, and which, before any request is admitted.
+    /// Requests that move to another queue, and which one, before any request is admitted.
     pub fn moved(&self) -> &[(Slot, usize)] {
         &self.moved
     }
@@ -153,7 +153,7 @@ impl Plan {
         self.decodes == 0 && self.prefill_tokens == 0
     }
 
-    /// Nothing to compute, and no request admitted whose KV is on the way.
+    /// Nothing to compute, and no request admitted whose KV is being transferred.
     pub fn is_idle(&self) -> bool {
         self.decodes == 0 && self.chunks.is_empty()
     }
@@ -163,12 +163,12 @@ impl Plan {
         self.holds.get(queue).copied().flatten()
     }
 
-    /// When the policy would decide differently even without a new event: an idle host should plan again then, ns.
+    /// When the policy would decide differently even without a new event: an idle host should plan again by then, ns.
     pub fn wake_ns(&self) -> Option<u64> {
         self.wake_ns
     }
 
-    /// What an iteration-time law needs to know of the batch.
+    /// The batch as an iteration-time law sees it.
     pub fn shape(&self) -> &BatchShape {
         &self.shape
     }
@@ -199,8 +199,8 @@ impl Plan {
     #[inline]
     pub fn decode(&mut self, view: &View, lane: usize) {
         debug_assert!(!self.run[lane], "lane {lane} planned twice");
-        // Members that the plan has taken out of the lane before take nothing, not even for a moment: it would cost the
-        // prefix cache a block.
+        // Members that the plan has already taken out of the lane must not take a block, even temporarily: it would
+        // cost the prefix cache one.
         let decodes = |&slot: &Slot| {
             let request = view.request(slot);
             request.phase == Phase::Decoding && usize::from(request.lane) == lane
@@ -219,7 +219,7 @@ impl Plan {
         self.retract_decode(view, slot);
     }
 
-    /// Takes back that a member of a lane was to decode.
+    /// Revokes the decode of a lane's member.
     fn retract_decode(&mut self, view: &View, slot: Slot) {
         if self.run[view.request(slot).lane as usize] {
             self.take(-view.next_blocks(slot));
@@ -244,7 +244,7 @@ impl Plan {
         }
     }
 
-    /// Continues one prefill as far as the token budget reaches, preempting if it must.
+    /// Continues one prefill as far as the token budget reaches, preempting if necessary.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
         self.prefill(view, slot);
         self.make_room(view);
@@ -259,7 +259,7 @@ impl Plan {
         }
         let held = view.blocks(slot);
         let blocks = view.layout().after(start, start + tokens);
-        // Of what it holds, the copy of a state is not reserved.
+        // The copy of a state, which it holds, is not reserved.
         let reserved = || held.min(view.layout().demand(target));
         let blocks = if view.limits().reserves_prompts { blocks.max(reserved()) } else { blocks };
         self.push(view, slot, start, tokens, blocks, Origin::Resident);
@@ -276,7 +276,7 @@ impl Plan {
         }
     }
 
-    /// Admits a waiting request with a first chunk of at most `tokens` behind what is computed already. The caller has
+    /// Admits a waiting request with a first chunk of at most `tokens` after what is already computed. The caller has
     /// checked that the blocks of the whole prompt are free.
     #[inline]
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32) {
@@ -315,12 +315,12 @@ impl Plan {
         self.prefill_tokens += tokens;
     }
 
-    /// A waiting request goes to another queue; it may be admitted by the same plan.
+    /// Moves a waiting request to another queue; the same plan may admit it.
     pub fn change_queue(&mut self, slot: Slot, queue: usize) {
         self.moved.push((slot, queue));
     }
 
-    /// Refuses a waiting request, which would have waited so long for its first token.
+    /// Refuses a waiting request, which would have waited this long for its first token.
     pub fn refuse(&mut self, view: &View, slot: Slot, reason: HoldReason, predicted_wait_ns: u64) {
         self.refused.push(Refusal { slot, id: view.request(slot).id, reason, predicted_wait_ns });
     }
@@ -350,7 +350,7 @@ impl Plan {
         let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
         let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
         self.shape = BatchShape { decodes: u64::from(self.decode_tokens()), decode_kv: kv, ..BatchShape::default() };
-        // One whose KV is on the way is computed nothing of.
+        // Nothing is computed of a request whose KV is being transferred.
         for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {
             self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));
         }

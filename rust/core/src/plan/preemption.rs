@@ -1,11 +1,11 @@
-//! Preemption: the residents admitted last leave until what is planned fits.
+//! Preemption: the residents admitted last leave until the plan fits.
 
 use super::Plan;
 use crate::model::Slot;
 use crate::state::{Phase, View};
 
 impl Plan {
-    /// Preempts the residents admitted last until what is planned fits; the paper's and vLLM's order.
+    /// Preempts the residents admitted last until the plan fits; the paper's and vLLM's order.
     pub fn make_room(&mut self, view: &View) {
         while self.free < 0 && self.preempt_last(view) {}
     }
@@ -18,7 +18,7 @@ impl Plan {
         }
     }
 
-    /// Preempts the resident admitted last. False if there is none, or preemptions are the host's business.
+    /// Preempts the resident admitted last. False if there is none, or if the host preempts by itself.
     pub fn preempt_last(&mut self, view: &View) -> bool {
         let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
         if let Some(victim) = victim {
@@ -51,8 +51,8 @@ impl Plan {
         self.release(view, slot, blocks);
     }
 
-    /// A resident's blocks come back, but for those that others hold: as when the plan is applied, where the preempted leave
-    /// before anything else happens.
+    /// A resident's blocks become free, except those that others hold: as when the plan is applied, where the preempted
+    /// leave before anything else happens.
     fn release(&mut self, view: &View, slot: Slot, blocks: u32) {
         if let Some(prefixes) = &mut self.prefixes {
             let before = prefixes.held();

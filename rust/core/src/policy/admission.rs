@@ -1,15 +1,15 @@
-//! First come, first served: the one walk of the policies that admit in the order of their queues.
+//! First come, first served: the walk shared by the policies that admit in the order of their queues.
 //!
-//! What has become too large for the cache is passed over, here and in every walk of a policy's own: nothing that the plan
-//! could free would let it run, and what waits behind it must not wait with it. `Plan::fits_alone` is that rule, and the
-//! scheduler says so of a queue in which nothing else waits.
+//! A request that has become too large for the cache is skipped, here and in a policy's own walks: nothing that the
+//! plan could free would let it run, and the requests behind it must not wait with it. `Plan::fits_alone` is that rule,
+//! and the scheduler reports it for a queue in which nothing else waits.
 
 use crate::model::Slot;
 use crate::plan::{Hold, Plan};
 use crate::state::View;
 
 /// Offers the waiting requests to `admit` in their order, queue by queue, until one is held; that hold is its queue's.
-/// `admit` puts the request into the plan or says what holds it. True if none was held.
+/// `admit` puts the request into the plan or returns what holds it. True if none was held.
 pub(super) fn in_order(
     view: &View,
     plan: &mut Plan,
@@ -34,7 +34,7 @@ pub(super) fn preempted_first(view: &View) -> [usize; 2] {
     [view.queues(), 0]
 }
 
-/// The first request from `slot` on, in the order of its queue, that is not passed over.
+/// The first request from `slot` on, in the order of its queue, that is not skipped.
 pub(super) fn first_from(view: &View, plan: &Plan, mut slot: Option<Slot>) -> Option<Slot> {
     while let Some(passed) = slot.filter(|&slot| plan.fits_alone(view, slot).is_err()) {
         slot = view.behind(passed);

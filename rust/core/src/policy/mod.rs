@@ -17,7 +17,7 @@ use crate::model::{BatchShape, IterationTime, Request, Slot};
 use crate::plan::Plan;
 use crate::state::{Tracked, View};
 
-/// What happened to a request, reported to the policy, which may learn from it. The view still holds the request.
+/// What happened to a request, reported to the policy so that it may learn from it. The view still holds the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// It joined the queue.
@@ -28,15 +28,15 @@ pub enum Event {
     Joined,
     /// It left the KV cache for the front of the queue.
     Preempted,
-    /// The host did not take it: it goes back to where it waited, as if it had not been admitted.
+    /// The host refused it: it goes back to where it waited, as if it had not been admitted.
     Refused,
     /// Its output ended by itself.
     Finished,
-    /// The host took it back.
+    /// It was aborted.
     Aborted,
 }
 
-/// What became of iterations, reported to the policy, which may learn how long they take.
+/// What happened to iterations, reported to the policy so that it may learn how long they take.
 #[derive(Clone, Copy, Debug)]
 pub enum Step<'a> {
     /// An iteration that computes something was planned.
@@ -46,18 +46,18 @@ pub enum Step<'a> {
         /// What it computes.
         shape: &'a BatchShape,
     },
-    /// The host did something else than was planned last.
+    /// The host did something other than the last plan.
     Corrected,
     /// An iteration has ended.
     Took {
-        /// Number of its plan; the oldest that has not ended if absent.
+        /// Number of its plan; if absent, the oldest that has not ended.
         iteration: Option<u64>,
         /// How long it took, ns.
         ns: u64,
     },
 }
 
-/// The iteration-time law that was learned, and how good it is.
+/// The learned iteration-time law, and how good it is.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct LearnedLaw {
     /// The law; none before the first 64 iterations are learned from.
@@ -66,14 +66,14 @@ pub struct LearnedLaw {
     pub error: Option<f64>,
     /// Iterations learned from.
     pub observations: u64,
-    /// Whether it decides: its error is known and small, and the host has given no law.
+    /// Whether it is used: its error is known and small, and the host has given no law.
     pub used: bool,
 }
 
-/// What a policy expects that learns: the figures that a router asks for.
+/// What a learning policy expects: the figures that a router needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expected {
-    /// The most KV tokens that the residents will hold, if none is admitted after them.
+    /// Most KV tokens that the residents will hold, if none is admitted after them.
     pub kv_peak: f64,
     /// Standard deviation of that.
     pub kv_deviation: f64,
@@ -88,7 +88,7 @@ pub trait Policy {
         1
     }
 
-    /// Waiting queues it uses: one for each type it distinguishes, or as many as it sorts requests into as they wait.
+    /// Waiting queues it uses: one for each type it distinguishes, or as many as it sorts waiting requests into.
     fn queues(&self) -> usize {
         1
     }
@@ -98,7 +98,7 @@ pub trait Policy {
         true
     }
 
-    /// Types it distinguishes: `add` refuses a type beyond them. None where a type is a mere label.
+    /// Types it distinguishes: `add` refuses a type beyond them. None where a type is only a label.
     fn types(&self) -> Option<usize> {
         (self.queues() > 1).then(|| self.queues())
     }
@@ -128,8 +128,8 @@ pub trait Policy {
         behind(view.waiting_total())
     }
 
-    /// When a new request whose expected wait is `wait_ns` would have its first token, and until when it should, ns
-    /// after its arrival, where a policy refuses what is late.
+    /// When a new request with the predicted wait `wait_ns` would have its first token, and its deadline for it, ns
+    /// after its arrival, where a policy refuses late requests.
     fn refuses(&self, _request: &Request, _wait_ns: u64) -> Option<(u64, u64)> {
         None
     }
@@ -139,7 +139,7 @@ pub trait Policy {
         None
     }
 
-    /// Takes over what was learned before, while no request is present.
+    /// Restores what was learned before, while no request is present.
     ///
     /// # Errors
     /// Says why it cannot be used.
@@ -147,13 +147,14 @@ pub trait Policy {
         Err("this policy learns nothing".to_owned())
     }
 
-    /// The KV tokens that it expects the residents to hold, by horizon; none where a policy forecasts nothing. Asking
-    /// changes no decision.
+    /// The KV tokens that it expects the residents to hold, by horizon; none where a policy forecasts nothing. Does not
+    /// affect any decision.
     fn kv_forecast(&mut self, _view: &View) -> Vec<KvForecast> {
         Vec::new()
     }
 
-    /// What it expects of the residents and of their lengths; none where a policy learns nothing. Asking changes no decision.
+    /// What it expects of the residents and of their lengths; none where a policy learns nothing. Does not affect any
+    /// decision.
     fn expects(&mut self, _view: &View) -> Option<Expected> {
         None
     }
@@ -173,7 +174,7 @@ pub trait Policy {
     fn plan(&mut self, view: &View, plan: &mut Plan);
 }
 
-/// The policies there are. A closed set: dispatch is a jump, and every one of them is known to the validator.
+/// The policies. A closed set: dispatch is a jump, and the validator knows each of them.
 #[derive(Clone, Debug)]
 pub enum AnyPolicy {
     /// vLLM V1.

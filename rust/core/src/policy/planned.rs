@@ -1,8 +1,8 @@
 //! Thresholds for `wait` and `nested-wait` where the settings give none: planned from the rates of the types.
 //!
 //! A faithful policy (not work-conserving) with a law for the iteration time gets the thresholds of least expected
-//! latency, as planned by `wait_thresholds.rs` and `segments.rs`. Where thresholds act as caps, WAIT gets those that serve the
-//! most under the law. Where nothing is known of time the best are the largest: n = λ Δ' with the memory full.
+//! latency, as planned by `wait_thresholds.rs` and `segments.rs`. Where thresholds act as caps, WAIT gets those that
+//! serve the most under the law. Without a law the largest thresholds are best: n = λ Δ' with the memory full.
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ fn refused(error: &Error) -> Error {
     Error::invalid("types", "[…]", error.to_string())
 }
 
-/// Blocks in use without what admission leaves free and without `ahead` of whole requests.
+/// Blocks in use, less what admission leaves free and the room for `ahead` whole requests.
 ///
 /// Whole requests enter where a threshold asks for fractions: each type or segment may be one request ahead of its
 /// share, independently of the others, so the excesses add up like standard deviations.
@@ -31,7 +31,7 @@ fn usable_blocks(config: &Config, ahead: impl Iterator<Item = f64>) -> f64 {
     (blocks - excess).max(0.5 * blocks)
 }
 
-/// Σ ⌈t/b⌉ over t = 1, …, `tokens`: the block · iterations of a request that grows to so many tokens from one.
+/// Σ ⌈t/b⌉ over t = 1, …, `tokens`: the block · iterations of a request that grows from one token to `tokens`.
 fn blocks_up_to(tokens: u32, block_size: u32) -> f64 {
     let (full, rest) = (u64::from(tokens / block_size), u64::from(tokens % block_size));
     (u64::from(block_size) * (full * (full + 1) / 2) + rest * (full + 1)) as f64
@@ -95,7 +95,7 @@ pub(super) fn nested(config: &Config, segments: &Segments) -> Result<Vec<f64>> {
         .zip(&chain)
         .map(|(s, n)| n * f64::from(s.width()) * footprint(s.tokens() / f64::from(s.width())))
         .sum();
-    // The requests that wait at a boundary number n_k at the least.
+    // At least n_k requests wait at a boundary.
     let queues: f64 =
         all.iter().zip(&chain).skip(1).map(|(s, n)| n * footprint(s.prompt + f64::from(s.first_stage))).sum();
     let usable = usable_blocks(config, all.iter().map(|s| footprint(s.prompt + f64::from(s.last_stage))));

@@ -47,8 +47,9 @@ fn seat(view: &View, plan: &Plan, longest: u32) -> Result<(), Hold> {
     Ok(())
 }
 
-/// Vidur's decode step: in the order of arrival every request finds a free block, whether it needs one or not; for want
-/// of one the latest arrival is preempted. The last request decides: those before it need no more than it finds.
+/// Vidur's decode step: in the order of arrival every request must find a free block, whether it needs one or not; if
+/// there is none, the latest arrival is preempted. The last request decides: those before it need no more than it
+/// finds.
 pub(super) fn decode_all(view: &View, plan: &mut Plan) {
     plan.decode(view, 0);
     while let Some(last) = last_decoding(view, plan) {

@@ -19,7 +19,7 @@ impl Policy for Sarathi {
     fn plan(&mut self, view: &View, plan: &mut Plan) {
         decode_all(view, plan);
         plan.continue_prefills(view);
-        // After a preemption the victim is first in the queue, and needs more than it has just left.
+        // After a preemption the victim is first in the queue, and needs more than it has just released.
         if plan.preempted().is_empty() {
             admit_in_order(view, plan);
         }

@@ -1,4 +1,4 @@
-//! vLLM V1, what people run now.
+//! vLLM V1, the default scheduler of vLLM.
 //!
 //! Running requests go first, in the order of their admission, as far as the token budget reaches: a decode takes one
 //! token and its drafts, a prefill what is left of its prompt. Out of blocks: preempt the request admitted last. In an iteration that
@@ -37,8 +37,8 @@ fn chunk(view: &View, slot: Slot) -> u32 {
     (view.request(slot).prefill_target() - view.kv(slot)).min(view.prefill_chunk())
 }
 
-/// Preempts until each resident finds its blocks when it is its turn: those that one admitted later is to free, outside its
-/// window, come too late for it. Where there is room for all that is taken no request has to go.
+/// Preempts until each resident finds its blocks at its turn: blocks that a later resident frees outside its window
+/// come too late for it. Where there is room for everything, no request is preempted.
 fn make_room_in_order(view: &View, plan: &mut Plan) {
     let layout = view.layout();
     let chunks = |&slot: &Slot| {
@@ -80,10 +80,10 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
     }
 }
 
-/// Lets the decodes stand for which those admitted before them leave no token, and those run again for which they do.
+/// Stops the decodes for which those admitted before them leave no token, and resumes those for which they do.
 ///
-/// A prefill that does not fill the budget is the last of the residents, unless its chunks are cut short: so almost never
-/// are there fewer tokens than the decodes and all chunks ask for, and there is nothing to be done.
+/// A prefill that does not fill the budget is the last of the residents, unless its chunks are cut short: so there are
+/// almost never fewer tokens than the decodes and all chunks need, and there is nothing to do.
 fn share_budget(view: &View, plan: &mut Plan) {
     let asked = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(0, u32::saturating_add);
     let last = matches!(*view.prefilling(), [slot] if view.last_resident() == Some(slot));

@@ -1,4 +1,4 @@
-//! The replicas as the router sees them: what each reported last, and what has been sent and has ended since.
+//! The replicas as the router sees them: the last report of each, and what has been sent and has ended since.
 
 use std::collections::VecDeque;
 
@@ -45,7 +45,7 @@ impl Sums {
     }
 }
 
-/// Prompt tokens that a replica has still to compute, as they were at a time: from then on it works them off.
+/// Prompt tokens that a replica still had to compute at some time: from then on it works them off.
 #[derive(Clone, Copy, Debug, Default)]
 struct Backlog {
     tokens: f64,
@@ -65,7 +65,7 @@ pub(super) struct Standing {
     pub(super) id: ReplicaId,
     pub(super) what: Replica,
     pub(super) drains: bool,
-    /// The last report, and when it was true, ns.
+    /// The last report, and its time, ns.
     reported: Option<(u64, Load)>,
     /// All that was sent and has not ended.
     pub(super) in_flight: Sums,
@@ -138,7 +138,7 @@ impl Standing {
         self.ended.push_back((now_ns, prompt));
     }
 
-    /// What was sent or ended by `at_ns` is in a report of that time.
+    /// What was sent or ended by `at_ns` is included in a report of that time.
     fn settle(&mut self, at_ns: u64) {
         while let Some(sent) = self.sent.front().copied().filter(|sent| sent.at_ns <= at_ns) {
             self.sent.pop_front();
@@ -157,7 +157,7 @@ impl Standing {
         self.reported = Some((at_ns, *load));
         self.settle(at_ns);
         self.refresh_pace();
-        // What was sent since is worked off after what the report had.
+        // Requests sent since are worked off after those in the report.
         self.backlog = Backlog { tokens: (load.waiting_tokens + load.prefill_tokens) as f64, at_ns };
         for at in 0..self.sent.len() {
             let sent = self.sent[at];
@@ -183,7 +183,7 @@ impl Fleet {
         &self.standings
     }
 
-    /// Places of those that take requests.
+    /// Indices of those that accept requests.
     pub(super) fn open(&self) -> impl Iterator<Item = (usize, &Standing)> + '_ {
         self.standings.iter().enumerate().filter(|(_, standing)| !standing.drains)
     }
@@ -199,12 +199,12 @@ impl Fleet {
         if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
     }
 
-    /// Whether some open replica has a report that still says something.
+    /// Whether any open replica has a report that is not stale.
     pub(super) fn any_fresh(&self, now_ns: u64) -> bool {
         self.open().any(|(_, standing)| standing.fresh(now_ns, self.stale_ns).is_some())
     }
 
-    /// What was sent longer ago than a report may be old is kept for no report.
+    /// Requests sent earlier than a report may be old are no longer kept for a report.
     pub(super) fn forget_stale(&mut self, now_ns: u64) {
         let Some(oldest_ns) = now_ns.checked_sub(self.stale_ns.saturating_add(1)) else { return };
         for standing in &mut self.standings {

@@ -1,16 +1,17 @@
-//! `forecast`: where a request costs least time, among the replicas on which its first token comes soon enough.
+//! `forecast`: the replica on which a request costs the least time, among those on which its first token comes soon
+//! enough.
 //!
-//! A replica serves all its requests at once, so what a request costs is time for itself and for the others. Under the
+//! A replica serves all its requests at once, so a request costs time for itself and for the others. Under the
 //! iteration-time law the time until its first token is what the prompts before it and its own take beside the decodes
-//! there, less what is cached; before that it waits for a seat, and until enough of the KV cache is left. Then each of its
-//! tokens takes an iteration. Those that decode there meanwhile wait for its prompt, and their iterations are longer by its
-//! decode. It goes where the sum is least, among equals where more of its prompt is cached, then where fewer requests are;
-//! but a first token later than the earliest that is offered, and later than a twentieth of the time that its decodes take,
-//! is no choice.
+//! there, less what is cached; before that it waits for a seat, and until enough of the KV cache is free. Then each of
+//! its tokens takes an iteration. The requests decoding there wait for its prompt in the meantime, and its decode
+//! lengthens their iterations. It goes where the sum is least; among equals, where more of its prompt is cached, then
+//! where there are fewer requests. A replica is ruled out if the first token comes later there than the earliest on
+//! offer, by more than a twentieth of the time that the request's decodes take.
 //!
-//! What the KV cache will hold is the peak that the replica expects of its residents, and what each request that waits or
-//! was sent since adds: of one with p prompt tokens, if outputs end at a constant rate after m tokens on average, the largest
-//! of (p + h)·e^(−h/m) over the iterations h.
+//! The KV cache will hold the peak that the replica expects of its residents, plus what each request that waits or was
+//! sent since adds: for a request of p prompt tokens, if outputs end at a constant rate after m tokens on average, the
+//! largest of (p + h)·e^(−h/m) over the iterations h.
 
 use super::fleet::{Fleet, Standing};
 use super::load::Replica;
@@ -20,8 +21,8 @@ use crate::model::{BatchShape, IterationTime};
 
 /// Deviations from the expected peak that are kept free.
 const MARGIN: f64 = 1.0;
-/// A first token within this share of the time that the decodes take is soon enough. On chat at load 0.9 a tenth made the
-/// latest first tokens half as late again, and a fiftieth the mean end 5 % later.
+/// A first token within this share of the time that the decodes take is soon enough. On chat at load 0.9 a tenth made
+/// the latest first tokens half as late again, and a fiftieth the mean end 5 % later.
 const SOON: f64 = 0.05;
 /// KV tokens over which the cost of reading one is taken.
 const KV_STEP: u64 = 1 << 12;
@@ -57,7 +58,7 @@ pub(super) fn propose(
     let standings = fleet.standings();
     let start = turn % standings.len();
     found.clear();
-    // Outputs are as long on one replica as on another: what each has learned differs by chance.
+    // Outputs are equally long on all replicas: what each has learned differs only by chance.
     let mean = fleet.mean_output().min(request.max_tokens.map_or(f64::INFINITY, f64::from));
     let own = Own { output: mean, holds: hold(f64::from(request.prompt), mean) };
     for place in (start..standings.len()).chain(0..start) {
@@ -91,8 +92,8 @@ impl Prediction {
     }
 }
 
-/// What is on a replica now: its report, what was sent since added and what has ended since taken out. Of a replica whose
-/// report is too old, what the router knows itself.
+/// What is on a replica now: its report, plus what was sent since, less what has ended since. For a replica whose
+/// report is stale, the router's own record.
 struct Present {
     decodes: f64,
     kv: f64,
@@ -131,12 +132,12 @@ fn present(standing: &Standing, stale_ns: u64, now_ns: u64, mean: f64) -> Presen
     }
 }
 
-/// The most KV tokens that a request is expected to hold.
+/// Most KV tokens that a request is expected to hold.
 fn hold(prompt: f64, mean: f64) -> f64 {
     if prompt >= mean { prompt } else { mean * libm::exp(prompt / mean - 1.0) }
 }
 
-/// What a request is on any replica.
+/// A request, independent of the replica.
 struct Own {
     /// Output tokens expected, and the most KV tokens.
     output: f64,
@@ -151,9 +152,9 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, 
     let (capacity, seats) = (what.tokens(), f64::from(what.max_num_seqs));
     let decode = pace.decode(there.decodes.min(seats), there.kv.min(capacity));
 
-    // What is cached is thought to be held by others, and not held twice.
+    // What is cached is assumed to be held by others, and is not held twice.
     let needs = there.peak + (own.holds - f64::from(cached)).max(0.0);
-    // As long as it takes until that share of what is held is left: each holds its part as long as its output takes.
+    // The time until that share of what is held is left: each request holds its part for as long as its output takes.
     let lacking = (needs + MARGIN * there.deviation - capacity).max(0.0) / needs.min(capacity);
     let unseated = (there.requests + 1.0 - seats).max(0.0) / seats;
     // One that would be alone is started at once.
@@ -187,13 +188,13 @@ fn exceeds(limit: f64, mean: f64, deviation: f64) -> f64 {
     }
 }
 
-/// How fast a replica computes beside so many decodes. What depends on them alone is found once a report.
+/// How fast a replica computes beside this many decodes. What depends on them alone is computed once per report.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     /// An iteration of the decodes alone, s.
     decode: f64,
-    /// By how much a decode without KV makes an iteration longer, s, over the range of batches that are near: steps of the
-    /// law lie at batches that the next arrival or end leaves again.
+    /// By how much a decode without KV lengthens an iteration, s, over the range of nearby batches: the next arrival or
+    /// end leaves the batches at which the law steps.
     per_decode: f64,
     /// The same for a token of KV that a decode reads.
     per_kv: f64,
@@ -204,8 +205,8 @@ pub(super) struct Pace {
     kv: u64,
 }
 
-/// Of a replica whose law is not known: an iteration of 10 ms, longer by as much for each 512 tokens and 64 decodes. Such
-/// replicas are compared with one another only.
+/// For a replica whose law is not known: an iteration of 10 ms, plus as much again for each 512 tokens and 64 decodes.
+/// Such replicas are compared only with one another.
 fn nominal(shape: &BatchShape) -> f64 {
     0.01 * (1.0 + shape.prefill_tokens as f64 / 512.0 + shape.decodes as f64 / 64.0)
 }
@@ -243,13 +244,13 @@ impl Pace {
         self.room / self.full
     }
 
-    /// An iteration of so many decodes alone, s.
+    /// An iteration of this many decodes alone, s.
     fn decode(&self, decodes: f64, kv: f64) -> f64 {
         let more = self.per_decode * (decodes - self.decodes as f64) + self.per_kv * (kv - self.kv as f64);
         (self.decode + more).max(0.5 * self.decode)
     }
 
-    /// Time in which so many prompt tokens are computed beside the decodes, s.
+    /// Time to compute this many prompt tokens beside the decodes, s.
     fn prefill(&self, what: &Replica, tokens: f64) -> f64 {
         let whole = (tokens / self.room).floor();
         whole * self.full + self.with_prefill(what, (tokens - whole * self.room).max(1.0))

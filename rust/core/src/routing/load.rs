@@ -1,4 +1,4 @@
-//! What a replica is, and what it says of itself.
+//! What a replica is, and what it reports about itself.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,15 +18,15 @@ pub struct Replica {
     pub max_num_seqs: u32,
     /// Most tokens in an iteration.
     pub token_budget: u32,
-    /// How long its iterations take, given or learned; without it nothing is predicted of the replica in seconds.
+    /// How long its iterations take, given or learned; without it no times are predicted for the replica.
     pub iteration_time: Option<IterationTime>,
-    /// The TTFT target, s, by which it orders its own queue and puts late requests aside: a queue there is in better order
-    /// than one at the door, where nothing is then held for its sake.
+    /// The TTFT target, s, by which it orders its own queue and sets late requests aside: requests are better ordered
+    /// in its queue than at the door, so none is held at the door for its sake.
     pub ttft_target: Option<f64>,
 }
 
 impl Default for Replica {
-    /// A scheduler's defaults. `kv_blocks` is 0, which is refused: it is to be said.
+    /// A scheduler's defaults. `kv_blocks` is 0, which is refused: it must be given.
     fn default() -> Self {
         Self {
             model: String::new(),
@@ -60,8 +60,8 @@ impl Replica {
     }
 }
 
-/// What a replica says of itself: a dozen numbers, which [`crate::Scheduler::load`] gives. Any host may fill in those that
-/// it knows.
+/// What a replica reports about itself: a dozen numbers, given by [`crate::Scheduler::load`]. Any host may fill in
+/// those that it knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Load {
@@ -69,7 +69,7 @@ pub struct Load {
     pub waiting: u32,
     /// Requests in it.
     pub residents: u32,
-    /// Tokens that the waiting would prefill.
+    /// Tokens that the waiting requests would prefill.
     pub waiting_tokens: u64,
     /// Tokens that the residents have still to prefill.
     pub prefill_tokens: u64,
@@ -77,16 +77,16 @@ pub struct Load {
     pub kv_tokens: u64,
     /// Free KV blocks.
     pub free_blocks: u32,
-    /// Mean time between two admissions while a request waited, ns; 0: none has waited.
+    /// Mean time between two admissions while a request waited, ns; 0 if none has waited.
     pub admission_gap_ns: u64,
-    /// The most KV tokens that the residents are expected to hold, if none is admitted after them, and its standard
-    /// deviation; absent where the policy forecasts nothing.
+    /// Most KV tokens that the residents are expected to hold, if none is admitted after them; absent where the policy
+    /// forecasts nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_peak: Option<f64>,
     /// Standard deviation of that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_deviation: Option<f64>,
-    /// Mean output length that was learned, tokens.
+    /// Mean learned output length, tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_output: Option<f64>,
 }

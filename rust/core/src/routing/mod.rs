@@ -1,5 +1,6 @@
-//! Which of several engines a request goes to: a router proposes a replica from what the replicas have reported and what
-//! it has sent itself since. Absent: what a replica does with the request (scheduler/), the clock, and the sending.
+//! Which of several engines a request goes to: a router proposes a replica from what the replicas have reported and
+//! what it has sent itself since. Absent: what a replica does with the request (scheduler/), the clock, and the
+//! sending.
 //!
 //! A report is old when it is read, but a router's own recent choices are not: every figure of a replica is the one it
 //! reported, plus what was sent to it since, less what has ended there since. Several requests may be routed before the
@@ -43,12 +44,12 @@ pub enum RouterName {
     PowerOfTwo,
     /// The one that has reported the least share of its KV cache in use.
     LeastKv,
-    /// vLLM's score for its data-parallel ranks: requests, and waiting requests the dearer the fuller the cache.
+    /// vLLM's score for its data-parallel ranks: requests, and waiting requests weighted by how full the cache is.
     Vllm,
     /// The one that has most of the prompt cached, among those with few more requests than the mean.
     PrefixAffinity,
-    /// The one on which the request is predicted to cost least time, its own and that of the requests there, if its first
-    /// token comes soon there; held at the door while none could start it.
+    /// The one on which the request is predicted to cost the least time, its own and that of the requests there, if its
+    /// first token comes soon there; held at the door while none could start it.
     #[default]
     Forecast,
 }
@@ -80,7 +81,7 @@ impl RouterName {
         }
     }
 
-    /// The router of a name.
+    /// The router with this name.
     ///
     /// # Errors
     /// [`Error::Invalid`] with the nearest name there is.
@@ -98,7 +99,7 @@ impl RouterName {
         matches!(self, Self::LeastKv | Self::Vllm | Self::Forecast)
     }
 
-    /// Whether it decides by what of a prompt is cached where, for which it needs the hashes of its blocks.
+    /// Whether it decides by which blocks of the prompt are cached where, for which it needs their hashes.
     pub fn reads_prefixes(self) -> bool {
         matches!(self, Self::PrefixAffinity | Self::Forecast)
     }
@@ -109,15 +110,15 @@ impl RouterName {
 pub struct Routing {
     /// How a replica is chosen.
     pub router: RouterName,
-    /// Seed of what is drawn.
+    /// Seed of the random choices.
     pub seed: u64,
-    /// Age from which a report says nothing any more, s. Such a replica is judged by what the router itself has sent to it,
-    /// and if no report is younger, a router that reads reports chooses by power of two.
+    /// Age from which a report is stale, s. Such a replica is judged by what the router itself has sent to it, and if
+    /// no report is younger, a router that reads reports falls back to power of two.
     pub stale_after: f64,
     /// By how much a replica that `prefix-affinity` chooses may exceed the mean number of requests, as a factor.
     pub affinity_load: f64,
-    /// Longest time that a request may be predicted to wait on a replica for memory or a seat, s: `forecast` holds it at the
-    /// door while it would wait longer on all of them.
+    /// Longest predicted wait on a replica for memory or a seat, s: `forecast` holds a request at the door while it
+    /// would wait longer on all of them.
     pub longest_queue: f64,
 }
 
@@ -144,13 +145,13 @@ impl Routing {
 /// A request as the router sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Incoming<'a> {
-    /// Name, unique among the requests that have not ended.
+    /// Id, unique among the requests that have not ended.
     pub id: RequestId,
     /// Prompt length, tokens; at least 1.
     pub prompt: u32,
     /// Most output tokens; absent: the model's limit.
     pub max_tokens: Option<u32>,
-    /// One for each full block of the prompt, each standing for all tokens up to there; empty where nothing is known.
+    /// One for each full block of the prompt, each identifying all tokens up to there; empty if unknown.
     pub block_hashes: &'a [u64],
 }
 
@@ -161,22 +162,22 @@ pub struct Choice {
     pub replica: Option<ReplicaId>,
     /// Why it is held.
     pub hold: Option<DoorHold>,
-    /// Which router decided: another than was asked for where that one knew too little.
+    /// Which router decided: not the one configured, where that one knew too little.
     pub by: RouterName,
-    /// When it is predicted to have its first token, s from now; none where that is not predicted.
+    /// When its first token is predicted, s from now; none if not predicted.
     pub ttft: Option<f64>,
-    /// The probability that the replica's KV cache overflows with it; none where that is not predicted.
+    /// The probability that the replica's KV cache overflows with it; none if not predicted.
     pub overflow: Option<f64>,
-    /// Prompt tokens that are thought to be cached on the replica.
+    /// Prompt tokens that are assumed to be cached on the replica.
     pub cached: u32,
 }
 
 /// Why a request is held at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoorHold {
-    /// There is no replica, or all drain.
+    /// There is no replica, or all are draining.
     NoReplica,
-    /// No replica could start it soon: it would wait in a queue that others might leave before.
+    /// No replica could start it soon: it would wait in a queue that others might leave sooner.
     AllFull,
 }
 
@@ -242,12 +243,12 @@ impl Router {
         &self.settings
     }
 
-    /// Replicas present, those that drain included.
+    /// Replicas present, draining ones included.
     pub fn replicas(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         self.fleet.standings().iter().map(|standing| standing.id)
     }
 
-    /// A replica joins; of one that is present, what it is changes (a law that was learned, more memory).
+    /// Adds a replica, or updates it if it is present (a law that was learned, more memory).
     ///
     /// # Errors
     /// [`Error::Invalid`] for a size of 0, or a model that is not that of the others. Nothing changes then.
@@ -255,12 +256,12 @@ impl Router {
         self.fleet.add(id, replica)
     }
 
-    /// A replica takes no more requests, and ends those it has. False if there is no such replica.
+    /// A replica accepts no more requests, and finishes those it has. False if there is no such replica.
     pub fn drain_replica(&mut self, id: ReplicaId) -> bool {
         self.fleet.drain(id, true)
     }
 
-    /// A replica that drains takes requests again. False if there is no such replica.
+    /// A draining replica accepts requests again. False if there is no such replica.
     pub fn reopen_replica(&mut self, id: ReplicaId) -> bool {
         self.fleet.drain(id, false)
     }
@@ -280,11 +281,11 @@ impl Router {
         lost
     }
 
-    /// What a replica was at `at_ns`, on the clock by which requests are routed. False, and nothing changes, if it is gone
-    /// or a later report is known.
+    /// The load of a replica at `at_ns`, on the clock by which requests are routed. False, and nothing changes, if the
+    /// replica is gone or a later report is known.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for figures that no replica has.
+    /// [`Error::Invalid`] for figures that are not finite or negative.
     pub fn report(&mut self, id: ReplicaId, at_ns: u64, load: &Load) -> Result<bool> {
         load.validate()?;
         let known = self.fleet.report(id, at_ns, load);
@@ -292,12 +293,13 @@ impl Router {
         Ok(known)
     }
 
-    /// Reports of replicas that were gone, or older than one that was known.
+    /// Reports of replicas that were gone, or older than one already known.
     pub fn unknown_reports(&self) -> u64 {
         self.unknown_reports
     }
 
-    /// Chooses a replica, and counts the request as sent there. One that is present already moves: it is routed again.
+    /// Chooses a replica, and counts the request as sent there. A request that is already present moves: it is routed
+    /// again.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an empty prompt. Nothing changes then.
@@ -326,7 +328,7 @@ impl Router {
         Choice { replica, hold, by, ttft, overflow, cached }
     }
 
-    /// A request has ended, whichever way. False if it was not routed.
+    /// A request has ended, in whatever way. False if it was not routed.
     pub fn finished(&mut self, now_ns: u64, id: RequestId) -> bool {
         let Some(routed) = self.routed.remove(&id) else { return false };
         self.fleet.leave(routed.replica, now_ns, routed.prompt);

@@ -1,8 +1,8 @@
-//! Which prefixes a replica has probably cached: those of the requests that were sent to it, the least recently used
-//! forgotten first, as many blocks as it has.
+//! Which prefixes a replica has probably cached: those of the requests that were sent to it, evicted least recently
+//! used first beyond the number of its blocks.
 //!
-//! A block is used whenever one behind it is, and of the blocks of one request the last is forgotten first: what is known
-//! is always whole prefixes, so the longest is found by bisection.
+//! A block is used whenever one behind it is, and of the blocks of one request the last is evicted first: the known
+//! blocks always form whole prefixes, so the longest is found by bisection.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,7 +12,7 @@ use crate::model::id_hash::BuildIdHasher;
 pub(super) struct KnownPrefixes {
     /// When each block was used last, in requests.
     used: HashMap<u64, u64, BuildIdHasher>,
-    /// Uses in their order; void where the block was used again.
+    /// Uses in their order; void if the block was used again.
     order: VecDeque<(u64, u64)>,
     clock: u64,
     capacity: usize,

@@ -1,4 +1,4 @@
-//! The routers that are known from elsewhere, and what any router may draw.
+//! The routers that are known from elsewhere, and the random choices.
 
 use super::fleet::{Fleet, Standing};
 use super::forecast::Prediction;
@@ -30,11 +30,11 @@ impl Proposal {
 pub(super) struct Rules {
     /// State of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     state: u64,
-    /// Choices so far: equals are taken in turn.
+    /// Choices so far: ties are broken in turn.
     turn: usize,
     affinity_load: f64,
     longest_queue: f64,
-    /// What is predicted of the replicas, each time anew.
+    /// Predictions for the replicas, recomputed each time.
     predictions: Vec<(usize, Prediction)>,
 }
 
@@ -100,7 +100,7 @@ impl Rules {
     }
 }
 
-/// Place of the open replica whose score is least. Equals are taken in turn.
+/// Index of the open replica with the least score. Ties are broken in turn.
 pub(super) fn least(fleet: &Fleet, turn: usize, score: impl Fn(&Standing) -> f64) -> usize {
     let standings = fleet.standings();
     let start = turn % standings.len();
@@ -121,13 +121,13 @@ fn requests(standing: &Standing) -> f64 {
     f64::from(standing.in_flight.requests)
 }
 
-/// Prompt tokens that are thought to be cached on a replica; at least one is left to compute.
+/// Prompt tokens that are assumed to be cached on a replica; at least one is left to compute.
 pub(super) fn cached_tokens(standing: &Standing, request: &Incoming) -> u32 {
     let blocks = standing.known.matching(request.block_hashes) as u64;
     (blocks * u64::from(standing.what.block_size)).min(u64::from(request.prompt) - 1) as u32
 }
 
-/// The share of the KV cache in use, as it was reported: scorers that read a gauge know no more.
+/// The reported share of the KV cache in use: scorers that read a gauge know no more.
 fn kv_usage(standing: &Standing, now_ns: u64, stale_ns: u64) -> f64 {
     let free = standing.fresh(now_ns, stale_ns).map_or(standing.what.kv_blocks, |load| load.free_blocks);
     1.0 - f64::from(free) / f64::from(standing.what.kv_blocks)

@@ -40,7 +40,7 @@ fn simple_routers_do_what_they_are_named_after() {
         }
         counts
     };
-    // Of 4,000 each has 1,000 ± 27 by chance; two choices leave the loads within a few of each other.
+    // Of 4,000 each has 1,000 ± 27 by chance; two choices keep the loads within a few of each other.
     assert!(counts(RouterName::Random).iter().all(|&n| (890..1110).contains(&n)));
     assert!(counts(RouterName::PowerOfTwo).iter().all(|&n| (995..=1005).contains(&n)));
     let mut one = router(RouterName::PowerOfTwo, 1);
@@ -132,7 +132,7 @@ fn reports_that_are_stale_for_ever_leave_power_of_two() {
     // One that reports is enough: the other is judged by what was sent to it.
     router.report(1, 40_000_000_000, &Load::default()).unwrap();
     assert_eq!(by(&mut router, 40_000_000_001), RouterName::Forecast);
-    // What was sent before is kept for no report.
+    // What was sent before is not kept for a report.
     for now_ns in (0..200).map(|second| (100 + second) * 1_000_000_000) {
         by(&mut router, now_ns);
     }

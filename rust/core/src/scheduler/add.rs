@@ -10,8 +10,8 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Error::Invalid`] for lengths of zero, [`Error::DuplicateId`], [`Error::TooLarge`] for a request that could not
-    /// run even alone, [`Error::QueueFull`] when a bound on the queue is reached, [`Error::DeadlineUnreachable`] when it
-    /// would wait longer than it may. Nothing changes then.
+    /// run even alone, [`Error::QueueFull`] when a bound on the queue is reached, [`Error::DeadlineUnreachable`] when
+    /// it would wait longer than it may. Nothing changes then.
     pub fn add(&mut self, request: &Request) -> Result<()> {
         let max_tokens = self.admissible(request)?;
         let type_id = self.policy.classify(request);

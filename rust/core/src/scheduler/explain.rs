@@ -6,7 +6,7 @@ use crate::plan::{Chunk, Hold, HoldReason, Origin, Plan};
 use crate::state::{Phase, View};
 
 impl Scheduler {
-    /// Why a request waits, by the plan made last; none if it does not wait, or was not looked at yet. The reason of
+    /// Why a request waits, by the last plan; none if it does not wait, or no plan has considered it yet. The reason of
     /// its queue is given with its own numbers: a reason that was measured on the head of the queue is `HeadOfLine` for
     /// a request behind it that has none of its own. Walks the queue up to the request.
     pub fn explain(&self, id: RequestId) -> Option<Hold> {
@@ -51,7 +51,7 @@ impl Scheduler {
         let blocks = |slot| f64::from(view.request(slot).own_blocks(view.layout()));
         Some(match hold.reason {
             HoldReason::NoBlocks => {
-                // What the first is charged beyond its own stays free for all.
+                // What the first request is charged beyond its own blocks stays free for all.
                 let needs = blocks(slot) + (hold.needs - blocks(first)).max(0.0);
                 if needs > hold.limit { Hold { needs, ..hold } } else { self.head_of_line(queue, slot) }
             }
@@ -95,20 +95,20 @@ impl Scheduler {
         let listed = members + view.parked().len() + view.prefilling().len();
         if listed < view.residents() as usize || lanes().any(|(lane, members)| !members.is_empty() && !plan.runs(lane))
         {
-            // Members of a lane and those that receive are counted, not listed: they are found among the residents.
+            // Members of a lane and receiving requests are counted, not listed: they are found among the residents.
             return view.iter_residents().filter(stands).map(id).collect();
         }
         view.parked().iter().chain(view.prefilling()).copied().filter(stands).map(id).collect()
     }
 }
 
-/// The first of a queue that is not passed over: that on which its hold was measured.
+/// The first request of a queue that is not skipped, on which its hold was measured.
 fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
     view.iter_waiting(queue).find(|&slot| plan.fits_alone(view, slot).is_ok())
 }
 
-/// What holds a queue with this head of which the policy said nothing: those preempted, or that it is too large, as all
-/// that wait with it are, or lack of memory where the iteration preempted.
+/// What holds a queue with this head for which the policy gave no reason: the preempted requests, or that it is too
+/// large, as all that wait with it are, or lack of memory where the iteration preempted.
 pub(super) fn unsaid(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
     if plan.hold(view.queues()).is_some() {
         return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);

@@ -43,7 +43,7 @@ pub struct Report<'a> {
     pub progress: &'a [(RequestId, u32)],
     /// Requests whose KV has arrived from elsewhere: they are computed from now on.
     pub received: &'a [RequestId],
-    /// What of a waiting request's prompt is in the KV cache now.
+    /// How much of a waiting request's prompt is in the KV cache now.
     pub hits: &'a [(RequestId, Hit)],
     /// The host's count of free KV blocks.
     pub free_blocks: Option<u32>,
@@ -51,8 +51,8 @@ pub struct Report<'a> {
     pub step: Option<StepTime>,
 }
 
-/// How long an iteration took, by the host's clock: from when it could begin (its inputs were there and the iteration
-/// before it had ended) to when its outputs were. One that was followed by other plans is paired with its own.
+/// How long an iteration took, by the host's clock: from when it could begin (its inputs were ready and the previous
+/// iteration had ended) to when its outputs were ready. A report that comes after later plans names its own.
 ///
 /// ```
 /// use wait_core::{Config, Report, Request, Scheduler, StepTime};
@@ -72,16 +72,16 @@ pub struct Report<'a> {
 pub struct StepTime {
     /// ns; 0 is ignored.
     pub ns: u64,
-    /// Number of its plan, from 1 ([`crate::Stats::iterations`] when it was made); absent: the oldest plan with something
-    /// to compute whose time was not reported. A host that does not report all of them names them.
+    /// Number of its plan, from 1 ([`crate::Stats::iterations`] when it was made); absent: the oldest plan with
+    /// something to compute whose time was not reported. A host that does not report all iterations gives the numbers.
     pub iteration: Option<u64>,
 }
 
-/// Plans by which a host may be behind with a refusal; an older one names a request that has run since.
+/// Plans by which a host's refusal may be late; an older one names a request that has run since.
 const MAX_LAG: u32 = 16;
 
 impl Scheduler {
-    /// Takes in what the host saw of the iterations planned so far. May come late, in parts, or not at all.
+    /// Applies what the host saw of the iterations planned so far. May come late, in parts, or not at all.
     ///
     /// # Errors
     /// [`Error::Invalid`] names what is impossible: more free blocks than there are, a request longer than the model
@@ -133,7 +133,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Refuses what contradicts itself, before anything changes.
+    /// Rejects a report that contradicts itself, before anything changes.
     fn check_report(&self, report: &Report) -> Result<()> {
         let capacity = self.view.pool().capacity();
         if let Some(free) = report.free_blocks.filter(|&free| free > capacity) {
@@ -198,8 +198,8 @@ impl Scheduler {
         }
     }
 
-    /// The first `count` of each queue, the preempted before the others, each with the hit it is known to have:
-    /// the requests of which a host with a prefix cache has news to report.
+    /// The first `count` of each queue, the preempted before the others, each with the hit known for it: the requests
+    /// whose hits a host with a prefix cache should report.
     pub fn first_in_queue(&self, count: usize) -> impl Iterator<Item = (RequestId, Hit)> + '_ {
         let queues = (0..=self.view.queues()).rev();
         let first = queues.flat_map(move |queue| self.view.iter_waiting(queue).take(count));
@@ -217,7 +217,8 @@ impl Scheduler {
         let (request, stage, kv) = (self.view.request(slot), self.view.stage(slot), self.view.kv(slot));
         let chunk = self.plan.chunks().iter().find(|chunk| chunk.slot == slot && chunk.id == request.id);
         let decodes = request.phase == Phase::Decoding;
-        // Where the host has placed a request since, it is: elsewhere than its chunk ended, or where it joined its lane.
+        // A request that the host has placed since is found elsewhere than where its chunk ended, or where it joined
+        // its lane.
         match chunk {
             Some(chunk) if kv == chunk.start + chunk.tokens => (stage - u32::from(decodes), chunk.start),
             None if decodes && kv > request.computed && self.plan.runs(request.lane.into()) => (stage - 1, kv - 1),

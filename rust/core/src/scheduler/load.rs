@@ -1,12 +1,12 @@
-//! What the scheduler says of itself to a router.
+//! What the scheduler reports to a router.
 
 use super::Scheduler;
 use crate::policy::{Expected, Policy};
 use crate::routing::Load;
 
 impl Scheduler {
-    /// How busy the engine is, for a router that compares it with others. Costs a look at the prompts under way and, where the
-    /// policy forecasts, one forecast: not more for more requests. Asking changes no decision.
+    /// How busy the engine is, for a router that compares it with others. Costs a pass over the prompts being computed
+    /// and, where the policy forecasts, one forecast: no more for more requests. Does not affect any decision.
     ///
     /// ```
     /// use wait_core::{Config, Request, Scheduler};

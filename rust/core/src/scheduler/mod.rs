@@ -1,8 +1,8 @@
 //! The scheduler: asks the policy for a plan, applies it, and takes corrections from the host.
 //!
-//! How to think about it: `plan` assumes that the host does exactly what was planned, and advances every request at
-//! once, so the next iteration can be planned before this one has completed. `complete` only reports what turned out
-//! differently (and which requests finished); a decode that yields its one token is never reported.
+//! `plan` assumes that the host does exactly what was planned, and advances every request at once, so the next
+//! iteration can be planned before this one has completed. `complete` only reports what turned out differently (and
+//! which requests finished); a decode that yields its one token is never reported.
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +49,7 @@ pub struct Stats {
     pub admitted: u64,
     /// Requests that finished.
     pub finished: u64,
-    /// Requests that the host took back.
+    /// Requests aborted by the host.
     pub aborted: u64,
     /// Waiting requests that a plan refused.
     pub refused: u64,
@@ -59,7 +59,8 @@ pub struct Stats {
     pub recomputed_tokens: u64,
     /// Ids in reports and aborts that no request had.
     pub unknown_ids: u64,
-    /// Plans that broke a rule, and were replaced by one that serves first come, first served. 0 unless a policy is wrong.
+    /// Plans that broke a rule, and were replaced by one that serves first come, first served. 0 unless a policy has a
+    /// bug.
     pub corrected_plans: u64,
     /// Plans that held a waiting request, by reason ([`HoldReason::ALL`]); and admissions that the host refused.
     pub holds: [u64; HoldReason::ALL.len()],
@@ -137,18 +138,18 @@ impl Scheduler {
         &self.view
     }
 
-    /// The policy in charge.
+    /// The policy in use.
     pub fn policy(&self) -> &AnyPolicy {
         &self.policy
     }
 
-    /// The plan made last.
+    /// The last plan.
     pub fn last_plan(&self) -> &Plan {
         &self.plan
     }
 
     /// The KV tokens that the residents of the last plan are expected to hold, by horizon, without any other request
-    /// admitted; none where the policy forecasts nothing. Asking changes no decision.
+    /// admitted; none where the policy forecasts nothing. Does not affect any decision.
     pub fn kv_forecast(&mut self) -> Vec<KvForecast> {
         self.policy.kv_forecast(&self.view)
     }
@@ -159,9 +160,9 @@ impl Scheduler {
     }
 
     /// How long a request that arrived now would wait for its admission if no request came after it, ns: the requests
-    /// ahead times the mean gap between the last admissions from a queue. 0 while no request waits. Ahead are all that
-    /// wait; with a `ttft_target` those in time, or all, if that took longer than the target and most of the last
-    /// requests were late.
+    /// ahead times the mean gap between the last admissions from a queue. 0 while no request waits. All waiting
+    /// requests are ahead; with a `ttft_target`, only those in time, unless its turn would then come after the target
+    /// and most of the last requests were late.
     pub fn predicted_wait_ns(&self) -> u64 {
         self.policy.predicted_wait_ns(&self.view, &|ahead| self.waiting_time.predict_ns(ahead))
     }
@@ -177,7 +178,7 @@ impl Scheduler {
         self.policy.learned()
     }
 
-    /// Takes over what a scheduler of the same policy had learned. Nothing changes on error.
+    /// Restores what a scheduler of the same policy had learned. Nothing changes on error.
     ///
     /// # Errors
     /// [`Error::Invalid`] while requests are present, or for a state that cannot be used.
@@ -233,7 +234,7 @@ impl Scheduler {
             self.refuse_late();
         }
         self.apply();
-        // Resumed requests were admitted before: they bring no waiting request nearer to its turn.
+        // Resumed requests were admitted before: they do not bring any waiting request nearer to its turn.
         let admitted = (self.stats.admitted - admitted_before) as u32;
         self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
         if cfg!(debug_assertions) {
@@ -297,7 +298,7 @@ impl Scheduler {
         }
         view.take_back_prefixes(plan.prefixes.take());
         let resuming = view.queues();
-        // A half-open range: the loop over a closed one costs more than its body.
+        // A half-open range: looping over a closed one costs more than the body.
         for queue in 0..resuming + usize::from(view.resuming() > 0) {
             let Some(head) = view.head(queue) else { continue };
             let hold = plan.hold(queue).unwrap_or_else(|| explain::unsaid(view, plan, queue, head));
@@ -306,7 +307,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes a request back, in whatever state it is.  False if no request has this id.
+    /// Aborts a request, in whatever state it is. False if no request has this id.
     pub fn abort(&mut self, id: RequestId) -> bool {
         let known = self.leave(id, Event::Aborted);
         self.stats.aborted += u64::from(known);
@@ -324,8 +325,8 @@ impl Scheduler {
         true
     }
 
-    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan preempts. What is present
-    /// and too large for the new number waits until it grows again. The watermark and, where none was set, the longest
+    /// Changes the number of usable KV blocks; if it falls below what is in use, the next plan preempts. Requests that
+    /// are too large for the new number wait until it grows again. The watermark and, where none was set, the longest
     /// request follow.
     ///
     /// # Errors

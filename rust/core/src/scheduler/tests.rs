@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::Request;
 
-/// In a debug build the plan is a panic, in a release build it is replaced and counted.
+/// In a debug build the plan panics, in a release build it is replaced and counted.
 #[test]
 #[cfg_attr(debug_assertions, should_panic(expected = "breaks a rule: a prompt is computed that is computed already"))]
 fn a_plan_that_admits_twice_corrupts_nothing() {

@@ -1,5 +1,5 @@
-//! How long a request that joins the queue now will wait for its admission: the requests ahead, times the mean gap between
-//! admissions while a request waited.
+//! How long a request that joins the queue now will wait for its admission: the requests ahead, times the mean gap
+//! between admissions while a request waited.
 
 /// Admissions over which the gap is taken.
 const MEMORY: f64 = 128.0;
@@ -9,12 +9,12 @@ const MEMORY: f64 = 128.0;
 pub(crate) struct WaitingTime {
     gap_ns: f64,
     admissions: f64,
-    /// Start of the present gap; none while no request waits.
+    /// Start of the current gap; none while no request waits.
     since_ns: Option<u64>,
 }
 
 impl WaitingTime {
-    /// A plan at `now_ns` has admitted so many, and `waiting` others still wait.
+    /// A plan at `now_ns` has admitted `admitted` requests, and `waiting` others still wait.
     #[inline]
     pub(crate) fn step(&mut self, now_ns: u64, waiting: u32, admitted: u32) {
         if admitted > 0 {

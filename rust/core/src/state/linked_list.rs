@@ -71,7 +71,7 @@ impl List {
         self.len += 1;
     }
 
-    /// Just behind `before`; first of all without one.
+    /// Just behind `before`; at the front without one.
     pub(crate) fn insert_after(&mut self, table: &mut [Tracked], before: Option<Slot>, slot: Slot) {
         let Some(before) = before else { return self.push_front(table, slot) };
         let Some(next) = some(table[before as usize].link.next) else { return self.push_back(table, slot) };
@@ -136,7 +136,7 @@ mod tests {
     }
 
     impl List {
-        /// Walks the list both ways, and returns what is in it.
+        /// Walks the list both ways, and returns its elements.
         fn check(&self, table: &[Tracked]) -> Vec<Slot> {
             let forward: Vec<Slot> = self.iter(table).collect();
             let back = std::iter::successors(self.tail(), |&slot| previous(table, slot));

@@ -1,5 +1,5 @@
-//! Where every request is, and what the engine holds, kept up to date step by step. Absent: any decision (policy/), and
-//! what memory costs (memory/).
+//! Where every request is, and what the engine holds, updated step by step. Absent: any decision (policy/), and what
+//! memory costs (memory/).
 
 mod invariants;
 pub(crate) mod linked_list;

@@ -1,7 +1,7 @@
 //! What requests hold of the prefix cache, and what they would find there.
 //!
 //! A host that passes the hashes of the blocks of each request leaves it to the core to track what is cached: which
-//! blocks of its prompt are there already, and which of those others hold. While a plan is made and applied the plan
+//! blocks of its prompt are there already, and which of those others hold. While a plan is made and applied, the plan
 //! owns this, because the blocks it takes decide what the next request in the same plan finds; at all other times the
 //! view does.
 
@@ -36,7 +36,7 @@ impl Prefixes {
         i64::from(self.cache.capacity()) - self.cache.free()
     }
 
-    /// Forgets what is cached; false while a block is held.
+    /// Empties the cache; false while a block is held.
     pub(crate) fn reset(&mut self) -> bool {
         self.cache.reset()
     }
@@ -88,7 +88,7 @@ impl Prefixes {
         }
     }
 
-    /// A request has computed so many tokens, or is about to: the blocks that they fill get their names.
+    /// A request has computed this many tokens, or is about to: the blocks that they fill get their names.
     pub(crate) fn fill(&mut self, slot: Slot, tokens: u32) {
         let Some(Some(chain)) = self.chains.get_mut(slot as usize) else { return };
         let full = ((tokens / self.block_size) as usize).min(chain.hashes.len());
@@ -102,7 +102,8 @@ impl Prefixes {
         self.chain(slot).map_or(0, |chain| chain.named.len() as u32)
     }
 
-    /// A request has computed no more than so many tokens, whatever was planned: only the blocks that they fill keep their names.
+    /// A request has computed no more than this many tokens, whatever was planned: only the blocks that they fill keep
+    /// their names.
     pub(crate) fn unfill(&mut self, slot: Slot, tokens: u32) {
         let Some(Some(chain)) = self.chains.get_mut(slot as usize) else { return };
         let full = (tokens / self.block_size) as usize;
@@ -113,8 +114,8 @@ impl Prefixes {
         }
     }
 
-    /// A request that has computed `kv` tokens leaves the cache, with all of its blocks; they can be found there, and nothing
-    /// that was only planned.
+    /// A request that has computed `kv` tokens leaves the cache, with all of its blocks; what it computed remains
+    /// cached, but nothing that was only planned.
     pub(crate) fn release(&mut self, slot: Slot, blocks: u32, kv: u32) {
         self.fill(slot, kv.min(blocks * self.block_size));
         self.unfill(slot, kv);

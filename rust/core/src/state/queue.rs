@@ -1,7 +1,7 @@
 //! A queue: by rank, lowest first, and first come first served among equals.
 //!
-//! Almost always a request goes to the back, which is a link. Only when one is to stand further ahead is the queue
-//! indexed by rank, until it is empty again: a policy that never ranks pays nothing.
+//! Almost always a request goes to the back, which is a link. Only when one must go further ahead is the queue indexed
+//! by rank, until it is empty again: a policy that never ranks pays nothing.
 
 use std::collections::BTreeMap;
 

@@ -25,7 +25,7 @@ pub enum Phase {
 /// A request as the core tracks it. Policies read it, only the scheduler writes it.
 #[derive(Clone, Debug)]
 pub struct Tracked {
-    /// The host's name for it.
+    /// The host's id for it.
     pub id: RequestId,
     /// Arrival, ns.
     pub arrival_ns: u64,
@@ -48,7 +48,7 @@ pub struct Tracked {
     pub(crate) admitted: u32,
     /// Its place in the queue: lower goes first, first come first served among equals.
     pub(crate) rank: i64,
-    /// What of the prompt was in the KV cache when it was last admitted, or is while it waits.
+    /// How much of the prompt was in the KV cache when it was last admitted, or is while it waits.
     pub hit: Hit,
     /// Type or class, 0 where the policy knows only one.
     pub type_id: u16,
@@ -56,7 +56,7 @@ pub struct Tracked {
     pub(crate) queue: u16,
     /// Lane, while decoding.
     pub lane: u16,
-    /// Whether its KV is still to come from elsewhere.
+    /// Whether its KV has yet to arrive from elsewhere.
     pub receives: bool,
     /// Times it was preempted (saturating).
     pub preemptions: u16,

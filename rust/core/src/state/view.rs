@@ -1,4 +1,4 @@
-//! Everything a policy may look at, kept up to date incrementally: no query here rescans the requests.
+//! Everything a policy may read, updated incrementally: no query here rescans the requests.
 
 use std::collections::HashMap;
 
@@ -36,15 +36,15 @@ pub use limits::Limits;
 #[derive(Clone, Debug)]
 pub struct View {
     table: Vec<Tracked>,
-    /// Vacant places of the table.
+    /// Free slots of the table.
     vacant: Vec<Slot>,
     index: HashMap<RequestId, Slot, BuildIdHasher>,
     pool: BlockPool,
     layout: KvLayout,
-    /// Most tokens of a request that runs alone in the cache, now and at its largest.
+    /// Most tokens of a request that runs alone in the cache, with the current and the largest capacity.
     largest: u32,
     ever_largest: u32,
-    /// With `prefix_caching`, and while no plan has it.
+    /// With `prefix_caching`, and while no plan owns it.
     prefixes: Option<Box<Prefixes>>,
     limits: Limits,
     lanes: Vec<Lane>,
@@ -160,7 +160,7 @@ impl View {
         &self.prefilling
     }
 
-    /// Requests whose KV is on the way, in the order of their admission.
+    /// Requests whose KV is being transferred, in the order of their admission.
     pub fn receiving(&self) -> &[Slot] {
         &self.receiving
     }
@@ -261,7 +261,7 @@ impl View {
         i64::from(self.layout.decoding(self.kv(slot) + 1)) - i64::from(self.blocks(slot))
     }
 
-    /// The host's clock at this plan, ns; never goes back.
+    /// The host's clock at this plan, ns; never goes backwards.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
     }

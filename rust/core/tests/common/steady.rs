@@ -1,19 +1,19 @@
-//! An engine in a steady state with something happening, to be counted and timed: in each iteration requests finish, as
-//! many are admitted, and as many arrive.
+//! An engine in a steady state with churn, to be counted and timed: in each iteration requests finish, as many are
+//! admitted, and as many arrive.
 //!
-//! Output lengths are unknown to the core, and the residents stand at all stages of progress: the longer one has run the
-//! likelier it is the next to finish. `adaptive` has room for its residents to go on for a while, though not up to their
-//! `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the number of slots
-//! decides, and the queue is held by it; there the token budget follows an iteration-time law besides. "adaptive, steps
-//! timed" is the same with the iterations' times reported, a few percent off the law: all is decided as there, and a
-//! law learned. With "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
+//! Output lengths are unknown to the core, and the residents are at all stages of progress: the longer one has run, the
+//! likelier it is the next to finish. `adaptive` has room for its residents to continue for a while, though not up to
+//! their `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the number of slots
+//! decides, and holds the queue; there the token budget also follows an iteration-time law. "adaptive, steps timed" is
+//! the same with the iterations' times reported, a few percent off the law: all decisions are the same, and a law is
+//! learned. With "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
 #![allow(dead_code)] // no user of this file needs all of it
 
 use serde_json::json;
 use wait_core::model::IterationTime;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler, StepTime};
 
-/// The cases there are: policies, one of them in several states.
+/// The cases: policies, one of them in several states.
 pub(crate) const CASES: [&str; 10] = [
     "vllm",
     "wait",
@@ -121,7 +121,7 @@ impl Engine {
         }
     }
 
-    /// Lowers the capacity to what the next admission needs by the forecast; where slots are to decide, half way
+    /// Lowers the capacity to what the next admission needs by the forecast; where slots are to decide, to half way
     /// between that and what all residents need up to `max_tokens`.
     fn limit_memory(&mut self) {
         if !self.case.starts_with("adaptive") {
@@ -134,14 +134,14 @@ impl Engine {
         probe.scheduler.set_capacity(scarce).expect("room for one more");
         probe.add(1);
         probe.iterate();
-        // Where few run, idle memory costs more than an overflow: nothing is held, and this is the capacity.
+        // With few running, idle memory costs more than an overflow: nothing is held, and this is the capacity.
         let needs = probe.scheduler.last_plan().hold(0).map_or(16.0 * f64::from(scarce), |hold| hold.needs);
         let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
         let capacity = if self.case == "adaptive, memory full" { needs } else { 0.5 * (needs + most) };
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
     }
 
-    /// One iteration with which `n` requests finish. With one for each `SPREAD` residents that goes on forever.
+    /// One iteration with which `n` requests finish. With one for each `SPREAD` residents this can continue forever.
     pub(crate) fn step(&mut self, n: u64) {
         (0..n).for_each(|_| self.finish_one());
         self.iterate();
@@ -154,7 +154,7 @@ impl Engine {
         assert_eq!(self.scheduler.plan(0).chunks().len() as u64, n);
     }
 
-    /// The last `n` that arrived are taken back.
+    /// The last `n` that arrived are aborted.
     pub(crate) fn abort_last(&mut self, n: u64) {
         (self.arrived - n..self.arrived).for_each(|id| assert!(self.scheduler.abort(id)));
     }
@@ -180,7 +180,7 @@ impl Engine {
         self.arrived += n;
     }
 
-    /// The older of two residents drawn at random ends with the iteration to come.
+    /// The older of two residents drawn at random ends with the next iteration.
     fn finish_one(&mut self) {
         let mut drawn = || {
             // Xorshift: these draws only decide which request is next.
@@ -203,7 +203,7 @@ impl Engine {
         let entered = plan.chunks().iter().filter(|chunk| chunk.origin != Origin::Resident);
         self.running.extend(entered.map(|chunk| chunk.id));
         let step = self.timed.then(|| {
-            // Between 0.95 and 1.05 times what the law says, in an order that repeats itself late.
+            // Between 0.95 and 1.05 times what the law says, in an order with a long period.
             let noise = (self.iterations * 7919 % 101) as f64 / 1000.0 - 0.05;
             let ns = IterationTime::A100.nanos(self.scheduler.last_plan().shape()) as f64 * (1.0 + noise);
             StepTime { ns: ns as u64, iteration: None }

@@ -1,4 +1,4 @@
-//! Slow, obvious engines: lists of requests, walked from end to end at every iteration. Nothing of the core is used.
+//! Slow, obvious engines: lists of requests, walked from end to end at every iteration. They use nothing of the core.
 
 #![allow(dead_code, unreachable_pub)] // each test uses its part
 
@@ -106,7 +106,7 @@ impl Step {
         }
     }
 
-    /// Lets those go that have emitted everything.
+    /// Removes the requests that have emitted everything.
     fn finish(&mut self, running: &mut Vec<Request>) {
         self.blocks = running.iter().map(|request| request.held).sum();
         running.retain(|request| {
@@ -126,7 +126,7 @@ pub trait Engine {
     fn step(&mut self, now_ns: u64) -> Step;
     /// No more arrivals will come.
     fn drain(&mut self) {}
-    /// When the last step would have been another one though nothing had happened, ns.
+    /// When the last step would have been different even without an event, ns.
     fn wake_ns(&self) -> Option<u64> {
         None
     }

@@ -1,8 +1,8 @@
 //! vLLM V1's rule as published: running requests first in the order of their admission, out of blocks the last running
 //! one is preempted, admission first come first served only where nothing was preempted, with the whole prompt checked
 //! against the free blocks less the watermark, chunks mixed under one budget, none longer than the threshold unless the
-//! request is the only one. With a sliding window there are two groups of layers, one with full attention: what a request
-//! will not look at again it gives back when it is its turn.
+//! request is the only one. With a sliding window there are two groups of layers, one with full attention: at its turn
+//! a request frees what it will not attend to again.
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,7 @@ impl V1 {
         Self { sizes, watermark_blocks, threshold: None, window: None, running, waiting }
     }
 
-    /// Blocks for `end` tokens in all groups, without those that nothing computed from `start` on looks at.
+    /// Blocks for `end` tokens in all groups, without those that nothing computed from `start` on attends to.
     fn held(&self, start: u32, end: u32) -> u32 {
         let all = self.sizes.blocks_for(end);
         let unseen = |window: u32| (start + 1).saturating_sub(window) / self.sizes.block_size;
@@ -59,7 +59,7 @@ impl Engine for V1 {
             }
             if i64::from(needed) > sizes.free(&self.running) {
                 // Try again without the last one; it may be this request itself.
-                let last = self.running.pop().expect("somebody runs");
+                let last = self.running.pop().expect("a request runs");
                 step.preempted.push(last.id);
                 self.waiting.push_front(sizes.evict(last));
                 continue;
@@ -77,7 +77,7 @@ impl Engine for V1 {
             if i64::from(self.demand(request.target()) + spare) > sizes.free(&self.running) {
                 break;
             }
-            let mut request = self.waiting.pop_front().expect("it was looked at");
+            let mut request = self.waiting.pop_front().expect("it is the head");
             let tokens = budget.min(chunk).min(request.target());
             budget -= tokens;
             request.held = self.held(0, tokens);

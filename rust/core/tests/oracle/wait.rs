@@ -147,14 +147,14 @@ impl Wait {
 
     fn admit(&mut self, now_ns: u64, step: &mut Step) {
         while self.resuming.front().is_some_and(|request| self.has_room(request, step)) {
-            let request = self.resuming.pop_front().expect("it was looked at");
+            let request = self.resuming.pop_front().expect("it is the head");
             self.enter(request, step);
         }
         if !self.resuming.is_empty() {
             return;
         }
         while let Some(j) = self.oldest(now_ns, true).filter(|&j| self.has_room(&self.queues[j][0], step)) {
-            let request = self.queues[j].pop_front().expect("it was looked at");
+            let request = self.queues[j].pop_front().expect("it is the head");
             self.enter(request, step);
         }
     }

@@ -37,7 +37,7 @@ impl Host {
         }
         let victims = plan.preempted();
         let admits = plan.chunks().iter().any(|chunk| chunk.origin != Origin::Resident);
-        assert!(victims.is_empty() || !admits, "who evicts does not admit");
+        assert!(victims.is_empty() || !admits, "a plan that preempts does not admit");
         assert!(!self.paused || plan.is_empty() && victims.is_empty(), "a paused engine does nothing");
     }
 
@@ -48,7 +48,7 @@ impl Host {
             chunks.map(|chunk: &Chunk| chunk.id).collect::<Vec<_>>()
         };
         let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
-        // What has become too large for the cache is passed over.
+        // A request that has become too large for the cache is skipped.
         let fits_alone =
             |&slot: &Slot| before.layout().demand(before.request(slot).prefill_target()) <= before.pool().capacity();
         let waiting = |queue: usize| sequence(before, before.iter_waiting(queue).filter(fits_alone));
@@ -93,7 +93,7 @@ impl Host {
                     let mut queue = queue.into_iter();
                     assert!(
                         fresh.iter().all(|id| queue.any(|other| other == *id)),
-                        "whoever overtakes does so in order"
+                        "requests that overtake do so in order"
                     );
                 }
             }

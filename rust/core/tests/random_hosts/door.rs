@@ -1,4 +1,4 @@
-//! What `add` must accept, and for what reasons it may refuse.
+//! What `add` must accept, and the reasons for which it may refuse.
 
 use wait_core::config::Late;
 use wait_core::{Error, LengthHint, Request};
@@ -27,7 +27,7 @@ impl Host {
         }
     }
 
-    /// Whether so many tokens fit, computed one by one.
+    /// Whether this many tokens fit, computed one by one.
     fn fits(&self, tokens: u64) -> bool {
         (0..tokens.min(256) as u32).all(|kv| self.ledger.kv.after(kv, kv + 1) <= self.ledger.pool.capacity)
     }

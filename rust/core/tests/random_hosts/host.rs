@@ -1,4 +1,4 @@
-//! A host that keeps its own books, and lies where it is told to.
+//! A host that keeps its own books, and lies where told to.
 
 use std::collections::VecDeque;
 
@@ -19,7 +19,7 @@ pub(crate) struct Host {
     lies: bool,
     /// Most that the cache has had.
     most_blocks: u32,
-    /// Blocks of a block's tokens in all groups.
+    /// Blocks in all groups that a block of tokens takes.
     blocks_each: u32,
     /// Which requests end in each iteration that is planned and not completed.
     flying: VecDeque<Vec<RequestId>>,
@@ -66,7 +66,7 @@ impl Host {
         self.agree();
     }
 
-    /// A request by its place among those present; now and then one that the core does not know.
+    /// A request by its place among those present; occasionally one that the core does not know.
     fn named(&self, at: usize) -> RequestId {
         let unknown = self.next_id + at as u64 % 3;
         if at.is_multiple_of(11) {
@@ -106,7 +106,7 @@ impl Host {
             _ => (LengthHint::Exact(output), None),
         };
         let arrival_ns = self.now_ns.saturating_sub(behind_ns);
-        // An honest host reports no free blocks, or no hits: the core would not believe them.
+        // A host that shares nothing reports no free blocks, or no hits: the core would not believe them.
         let hit = if self.lies { hit } else { Hit { shared: 0, ..hit } };
         let (hit, block_hashes) = if self.config.prefix_caching {
             // Two families of prompts, and blocks of its own behind a common prefix.
@@ -158,7 +158,7 @@ impl Host {
 
     pub(crate) fn plan(&mut self) {
         let before = self.core.clone();
-        // Another of the same kind, which is asked everything before, plans the same.
+        // A copy, which is queried first, plans the same.
         let mut twin = self.core.clone();
         let _ = (twin.kv_forecast(), twin.predicted_wait_ns(), twin.paused_ids());
         self.core.plan(self.now_ns);
@@ -184,7 +184,7 @@ impl Host {
         entry.stage() >= entry.output
     }
 
-    /// Completes the oldest iteration, or tells lies between two.
+    /// Completes the oldest iteration, or makes a false report in between.
     fn report(&mut self, lies: &Lies) {
         let mut ended = self.flying.pop_front().unwrap_or_default();
         if !self.lies {
@@ -228,7 +228,7 @@ impl Host {
         self.end_what_is_overdue();
     }
 
-    /// Reports; false if the report is refused, which it is if and only if it cannot be.
+    /// Reports; false if the report is refused, which must happen if and only if it contradicts itself.
     fn complete(&mut self, report: &Report) -> bool {
         let answer = self.core.complete(report);
         assert_eq!(answer.is_err(), self.ledger.contradicts(report), "{answer:?} to {report:?}");
@@ -239,7 +239,7 @@ impl Host {
         answer.is_ok()
     }
 
-    /// Which lane a request is in is the policy's to say: one that changes its lane keeps no more blocks than it needs.
+    /// Which lane a request is in is the policy's choice: one that changes its lane keeps no more blocks than it needs.
     fn follow_lanes(&mut self, report: &Report) {
         let view = self.core.view();
         for &(id, kv) in report.progress.iter().filter(|_| view.lanes().len() > 1) {
@@ -253,7 +253,7 @@ impl Host {
         }
     }
 
-    /// A host ends whatever has reached its length, though no iteration in flight is going to.
+    /// A host ends whatever has reached its length, even if no iteration in flight would.
     fn end_what_is_overdue(&mut self) {
         let flying = |id: &RequestId| self.flying.iter().any(|ending| ending.contains(id));
         let overdue: Vec<_> = self.ledger.entries.keys().copied().filter(|id| self.ends(*id) && !flying(id)).collect();
@@ -262,7 +262,7 @@ impl Host {
         }
     }
 
-    /// Asking changes nothing, and what is answered is so.
+    /// Queries change nothing, and their answers are right.
     fn ask(&mut self, count: usize) {
         let (core, ledger) = (&mut self.core, &self.ledger);
         assert_eq!(core.explain(self.next_id + 7), None);
@@ -280,7 +280,7 @@ impl Host {
         }
         if let Some(learned) = core.learned() {
             let mut heir = Scheduler::new(&self.config).unwrap();
-            // Of a cache as large as that from which it learned.
+            // With a cache as large as the one from which it learned.
             heir.set_capacity(self.most_blocks).unwrap();
             heir.restore(&learned).unwrap();
         }
@@ -296,11 +296,11 @@ impl Host {
         assert!(self.core.restore(&serde_json::json!({"lengths": [1, null], "traffic": 3})).is_err());
     }
 
-    /// Runs to the end with a host that behaves: no request is left.
+    /// Runs to the end with an honest host: no request is left.
     pub(crate) fn finish(&mut self) {
         self.lies = false;
         self.pause(false);
-        // What was accepted while the cache was larger fits only then.
+        // Requests accepted while the cache was larger fit only then.
         self.set_capacity(self.most_blocks);
         self.core.drain();
         let honest = Lies::none();

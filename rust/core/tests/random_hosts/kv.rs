@@ -23,7 +23,7 @@ impl Kv {
         self.groups.iter().map(each).sum()
     }
 
-    /// Those of the first `end` tokens whose blocks a step that begins at `start` leaves.
+    /// Those of the first `end` tokens whose blocks remain after a step that begins at `start`.
     fn keeps(kind: GroupKind, start: u32) -> u32 {
         match kind {
             GroupKind::SlidingWindow { window } => (start + 1).saturating_sub(window),
@@ -32,7 +32,7 @@ impl Kv {
         }
     }
 
-    /// Blocks after a step from `start` to `end` tokens: all that hold a token of whatever a later one attends to.
+    /// Blocks after a step from `start` to `end` tokens: all that hold a token to which a later one attends.
     pub(crate) fn after(&self, start: u32, end: u32) -> u32 {
         self.sum(|kind, size| match kind {
             GroupKind::State { blocks, aligned } => {
@@ -59,7 +59,7 @@ impl Kv {
             })
     }
 
-    /// Whether so many blocks hold a token in all groups.
+    /// Whether this many blocks hold a token in all groups.
     pub(crate) fn holds_one(&self, blocks: u32) -> bool {
         // With the slots for its drafts.
         self.whole(self.lookahead.max(1)) <= blocks
@@ -73,7 +73,7 @@ impl Kv {
         })
     }
 
-    /// Full blocks of a prefix that a request which goes on from it holds.
+    /// Full blocks of a prefix that a request continuing from it holds.
     pub(crate) fn filled(&self, tokens: u32) -> u32 {
         let full = |kind, size: u32| {
             (0..tokens / size).filter(|block| (block + 1) * size > Self::keeps(kind, tokens)).count() as u32
@@ -90,7 +90,7 @@ pub(crate) struct Pool {
     pub(crate) capacity: u32,
     /// By how much fewer blocks are in use than the residents hold.
     pub(crate) drift: i64,
-    /// Plans since the host said how many are free.
+    /// Plans since the host reported how many are free.
     pub(crate) silence: u32,
 }
 
@@ -103,12 +103,12 @@ impl Pool {
         self.silence <= MAX_SILENCE
     }
 
-    /// Blocks in use, if the residents hold so many.
+    /// Blocks in use, if the residents hold this many.
     pub(crate) fn used(&self, held: i64) -> i64 {
         (held - self.drift).max(0)
     }
 
-    /// One leaves: what it shared others hold. Without the host's word it is not known which do.
+    /// One leaves: others hold what it shared. Without the host's report it is not known which do.
     pub(crate) fn release(&mut self, blocks: u32, shared: u32, left: i64) {
         self.drift -= if self.trusted() { i64::from(shared) } else { self.drift.clamp(0, i64::from(blocks)) };
         // No more can be shared than is held; with nothing held there is nothing to disagree about.

@@ -1,7 +1,6 @@
-//! A book of its own: what every request has and where it stands, kept from what was asked, what plans say and what was
-//! reported.
+//! An independent ledger: what every request has and where it is, derived from the calls, the plans and the reports.
 //!
-//! Everything is in plain lists that are walked, and nothing is read from the core's state. The rules are those of the
+//! Everything is in plain lists that are walked, and nothing is read from the core's state. The rules are those in the
 //! documentation of `Plan`, `Report` and `Request`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +11,7 @@ use wait_core::{Config, Hit, Origin, Plan, Report, RequestId, Stats};
 
 use crate::kv::{Kv, Pool};
 
-/// Plans by which a host may be behind with a refusal.
+/// Plans by which a host's refusal may be late.
 const MAX_LAG: u64 = 16;
 
 /// What the last plan did with a resident.
@@ -40,7 +39,7 @@ pub(crate) struct Entry {
     pub(crate) hit: Hit,
     /// Of its blocks, where the core keeps the prefix cache.
     pub(crate) hashes: Vec<u64>,
-    /// Its KV comes from elsewhere.
+    /// Its KV is transferred from elsewhere.
     pub(crate) receives: bool,
     /// Plans made when it was admitted.
     pub(crate) admitted: u64,
@@ -78,7 +77,7 @@ pub(crate) struct Ledger {
     pub(crate) entries: BTreeMap<RequestId, Entry>,
     /// In the order of their admission.
     pub(crate) residents: Vec<RequestId>,
-    /// Waiting, never preempted, as they came; one that a host sent back stands first.
+    /// Waiting, never preempted, in the order of arrival; one that a host sent back is first.
     pub(crate) line: Vec<RequestId>,
     /// Waiting and preempted, the last first.
     pub(crate) resuming: Vec<RequestId>,
@@ -117,13 +116,13 @@ impl Ledger {
         hashes.iter().all(|hash| self.computed.contains(hash) || runs(hash))
     }
 
-    /// The first `kv` tokens of a request are computed, whatever is reported from now on.
+    /// The first `kv` tokens of a request are computed, whatever is reported later.
     fn note(&mut self, id: RequestId, kv: u32) {
         let full = (kv / self.kv.block_size) as usize;
         self.computed.extend(self.entries[&id].hashes.iter().take(full));
     }
 
-    /// Blocks that the residents hold if every computed block is there once.
+    /// Blocks that the residents hold if every computed block exists once.
     pub(crate) fn distinct(&self) -> i64 {
         let size = self.kv.block_size;
         let named = |entry: &Entry| entry.hashes.len().min((entry.kv / size) as usize);
@@ -145,7 +144,7 @@ impl Ledger {
         self.hits(id, hit);
     }
 
-    /// At least one token is left to compute; blocks are shared where the host has said lately how many are free.
+    /// At least one token is left to compute; blocks are shared where the host has recently reported its free blocks.
     fn hits(&mut self, id: RequestId, hit: Hit) {
         let trusted = self.pool.trusted();
         let entry = self.entry(id);
@@ -163,7 +162,7 @@ impl Ledger {
         }
     }
 
-    /// A resident gives its blocks back, of which `kv` tokens were computed.
+    /// A resident frees its blocks, of which `kv` tokens were computed.
     fn release(&mut self, id: RequestId, kv: u32) {
         self.note(id, kv);
         let shared = self.kv.filled(self.entries[&id].hit.shared);
@@ -321,16 +320,16 @@ impl Ledger {
             if !entry.resident {
                 self.admit(id);
             }
-            // No further than it may ever come.
+            // No further than the longest possible length.
             let kv = kv.min(self.entries[&id].longest);
             let least = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
             if !(entry.receives || entry.parked && kv < entry.target()) {
-                // Elsewhere than the plan took it to be: that is not of its doing.
+                // Elsewhere than the plan assumed: the host moved it.
                 if !matches!(entry.last, LastStep::Prefilled { end, .. } if end == kv) {
                     entry.last = LastStep::Stood;
                 }
-                // What was taken for more tokens stays until the next step, while it decodes.
+                // Blocks taken for more tokens stay until the next step, while it decodes.
                 let stays = entry.emits() && !entry.parked && kv >= entry.target();
                 (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });
             }
@@ -340,7 +339,7 @@ impl Ledger {
                 let entry = self.entry(id);
                 let receives = std::mem::replace(&mut entry.receives, false);
                 if receives {
-                    // What has come is gone with a preemption.
+                    // KV that was received is lost with a preemption.
                     entry.hit.computed = entry.hit.shared;
                 }
                 self.stats.unknown_ids += u64::from(!receives);
@@ -361,7 +360,7 @@ impl Ledger {
         }
     }
 
-    /// Whether a report contradicts itself, or says what cannot be.
+    /// Whether a report contradicts itself, or is impossible.
     pub(crate) fn contradicts(&self, report: &Report) -> bool {
         let not_run = || report.preempted.iter().chain(report.refused);
         report.free_blocks.is_some_and(|free| free > self.pool.capacity)

@@ -1,6 +1,6 @@
-//! Random hosts, honest and lying, make every call there is of schedulers of every policy. After each call the core's state is what
-//! an independent ledger says (`ledger.rs`), plans keep the limits and the order of the queues, and in the end, once the host is
-//! honest and no more arrivals come, whatever was accepted has run.
+//! Random hosts, honest and lying, make every possible call to schedulers of every policy. After each call the core's
+//! state agrees with an independent ledger (`ledger.rs`), plans keep the limits and the order of the queues, and in the
+//! end, once the host is honest and no more arrivals come, everything that was accepted has run.
 //!
 //! Debug builds also recount the whole state after each plan and each report (`src/state/invariants.rs`).
 
@@ -24,7 +24,7 @@ use world::{Addition, Lies, Op, World, op, policies, world};
 /// Seeds that have failed.
 const FAILED: &[u64] = &[127, 1_000_135, 1_001_052, 1_001_254, 1_002_867, 1_003_142, 1_004_077];
 
-/// Runs a drawn world; returns the number of calls. On failure the shortest list of calls that fails is printed.
+/// Runs a random world; returns the number of calls. On failure the shortest failing list of calls is printed.
 fn run(seed: u64) -> usize {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -99,6 +99,6 @@ proptest! {
         }
         host.finish();
         let clairvoyant = host.config.policy == PolicyName::Clairvoyant && !host.config.host_preempts;
-        prop_assert!(!clairvoyant || host.core.stats().preemptions == 0, "who knows the lengths never evicts");
+        prop_assert!(!clairvoyant || host.core.stats().preemptions == 0, "with known lengths it never preempts");
     }
 }

@@ -1,4 +1,4 @@
-//! The settings and the calls that are drawn.
+//! The settings and calls, drawn at random.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -141,7 +141,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
     )
 }
 
-/// A request, with fields that `add` must refuse now and then.
+/// A request, occasionally with fields that `add` must refuse.
 #[derive(Clone, Debug)]
 pub(crate) struct Addition {
     pub(crate) prompt: u32,
@@ -154,7 +154,7 @@ pub(crate) struct Addition {
     pub(crate) hit: Hit,
     pub(crate) receives: bool,
     pub(crate) max_wait_ns: Option<u64>,
-    /// By how much the host's clock is behind.
+    /// By how much the host's clock lags.
     pub(crate) behind_ns: u64,
 }
 

@@ -1,9 +1,10 @@
-//! Every course of small worlds: up to four requests, up to six blocks, and at each step every call there is — an arrival, a plan, a
-//! report (honest, or one that says a request was preempted, refused, has finished early or is not as far as planned), an abort, a
-//! change of the capacity. Breadth first; a state that was reached before is not gone through again.
+//! Every course of small worlds: up to four requests, up to six blocks, and at each step every possible call: an
+//! arrival, a plan, a report (honest, or one that says a request was preempted, refused, has finished early or is not
+//! as far as planned), an abort, a change of the capacity. Breadth first; a state that was reached before is not
+//! expanded again.
 //!
-//! In every state: blocks in use are within the capacity after a plan, no request is lost, and an honest host that goes on from there
-//! finishes every request, with nothing left in use.
+//! In every state: blocks in use are within the capacity after a plan, no request is lost, and an honest host that
+//! continues from there finishes every request, with nothing left in use.
 
 mod state;
 
@@ -29,7 +30,7 @@ fn policies() -> [(&'static str, Value); 8] {
     ]
 }
 
-/// Goes through all courses of at most `depth` calls; returns the number of states.
+/// Explores all courses of at most `depth` calls; returns the number of states.
 fn explore(settings: &Value, cache: &Cache, depth: usize) -> usize {
     let first = State::new(settings, cache);
     let mut seen = HashSet::from([first.key()]);
@@ -53,7 +54,7 @@ fn explore(settings: &Value, cache: &Cache, depth: usize) -> usize {
 
 fn explore_all(depth: usize, caches: &[Cache]) {
     for (name, settings) in policies() {
-        // It remembers so much that few courses meet again, and takes longest to go through one.
+        // It has so much state that few courses meet again, and exploring one takes longest.
         let depth = if name == "adaptive" { depth - 2 } else { depth };
         let states: Vec<usize> = caches.iter().map(|cache| explore(&settings, cache, depth)).collect();
         println!(

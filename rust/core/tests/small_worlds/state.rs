@@ -144,7 +144,7 @@ impl State {
         self.core.plan(0);
         let (plan, view) = (self.core.last_plan(), self.core.view());
         assert!(view.pool().used() <= i64::from(view.pool().capacity()), "too much memory after {course:?}");
-        // Vidur's prefill-first lets a prompt go alone that the budget does not hold.
+        // Vidur's prefill-first admits a prompt alone that exceeds the budget.
         let alone = self.prompts_alone && plan.chunks().len() == 1 && plan.decodes() == 0;
         assert!(view.residents() <= 2 && (plan.tokens() <= 3 || alone), "too many seats or tokens after {course:?}");
         let admits = plan.chunks().iter().any(|chunk| chunk.origin != Origin::Resident);
@@ -176,7 +176,7 @@ impl State {
         }
     }
 
-    /// An honest host goes on from here: every request ends, and nothing stays in use.
+    /// An honest host continues from here: every request ends, and nothing stays in use.
     pub(crate) fn finishes(&self, course: &[Call]) {
         let mut last = self.clone();
         last.core.set_capacity(self.blocks).unwrap();
@@ -196,13 +196,14 @@ impl State {
         assert_eq!(last.core.stats().corrected_plans, 0);
     }
 
-    /// What the future depends on: which request stands where and with what, the queues, the lanes, the capacity, what
-    /// the host is to report, what the last plan did with which (a report may take that back), and what the policy
-    /// remembers: its `Debug` text. That names requests by slot, so slots are in the key, and may name iterations by
+    /// What the future depends on: where each request is and with what, the queues, the lanes, the capacity, what the
+    /// host has yet to report, what the last plan did with each request (a report may revert that), and the state of
+    /// the policy: its `Debug` text. That names requests by slot, so slots are in the key, and may name iterations by
     /// tick, so ticks are, for policies that do.
     ///
-    /// Left out are the counters and the estimate of waits, which nothing here asks for; the clock, which stands; the age of
-    /// admissions, which matters after 16 plans; and in which order vacant slots are used again: a slot is but a name.
+    /// Left out are the counters and the estimate of waits, which no call here reads; the clock, which does not
+    /// advance; the age of admissions, which matters after 16 plans; and the order in which vacant slots are reused: a
+    /// slot is only a name.
     pub(crate) fn key(&self) -> u64 {
         let view = self.core.view();
         let mut hasher = DefaultHasher::new();

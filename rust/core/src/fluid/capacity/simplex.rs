@@ -1,8 +1,8 @@
 //! The covering program min Σ cost · share, with Σ share · supply ≥ 1 for every need, share ≥ 0.
 //!
 //! Its dual, max Σ price with supply · price ≤ cost for every column, price ≥ 0, has few variables and many constraints
-//! and starts feasible at price 0 because costs are positive: the primal simplex method on the dual needs no first phase,
-//! and a pivot touches one small row per column. Bland's rule, so it ends.
+//! and starts feasible at price 0 because costs are positive: the primal simplex method on the dual needs no first
+//! phase, and a pivot touches one small row per column. Bland's rule guarantees that it terminates.
 
 /// Solution of a covering program.
 pub(super) struct Cover<const N: usize> {
@@ -61,7 +61,7 @@ pub(super) fn cover<const N: usize>(supply: &[[f64; N]], costs: &[f64], active: 
         values[pivot] = ratio;
         std::mem::swap(&mut basic[pivot], &mut nonbasic[enter]);
     }
-    // The basis is right though pivots have rounded its figures: these are solved again from the program itself.
+    // The basis is right, but pivoting has rounded its values: solve for them again from the program itself.
     let (tight, used): (Vec<usize>, Vec<usize>) = (
         (0..N).filter(|i| !nonbasic.contains(i)).collect(),
         nonbasic.iter().filter(|&&v| v >= N).map(|v| v - N).collect(),

@@ -135,7 +135,7 @@ proptest! {
         let setting = Setting { workload: &workload, law: &law, convention: StageConvention::Vllm, limits };
         let constant = largest_stable_rate(&setting).unwrap();
         let mixture = capacity_bound(&setting).unwrap();
-        // A fluid batch of less than one decode or prefill token, or of more decodes than have room, is none that exists.
+        // A fluid batch of less than one decode or prefill token, or of more decodes than fit, does not exist.
         let batch = workload.demand(StageConvention::Vllm).scaled(constant.scale * constant.iteration_time);
         let shortest = types.iter().map(|t| u64::from(t.0)).min().unwrap();
         let room = (capacity / (shortest + 1)) as f64;

@@ -1,8 +1,9 @@
 //! max Σ gain · x with Σ rows · x ≤ limits (few rows) and 0 ≤ x ≤ most (many columns): the simplex method on bounded
 //! variables, with the inverse of a basis that is as small as the number of rows.
 //!
-//! A column that goes from one bound to the other changes no basis, so most steps are cheap. The limits are widened by up
-//! to `WIDER`, each by another amount, so that no step stands still: that is the error of the solution, from above.
+//! A column that goes from one bound to the other does not change the basis, so most steps are cheap. The limits are
+//! relaxed by up to `WIDER`, each by a different amount, so that no step is degenerate: that is the error of the
+//! solution, from above.
 
 /// A variable.
 #[derive(Debug, Clone, Copy)]
@@ -12,11 +13,11 @@ pub(super) struct Column<const M: usize> {
     pub(super) rows: [f64; M],
 }
 
-/// What is added to the limits, of 1, at most.
+/// Most that is added to a limit, relative to 1.
 const WIDER: f64 = 1e-7;
 /// Gains and pivots below this are rounding errors.
 const TINY: f64 = 1e-11;
-/// Changes of the basis between two inversions of it from scratch.
+/// Changes of the basis between two inversions from scratch.
 const REFRESH: u32 = 32;
 
 struct Basis<const M: usize> {

@@ -15,7 +15,7 @@ impl Thresholds {
     /// The member n = λ Δ' of the family with the most requests per second, Δ'/T, among those that fit: whole blocks of
     /// `block_size` tokens, residents capped at ⌈`n_j` · stages⌉ by type, and one request ahead of its share.
     ///
-    /// As caps of a work-conserving WAIT they serve any load: below saturation fewer residents come about by themselves.
+    /// As caps of a work-conserving WAIT they serve any load: below saturation there are fewer residents anyway.
     ///
     /// # Errors
     /// [`Error::Invalid`] if nothing arrives or a limit is out of range. What fails of the paper's

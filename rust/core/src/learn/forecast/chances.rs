@@ -17,8 +17,8 @@ pub(super) fn targets() -> Vec<Targets> {
     (0..ROWS).map(|row| HORIZONS.map(|h| target(row, h))).collect()
 }
 
-/// What no horizon from some on exceeds: the largest, over them, of the chance p times 1 and the rise r up to the horizon,
-/// and of p (1 − p) times 1, 2r and r².
+/// Bounds for all horizons from one on: the largest, over them, of the chance p times 1 and the rise r up to the
+/// horizon, and of p (1 − p) times 1, 2r and r².
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bound {
     pub(super) mean: [f64; 2],

@@ -9,7 +9,7 @@ pub(super) const RECENT: usize = 8;
 /// the row follows, until it has passed them all.
 pub(super) const YOUNG: usize = 16;
 const _: () = assert!(row_width(YOUNG - 1) == 1 && YOUNG.is_power_of_two());
-/// First stage of each row; none comes after the last.
+/// First stage of each row, and a sentinel after the last.
 const STARTS: [i64; STRIDE] = {
     let mut starts = [i64::MAX / 2; STRIDE];
     let mut row = 0;
@@ -70,7 +70,7 @@ impl Forecast {
         }
     }
 
-    /// Counts the stages that the young of a place have passed, row by row: all came by the same rows.
+    /// Counts the stages that the young members of a place have passed, row by row: all came by the same rows.
     fn expose(&mut self, place: usize) {
         let members = self.places[place].all.count;
         if members > 0 {
@@ -88,7 +88,7 @@ impl Forecast {
         self.tick += 1;
         self.stale = true;
         self.recent.clear();
-        // What is moved is due at another place of the wheel.
+        // What is moved becomes due elsewhere on the wheel.
         while let Some(slot) = self.fills.pop(self.tick) {
             self.fill(slot);
         }
@@ -179,7 +179,7 @@ impl Forecast {
         at
     }
 
-    /// Counts so many members more in a cohort and its place.
+    /// Adds this many members to a cohort and its place.
     fn count(&mut self, cohort: u32, count: i64, base: i64) {
         let cohort = &mut self.cohorts[cohort as usize];
         cohort.base += count * base;
@@ -187,7 +187,7 @@ impl Forecast {
         self.change(place as usize, count, count * base, columns as usize);
     }
 
-    /// Counts so many members more in what still grows of a group, in a cohort and its place.
+    /// Adds this many members to those of a cohort and its place whose part of a group still grows.
     fn count_growing(&mut self, cohort: u32, group: usize, count: i64, base: i64) {
         let groups = self.footprint.plateaus().len();
         let growing = &mut self.cohort_growing[cohort as usize * groups + group];
@@ -212,7 +212,7 @@ impl Forecast {
         }
     }
 
-    /// Counts what a member takes at the most, or no longer.
+    /// Counts the most that a member takes, or no longer counts it.
     fn reserve(&mut self, slot: Slot, sign: i64) {
         let Member { cohort, base, .. } = self.members[slot as usize];
         let most = self.cohorts[cohort as usize].end - base;
@@ -222,7 +222,7 @@ impl Forecast {
         }
     }
 
-    /// Moves a cohort to where it stands now, and notes when that changes next.
+    /// Moves a cohort to its current place, and notes when that changes next.
     fn move_on(&mut self, at: u32) {
         let tick = self.tick;
         let cohort = &mut self.cohorts[at as usize];
@@ -284,7 +284,7 @@ impl Cohort {
     }
 }
 
-/// The row in which those that are young and counted at a place are at a tick.
+/// The row at which the young members counted at a place are at a tick.
 #[inline]
 pub(super) fn young_row(place: usize, tick: i64) -> usize {
     place / YOUNG * YOUNG + (tick as usize).wrapping_sub(place) % YOUNG

@@ -1,6 +1,6 @@
 //! What is expected at each horizon: sums over the rows that have members.
 //!
-//! Horizons are looked at part by part, the nearest first: from some part on little is left, which a bound shows at a
+//! Horizons are evaluated part by part, the nearest first: beyond some part little is left, which a bound shows at a
 //! fraction of the cost of the sums.
 
 use super::chances::Bound;
@@ -9,11 +9,11 @@ use super::sums::Sums;
 use super::{CERTAIN, COLUMNS, Candidate, Forecast, HORIZONS, MODEL_ERROR, POOLED, STRIDE, WORD, columns};
 use crate::memory::Footprint;
 
-/// Horizons of a part, and the parts there are.
+/// Horizons of a part, and the number of parts.
 pub(crate) const PART: usize = 8;
 pub(crate) const PARTS: usize = COLUMNS / PART;
 const _: () = assert!(PARTS * PART == COLUMNS);
-/// The horizons as they enter the sums.
+/// The horizons as floats, as the sums use them.
 const AHEAD: [f64; COLUMNS] = {
     let mut ahead = [0.0; COLUMNS];
     let mut column = 0;
@@ -24,11 +24,11 @@ const AHEAD: [f64; COLUMNS] = {
     ahead
 };
 
-/// What is expected at N horizons in turn, in tokens of the first KV group.
+/// Expected KV at N consecutive horizons, in tokens of the first KV group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span<const N: usize> {
     first: usize,
-    /// What those hold whose length is known.
+    /// Held by requests of known length.
     pub(super) certain: [f64; N],
     /// Mean of what the others hold.
     pub(super) mean: [f64; N],
@@ -42,14 +42,13 @@ pub(crate) struct Moments {
     /// Iterations ahead.
     pub(crate) horizon: u32,
     pub(crate) mean: f64,
-    /// Given the survival curves: who leaves, and who stays.
+    /// Given the survival curves: which requests leave, and which stay.
     pub(crate) variance: f64,
-    /// Standard deviation, with what the curves get wrong.
+    /// Standard deviation, the error of the curves included.
     pub(crate) deviation: f64,
 }
 
-/// What is expected of the residents, and of the first so many requests beside them; each part summed up when it is first
-/// looked at.
+/// The KV expected of the residents and of the requests admitted beside them; each part is summed when first read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outlook {
     parts: [Option<(Span<PART>, usize)>; PARTS],
@@ -65,9 +64,9 @@ pub(super) struct Occupied {
     /// Whether some of its groups still grow.
     grows: bool,
     count: f64,
-    /// What a member takes now on average: of the groups that grow no longer, all for good.
+    /// KV of a member now, on average: of the groups that no longer grow, for good.
     each: f64,
-    /// The most that the groups that still grow will add to it.
+    /// Most that the groups that still grow will add to it.
     growth: f64,
 }
 
@@ -89,13 +88,13 @@ impl<const N: usize> Span<N> {
 }
 
 impl Outlook {
-    /// Whether a part is summed up already.
+    /// Whether a part has been summed.
     pub(crate) fn has_seen(&self, part: usize) -> bool {
         self.parts[part].is_some()
     }
 }
 
-/// Standard deviation of what is held, with what the curves get wrong.
+/// Standard deviation of what is held, the error of the curves included.
 fn deviation(mean: f64, variance: f64) -> f64 {
     let error = MODEL_ERROR * mean;
     libm::sqrt(variance + error * error)
@@ -183,14 +182,14 @@ impl Forecast {
         }
     }
 
-    /// The row of a request that is not in a lane, its chances up to date.
+    /// The row of a request that is not in a lane, with its chances brought up to date.
     fn refreshed(&mut self, candidate: &Candidate) -> usize {
         let row = candidate.row();
         self.refresh(row);
         row
     }
 
-    /// Notes the places that have members, if that may have changed.
+    /// Lists the places that have members anew, if they may have changed.
     fn gather(&mut self) {
         if !std::mem::take(&mut self.stale) {
             return;
@@ -213,7 +212,7 @@ impl Forecast {
         self.occupied = occupied;
     }
 
-    /// What the members of a place take now.
+    /// What the members of a place hold now.
     fn stand(&self, place: usize, row: usize) -> Occupied {
         let all = &self.places[place].all;
         let (place, row) = (place as u32, row as u32);
@@ -236,8 +235,8 @@ impl Forecast {
         Occupied { place, row, ending: all.ending, grows, count, each, growth }
     }
 
-    /// Sums N columns from `first` on over all members. Members of a row count as alike, with their mean, in the variance
-    /// and in what the groups that still grow will hold (for a window an upper bound: it is concave).
+    /// Sums N columns from `first` on over all members. In the variance, and in what the groups that still grow will
+    /// hold, the members of a row all count with their mean (for a window an upper bound: it is concave).
     fn sum<const N: usize>(&self, first: usize) -> Span<N> {
         let (certain, others) = self.occupied.split_at(self.certain);
         let certain = self.pass::<N>(certain, first).0;
@@ -325,12 +324,12 @@ impl Forecast {
         &self.growing[index * groups..(index + 1) * groups]
     }
 
-    /// What a request holds if it runs up to its certain end, at most at any time until then.
+    /// What a request holds if it runs to its certain end: the most at any time until then.
     pub(crate) fn footprint(&self) -> &Footprint {
         &self.footprint
     }
 }
 
 fn columns_from<const N: usize>(column: &[f64; COLUMNS], first: usize) -> &[f64; N] {
-    column[first..].first_chunk().expect("as many columns as are looked at")
+    column[first..].first_chunk().expect("as many columns as are summed")
 }

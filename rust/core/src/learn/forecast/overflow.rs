@@ -1,12 +1,12 @@
 //! How likely the residents overflow the cache, from what is expected of them at each horizon.
 //!
-//! What the curves get wrong is wrong for all residents at all horizons: one normal variable. Given that, KV is a sum of
-//! requests that end on their own: taken as normal, as one and the same within an octave of horizons, and as independent
-//! from octave to octave. It is at most what it would be if no request ended.
+//! The error of the curves is common to all residents at all horizons: one normal variable. Given it, KV is a sum over
+//! requests that end independently: taken as normal, as one and the same within an octave of horizons, and as
+//! independent from octave to octave. It is at most what it would be if no request ended.
 
 use super::{MODEL_ERROR, Moments, PART, PARTS, Span};
 
-/// Steps, of one in eight deviations, to either side in which the common error is summed up.
+/// Steps, of an eighth of a deviation, to either side in which the common error is integrated.
 const STEPS: i32 = 32;
 
 /// The KV tokens that the residents are expected to hold at a horizon, if no request is admitted after them.
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_grows_faster_than_a_token_an_iteration() {
+    fn no_request_grows_by_more_than_a_token_an_iteration() {
         let forecast = forecast(&outlook(100.0, 100.0), 120.0, 100.0, 2.0);
         assert!(forecast[1].overflow.abs() < 1e-12 && forecast[2].overflow > 0.02, "{forecast:?}");
     }

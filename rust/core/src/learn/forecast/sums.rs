@@ -2,8 +2,8 @@
 
 use super::COLUMNS;
 
-/// How many there are, the sum of their bases (tick minus KV), and how many no longer run at which horizon. All
-/// integers: what is left when some are taken off is exact.
+/// How many there are, the sum of their bases (tick minus KV), and how many have ended by which horizon. All are
+/// integers, so that removing members leaves no rounding error.
 #[derive(Clone, Debug)]
 pub(super) struct Sums {
     pub(super) count: i64,
@@ -31,12 +31,12 @@ impl Sums {
         }
     }
 
-    /// Of all, how many there are and what KV tokens they hold now.
+    /// How many there are in all, and the KV tokens that they hold now.
     pub(super) fn all(&self, tick: i64) -> (f64, f64) {
         (self.count as f64, (self.count * tick - self.base) as f64)
     }
 
-    /// The same of those that still run, for each of N columns from `first` on.
+    /// The same for those that still run, for each of N columns from `first` on.
     pub(super) fn running<const N: usize>(&self, first: usize, tick: i64) -> ([f64; N], [f64; N]) {
         let (mut count, mut base) = (self.count, self.base);
         let mut bits = self.ending & ((1 << first) - 1);

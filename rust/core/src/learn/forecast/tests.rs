@@ -9,7 +9,7 @@ fn deviation_of([_, mean, variance]: [f64; 3]) -> f64 {
     (variance + (MODEL_ERROR * mean).powi(2)).sqrt()
 }
 
-/// A resident, as the slow way sees it.
+/// A resident, as the slow reference computes it.
 #[derive(Clone, Copy, Debug)]
 struct Resident {
     class: usize,
@@ -28,7 +28,7 @@ fn learned(lengths: &[u32]) -> Survival {
     survival
 }
 
-/// What a request holds h iterations ahead, if it runs: KV now, what of it is shared by the members of its row.
+/// What a request holds h iterations ahead, if it runs: its KV now, of which the members of its row take the mean.
 fn held(footprint: &Footprint, r: &Resident, row: &[&Resident], h: f64) -> f64 {
     let (n, fixed) = (r.kv as f64, footprint.fixed());
     let mut held = footprint.slope() * (n + h) + fixed;
@@ -88,7 +88,7 @@ fn close(fast: f64, slow: f64) -> bool {
     fast >= 0.0 && (fast - slow).abs() <= 1e-9 * slow.abs()
 }
 
-/// A forecast, and the residents that it should know of.
+/// A forecast, and the residents that it should know.
 struct Lane {
     forecast: Forecast,
     residents: Vec<Option<Resident>>,
@@ -200,7 +200,7 @@ proptest! {
         }
     }
 
-    /// Windows: members that are counted with their mean never hold more than the forecast says, for B is concave.
+    /// Windows: members that are counted with their mean never hold more than the forecast says, as B is concave.
     #[test]
     fn a_window_is_forecast_from_above(
         lengths in prop::collection::vec(1..3_000u32, 0..60),

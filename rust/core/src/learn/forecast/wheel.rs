@@ -2,7 +2,7 @@
 
 use super::NIL;
 
-/// Places; what is due later is looked at again before.
+/// Slots of the wheel; what is due later comes up early, and is scheduled again.
 const PLACES: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ impl Wheel {
         Self { places: vec![NIL; PLACES], nodes: Vec::new() }
     }
 
-    /// `number` is due at a tick after `now`, or comes up before.
+    /// Schedules `number` at a tick after `now`; it may come up earlier.
     pub(super) fn schedule(&mut self, number: u32, now: i64, due: i64) {
         if self.nodes.len() <= number as usize {
             self.nodes.resize(number as usize + 1, Node { next: NIL, previous: NIL, place: NIL });
@@ -37,7 +37,7 @@ impl Wheel {
         }
     }
 
-    /// `number` is no longer due, if it was.
+    /// Removes `number`, if it was scheduled.
     pub(super) fn cancel(&mut self, number: u32) {
         let Some(node) = self.nodes.get_mut(number as usize) else { return };
         let Node { next, previous, place } = *node;

@@ -1,10 +1,10 @@
 //! How long iterations take, fitted online to what the host measured.
 //!
-//! Observations are buffered, and learned from a batch at a time. Each is first compared with the law as it stands: that is
-//! the law's error, on iterations it was not fitted to. Then it counts in its cell, divided by the time expected, because
-//! a long iteration may miss by more than a short one; and the law is fitted anew (`nonnegative`). One that took far longer
-//! than expected counts little and as if it had taken twice as long: a host that stalled carries no information on
-//! iterations, while a law that is still far off catches up within a few batches.
+//! Observations are buffered and learned from in batches. Each is first compared with the current law: that is the
+//! law's error, on iterations it was not fitted to. Then it is added to its cell, divided by the time expected, because
+//! a long iteration may be off by more than a short one; and the law is refitted (`nonnegative`). An outlier that took
+//! far longer than expected counts little, and as if it had taken twice as long: a host that stalled carries no
+//! information on iterations, while a law that is still far off catches up within a few batches.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,25 +14,25 @@ use crate::model::{AttentionCosts, BatchShape, IterationTime, MeasuredLaw, Token
 
 /// Iterations to a batch.
 const BATCH: usize = 64;
-/// So many batches are followed by a fit each, later every so-many-th: a law that is good changes little.
+/// The first `EARLY` batches are each followed by a fit, later every `SELDOM`-th: a good law changes little.
 const EARLY: u64 = 32;
 const SELDOM: u64 = 4;
-/// Observations that a cell remembers, and that the error is a mean over.
+/// Observations that a cell remembers, and over which the error is averaged.
 const MEMORY: f64 = 2_000.0;
 const ERROR_MEMORY: f64 = 512.0;
-/// The law is used once so many iterations have been predicted, with a mean error of at most so much.
-const FORETOLD: f64 = 256.0;
+/// The law is used once this many iterations have been predicted, with a mean error of at most this.
+const PREDICTED: f64 = 256.0;
 const LARGEST_ERROR: f64 = 0.2;
-/// An iteration that takes longer than expected by more than so many times its usual deviation, and by more than so much,
-/// is an outlier, and counts so little.
+/// An iteration is an outlier if it takes longer than expected by more than this many usual deviations, and by more
+/// than this, relatively; it then counts only this much.
 const OUTLIER: f64 = 8.0;
 const FAR: f64 = 1.0;
 const OUTLIER_COUNT: f64 = 0.1;
 /// Iterations shorter than the usual one by more than this factor weigh as if they were that long.
 const SHORTEST: f64 = 8.0;
-/// If most of a batch took longer or shorter by so much, the machine is not what it was: all that was seen counts half.
+/// If most of a batch took this much longer or shorter, the machine has changed: all earlier observations count half.
 const SHIFT: f64 = 0.1;
-/// A law takes the place of the one before it where it differs by more than this anywhere that was seen.
+/// A new law replaces the last one if it differs by more than this anywhere that was observed.
 const MOVED: f64 = 0.005;
 
 /// The statistics, the law, and its error.
@@ -47,7 +47,7 @@ pub(crate) struct IterationTimeFit {
     /// How often the law, or whether it is used, has changed.
     version: u32,
     record: Record,
-    /// Kept to allocate nothing.
+    /// Reused, so that nothing is allocated.
     steps: Vec<TokenStep>,
     errors: Vec<f64>,
 }
@@ -58,9 +58,10 @@ pub(crate) struct IterationTimeFit {
 struct Record {
     /// Iterations learned from.
     observations: u64,
-    /// Of them predicted, at most as many as the error is a mean over.
-    foretold: f64,
-    /// Mean relative error, one that is larger taken as 1.
+    /// Iterations predicted before they were learned from, at most as many as the error is averaged over.
+    #[serde(alias = "foretold")] // its key in earlier versions
+    predicted: f64,
+    /// Mean relative error, each at most 1.
     error: f64,
 }
 
@@ -101,7 +102,7 @@ impl Default for IterationTimeFit {
 }
 
 impl IterationTimeFit {
-    /// An iteration took so long. One that computed nothing or took no time is ignored.
+    /// Learns how long an iteration took. One that computed nothing or took no time is ignored.
     pub(crate) fn observe(&mut self, shape: &BatchShape, ns: u64) {
         if shape.tokens() == 0 || ns == 0 {
             return;
@@ -125,7 +126,7 @@ impl IterationTimeFit {
 
     /// Whether the law's error is known and small.
     pub(crate) fn is_trusted(&self) -> bool {
-        self.law.is_some() && self.record.foretold >= FORETOLD && self.record.error <= LARGEST_ERROR
+        self.law.is_some() && self.record.predicted >= PREDICTED && self.record.error <= LARGEST_ERROR
     }
 
     /// A number that changes with the law and with whether it is trusted.
@@ -139,9 +140,9 @@ impl IterationTimeFit {
         self
     }
 
-    /// Mean relative error of the iterations predicted last; none before the first.
+    /// Mean relative error of the last predictions; none before the first.
     pub(crate) fn error(&self) -> Option<f64> {
-        (self.record.foretold > 0.0).then_some(self.record.error)
+        (self.record.predicted > 0.0).then_some(self.record.error)
     }
 
     /// Iterations learned from.
@@ -170,7 +171,7 @@ impl IterationTimeFit {
         self.version = self.version.wrapping_add(u32::from(self.is_trusted() != trusted));
     }
 
-    /// A first law, by which the first batch can be weighed: every iteration as if it had taken as long as most.
+    /// An initial law, by which to weigh the first batch: every iteration takes the typical time.
     fn begin(&mut self) {
         self.errors.clear();
         self.errors.extend(self.batch.iter().map(|(_, ns)| *ns));
@@ -183,17 +184,17 @@ impl IterationTimeFit {
         self.cells.iter_mut().for_each(|cell| *cell = Moments::default());
     }
 
-    /// Compares the batch with the law, before anything is learned from it.
+    /// Compares the batch with the law, before learning from it.
     fn test(&mut self) {
         let Some(law) = &self.law else { return };
         for (shape, ns) in &self.batch {
             let error = (ns / expected(law, shape) - 1.0).abs().min(1.0);
-            self.record.foretold = (self.record.foretold + 1.0).min(ERROR_MEMORY);
-            self.record.error += (error - self.record.error) / self.record.foretold;
+            self.record.predicted = (self.record.predicted + 1.0).min(ERROR_MEMORY);
+            self.record.error += (error - self.record.error) / self.record.predicted;
         }
     }
 
-    /// Adds the batch to the cells; true if the machine is not what it was.
+    /// Adds the batch to the cells; true if the machine has changed.
     fn take_in(&mut self) -> bool {
         let Some(law) = &self.law else { return false };
         self.errors.clear();
@@ -317,7 +318,7 @@ impl IterationTimeFit {
         attention
     }
 
-    /// What is kept; none before a law could be fitted to it.
+    /// The state to save; none before a law could be fitted to it.
     pub(crate) fn state(&self) -> Option<FitState> {
         let cell = |(at, cell): (usize, &Moments)| CellState {
             from: start_of(at),
@@ -329,12 +330,12 @@ impl IterationTimeFit {
         self.seen().next().map(|_| FitState { record: self.record, cells: kept(&self.cells), ends: kept(&self.ends) })
     }
 
-    /// The fit that was kept; none if no traffic gives it.
+    /// The fit that was saved; none if no traffic could have produced it.
     pub(crate) fn restored(state: &FitState) -> Option<Self> {
-        let Record { observations, foretold, error } = state.record;
+        let Record { observations, predicted, error } = state.record;
         let sound = (1..=1 << 52).contains(&observations)
-            && (0.0..=ERROR_MEMORY).contains(&foretold)
-            && foretold <= observations as f64
+            && (0.0..=ERROR_MEMORY).contains(&predicted)
+            && predicted <= observations as f64
             && (0.0..=1.0).contains(&error);
         if !sound {
             return None;
@@ -351,16 +352,16 @@ impl IterationTimeFit {
                 next = cell + 1;
             }
         }
-        // The columns come a few at a time.
+        // Columns enter a few per fit.
         (0..RESTORE_FITS).for_each(|_| fit.refit());
-        // The law is fitted anew, so it need not be the same; times that no hardware gives may fit none for a while.
+        // The law is fitted anew, so it may differ; times that no hardware gives may fit none for a while.
         (!(state.cells.is_empty() && state.ends.is_empty())).then_some(fit)
     }
 }
 
 /// Fits after which a restored law has all its columns.
 const RESTORE_FITS: usize = 8;
-/// No iteration takes less, ns.
+/// Shortest iteration, ns.
 const LEAST_NS: f64 = 1.0;
 
 fn expected(law: &IterationTime, shape: &BatchShape) -> f64 {

@@ -38,7 +38,7 @@ pub(super) fn row(shape: &BatchShape, ns: f64) -> Row {
 /// Sums of the products of each two entries, weighted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Moments {
-    /// How many observations, those that count less in proportion.
+    /// Number of observations, weighted.
     pub(super) count: f64,
     products: [[f64; WIDTH]; WIDTH],
 }
@@ -67,7 +67,7 @@ impl Moments {
         sum
     }
 
-    /// Everything in it counts so much less.
+    /// Scales the weight of everything in it.
     pub(super) fn fade(&mut self, keep: f64) {
         self.count *= keep;
         self.products.iter_mut().flatten().for_each(|product| *product *= keep);
@@ -129,7 +129,7 @@ impl Moments {
 const MOST_SUM: f64 = 1e60;
 /// Longest iteration that is learned from, ns: an hour.
 pub(super) const MOST_NS: f64 = 3.6e12;
-/// How many times what was expected a time counts for at most.
+/// Most that a time counts for, in multiples of what was expected.
 pub(super) const MOST_RATIO: f64 = 16.0;
 
 /// Cells of the token count: GEMM tiles, and so the edges of stairs, are multiples of 64, 128 or 256 tokens; small counts

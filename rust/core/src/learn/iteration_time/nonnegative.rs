@@ -18,17 +18,17 @@ pub(super) const COSTS: [usize; 6] = [DECODES, PREFILL_TOKENS, DECODE_KV, ANY_PR
 /// Most columns in a solution, and most that enter in one call: what bounds its work.
 const MOST_COLUMNS: usize = 40;
 const MOST_ENTER: usize = 12;
-/// A column enters if it lowers the sum of squares by so many times the variance, and leaves if it holds it down by less
-/// than so many: the greatest of a hundred squares of normal variables is about 9.
+/// A column enters if it lowers the sum of squares by this many times the variance, and leaves if it lowers it by less
+/// than this many: the greatest of a hundred squares of normal variables is about 9.
 const ENTER: f64 = 7.0;
 const LEAVE: f64 = 4.0;
 /// No law is fitted to better than this, relatively.
 const FINEST: f64 = 1e-3;
-/// By how much cells differ from what the columns tell, relatively.
+/// Relative deviation of the cells from what the columns explain.
 const SPREAD: f64 = 0.02;
-/// A cell has columns of its own from so many observations on.
+/// Fewest observations from which on a cell has columns of its own.
 pub(super) const FEWEST: f64 = 4.0;
-/// Least part of a column that others must not tell already.
+/// Least share of a column that the others must leave unexplained.
 const LEAST_PIVOT: f64 = 1e-7;
 
 /// A column of the least-squares problem.
@@ -107,7 +107,7 @@ pub(super) struct NonnegativeFit {
     /// Sums over each cell and all after it.
     tails: Vec<Moments>,
     solution: Vec<f64>,
-    /// Columns and costs before the factor was computed anew, and a row: kept to allocate nothing.
+    /// Columns and costs before the factor was recomputed, and a row: reused, so that nothing is allocated.
     before: (Vec<Column>, Vec<f64>),
     candidates: Vec<(Column, f64)>,
     scratch: Vec<f64>,
@@ -155,20 +155,20 @@ impl NonnegativeFit {
         lines
     }
 
-    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as it can be inferred from
-    /// noise: times differ by `SPREAD` from what few columns tell, and a mean by the deviation of a single time over the
-    /// root of the count.
+    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as it can be told from
+    /// noise: times differ by `SPREAD` from what few columns explain, and a mean by the deviation of a single time over
+    /// the root of the count.
     pub(super) fn left(&self, cells: &[Moments], moments: &Moments, line: Line) -> f64 {
         if moments.count < FEWEST {
             return 0.0;
         }
-        let told = |entry: usize| {
+        let explained = |entry: usize| {
             let beside: f64 = COSTS.iter().map(|&other| self.cost(other) * moments.of(entry, other)).sum();
             line.base * moments.of(entry, ONE) + line.slope * moments.of(entry, TOKENS) + beside
         };
         let noise = self.variance(cells) / moments.count;
         let share = SPREAD * SPREAD / (SPREAD * SPREAD + noise);
-        share * (moments.of(ONE, TIME) - told(ONE)) / moments.of(ONE, ONE)
+        share * (moments.of(ONE, TIME) - explained(ONE)) / moments.of(ONE, ONE)
     }
 
     /// A cost beside the tokens', ns a unit.
@@ -187,9 +187,9 @@ impl NonnegativeFit {
 
     /// Mean squared relative error of the solution.
     fn variance(&self, cells: &[Moments]) -> f64 {
-        let told: f64 = self.columns.iter().zip(&self.costs).map(|(&c, &cost)| cost * self.target(cells, c)).sum();
+        let explained: f64 = self.columns.iter().zip(&self.costs).map(|(&c, &cost)| cost * self.target(cells, c)).sum();
         let all = &self.tails[0];
-        ((all.of(TIME, TIME) - told) / all.count).max(FINEST * FINEST)
+        ((all.of(TIME, TIME) - explained) / all.count).max(FINEST * FINEST)
     }
 
     fn product(&self, cells: &[Moments], one: Column, other: Column) -> f64 {
@@ -205,8 +205,8 @@ impl NonnegativeFit {
         form(&cells[cell], column.here(), time) + form(&self.tails[cell + 1], column.beyond(), time)
     }
 
-    /// The length of a column, and the share of its square that those in the factor do not tell; its row of the factor is
-    /// left in `scratch`. None if they tell it all.
+    /// The length of a column, and the share of its square that the columns in the factor do not explain; its row of
+    /// the factor is left in `scratch`. None if they explain it all.
     fn orthogonal(&mut self, cells: &[Moments], column: Column) -> Option<(f64, f64)> {
         let length = libm::sqrt(self.product(cells, column, column));
         let mut row = std::mem::take(&mut self.scratch);
@@ -219,7 +219,7 @@ impl NonnegativeFit {
         (length > 0.0 && pivot > LEAST_PIVOT).then_some((length, pivot))
     }
 
-    /// Adds a column to the factor; false if those there tell it already.
+    /// Adds a column to the factor; false if those in it explain it already.
     fn append(&mut self, cells: &[Moments], column: Column) -> bool {
         let Some((length, pivot)) = self.orthogonal(cells, column) else { return false };
         self.factor.extend_from_slice(&self.scratch);
@@ -238,7 +238,7 @@ impl NonnegativeFit {
         }
     }
 
-    /// Computes the factor anew; columns that others tell leave.
+    /// Recomputes the factor; columns that the others explain are removed.
     fn factorise(&mut self, cells: &[Moments]) {
         std::mem::swap(&mut self.columns, &mut self.before.0);
         std::mem::swap(&mut self.costs, &mut self.before.1);
@@ -253,7 +253,7 @@ impl NonnegativeFit {
         }
     }
 
-    /// Least squares on the columns; those whose cost would be negative leave.
+    /// Least squares on the columns; those whose cost would be negative are removed.
     fn descend(&mut self, cells: &[Moments]) {
         while !self.columns.is_empty() {
             self.solve(cells);
@@ -263,7 +263,7 @@ impl NonnegativeFit {
                 self.costs.copy_from_slice(&self.solution);
                 return;
             }
-            // On the way there up to where the first cost is 0.
+            // Move towards the solution until the first cost reaches 0.
             let mut least = (f64::INFINITY, 0);
             for at in 0..self.costs.len() {
                 self.costs[at] += share * (self.solution[at] - self.costs[at]);
@@ -355,7 +355,7 @@ impl NonnegativeFit {
         costs.into_iter().zip(COSTS).for_each(|(descent, entry)| consider(Column::Cost(entry), descent));
     }
 
-    /// Takes out what is no longer distinguishable from noise.
+    /// Removes what is no longer distinguishable from noise.
     fn prune(&mut self, cells: &[Moments]) {
         for _ in 0..MOST_ENTER {
             let mut least = (LEAVE * self.variance(cells), None);

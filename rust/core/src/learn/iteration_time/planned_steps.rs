@@ -15,7 +15,7 @@ pub(crate) struct PlannedSteps {
 }
 
 impl PlannedSteps {
-    /// An iteration was planned; the oldest of too many is forgotten.
+    /// Records a planned iteration; if there are too many, the oldest is dropped.
     pub(crate) fn push(&mut self, iteration: u64, shape: &BatchShape) {
         if self.len == MOST {
             self.pop();
@@ -24,14 +24,15 @@ impl PlannedSteps {
         self.len += 1;
     }
 
-    /// The host did something else than was planned last.
+    /// The host did something other than the last plan.
     pub(crate) fn void_last(&mut self) {
         if self.len > 0 {
             self.ring[(self.first + self.len - 1) % MOST].1 = None;
         }
     }
 
-    /// The iteration has ended, the oldest if none is named; returns what it computed. Those before it are never reported.
+    /// The iteration has ended, the oldest if none is named; returns what it computed. Those before it will not be
+    /// reported.
     pub(crate) fn take(&mut self, iteration: Option<u64>) -> Option<BatchShape> {
         while let Some((number, shape)) = self.pop() {
             match iteration {

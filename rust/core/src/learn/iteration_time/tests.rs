@@ -22,7 +22,7 @@ impl Draws {
     }
 }
 
-/// A server: decodes come and go, and in some iterations prompts of all lengths are computed beside them.
+/// A server: decodes come and go, and some iterations also compute prompts of all lengths.
 struct Server {
     draws: Draws,
     decodes: f64,
@@ -105,7 +105,7 @@ fn observe(
 }
 
 #[test]
-fn exact_times_are_told_to_a_percent_after_a_thousand_iterations() {
+fn exact_times_are_predicted_to_a_percent_after_a_thousand_iterations() {
     for (name, truth) in laws() {
         let mut server = Server::new(7, 2048);
         let fit = fitted(&mut server, &truth, 1024, |_| 1.0);
@@ -132,7 +132,7 @@ fn ten_percent_of_noise_leaves_a_few_percent_after_two_thousand() {
 fn pauses_and_a_slow_start_say_nothing_of_iterations() {
     for (name, truth) in laws() {
         let mut server = Server::new(3, 2048);
-        // The first steps compile for seconds; later the host stands still for a second now and then.
+        // The first steps compile for seconds; later the host occasionally stalls for a second.
         let slow = |at: usize| if at < 3 { 400.0 } else { f64::from(1 + 60 * u8::from(at.is_multiple_of(97))) };
         let fit = fitted(&mut server, &truth, 3000, slow);
         let (mean, _) = errors(&fit, &truth, &mut server);
@@ -157,8 +157,8 @@ fn the_law_is_used_only_once_its_error_is_known_and_small() {
     let (truth, mut server) = (IterationTime::A100, Server::new(5, 2048));
     assert!(fitted(&mut server, &truth, 63, |_| 1.0).law().is_none());
     let early = fitted(&mut server, &truth, 256, |_| 1.0);
-    assert!(early.law().is_some() && !early.is_trusted(), "only three batches were foretold");
-    // Times that have nothing to do with what is computed.
+    assert!(early.law().is_some() && !early.is_trusted(), "only three batches were predicted");
+    // Times that are unrelated to what is computed.
     let mut noise = Draws(1);
     let chance = fitted(&mut server, &truth, 2048, |_| libm::exp(2.0 * noise.normal()));
     assert!(!chance.is_trusted() && chance.error().unwrap() > 0.3, "{:?}", chance.error());
@@ -197,6 +197,11 @@ fn what_is_kept_gives_the_same_law_again_and_what_no_traffic_gives_is_refused() 
         serde_json::from_value::<FitState>(state.clone()).ok().and_then(|state| IterationTimeFit::restored(&state))
     };
     let again = read(&state).unwrap();
+    let mut earlier = state.clone();
+    let record = earlier["record"].as_object_mut().unwrap();
+    let predicted = record.remove("predicted").unwrap();
+    record.insert("foretold".to_owned(), predicted);
+    assert_eq!(read(&earlier).unwrap().error(), fit.error(), "as earlier versions wrote it");
     assert!(again.is_trusted() && again.error() == fit.error() && again.observations() == fit.observations());
     for _ in 0..1000 {
         let shape = server.step();
@@ -206,7 +211,7 @@ fn what_is_kept_gives_the_same_law_again_and_what_no_traffic_gives_is_refused() 
     let changes: [(&str, Value); 14] = [
         ("/record/error", json!(-0.1)),
         ("/record/error", json!(7)),
-        ("/record/foretold", json!(1e9)),
+        ("/record/predicted", json!(1e9)),
         ("/record/observations", json!(0)),
         ("/record/observations", json!(u64::MAX)),
         ("/cells/0/count", json!(1e15)),

@@ -1,23 +1,23 @@
 //! Token counts that a busy engine tries out, so that its law is known where it could save time.
 //!
-//! An engine that always computes all there is sees few token counts, and knows nothing of the stairs between them. While
-//! more waits than a step need take, steps end now and then at the counts at which stairs may end, as long as one of them
-//! may yet turn out to compute tokens at the least time each.
+//! An engine that always computes all there is sees few token counts, and knows nothing of the stairs between them.
+//! While more is waiting than a step must take, steps occasionally end at a count at which a stair may end, as long as
+//! one of these counts may still turn out to have the least time per token.
 
 use core::cmp::Reverse;
 
 use super::moments::{CELLS, cell_of};
 use crate::model::IterationTime;
 
-/// Edges of tiles are multiples of so many tokens, and of so many to the power of two that they lie below.
+/// Edges of tiles are multiples of `TILE` tokens, and of an eighth of the power of two below them.
 const TILE: u64 = 64;
 const PER_OCTAVE: u64 = 8;
-/// How often each count is tried before any law is known, and at least; and at most: then its time is known to a hundredth
-/// even where single times differ by a sixth. A law that needs large steps (a mixture of experts) pays for each look.
+/// How often each count is tried: before any law is known, at least, and at most. Its time is then known to a hundredth
+/// even where single times differ by a sixth. A law that needs large steps (a mixture of experts) pays for each trial.
 const FIRST_LOOKS: u16 = 8;
 const LEAST_LOOKS: u16 = 4;
 const MOST_LOOKS: u16 = 256;
-/// A count is out of the question if it is dearer than the best by so many standard errors of its mean time.
+/// A count is ruled out if its mean time per token exceeds the best by this many standard errors.
 const STANDARD_ERRORS: f64 = 3.0;
 
 /// How often each count was tried, by the cell that it ends.
@@ -31,8 +31,8 @@ impl Default for Trials {
 }
 
 impl Trials {
-    /// As if each count had been tried as often as its cell remembers, but no oftener than it must be: the other times in
-    /// the cell say less of its end.
+    /// As if each count had been tried as often as its cell remembers, but at most as often as it must be: the other
+    /// times in the cell say less about its end.
     pub(crate) fn remembered(counts: impl Iterator<Item = f64>) -> Self {
         let mut tried = Self::default();
         tried.0.iter_mut().zip(counts).for_each(|(looks, count)| *looks = count.min(LEAST_LOOKS.into()) as u16);
@@ -58,7 +58,7 @@ impl Trials {
     }
 }
 
-/// What is known to this, relatively, is known well enough.
+/// A time known to this, relatively, is known well enough.
 const FINE: f64 = 0.01;
 
 /// Counts at which stairs may end.

@@ -17,7 +17,7 @@ fn reaches(curve: &Curve, stage: u32) -> f64 {
     curve.alive(row, f64::from(stage - row_start(row)) / f64::from(row_width(row)))
 }
 
-/// A stretched sequence without chance: the quantiles of an exponential distribution of mean 300.
+/// A deterministic stretched sequence: the quantiles of an exponential distribution of mean 300.
 fn exponential(n: u32) -> impl Iterator<Item = u32> {
     (0..n).map(move |i| (1.0 - 300.0 * libm::log((f64::from(i) + 0.5) / f64::from(n))) as u32)
 }
@@ -44,7 +44,7 @@ fn the_curve_is_that_of_the_lengths_seen() {
 }
 
 #[test]
-fn who_still_runs_counts_as_much_as_who_has_ended() {
+fn running_requests_count_as_much_as_those_that_have_ended() {
     // All are cut at stage 200: nothing beyond is known, and nothing before is biased.
     let mut survival = Survival::default();
     for length in exponential(4_000) {
@@ -96,7 +96,7 @@ fn with_nothing_seen_the_curve_is_the_prior() {
 }
 
 proptest! {
-    /// Whatever is seen, a curve falls from 1 towards 0 and never rises.
+    /// Whatever is observed, a curve falls from 1 towards 0 and never rises.
     #[test]
     fn a_curve_never_rises(lengths in prop::collection::vec(0..200_000u32, 0..50), memory in 0.1..1e4) {
         let mut survival = Survival::default();

@@ -1,8 +1,8 @@
 //! From a hash to a block: open addressing with linear probing.
 //!
-//! A cache that has filled up names one block for each that it evicts, at the most entries that it ever has. That is the
-//! worst case of a map which marks deleted entries: it has to clear them away from time to time, all at once. Here the
-//! entries behind a deleted one move up instead, and every operation costs the same however long the cache has run.
+//! A full cache names one block for each that it evicts, at its largest size. That is the worst case of a map that
+//! marks deleted entries: it has to clear them away from time to time, all at once. Here the entries behind a deleted
+//! one move up instead, and every operation costs the same however long the cache has run.
 
 const EMPTY: Entry = Entry { tag: 0, block: 0 };
 /// A power of two, as all sizes are.
@@ -11,7 +11,7 @@ const FEWEST: usize = 16;
 /// Eight to a cache line. `block` is 0 in an empty one.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// Its leading bits are where the entry would like to be; the rest tells it from its neighbours.
+    /// Its leading bits are the entry's preferred place; the rest tells it from its neighbours.
     tag: u32,
     block: u32,
 }
@@ -31,9 +31,9 @@ impl Default for Index {
 
 /// 32 well mixed bits of a hash, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
 ///
-/// A host may hand over anything that tells prefixes apart: digests, which are random in every bit, but as well counters,
+/// A host may use anything that distinguishes prefixes: digests, which are random in every bit, but also counters,
 /// addresses, or values that differ in their upper bits alone. Here each bit depends on every bit of the hash. It is no
-/// defence against hashes that are chosen to collide: that needs a secret, and digests that users cannot choose do not.
+/// defence against hashes chosen to collide: that needs a secret, which digests that users cannot choose do not.
 fn tag(hash: u64) -> u32 {
     let once = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -41,12 +41,12 @@ fn tag(hash: u64) -> u32 {
 }
 
 impl Index {
-    /// The block that `hash` stands for. `is` says whether a block has that hash.
+    /// The block that has `hash`. `is` says whether a block has that hash.
     pub(super) fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
         self.position(tag(hash), is).ok().map(|at| self.entries[at].block)
     }
 
-    /// Have `hash` stand for `block`, which is not 0, unless it stands for another: that is then returned.
+    /// Map `hash` to `block`, which is not 0, unless it is mapped to another: that one is then returned.
     pub(super) fn insert(&mut self, hash: u64, block: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
         let tag = tag(hash);
         match self.position(tag, is) {
@@ -62,14 +62,14 @@ impl Index {
         }
     }
 
-    /// Have `hash` stand for `other`, if it stands for `block`.
+    /// Map `hash` to `other`, if it is mapped to `block`.
     pub(super) fn replace(&mut self, hash: u64, block: u32, other: u32) {
         if let Ok(at) = self.position(tag(hash), |found| found == block) {
             self.entries[at].block = other;
         }
     }
 
-    /// Remove `hash`, if it stands for `block`.
+    /// Remove `hash`, if it is mapped to `block`.
     pub(super) fn remove(&mut self, hash: u64, block: u32) {
         let Ok(mut hole) = self.position(tag(hash), |found| found == block) else { return };
         self.len -= 1;
@@ -146,7 +146,7 @@ mod tests {
             self.entries.len()
         }
 
-        /// Entries looked at to find those there are, on average and at most.
+        /// Entries probed to find those there are, on average and at most.
         fn probes(&self) -> (f64, usize) {
             let used = |at: &usize| self.entries[*at].block != EMPTY.block;
             let probes = |at: usize| self.distance(self.home(self.entries[at].tag), at) + 1;
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_with_one_tag_are_told_apart() {
+    fn hashes_with_one_tag_are_distinguished() {
         const HASHES: [u64; 2] = [23_901, 52_826];
         assert_eq!(tag(HASHES[0]), tag(HASHES[1]));
         let mut index = Index::default();

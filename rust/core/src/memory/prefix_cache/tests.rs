@@ -147,7 +147,8 @@ fn a_cache_that_has_filled_up_allocates_nothing() {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// A request with the prefix of this path of branches; so many of its blocks are to be named, and more follow.
+    /// A request with the prefix of this path of branches; the given number of its blocks will be named, and more
+    /// follow.
     Admit {
         path: Vec<bool>,
         most: usize,
@@ -158,7 +159,7 @@ enum Op {
     Grow(usize, u32),
     /// It has its next block named.
     Name(usize),
-    /// It lets go of its anonymous blocks.
+    /// It frees its anonymous blocks.
     Trim(usize),
     Finish(usize),
     Resize(u32),
@@ -258,7 +259,7 @@ proptest! {
             for hash in 2..128 {
                 prop_assert_eq!(cache.hit(&[hash]), pool.hit(&[hash]), "hash {}", hash);
             }
-            // The same block always is the same block: equal by handle is equal by id.
+            // The same block always remains the same: equal by handle is equal by id.
             let held = || requests.iter().flat_map(|request| request.blocks.iter().zip(&request.ids));
             for (block, id) in held() {
                 for (other, other_id) in held() {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{RequestType, Workload, check_lengths};
 use crate::error::{Error, invalid, non_negative};
 
-/// Which output length stands for a class.
+/// Which output length represents a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Representative {

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::model::{Hit, Request, RequestId};
 
 /// Two decoding requests (5 tokens each), a prefilling one (2 of 8 tokens), a parked one (4) and two that wait (6 and
-/// 30): of 14 blocks of 4 tokens 7 are taken, of 6 slots 4, of 2 lanes 1.
+/// 30): 7 of 14 blocks of 4 tokens are taken, 4 of 6 slots, 1 of 2 lanes.
 fn world() -> View {
     let config = Config { kv_blocks: 14, block_size: 4, max_num_seqs: 6, token_budget: 16, ..Config::default() };
     let mut view = View::new(&config, 2, 1, true);

@@ -12,36 +12,36 @@ use crate::state::{Phase, View};
 
 /// The residents, and the requests that enter.
 pub(super) struct Entry {
-    /// What is held by horizon, by the requests that decode and those `beside` them. Summed up only for a request that has
+    /// What is held by horizon, by the decoding requests and those `beside` them. Summed only for a request that has
     /// passed all other checks: in most iterations none does.
     outlook: Outlook,
-    /// Whether the outlook was asked for.
+    /// Whether the outlook was needed.
     asked: bool,
-    /// What is held if every request runs up to its certain end.
+    /// What is held if every request runs to its certain end.
     reserved: f64,
     capacity: f64,
     free: i64,
     pub(super) seats: u32,
     /// Prefill tokens of the residents and of the requests that enter.
     pub(super) backlog: u32,
-    /// What decodes once all prompts are computed.
+    /// The decodes once all prompts are computed.
     decodes: u32,
     kv: u64,
 }
 
-/// Iterations after which a bound is tried earlier than where it held.
+/// Iterations after which a bound is tried one part earlier than where it last held.
 const EAGER: i64 = 16;
 
-/// The part of the forecast that decided last: where to begin, which changes no decision.
+/// The part of the forecast that decided last: where to begin; it does not affect any decision.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Looked {
     /// Column of the horizon that held a request, and the slots that were left.
     held: Option<(usize, u32)>,
-    /// Parts that had to be summed up; a bound sufficed for the others.
+    /// Parts that had to be summed; for the others a bound was enough.
     summed: usize,
 }
 
-/// The residents whose prompt is not computed yet, or is on the way from elsewhere.
+/// The residents whose prompt is not computed yet, or is being transferred.
 fn undecoded(view: &View) -> impl Iterator<Item = Slot> {
     view.prefilling().iter().chain(view.receiving()).copied()
 }
@@ -49,7 +49,7 @@ fn undecoded(view: &View) -> impl Iterator<Item = Slot> {
 impl Adaptive {
     /// What the residents hold by horizon. Those whose prompt is not computed yet count as if it were.
     fn outlook(&mut self, view: &View) -> [Span<PART>; PARTS] {
-        // One that a host took back from decoding is still counted among those.
+        // A request that the host took back from decoding is still counted there.
         let computing = undecoded(view).filter(|&slot| !self.forecast.holds(slot));
         let beside: Vec<Candidate> = computing.map(|slot| self.candidate(view, slot)).collect();
         self.forecast.outlook(&beside)
@@ -66,12 +66,12 @@ impl Adaptive {
         forecast(&self.outlook(view), self.capacity(view), most, growth * residents)
     }
 
-    /// The peak of what the residents will hold: what is expected at the horizon at which that is most.
+    /// The peak of what the residents will hold: the expectation at the horizon where it is largest.
     pub(super) fn expected(&mut self, view: &View) -> Expected {
         let outlook = self.outlook(view);
         let moments = outlook.iter().flat_map(Span::moments).map(|each| (each.mean, each.deviation));
         let (kv_peak, kv_deviation) = moments.fold((0.0, 0.0), |most, at| if at.0 > most.0 { at } else { most });
-        // What is shared is held once.
+        // What is shared is held only once.
         let kv_peak = kv_peak + self.shared as f64;
         Expected { kv_peak, kv_deviation, output: self.forecast.curve(POOLED).moments().0 }
     }
@@ -96,7 +96,7 @@ impl Adaptive {
         for slot in undecoded(view) {
             let candidate = self.candidate(view, slot);
             let prompt = view.request(slot).prefill_target();
-            // What is on the way takes no tokens of this iteration.
+            // A prompt that is being transferred takes no tokens of this iteration.
             let computes = view.request(slot).phase == Phase::Prefilling;
             entry.backlog += if computes { prompt - view.kv(slot) } else { 0 };
             entry.free -= i64::from(view.layout().demand(prompt)) - i64::from(view.blocks(slot));
@@ -106,7 +106,7 @@ impl Adaptive {
         entry
     }
 
-    /// Whether a request may enter beside all that `entry` holds; it then holds this one too.
+    /// Whether a request may enter beside all that `entry` holds; if so, `entry` then includes it.
     pub(super) fn check(
         &mut self,
         view: &View,
@@ -142,8 +142,8 @@ impl Adaptive {
         Ok(())
     }
 
-    /// KV tokens the cache holds for what requests have of their own: all but the shared prefixes, each of which is there
-    /// once, and what the host uses for others.
+    /// KV tokens that the cache has for the requests' own use: all but the shared prefixes, each of which is there
+    /// once, and what the host uses for other purposes.
     pub(super) fn capacity(&self, view: &View) -> f64 {
         let pool = view.pool();
         let saved = (pool.counted() - pool.used()) as f64 * f64::from(pool.block_size());
@@ -173,9 +173,9 @@ impl Adaptive {
         Ok(())
     }
 
-    /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. Only as much
-    /// is looked at as needed: the horizon that held a request last, if none has left since; then the nearest part, and
-    /// further ones until the rest is bounded.
+    /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. Evaluates
+    /// only as much as necessary: the horizon that held a request last, if none has left since; then the nearest part,
+    /// and further ones until the rest is bounded.
     fn overflow(&mut self, entry: &mut Entry, candidate: &Candidate, margin: &RequestMargin) -> Option<f64> {
         let looked = &mut self.looked;
         if let Some((column, seats)) = looked.held.filter(|_| !std::mem::replace(&mut entry.asked, true))
@@ -210,7 +210,7 @@ impl Adaptive {
         None
     }
 
-    /// Speed: the iteration in which all decode takes no longer than the target.
+    /// Speed: the iteration in which all requests decode takes no longer than the target.
     fn keeps_pace(&self, view: &View, entry: &Entry, prompt: u32) -> Result<(), Hold> {
         let Some((budget, target)) = self.budget.as_ref().zip(self.tpot_target) else { return Ok(()) };
         let limits = view.limits();
@@ -229,7 +229,7 @@ impl Entry {
         (self.free.max(0) / blocks).min(i64::from(self.seats)) as u32
     }
 
-    /// One more, with so many tokens in the cache once its prefill ends.
+    /// Adds one request, with this many tokens in the cache once its prefill ends.
     fn join(&mut self, candidate: &Candidate, footprint: &Footprint, prompt: u32) {
         self.reserved += candidate.reserved(footprint);
         self.decodes += 1;

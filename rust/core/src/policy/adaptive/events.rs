@@ -35,11 +35,11 @@ impl Adaptive {
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }
-            // A client that leaves frees the memory as an output that ends does: both end a stay. If such an end taught nothing,
-            // the requests that stay would be expected to stay for ever.
+            // A client that leaves frees memory as the end of an output does: both end a stay. If such an end taught
+            // nothing, the requests that stay would be expected to stay forever.
             Event::Finished | Event::Aborted => {
                 self.advance(view);
-                // A host that tells of the end late has let iterations be planned that computed nothing.
+                // A host that reports the end late has had iterations planned that computed nothing.
                 if let Some((class, stage)) =
                     self.forecast.leave(slot).map(|(class, stage)| (class, stage.min(request.max_tokens)))
                     && let Some(last) = stage.checked_sub(1)

@@ -1,5 +1,5 @@
-//! The iteration-time law in force: the one that the host gave, else the one learned from what it reports, once that
-//! one's error is known and small.
+//! The iteration-time law in force: the one that the host gave, or else the one learned from its reports, once its
+//! error is known and small.
 
 use super::token_budget::TokenBudget;
 use super::{Adaptive, Part};
@@ -9,14 +9,14 @@ use crate::model::IterationTime;
 use crate::policy::{LearnedLaw, Step};
 use crate::state::View;
 
-/// The law, and what is learned of it.
+/// The law, and what has been learned of it.
 #[derive(Clone, Debug)]
 pub(super) struct Law {
     given: Option<IterationTime>,
     fit: IterationTimeFit,
     planned: PlannedSteps,
     trials: Trials,
-    /// The version that others have followed.
+    /// The version that dependents were last updated to.
     followed: u32,
 }
 
@@ -42,7 +42,7 @@ impl Law {
         if self.given.is_some() { 0 } else { self.fit.version() }
     }
 
-    /// Takes note of what was planned, and of how long it took.
+    /// Records what was planned, and how long it took.
     pub(super) fn step(&mut self, step: Step) {
         match step {
             Step::Planned { iteration, shape } => self.planned.push(iteration, shape),
@@ -55,8 +55,8 @@ impl Law {
         }
     }
 
-    /// A token count above `least` and below `most` that is to be tried; none where no law is to be learned, or the host
-    /// does not say how long iterations take.
+    /// A token count above `least` and below `most` that is to be tried; none where no law is to be learned, or the
+    /// host does not report how long iterations take.
     pub(super) fn trial(&mut self, least: u32, most: u32) -> Option<u32> {
         if self.given.is_some() || !self.fit.has_begun() {
             return None;
@@ -70,7 +70,7 @@ impl Law {
         &self.fit
     }
 
-    /// Takes over what was learned before.
+    /// Restores what was learned before.
     pub(super) fn restore(&mut self, fit: IterationTimeFit) {
         self.trials = Trials::remembered(fit.counts());
         self.fit = fit.following(&self.fit);
@@ -92,7 +92,7 @@ impl Adaptive {
         if self.has(Part::TokenBudget) { self.law.trial(decodes, all) } else { None }
     }
 
-    /// Hands the law on to what is built from it, where it has changed.
+    /// Passes the law on to what is built from it, if it has changed.
     pub(super) fn follow_law(&mut self, view: &View) {
         if self.law.version() == self.law.followed {
             return;

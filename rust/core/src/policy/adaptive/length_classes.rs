@@ -1,8 +1,9 @@
 //! What was learned of the output lengths, which are not known in advance, passed to the forecast at intervals.
 //!
-//! Requests with a class label, and requests of about the same predicted length, have a curve of their own. It leans on
-//! the curve of all where the class has seen little, given the prediction and its stated error by Bayes' rule: so an exact
-//! prediction is used from the first request on, a useless one has no effect, and a misstated error is detected.
+//! Requests with a class label, and requests of about the same predicted length, have a curve of their own. Where the
+//! class has few observations, its curve leans on the common one, combined with the prediction and its stated error by
+//! Bayes' rule: so an exact prediction is used from the first request on, a useless one has no effect, and a misstated
+//! error is detected.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,18 +13,18 @@ use crate::model::LengthHint;
 
 /// Iterations between two updates of a curve.
 const REFRESH: i64 = 64;
-/// Classes looked at in an iteration, so that no iteration pays for all: as many as bring `MOST_CLASSES` up to date in time.
+/// Classes updated in an iteration, so that no iteration pays for all: enough to update `MOST_CLASSES` in time.
 const PER_ITERATION: usize = 2;
 /// Passages of a row that are remembered.
 const MEMORY: f64 = 100.0;
 /// Most classes with a curve of their own; requests of others count as unlabelled.
 const MOST_CLASSES: usize = 128;
-/// Arrivals without one of a class after which it makes room for another: so many that classes that are all in use do not
-/// push each other out.
+/// Arrivals without one of a class after which the class is replaced by a new one: enough that classes which are all in
+/// use do not push each other out.
 const FORGOTTEN: u64 = 8 * MOST_CLASSES as u64;
 /// Most arrivals that are counted.
 const MOST_ARRIVALS: u64 = 1 << 53;
-/// Share of the requests of known length that leave before their end, of those of late, from which on none is believed.
+/// Share of the recent requests of known length that left before their end, above which no stated length is trusted.
 const LEAVING: f64 = 0.05;
 /// Classes of predicted lengths to the octave.
 const PER_OCTAVE: f64 = 4.0;
@@ -90,10 +91,10 @@ pub(super) struct Learned {
     /// Share of the requests of known length that left before their end; fades.
     #[serde(default)]
     left: f64,
-    /// Tick of the last update of the pool's curve.
+    /// Tick of the last update of the common curve.
     #[serde(skip)]
     refreshed: Option<i64>,
-    /// The class to be looked at next.
+    /// The next class to be updated.
     #[serde(skip)]
     next: usize,
 }
@@ -116,7 +117,8 @@ impl Learned {
         known.map_or(POOLED, |at| POOLED + 1 + at)
     }
 
-    /// A request has come: its class begins, if it is the first, in place of one that is no longer seen if there are many.
+    /// A request has arrived: its class begins, if this is its first request, if necessary in place of one no longer
+    /// seen.
     pub(super) fn arrived(&mut self, label: Option<u16>, hint: LengthHint, forecast: &mut Forecast) {
         let Some(key) = self.key(label, hint).filter(|_| hint.exact().is_none()) else { return };
         self.arrivals += 1;
@@ -141,8 +143,8 @@ impl Learned {
         forecast.set_curve(class_of, key.prior(forecast.curve(POOLED)));
     }
 
-    /// A request has left, by its end or `before`. A client that goes away is the end of what its request holds, and so is
-    /// learned from as one; where those do whose length is known, the length is what they hold at the most, and no more.
+    /// A request has left, by its end or `before` it. A client that goes away ends what its request holds, and so is
+    /// learned from as an end; where requests of known length do so, the length is the most they hold, and no more.
     pub(super) fn left(&mut self, hint: LengthHint, before: bool) {
         if hint.exact().is_some() {
             self.left += (f64::from(u8::from(before)) - self.left) / MEMORY;
@@ -160,7 +162,7 @@ impl Learned {
         }
     }
 
-    /// Brings the curves of the forecast up to date: that of all now and then, and those of a few classes.
+    /// Updates the curves of the forecast: the common one at intervals, and those of a few classes.
     pub(super) fn refresh(&mut self, forecast: &mut Forecast) {
         let tick = forecast.tick();
         if self.refreshed.is_none_or(|at| tick - at >= REFRESH) {
@@ -179,7 +181,7 @@ impl Learned {
         }
     }
 
-    /// Whether the forecast has a curve to go by.
+    /// Whether the forecast has a curve to rely on.
     pub(super) fn has_begun(&self) -> bool {
         self.refreshed.is_some()
     }
@@ -212,8 +214,8 @@ impl Learned {
             && survivals.chain([&self.pool]).all(Survival::is_sound)
     }
 
-    /// Takes over what another scheduler has learned, and gives a new forecast its curves; false if no traffic can have
-    /// learned that.
+    /// Restores what another scheduler has learned, and gives a new forecast its curves; false if no traffic could have
+    /// taught it.
     pub(super) fn take_over(&mut self, other: Self, forecast: &mut Forecast) -> bool {
         if !other.is_sound() {
             return false;

@@ -40,7 +40,7 @@ use crate::model::{LengthHint, Request, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::View;
 
-/// How finely works are distinguished between two levels of priority that do not age.
+/// Resolution of the order by work between two levels of priority that do not age.
 const WORK_STEPS: i64 = 1 << 20;
 
 /// State of `adaptive`.
@@ -107,7 +107,7 @@ impl Adaptive {
         !self.without.contains(&part)
     }
 
-    /// Follows the lane.
+    /// Brings the forecast to the lane's tick.
     fn advance(&mut self, view: &View) {
         let passed = view.lanes()[0].tick() - self.forecast.tick();
         if passed > 0 {
@@ -136,7 +136,7 @@ impl Adaptive {
     /// head that does not fit in memory, others of its queue are considered if they arrived within the ageing time
     /// after it.
     fn collect(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry) -> bool {
-        // Taken out for the while, so that the checks may borrow all else.
+        // Taken out temporarily, so that the checks may borrow everything else.
         let mut turns = std::mem::take(&mut self.turns);
         turns.begin(view, self.tenant_queues());
         if let Some(tenants) = &mut self.tenants {
@@ -148,7 +148,7 @@ impl Adaptive {
     }
 
     fn collect_in_turn(&mut self, view: &View, plan: &mut Plan, entry: &mut Entry, turns: &mut Turns) -> bool {
-        // The first that was held: until which rank others may overtake it, and how many are still looked at.
+        // The first request that was held: up to which rank others may overtake it, and how many more are considered.
         let mut overtake: Option<(i64, u32)> = None;
         while let Some((queue, slot)) =
             turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
@@ -355,7 +355,7 @@ impl Policy for Adaptive {
                 (0..=view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
                 break;
             }
-            // The blocks it found in the prefix cache may have been taken by requests before it.
+            // Requests before it may have taken the blocks that it found in the prefix cache.
             if view.limits().caches_prefixes
                 && let Err(hold) = plan.fits(view, slot, 0)
             {

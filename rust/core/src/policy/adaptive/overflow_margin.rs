@@ -1,21 +1,21 @@
 //! The margin that the forecast keeps: an overflow is weighed against idle memory, time against time.
 //!
-//! A request that is not admitted leaves a slot of the batch idle, and each iteration then carries its fixed cost (reading
-//! the weights, above all) for one decode fewer. A request that is admitted and preempted h iterations later computes its
-//! KV again. It is the request admitted last that is preempted, so the overflow is paid for by the one that causes it, and
-//! what is admitted after it cannot cause its preemption. It is admitted if at every horizon h
+//! A request that is not admitted leaves a slot of the batch idle, and each iteration then carries its fixed cost
+//! (reading the weights, above all) for one decode fewer. A request that is admitted and preempted h iterations later
+//! computes its KV again. The request admitted last is the one preempted, so the request that causes an overflow pays
+//! for it, and no later admission can cause its preemption. It is admitted if at every horizon h
 //!
 //! ```text
 //! P(overflow at h) · (KV it then holds) ≤ h · (what a slot is worth per iteration, in prompt tokens)
 //! ```
 //!
-//! The near future must be almost certain and the far one may be unlikely. Where few requests fill the cache a slot is
-//! worth many prompt tokens, and only the next iterations count; where hundreds share the fixed cost, it is worth one or
-//! less, and all of them do. A stated probability is kept at every horizon instead.
+//! The near future must be almost certain; the far future may be unlikely. Where few requests fill the cache a slot is
+//! worth many prompt tokens, and only the next iterations count; where hundreds share the fixed cost, a slot is worth
+//! one token or less, and all horizons count. A stated probability is kept at every horizon instead.
 //!
-//! What is held falls by whole requests that leave, and otherwise rises by a token an iteration for each. So no more can be
-//! held than if nobody leaves; and where nobody leaving is likelier than the overflow that is allowed, so much must fit. In
-//! between the number that leave is large enough for what is held to be normal.
+//! What is held falls by whole requests that leave, and otherwise rises by one token per iteration for each. It can
+//! therefore never exceed what is held if no request leaves; and where that is likelier than the overflow allowed, this
+//! maximum must fit. In between, enough requests leave for what is held to be taken as normal.
 
 use crate::config::{Config, Part};
 use crate::learn::{HORIZONS, Moments, Span};
@@ -28,14 +28,14 @@ pub(super) const BALANCE: f64 = 200.0;
 /// Least probability that is distinguished from certainty.
 const LEAST: f64 = 1e-6;
 
-/// Deviations from which on the margin is wider than any that is asked: more than `LEAST` corresponds to.
+/// Deviations from which on the margin is wider than any that is required: more than `LEAST` corresponds to.
 const CLEAR: f64 = 5.0;
 
 /// The rule, and the horizons to which it is applied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OverflowMargin {
     rule: Rule,
-    /// Horizons looked at.
+    /// Horizons that are checked.
     horizons: usize,
 }
 
@@ -59,14 +59,14 @@ impl OverflowMargin {
         Self { rule, horizons: if without(Part::Horizons) { 1 } else { usize::MAX } }
     }
 
-    /// The margin for a request that holds `kv` tokens once its prompt is computed, where a slot is worth `worth` prompt
-    /// tokens per iteration, the cache holds `capacity`, and at the most `most` of it is held.
+    /// The margin for a request that holds `kv` tokens once its prompt is computed, where a slot is worth `worth`
+    /// prompt tokens per iteration, the cache holds `capacity`, and at most `most` of it is held.
     pub(super) fn of(self, kv: u32, worth: f64, capacity: f64, most: Most) -> RequestMargin {
         RequestMargin { margin: self, kv: f64::from(kv), worth, capacity, most }
     }
 }
 
-/// What is held at the most, the request included: if nobody leaves.
+/// The most that is held, the request included: if no request leaves.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Most {
     /// Once the prompts are computed.
@@ -75,8 +75,8 @@ pub(super) struct Most {
     pub(super) growth: f64,
 }
 
-/// What the margin asks for one request. Its tokens are what it would compute again; what is held is measured in tokens of
-/// the first KV group, which for a cache of several groups is another thing.
+/// The margin for one request. Its tokens are what it would compute again; what is held is measured in tokens of the
+/// first KV group, which differs for a cache of several groups.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestMargin {
     margin: OverflowMargin,
@@ -87,19 +87,20 @@ pub(super) struct RequestMargin {
 }
 
 impl RequestMargin {
-    /// The probability of an overflow in h iterations that is no dearer than an idle slot; from 1 on all is allowed.
+    /// The probability of an overflow in h iterations that costs no more than an idle slot; at 1 or above any overflow
+    /// is allowed.
     fn allowed(&self, h: u32) -> f64 {
         let h = f64::from(h);
         self.worth * h / (self.kv + h)
     }
 
-    /// Whether anything expected at a column, or at a later one, may keep the request out.
+    /// Whether the expectation at a column, or at a later one, may keep the request out.
     pub(super) fn asks(&self, column: usize) -> bool {
         let weighed = matches!(self.margin.rule, Rule::Weighed);
         column < self.margin.horizons && !(weighed && self.allowed(HORIZONS[column]) >= 1.0)
     }
 
-    /// Whether what is at most expected leaves a wider margin than any that is asked.
+    /// Whether the most that is expected leaves a wider margin than any that is required.
     pub(super) fn is_clear(&self, mean: f64, deviation: f64) -> bool {
         let z = match self.margin.rule {
             Rule::Stated { z, .. } => z.max(0.0),
@@ -115,7 +116,7 @@ impl RequestMargin {
             let Moments { horizon, mean, variance, deviation } = held;
             let (p, z) = match self.margin.rule {
                 Rule::Stated { p, z } => (p, z),
-                // The probability is next to nothing: spared a logarithm.
+                // The probability is next to nothing: skip the logarithm.
                 Rule::Weighed if mean + CLEAR * deviation <= self.capacity => (1.0, 0.0),
                 Rule::Weighed => {
                     let allowed = self.allowed(horizon);
@@ -126,7 +127,7 @@ impl RequestMargin {
                 }
             };
             let all_stay = self.most.now + self.most.growth * f64::from(horizon);
-            let needs = if nobody_leaves(all_stay - mean, variance) > p {
+            let needs = if no_request_leaves(all_stay - mean, variance) > p {
                 all_stay
             } else {
                 all_stay.min(mean + z * deviation)
@@ -139,9 +140,9 @@ impl RequestMargin {
     }
 }
 
-/// The probability that nobody leaves where so much is expected to be freed, with this variance: of a Poisson number of
-/// requests of one size.
-fn nobody_leaves(freed: f64, variance: f64) -> f64 {
+/// The probability that no request leaves where `freed` is expected to be freed, with this variance: of a Poisson
+/// number of requests of one size.
+fn no_request_leaves(freed: f64, variance: f64) -> f64 {
     if freed > 0.0 { libm::exp(-freed * freed / variance) } else { 1.0 }
 }
 

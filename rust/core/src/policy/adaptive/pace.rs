@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::traffic::Traffic;
 
-/// Rate of the bucket over C: what is not used in one iteration may be in another.
+/// Rate of the bucket over C: what one iteration leaves unused another may use.
 const SLACK: f64 = 1.05;
-/// What the bucket holds, in C · E[l']. Its debt is bounded, so that many requests that enter without asking (resumed,
-/// or admitted by the host itself) delay others for a while, not for as long as they stay.
+/// Size of the bucket, in C · E[l']. Its debt is bounded, so that many requests that enter without asking (resumed, or
+/// admitted by the host itself) delay others for a while, not for as long as they stay.
 const BURST: f64 = 0.05;
 
-/// No bucket holds or owes more: the largest cache for as many iterations as the longest output has.
+/// Most that a bucket holds or owes: the largest cache for as many iterations as the longest output has.
 const MOST: f64 = (1_u64 << 60) as f64;
 
 /// The bucket.
@@ -32,7 +32,7 @@ impl Pace {
         self.credit.abs() <= MOST
     }
 
-    /// So many iterations with `capacity` KV tokens have passed.
+    /// This many iterations with `capacity` KV tokens have passed.
     pub(super) fn fill(&mut self, traffic: &Traffic, iterations: i64, capacity: f64) {
         let most = BURST * capacity * traffic.output();
         let filled = self.credit.max(-most) + SLACK * capacity * iterations as f64;
@@ -44,7 +44,7 @@ impl Pace {
         self.credit -= traffic.cost();
     }
 
-    /// The host did not take it.
+    /// The host refused it.
     pub(super) fn give_back(&mut self, traffic: &Traffic) {
         self.credit += traffic.cost();
     }

@@ -12,7 +12,7 @@ use crate::model::{FluidShape, IterationTime};
 /// Bisections for D: to a four-thousandth of its range.
 const BISECTIONS: u32 = 12;
 
-/// What is expected of a budget.
+/// The steady state expected under a budget.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Expected {
     /// Requests per second.
@@ -24,7 +24,7 @@ pub(super) struct Expected {
     pub(super) prompts: f64,
 }
 
-/// Expects what a budget of `n` tokens gives where memory and slots hold `residents` requests.
+/// The steady state under a budget of `n` tokens where memory and slots hold `residents` requests.
 pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -> Expected {
     let budget = n as f64;
     let (mut low, mut high) = (0.0, residents.min(budget));
@@ -39,7 +39,7 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
     found
 }
 
-/// The steady state with so many decodes; none where more arrive, or pass, than there is room for.
+/// The steady state with this many decodes; none where more arrive, or pass, than there is room for.
 fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents: f64) -> Option<Expected> {
     let Mix { rate: arrivals, prompt, output, .. } = *mix;
     let seconds = |prompts: f64| {
@@ -65,7 +65,7 @@ fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents:
     let own = if prompt < prompts { seconds(prompt) } else { each };
     let decoding = output * mean;
     let prefilling = under_way + each * share / (1.0 - share) + own;
-    // Waiting for memory: as for one of so many servers (Sakasegawa 1977).
+    // Waiting for memory: as in a queue with `residents` servers (Sakasegawa 1977).
     let used = rate * (prefilling + decoding) / residents;
     if used >= 1.0 || rate > arrivals {
         return None;

@@ -1,11 +1,11 @@
 //! Tenants: tokens served follow their weights among those that wait.
 //!
-//! Each tenant has a virtual time: the tokens served to it, prompt and output, over its weight. The next request is that
-//! of the tenant whose time is least: start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) by served tokens, as
-//! the virtual token counter of Sheng et al. (*Fairness in Serving Large Language Models*, OSDI 2024). A tenant that
-//! becomes active again is lifted to the time of the one served last, less its share of the memory in tokens: that much
-//! it would find free if it had its share to itself, and it saves up no more. An output is charged in advance with what
-//! the tenant's outputs were on average, and corrected when it ends: a tenant that returns takes its share of the
+//! Each tenant has a virtual time: the tokens served to it, prompt and output, over its weight. The next request is
+//! that of the tenant whose time is least: start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) by served
+//! tokens, as the virtual token counter of Sheng et al. (*Fairness in Serving Large Language Models*, OSDI 2024). A
+//! tenant that becomes active again is lifted to the time of the one served last, less its share of the memory in
+//! tokens: that much it would find free if it had its share to itself, and it saves up no more. The mean output of the
+//! tenant is charged in advance and corrected when the output ends: a tenant that returns takes its share of the
 //! memory, not all of it.
 //!
 //! While two tenants wait, the difference of their times grows by at most what one of them has charged in advance or
@@ -86,7 +86,7 @@ impl Tenants {
         }
     }
 
-    /// A request has come to wait.
+    /// A request has started to wait.
     fn arrived(&mut self, view: &View, slot: Slot) {
         let (tenant, tenants) = (self.of(view, slot), self.len());
         let waiting: u32 = (tenant..view.queues()).step_by(tenants).map(|queue| view.waiting(queue)).sum();
@@ -110,14 +110,14 @@ impl Tenants {
         }
     }
 
-    /// The host did not take an admitted request.
+    /// The host refused an admitted request.
     fn refused(&mut self, view: &View, slot: Slot) {
         if view.request(slot).preemptions == 0 {
             self.settle(view, slot, -f64::from(view.request(slot).prompt));
         }
     }
 
-    /// A request has gone, by itself if `ended`.
+    /// A request has left, by itself if `ended`.
     fn gone(&mut self, view: &View, slot: Slot, ended: bool) {
         let (tenant, output) = (self.of(view, slot), view.stage(slot));
         self.settle(view, slot, f64::from(output));

@@ -1,13 +1,13 @@
 //! Tokens of an iteration: how many prompt tokens are worth the time that they take from the decodes beside them.
 //!
-//! While requests are held for lack of memory, slots or tokens, the budget is the static one with which the fluid model
-//! expects most requests to pass (`steady_state.rs`). It ends where prompt tokens are cheapest: at the edge of a stair
-//! of the law, or where it bends from memory-bound to compute-bound; more of them in an iteration would only make the
-//! decodes, and with them the memory, slower to leave.
+//! While requests are held for lack of memory, slots or tokens, the budget is the static one that maximises throughput
+//! in the fluid model (`steady_state.rs`). It ends where prompt tokens are cheapest: at the edge of a stair of the law,
+//! or where it bends from memory-bound to compute-bound; more of them in an iteration would only slow down the decodes,
+//! and with them the release of memory.
 //!
-//! While none are, first tokens weigh more: the prompts at hand are computed in iterations of the n tokens that delay
-//! least in sum, the first tokens by the time until they come and the decodes by what the prompts add to their
-//! iterations. A second of the former weighs as much more as a request takes longer than its first token.
+//! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
+//! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
+//! add to their iterations. A second of the former is weighted by how much longer a request takes than its first token.
 
 use super::steady_state::expected;
 use super::traffic::Mix;
@@ -17,7 +17,7 @@ use crate::state::View;
 
 /// Iterations over which the cost of a prompt token is taken.
 const WINDOW: f64 = 1000.0;
-/// Iterations between two looks at the steady state.
+/// Iterations between two evaluations of the steady state.
 const REFRESH: i64 = 64;
 /// Share of the last `RECENT` iterations in which requests were held, from which the engine counts as saturated.
 const SATURATED: f64 = 0.05;
@@ -40,7 +40,7 @@ pub(super) struct Backlog {
     pub(super) held: bool,
 }
 
-/// The lever and what it remembers.
+/// The budget, and the state it is chosen from.
 #[derive(Clone, Debug)]
 pub(super) struct TokenBudget {
     law: IterationTime,
@@ -89,7 +89,7 @@ impl TokenBudget {
         self.edges.push(most);
     }
 
-    /// Looks at the steady state, now and then.
+    /// Evaluates the steady state, at intervals.
     pub(super) fn refresh(&mut self, view: &View, mix: impl FnOnce() -> Option<Mix>) {
         let tick = view.lanes()[0].tick();
         if !self.chooses || tick - self.refreshed < REFRESH {
@@ -108,7 +108,7 @@ impl TokenBudget {
         self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
     }
 
-    /// The token budget of an iteration with so many tokens of decodes beside the prompts to be computed.
+    /// The token budget of an iteration with this many tokens of decodes beside the prompts to be computed.
     pub(super) fn choose(&mut self, view: &View, decodes: u32, backlog: &Backlog) -> u32 {
         let most = u64::from(view.limits().token_budget);
         self.held += (f64::from(backlog.held) - self.held) / RECENT;
@@ -127,7 +127,7 @@ impl TokenBudget {
         n.min(most) as u32
     }
 
-    /// The first edge at or above so many tokens.
+    /// The first edge at or above this many tokens.
     fn edge_from(&self, tokens: u64) -> Option<u64> {
         self.edges.get(self.edges.partition_point(|&n| n < tokens)).copied()
     }
@@ -190,7 +190,7 @@ impl TokenBudget {
         edges.take_while(|&n| seconds(n) <= target).last().unwrap_or(first) as u32
     }
 
-    /// Takes note of what was planned.
+    /// Records what was planned.
     pub(super) fn settle(&mut self, view: &View, plan: &Plan) {
         if plan.is_empty() {
             return;
@@ -209,7 +209,7 @@ impl TokenBudget {
     }
 }
 
-/// An iteration of so many prompt tokens beside the decodes.
+/// An iteration of this many prompt tokens beside the decodes.
 fn beside(view: &View, decodes: u64, prefill_tokens: u64) -> BatchShape {
     BatchShape { prefill_tokens, decodes, decode_kv: view.lanes()[0].kv(), ..BatchShape::default() }
 }

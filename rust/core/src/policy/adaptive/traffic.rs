@@ -1,4 +1,4 @@
-//! What arrives and what ends, in the mean over the last requests.
+//! Arrivals and completions, averaged over the last requests.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,12 +31,12 @@ pub(super) struct Traffic {
     last_arrival_ns: Option<u64>,
 }
 
-/// What the steady state depends on.
+/// The traffic, as far as the steady state depends on it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mix {
     /// Requests per second.
     pub(super) rate: f64,
-    /// Prompt tokens to be computed; and the prompt that a prompt token belongs to.
+    /// Prompt tokens to be computed; and the length of the prompt that a random prompt token belongs to.
     pub(super) prompt: f64,
     pub(super) prompt_of_token: f64,
     /// Output tokens.
@@ -47,7 +47,7 @@ pub(super) struct Mix {
 }
 
 impl Traffic {
-    /// A request with so many prompt tokens of its own has arrived.
+    /// A request with this many prompt tokens of its own has arrived.
     pub(super) fn arrive(&mut self, at_ns: u64, prompt: f64) {
         let before = self.last_arrival_ns.replace(at_ns);
         self.arrived += 1.0;
@@ -88,8 +88,8 @@ impl Traffic {
         self.is_known() && self.output_squared < (1.0 + ALIKE) * self.output * self.output
     }
 
-    /// What the steady state depends on, once it is known. `output` and `squared` are the moments of the curve of output
-    /// lengths: just started, the completions tell too little of long outputs and the curve too much.
+    /// The traffic, once it is known. `output` and `squared` are the moments of the curve of output lengths: just after
+    /// the start, the completions underestimate long outputs and the curve overestimates them.
     pub(super) fn mix(&self, (output, squared): (f64, f64), footprint: &Footprint) -> Option<Mix> {
         let is_known = self.is_known() && self.output > 0.0 && self.prompt > 0.0;
         let kv = self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output);
@@ -103,15 +103,15 @@ impl Traffic {
         })
     }
 
-    /// Checks that requests of at most `longest` tokens could have been seen to give these means: no square is below that
-    /// of its mean or above what the longest gives, and what a request costs lies between its output alone and its output
+    /// Checks that requests of at most `longest` tokens could have produced these means: no square is below that of its
+    /// mean or above what the longest gives, and the cost of a request lies between its output alone and its output
     /// behind the longest prompt.
     ///
     /// # Errors
     /// Names the first that could not.
     pub(super) fn check(&self, longest: f64, footprint: &Footprint) -> Result<(), String> {
         let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
-        // Where nothing but full attention is cached a request holds its output so far at least.
+        // Where only full attention is cached, a request holds at least its output so far.
         let triangle = if footprint.plateaus().is_empty() { 0.5 * output_squared * footprint.slope() } else { 0.0 };
         let heaviest = footprint.most(longest) * output;
         for (name, value, least, most) in [

@@ -2,15 +2,15 @@
 //!
 //! First come, first served, an overloaded engine serves every request late: the queue is longer than the target, and
 //! whatever reaches its head has waited for all of it. A request that is found late leaves that queue. It is refused
-//! (`late` = `refuse`), or it waits among the late requests and is admitted where none in time waits and its whole stay
-//! fits what the traffic leaves of the engine: the share that those in time took lately, for those found late as well,
-//! and a deviation, beside all that late residents will hold. (What those in time hold is no measure of what they need:
-//! late residents push them out, and would leave room for more of their kind.) One late resident is always allowed, so
-//! that m late requests take at most m stays once those in time no longer wait.
+//! (`late` = `refuse`), or it waits among the late requests and is admitted when no request in time waits and its whole
+//! stay fits what the traffic leaves of the engine: all but the recent share of the requests in time, those found late
+//! included, plus a deviation, beside all that late residents will hold. (What requests in time hold does not measure
+//! what they need: late residents push them out, and would leave room for more late ones.) One late resident is always
+//! allowed, so that m late requests take at most m stays once no request in time waits.
 //!
-//! Late is what would get its first token after the target: what it has waited, the time that the prompts before it and
-//! its own take at the pace measured where prompts were left over, and a margin. While requests are found late, those that
-//! arrive are ranked by their work: more of them are in time.
+//! A request is late if it would get its first token after the target: the time it has waited, plus the time that the
+//! prompts before it and its own take at the pace measured where prompts were left over, plus a margin. While requests
+//! are found late, new arrivals are ranked by their work, so that more of them are in time.
 
 use std::collections::VecDeque;
 
@@ -19,9 +19,9 @@ use crate::model::{RequestId, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::{Phase, View};
 
-/// Iterations added to the time of the prompts: one in which the last of them begins, and one because no two take equally
-/// long. With one, several in 100 of those admitted in time miss the target where iterations are short; a third gains no
-/// goodput.
+/// Iterations added to the time of the prompts: one in which the last of them begins, and one because iterations differ
+/// in length. With one, several in 100 of those admitted in time miss the target where iterations are short; a third
+/// gains no goodput.
 const MARGIN: f64 = 2.0;
 /// Iterations with prefills over which durations are taken, and requests over which it is counted how many are late.
 const MEMORY: f64 = 64.0;
@@ -31,9 +31,9 @@ const SHARE_ITERATIONS: f64 = 64.0;
 /// Deviations of that share which late requests leave free: one more costs 1 % of throughput where outputs are long, and
 /// gains 1 to 2 % of goodput.
 const DEVIATIONS: f64 = 1.0;
-/// At most so much of the traffic counts as late in that share.
+/// Largest share of the traffic that counts as late in that share.
 const MOST_LATE: f64 = 0.9;
-/// How many times its mean a duration may count for: a host that was stopped for a while says nothing of iterations.
+/// Most that a duration counts for, in multiples of its mean: a host that was stopped says nothing about iterations.
 const MOST: f64 = 4.0;
 /// Share of late requests from which on arrivals are ranked by their work.
 const OVERLOADED: f64 = 0.02;
@@ -57,7 +57,7 @@ struct Resident {
     share: f64,
 }
 
-/// The target, and what is known of how long first tokens take and of what requests in time leave.
+/// The target, and the statistics of first tokens and of what requests in time leave of the engine.
 #[derive(Clone, Debug)]
 pub(super) struct TtftDeadline {
     target_ns: f64,
@@ -110,7 +110,7 @@ impl TtftDeadline {
     }
 
     /// Begins a plan: the time since the last one is how long its iteration took.
-    /// What is late by now, behind no prompt at all, leaves the `tenant_queues` in time.
+    /// What is late by now, with no prompt before it at all, leaves the `tenant_queues` in time.
     pub(super) fn begin(&mut self, view: &View, plan: &mut Plan, tenant_queues: usize) {
         self.found.clear();
         self.entering = 0.0;
@@ -137,18 +137,18 @@ impl TtftDeadline {
         }
     }
 
-    /// Takes note of what was planned, of a backlog of so many prompt tokens.
+    /// Records what was planned, with a backlog of this many prompt tokens.
     pub(super) fn settle(&mut self, view: &View, plan: &Plan, backlog: u32) {
         let tokens = plan.tokens() - plan.decode_tokens();
         self.planned = (tokens > 0).then(|| Planned { at_ns: view.now_ns(), tokens, full: tokens < backlog });
     }
 
-    /// A request has come.
+    /// A request has arrived.
     pub(super) fn arrived(&mut self, view: &View, slot: Slot) {
         self.arrivals.push_back(view.request(slot).id);
     }
 
-    /// A request was admitted: as a late one if `late`, and will then take `share` of the engine.
+    /// A request was admitted: as a late one if `late`, which will take `share` of the engine.
     pub(super) fn admitted(&mut self, view: &View, slot: Slot, late: bool, share: f64) {
         if late {
             self.residents.push(Resident { slot, share });
@@ -157,7 +157,7 @@ impl TtftDeadline {
         }
     }
 
-    /// An output has ended after so many tokens.
+    /// An output has ended after this many tokens.
     pub(super) fn ended(&mut self, tokens: u32) {
         self.stay += (f64::from(tokens) - self.stay) / MEMORY;
     }
@@ -184,15 +184,15 @@ impl TtftDeadline {
         self.wanted_squared += (wanted * wanted - self.wanted_squared) / iterations;
     }
 
-    /// Whether a late request that takes such a share of the engine fits what the traffic leaves of it.
+    /// Whether a late request that takes this share of the engine fits what the traffic leaves of it.
     pub(super) fn leaves(&self, share: f64) -> bool {
         let late = self.residents.iter().map(|resident| resident.share).sum::<f64>() + self.entering;
         let variance = (self.wanted_squared - self.wanted * self.wanted).max(0.0);
         late == 0.0 || late + share + self.wanted + DEVIATIONS * libm::sqrt(variance) <= 1.0
     }
 
-    /// When a request would get its first token, ns after its arrival, if it is admitted in so many ns behind a backlog of
-    /// so many prompt tokens.
+    /// When a request would get its first token, ns after its arrival, if it is admitted in this many ns behind a
+    /// backlog of this many prompt tokens.
     fn first_token_ns(&self, waited_ns: f64, tokens: f64) -> f64 {
         let pace = if self.full_tokens > 0.0 { self.full_ns / self.full_tokens } else { 0.0 };
         waited_ns + tokens * pace + MARGIN * self.iteration_ns
@@ -204,8 +204,8 @@ impl TtftDeadline {
         self.first_token_ns(waited, f64::from(backlog) + f64::from(request.prefill_target()))
     }
 
-    /// Whether a request that stands first in time, behind such a backlog, is late; it then leaves its queue, which is one
-    /// of `tenant_queues` in time.
+    /// Whether a request that is first among those in time, behind this backlog, is late; it then leaves its queue,
+    /// which is one of `tenant_queues` in time.
     pub(super) fn finds_late(
         &mut self,
         view: &View,
@@ -236,7 +236,7 @@ impl TtftDeadline {
         true
     }
 
-    /// Finds what is late wherever it stands, the longest wait first.
+    /// Finds late requests anywhere in the queues, the longest wait first.
     fn find_late(&mut self, view: &View, plan: &mut Plan, tenant_queues: usize) {
         let in_time = |&slot: &Slot| {
             let request = view.request(slot);
@@ -257,7 +257,7 @@ impl TtftDeadline {
         &self.found
     }
 
-    /// By how much later than its arrival a request of such a share of the longest work is ranked, ns; none while
+    /// By how much later than its arrival a request of this share of the longest work is ranked, ns; none while
     /// requests are in time.
     pub(super) fn rank_ns(&self, share: impl FnOnce() -> f64) -> f64 {
         if self.late_share > OVERLOADED { SPAN * self.target_ns * share() } else { 0.0 }
@@ -272,8 +272,8 @@ impl TtftDeadline {
         if overtaken { behind(view.waiting_total()) } else { wait }
     }
 
-    /// Time to first token of a request with such a prompt that waits `wait_ns` for its admission, and the target, ns,
-    /// where what misses it is refused.
+    /// Time to first token of a request with this prompt that waits `wait_ns` for its admission, and the target, ns, if
+    /// requests that miss it are refused.
     pub(super) fn refuses(&self, prompt: u32, wait_ns: u64) -> Option<(u64, u64)> {
         let expected = self.first_token_ns(wait_ns as f64, f64::from(prompt));
         (self.late == Late::Refuse).then_some((expected as u64, self.target_ns as u64))
@@ -287,7 +287,7 @@ impl TtftDeadline {
     }
 }
 
-/// The share of the engine that so many KV tokens and slots are: of its memory or of its slots, whichever is more.
+/// The share of the engine that this many KV tokens and slots are: of its memory or of its slots, whichever is more.
 pub(super) fn share(view: &View, tokens: f64, seats: f64) -> f64 {
     (tokens / view.pool().tokens() as f64).max(seats / f64::from(view.limits().max_num_seqs))
 }

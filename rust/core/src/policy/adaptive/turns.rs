@@ -1,7 +1,7 @@
 //! Which queue is next while a plan is made: preempted requests, those in time, and late ones where the deadline admits them.
 //!
-//! Each tenant has a queue in time, and a queue of late requests if there is a deadline. Among queues of a kind it is
-//! the turn of the tenant that was served least; within a queue that of the least rank.
+//! Each tenant has a queue in time, and a queue of late requests if there is a deadline. Among the queues of a kind the
+//! tenant served least is next; within a queue, the request of least rank.
 
 use super::tenants::Tenants;
 use super::ttft_deadline::{self, TtftDeadline};
@@ -11,7 +11,7 @@ use crate::plan::{Hold, HoldReason, Plan};
 use crate::policy::Event;
 use crate::state::View;
 
-/// What stands next in each queue.
+/// The next request of each queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Turns {
     resuming: Option<Slot>,
@@ -23,7 +23,7 @@ pub(super) struct Turns {
     tenant_queues: usize,
     /// How many of those found late in this plan have had their turn.
     found: usize,
-    /// Only this queue is looked at from now on.
+    /// From now on only this queue is considered.
     only: Option<usize>,
 }
 
@@ -101,7 +101,7 @@ impl Turns {
         Some(slot)
     }
 
-    /// No other queue is looked at in this plan.
+    /// Considers no other queue in this plan.
     pub(super) fn stay_in(&mut self, queue: usize) {
         self.only = Some(queue);
     }
@@ -119,7 +119,7 @@ impl Adaptive {
         ttft_deadline::share(view, tokens, 1.0)
     }
 
-    /// Tells the deadline what happened.
+    /// Passes what happened on to the deadline.
     pub(super) fn observe_deadline(&mut self, view: &View, slot: Slot, event: Event) {
         let late = usize::from(view.request(slot).queue) >= self.tenant_queues();
         let share = if late && event == Event::Admitted { self.share(view, slot) } else { 0.0 };
@@ -155,7 +155,7 @@ impl Adaptive {
         }
     }
 
-    /// States why all queues wait, if that whose turn it is does.
+    /// States why all queues wait, if the one whose turn it is does.
     pub(super) fn hold_queues(&self, view: &View, plan: &mut Plan, queue: usize, hold: Hold) {
         let tenant_queues = self.tenant_queues();
         // Preempted requests that are late wait for those in time as well.

@@ -1,8 +1,8 @@
 //! The future KV use of residents whose lengths are known, exactly, block by block.
 //!
 //! All residents step together, so at tick t a member of base b (tick minus KV tokens, see `Lane`) holds ⌈(t − b)/B⌉
-//! blocks up to its last tick. Between two releases the total only grows: just before them is where it can be too much.
-//! In a cache of several groups each is charged the most that so many tokens ever take, which only grows as well.
+//! blocks up to its last tick. Between two releases the total only grows: it is largest just before them. In a cache of
+//! several groups each is charged the most that its tokens ever take, which only grows as well.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +69,7 @@ impl Profile {
         }
     }
 
-    /// How many are not released at a tick or before; to be asked with ticks that ascend.
+    /// How many have not been released at a tick or before; ticks must be queried in ascending order.
     pub(super) fn alive(&self) -> impl FnMut(i64) -> u32 + '_ {
         let mut releases = self.releases.iter().peekable();
         let mut alive = self.members;
@@ -104,7 +104,7 @@ impl Profile {
                 let blocks = total(course.last, self.block_size, count, quotients, &self.phases)
                     + blocks_for(course.tokens(course.last), self.block_size);
                 if blocks > capacity {
-                    // The others only grow until the next release: its own must come behind that.
+                    // The others only grow until the next release: its own release must come after that.
                     exceed(blocks, later.map_or(1, |later: i64| later - course.last + 1));
                 }
             }
@@ -131,7 +131,7 @@ impl Profile {
 }
 
 impl Profile {
-    /// As `check`, one member at a time: how much a group takes is no sum of what its members have.
+    /// As `check`, one member at a time: what a group takes is not additive in its members.
     fn check_groups(&self, layout: &KvLayout, course: Course, capacity: i64) -> Result<(), Overflow> {
         let most = |tokens: i64| i64::from(layout.demand(tokens.clamp(0, i64::from(u32::MAX)) as u32));
         let ends = self.releases.keys().copied().filter(|&last| last < course.last).chain([course.last]);
@@ -215,7 +215,7 @@ mod tests {
             prop_assert_eq!(checked.is_ok(), fits(now));
             if let Err(overflow) = checked {
                 prop_assert!(overflow.blocks > capacity);
-                // Nothing that fits is missed in the meantime.
+                // No time is skipped at which it would have fitted.
                 prop_assert!((1..overflow.ticks).all(|delay| !fits(now + delay)));
             }
             for old in courses {

@@ -1,4 +1,4 @@
-//! Clairvoyant: knows every output length and never preempts; the yardstick of what is possible without preemption.
+//! Clairvoyant: knows every output length and never preempts; the reference for what is possible without preemption.
 //!
 //! Running requests decode every iteration. The next request in `order` is admitted if the future KV use of all, up to
 //! each release, provably stays within the capacity: `profile.rs`, exact to the block. Prompts are computed in turn, as
@@ -55,13 +55,13 @@ impl Clairvoyant {
         }
     }
 
-    /// The course of a request whose prompt is computed from now on, after what is planned so far.
+    /// The course of a request whose prompt starts now, after what has been planned so far.
     fn course(&self, view: &View, plan: &Plan, slot: Slot) -> Course {
         let request = view.request(slot);
         let prompt = request.prefill_target();
         let mut joined = view.lanes()[0].tick() + 1;
         let mut left = prompt.saturating_sub(plan.tokens_left());
-        // No other prompt is begun before this one is complete: what decodes leave of the budget is all its own.
+        // No other prompt starts before this one is complete: it gets all of the budget that the decodes leave.
         let each = view.limits().decode_tokens;
         let mut alive = self.profile.alive();
         while left > 0 {
@@ -164,7 +164,7 @@ impl Policy for Clairvoyant {
             Event::Finished | Event::Aborted | Event::Preempted | Event::Refused => self.left(view, slot),
             Event::Admitted => {}
             Event::Joined => {
-                // The same as foreseen, unless the host computed another number of tokens.
+                // As predicted, unless the host computed another number of tokens.
                 let (now, kv) = (view.lanes()[0].tick(), i64::from(view.kv(slot)));
                 let left = iterations(view.request(slot)).saturating_sub(view.stage(slot));
                 let course = Course { last: now + i64::from(left), base: now - kv, prompt: view.kv(slot) };

@@ -1,8 +1,8 @@
-//! Boundary queues of Nested WAIT: requests that have passed a segment without having finished, and wait, resident, to
-//! be let into the next one.
+//! Boundary queues of Nested WAIT: requests that have passed a segment without finishing and wait, resident, to enter
+//! the next one.
 //!
 //! A lane is a segment, and its members step together, so the tick at which a member reaches the boundary is known when
-//! it joins: a calendar for each lane. Entries are not taken out when a request leaves early; its stamp moves on, which
+//! it joins: a calendar for each lane. Entries are not removed when a request leaves early; its stamp changes, which
 //! makes them void. Stamps ascend in the order in which requests join, which is the order among those that arrive at a
 //! boundary together.
 
@@ -19,7 +19,7 @@ struct Queue {
     len: u32,
 }
 
-/// What the queues know of a request.
+/// The queues' record of a request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
     stamp: u64,
@@ -108,7 +108,7 @@ impl Boundaries {
         }
     }
 
-    /// Moves the members that stand at a boundary into the queue behind it; `reached` lists them, lane by lane.
+    /// Moves the members that have reached a boundary into the queue behind it; `reached` lists them, lane by lane.
     pub(super) fn collect(&mut self, view: &View, reached: &mut Vec<Slot>) {
         reached.clear();
         for lane in 0..self.calendars.len() {
@@ -125,7 +125,7 @@ impl Boundaries {
         }
     }
 
-    /// Lets the first request in the queue before segment `k` into its lane.
+    /// Moves the first request in the queue before segment `k` into its lane.
     pub(super) fn take(&mut self, view: &View, k: usize) -> Option<Slot> {
         self.waiting_since_ns(k)?;
         let (slot, ..) = self.queues[k].queue.pop_front()?;

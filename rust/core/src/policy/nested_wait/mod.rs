@@ -24,11 +24,11 @@ use crate::state::{Tracked, View};
 pub struct NestedWait {
     gates: Vec<Gate>,
     boundaries: Boundaries,
-    /// Members that stand at the boundary behind their lane, in the current plan.
+    /// Members at the boundary behind their lane, in the current plan.
     reached: Vec<Slot>,
     /// How many of them, by lane.
     leaving: Vec<u32>,
-    /// By segment, with literal boundaries: how many at the front of its queue have been let in, and decode from the next
+    /// By segment, with literal boundaries: how many at the front of its queue have entered, and decode from the next
     /// service on.
     entering: Vec<u32>,
     literal: bool,
@@ -110,7 +110,7 @@ impl NestedWait {
         served
     }
 
-    /// Lets requests from the boundary queue into segment `k`.
+    /// Admits requests from the boundary queue into segment `k`.
     fn advance(&mut self, view: &View, plan: &mut Plan, k: usize) {
         for _ in 0..std::mem::take(&mut self.entering[k]) {
             self.resume(view, plan, k);
@@ -137,7 +137,7 @@ impl NestedWait {
         }
     }
 
-    /// Members of the served segments advance, and segments after the first take in what waits before them.
+    /// Members of the served segments advance, and segments after the first admit what waits before them.
     fn serve(&mut self, view: &View, plan: &mut Plan, served: usize) {
         for k in 0..served {
             if !plan.runs(k) {
@@ -153,7 +153,7 @@ impl NestedWait {
         }
     }
 
-    /// Lets waiting requests into the first segment, the preempted before all others.
+    /// Admits waiting requests to the first segment, the preempted before all others.
     fn admit(&mut self, view: &View, plan: &mut Plan) {
         admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
             let deadline = self.deadline(Some(view.request(slot).arrival_ns));
@@ -169,14 +169,14 @@ impl NestedWait {
         });
     }
 
-    /// For how many services without a batch gate `k` stays open, the gates before it staying open for `open`: until one is
-    /// due and none waits, where it closes and all behind it.
+    /// For how many services without a batch gate `k` stays open while the gates before it stay open for `open`: until
+    /// a request is due and none waits; it then closes, and all gates behind it.
     fn open_for(&self, k: usize, open: f64) -> f64 {
         let waits = k == 0 || self.boundaries.waiting(k) > self.entering[k];
         if waits { open } else { open.min(self.gates[k].services_until_due()) }
     }
 
-    /// Services without a batch take no time: they pass, at every gate that stays open, until one lets a request in.
+    /// Services without a batch take no time: they pass, at every gate that stays open, until one admits a request.
     fn pass_idle_services(&mut self, view: &View, plan: &mut Plan) {
         let (mut least, mut open) = (self.gates[0].services_until_due(), f64::INFINITY);
         for k in 1..self.gates.len() {
@@ -198,7 +198,7 @@ impl NestedWait {
     }
 
     /// Nothing would run though the first segment is served: credit accrues until the next request may enter; and if
-    /// paused requests hold the memory that it needs, they go on, or nothing ever will.
+    /// paused requests hold the memory that it needs, they continue, or nothing ever will.
     fn unblock(&mut self, view: &View, plan: &mut Plan, conserving: bool) {
         let next_in = |queue| admission::first_from(view, plan, view.head(queue));
         let next = next_in(view.queues()).or_else(|| next_in(0));
@@ -219,7 +219,7 @@ impl NestedWait {
         self.gates.iter_mut().for_each(|gate| gate.open = true);
         self.serve(view, plan, self.gates.len());
         if plan.is_empty() && plan.preempted().is_empty() {
-            // All residents stand at boundaries: the one nearest to its end goes on.
+            // All residents wait at boundaries: the one nearest to its end continues.
             if let Some(k) = (1..self.gates.len()).rev().find(|&k| self.boundaries.waiting(k) > 0) {
                 self.entering[k] = self.entering[k].saturating_sub(1);
                 self.resume(view, plan, k);

@@ -1,7 +1,7 @@
 //! A threshold of WAIT or Nested WAIT: how many requests may enter at the next service.
 //!
-//! An integer threshold n lets n requests enter at each service. One that is not accrues as credit: each service adds
-//! n, the whole part enters, the rest is carried over; in n services exactly ⌊n · services⌋ enter. That keeps the mean
+//! An integer threshold n admits n requests at each service. A fractional one accrues as credit: each service adds n,
+//! the integer part enters, the rest is carried over; in n services exactly ⌊n · services⌋ enter. That keeps the mean
 //! composition of the fluid model where C is below one request at every stage, n < 1; such runs are called paced. A cap
 //! on the requests inside then takes the place of the caps per stage.
 
@@ -47,12 +47,12 @@ impl Gate {
         (self.threshold, self.width) = (threshold, width(threshold));
     }
 
-    /// Requests that enter at the next service, if so many wait.
+    /// Requests that enter at the next service, if this many wait.
     pub(in crate::policy) fn due(&self) -> u32 {
         libm::floor(self.credit + self.threshold + EPSILON).min(self.width) as u32
     }
 
-    /// Begins a plan with so many requests before and behind the gate: it opens if as many wait as are due.
+    /// Begins a plan with this many requests before and behind the gate: it opens if as many wait as are due.
     pub(in crate::policy) fn begin(&mut self, waiting: u32, inside: u32) {
         let due = self.due();
         self.open = waiting >= due;
@@ -76,7 +76,7 @@ impl Gate {
         (libm::ceil((1.0 - EPSILON - self.credit) / self.threshold) - 1.0).max(0.0)
     }
 
-    /// So many services pass in which nothing is computed and no request enters, before one may.
+    /// This many services pass in which nothing is computed and no request enters, before one may.
     pub(in crate::policy) fn pass(&mut self, services: f64) {
         self.credit += services * self.threshold;
     }
@@ -84,7 +84,7 @@ impl Gate {
     /// Ends a plan that computes something: a service, if the gate was open.
     pub(in crate::policy) fn settle(&mut self) {
         if self.open {
-            // What earlier services left unused never lets more than `width` enter at once.
+            // What earlier services left unused never admits more than `width` at once.
             let most = self.width + 1.0;
             self.credit = ((self.credit + self.threshold).min(most) - f64::from(self.entered)).max(0.0);
         }

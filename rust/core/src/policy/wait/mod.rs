@@ -91,8 +91,8 @@ impl Wait {
         }
     }
 
-    /// Lets the waiting requests of the served types enter, the oldest first; before them the preempted, whatever the
-    /// gates say: their types have been charged for them.
+    /// Admits waiting requests of the served types, the oldest first; before them the preempted, whatever the gates
+    /// say: their types have already been charged for them.
     fn admit(&mut self, view: &View, plan: &mut Plan) {
         let all = admission::in_order(view, plan, [view.queues()], |plan, slot| {
             plan.seat(view)?;
@@ -119,7 +119,7 @@ impl Wait {
         }
     }
 
-    /// The oldest request next in the queue of a served type whose gate `lets` it in.
+    /// The oldest request next in the queue of a served type whose gate admits it.
     fn oldest(&self, view: &View, lets: impl Fn(&Gate, bool) -> bool) -> Option<(usize, Slot)> {
         let next = self.next.iter().enumerate().filter_map(|(j, slot)| Some((j, (*slot)?)));
         next.filter(|&(j, slot)| self.gates[j].open && lets(&self.gates[j], self.overdue(view, slot)))
@@ -127,8 +127,8 @@ impl Wait {
     }
 
     /// Nothing would run though a served type has requests: services without a batch take no time, so credit accrues
-    /// until the oldest may enter; and if paused types hold the memory that it needs, they go on; otherwise no request
-    /// would ever run again.
+    /// until the oldest may enter; and if paused types hold the memory that it needs, they continue; otherwise no
+    /// request would ever run again.
     fn unblock(&mut self, view: &View, plan: &mut Plan) {
         let oldest = self.oldest(view, |_, _| true);
         let resumes = admission::first_from(view, plan, view.head(view.queues())).is_some();

@@ -1,4 +1,4 @@
-//! What of a waiting request is in the KV cache already, as the host or the prefix cache says.
+//! How much of a waiting request is in the KV cache already, by the host's report or the prefix cache.
 
 use super::View;
 use crate::config::MAX_COUNT;
@@ -9,7 +9,7 @@ use crate::state::Prefixes;
 const LOOKED_AT: usize = 8;
 
 impl View {
-    /// Sets what of a waiting request is in the KV cache; at least one token is left to compute.
+    /// Sets how much of a waiting request is in the KV cache; at least one token is left to compute.
     #[inline]
     pub(crate) fn set_hit(&mut self, slot: Slot, hit: Hit) {
         let trusted = self.pool.trusts_shares();
@@ -23,7 +23,7 @@ impl View {
         self.table[slot as usize].hit = hit;
     }
 
-    /// Looks up what the first of each queue find in the prefix cache.
+    /// Looks up the hits of the first requests of each queue in the prefix cache.
     pub(crate) fn look_up_hits(&mut self) {
         let Some(prefixes) = &self.prefixes else { return };
         for queue in 0..self.queues.len() {
@@ -44,7 +44,7 @@ impl View {
         self.prefixes.as_ref().map_or(0, |prefixes| prefixes.named(slot))
     }
 
-    /// Hands the prefix cache to a plan that is made.
+    /// Hands the prefix cache to a plan that is being made.
     pub(crate) fn lend_prefixes(&mut self) -> Option<Box<Prefixes>> {
         self.prefixes.take()
     }
@@ -57,7 +57,7 @@ impl View {
         }
     }
 
-    /// Forgets what is cached; false while a request is resident.
+    /// Empties the prefix cache; false while a request is resident.
     pub(crate) fn reset_prefixes(&mut self) -> bool {
         self.prefixes.as_mut().is_none_or(|prefixes| prefixes.reset())
     }

@@ -22,7 +22,7 @@ pub struct Limits {
     pub host_preempts: bool,
     /// Share of the blocks that admission leaves free.
     watermark: f64,
-    /// Most tokens of prompt and output together, where it was set.
+    /// Most tokens of prompt and output together, if set.
     max_model_len: Option<u32>,
 }
 
@@ -44,8 +44,8 @@ impl Limits {
 
 /// The limits that follow from the capacity, which may change.
 impl View {
-    /// Most prompt tokens of one request in one iteration. A long prompt is cut so that it starves no request: one that is
-    /// alone need not be (vLLM's rule for `long_prefill_token_threshold`).
+    /// Most prompt tokens of one request in one iteration. A long prompt is cut so that it does not starve other
+    /// requests; one that is alone need not be (vLLM's rule for `long_prefill_token_threshold`).
     pub fn prefill_chunk(&self) -> u32 {
         if self.len() > 1 { self.limits.prefill_chunk } else { u32::MAX }
     }
@@ -65,7 +65,7 @@ impl View {
         self.limits.max_model_len.unwrap_or(self.ever_largest)
     }
 
-    /// Most tokens that a request may have that runs alone.
+    /// Most tokens of a request that runs alone.
     pub fn largest(&self) -> u32 {
         self.largest
     }

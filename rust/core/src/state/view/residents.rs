@@ -1,4 +1,4 @@
-//! What a request goes through once it is admitted, until it leaves the KV cache.
+//! The transitions of a request from its admission until it leaves the KV cache.
 
 use super::View;
 use crate::model::Slot;
@@ -34,7 +34,7 @@ impl View {
         self.take(i64::from(blocks) - i64::from(held));
     }
 
-    /// Receiving → prefilling: its KV has come. False in any other phase.
+    /// Receiving → prefilling: its KV has arrived. False in any other phase.
     pub(crate) fn received(&mut self, slot: Slot) -> bool {
         let request = &mut self.table[slot as usize];
         let receives = request.phase == Phase::Receiving;
@@ -63,7 +63,7 @@ impl View {
     pub(crate) fn shift(&mut self, slot: Slot, kv: u32) {
         self.unfill(slot, kv);
         let (held, surplus) = (self.blocks(slot), self.surplus(slot));
-        // Blocks taken for what was rejected stay until the next step needs them, or frees them.
+        // Blocks taken for rejected tokens stay until the next step needs them, or frees them.
         let blocks = held.max(self.layout.after(kv.saturating_sub(1), kv));
         self.take(i64::from(blocks) - i64::from(held));
         let request = &mut self.table[slot as usize];
@@ -80,7 +80,7 @@ impl View {
         self.parked.retain(|&slot| table[slot as usize].phase == Phase::Parked);
     }
 
-    /// Lists anew which requests prefill, after a request that was taken for decoding turned out to prefill still.
+    /// Rebuilds the list of prefills, after a request that was taken for decoding turned out to be prefilling still.
     pub(crate) fn relist_prefilling(&mut self) {
         let table = &self.table;
         let prefills = |&slot: &Slot| table[slot as usize].phase == Phase::Prefilling;
@@ -88,7 +88,7 @@ impl View {
         self.prefilling.extend(self.residents.iter(table).filter(prefills));
     }
 
-    /// It has computed no more than so many tokens, whatever was planned.
+    /// It has computed no more than this many tokens, whatever was planned.
     #[inline]
     fn unfill(&mut self, slot: Slot, tokens: u32) {
         if let Some(prefixes) = &mut self.prefixes {
@@ -142,7 +142,7 @@ impl View {
             Phase::Receiving => self.receiving.retain(|&other| other != slot),
             Phase::Waiting => {}
         }
-        // Of what the prefix cache shares it keeps count by itself.
+        // The prefix cache counts what is shared by itself.
         let shared = if self.limits.caches_prefixes { 0 } else { self.request(slot).shared_blocks(&self.layout) };
         let request = &mut self.table[slot as usize];
         let (blocks, computed) = (std::mem::take(&mut request.blocks), std::mem::take(&mut request.computed));
@@ -177,7 +177,7 @@ impl View {
             _ => self.release(slot, u32::MAX),
         }
         let request = &mut self.table[slot as usize];
-        // A place without output to come is vacant.
+        // A slot without output left is free.
         request.max_tokens = 0;
         self.index.remove(&request.id);
         self.vacant.push(slot);

@@ -1,4 +1,4 @@
-//! What the cache is to be equal to: every block by itself, with its count of references, and a queue of those free.
+//! The model that the cache must equal: every block by itself, with its reference count, and a queue of the free ones.
 
 use std::collections::{HashMap, VecDeque};
 
