@@ -94,6 +94,7 @@ class FaultyCore:
                     resumed=[],
                     preempted=[],
                     refused=[],
+                    cached=[],
                     prefill=[],
                     paused=[],
                     num_decodes=0,
