@@ -54,6 +54,7 @@ count = whole(1, 2**32 - 1)
 requests = whole(1, MOST_REQUESTS)
 blocks = whole(1, 2**30)
 positive = real("a number above 0", lambda value: 0 < value < math.inf)
+bandwidth = real("a number above 0, or inf", lambda value: value > 0)
 non_negative = real("a number of at least 0", lambda value: 0 <= value < math.inf)
 rate = real(
     "a rate from 1e-6 to 1e9 requests/s (inf: all at once)", lambda value: 1e-6 <= value <= 1e9 or value == math.inf

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from wait_core._core import SETTINGS, Scheduler, WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli.deployment import add_law
+from wait_core.cli.fleet import add_fleet, fleet_of
 from wait_core.cli.output import print_notes
 from wait_core.files import read_object
 from wait_core.hardware import A100
-from wait_core.simulation.fleet import MOST_REPLICAS
-from wait_core.simulation.run import LAW, ROUTER, STALENESS_S, Report, simulate
+from wait_core.simulation.run import LAW, Report, simulate
 from wait_core.workload import Requests, offered
 from wait_core.workload.traces import FORMATS, load
 
@@ -112,24 +112,7 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
         "--request-rate", metavar="RATE", type=kinds.rate, help="requests/s; scales a trace's times; inf: all at once"
     )
     add_engine(parser.add_argument_group("engine"))
-    fleet = parser.add_argument_group("fleet")
-    fleet.add_argument("--replicas", metavar="N", type=kinds.whole(1, MOST_REPLICAS), help="so many of these engines")
-    fleet.add_argument(
-        "--staleness",
-        metavar="S",
-        type=kinds.seconds,
-        default=STALENESS_S,
-        help="how old what the router knows of a replica is at most, s (%(default)s)",
-    )
-
-
-def fleet_of(arguments: argparse.Namespace, router: str | None) -> dict[str, Any]:
-    """Return the fleet that the options ask for, as keyword arguments of `simulate`."""
-    if arguments.replicas is None:
-        if router is not None:
-            raise WaitCoreError("--replicas is missing: a router chooses among several engines")
-        return {}
-    return {"replicas": arguments.replicas, "router": router or ROUTER, "staleness_s": arguments.staleness}
+    add_fleet(parser.add_argument_group("fleet"))
 
 
 def requests_of(arguments: argparse.Namespace, rate: float | None) -> Requests:
@@ -186,7 +169,8 @@ def run(
     router: str | None = None,
 ) -> Report:
     """Simulate one policy as the options ask for, on the deployment that they name."""
-    asked = simulation_of(arguments, deployment, settings) | fleet_of(arguments, router)
+    asked = simulation_of(arguments, deployment, settings)
+    asked |= fleet_of(arguments, router, deployment)
     return simulate(policy, requests=requests, seed=arguments.seed, progress=True, **asked)
 
 

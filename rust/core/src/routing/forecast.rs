@@ -6,7 +6,7 @@
 //! tokens takes an iteration. Those that decode there meanwhile wait for its prompt, and their iterations are longer by its
 //! decode. It goes where the sum is least, among equals where more of its prompt is cached, then where fewer requests are;
 //! but a first token later than the earliest that is offered, and later than a twentieth of the time that its decodes take,
-//! is no choice.
+//! is no choice. A replica to which KV comes from elsewhere computes one token of each prompt.
 //!
 //! What the KV cache will hold is the peak that the replica expects of its residents, and what each request that waits or
 //! was sent since adds: of one with p prompt tokens, if outputs end at a constant rate after m tokens on average, the largest
@@ -147,7 +147,7 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, 
     let (what, pace, mean) = (&standing.what, &standing.pace, own.output);
     let there = present(standing, stale_ns, now_ns, mean);
     let cached = if request.block_hashes.is_empty() { 0 } else { cached_tokens(standing, request) };
-    let uncomputed = f64::from(request.prompt - cached);
+    let uncomputed = f64::from(what.uncomputed(request.prompt, cached));
     let (capacity, seats) = (what.tokens(), f64::from(what.max_num_seqs));
     let decode = pace.decode(there.decodes.min(seats), there.kv.min(capacity));
 
