@@ -29,6 +29,21 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def whole_or(word: str, least: int, most: int) -> Callable[[str], int | str]:
+    """Return the reader of an integer in a range, or of a word."""
+    number = whole(least, most)
+
+    def read(text: str) -> int | str:
+        if text == word:
+            return text
+        try:
+            return number(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or {word}") from None
+
+    return read
+
+
 def real(expected: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
     """Return the reader of a number that is as `expected` says."""
 

@@ -30,6 +30,12 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         " 0, as without it: prompts are computed elsewhere",
     )
     group.add_argument("--decode-replicas", metavar="D", type=some, help="and so many decode")
+    add_staleness(group)
+    add_transfer(group)
+
+
+def add_staleness(group: argparse._ArgumentGroup) -> None:
+    """Add the option for the age of what the router knows."""
     group.add_argument(
         "--staleness",
         metavar="S",
@@ -37,7 +43,6 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         default=STALENESS_S,
         help="how old what the router knows of a replica is at most, s (%(default)s)",
     )
-    add_transfer(group)
 
 
 def add_transfer(group: argparse._ArgumentGroup) -> None:

@@ -100,6 +100,11 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--law", choices=LAW, default="known", help="what the policy knows of the iteration-time law")
     kinds.add_objective(group, "goodput")
+    add_settings(group)
+
+
+def add_settings(group: argparse._ArgumentGroup) -> None:
+    """Add the options for settings of the core."""
     group.add_argument("--config", type=Path, metavar="FILE", help="settings of the core, JSON: `wait-core settings`")
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; VALUE is JSON")
 

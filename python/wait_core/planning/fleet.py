@@ -11,6 +11,7 @@ from wait_core.planning.fleet_bound import FleetBound
 from wait_core.planning.fleet_plan import FleetPlan
 from wait_core.planning.fleet_search import FleetSearch
 from wait_core.planning.plan_report import PlannedEngine
+from wait_core.planning.verdict import GROWS
 from wait_core.simulation.fleet import MOST_REPLICAS, known
 from wait_core.simulation.run import STALENESS_S
 from wait_core.simulation.transfer import Transfer
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from wait_core.planning.fleet_plan import FleetTrial
-    from wait_core.settings.types import EngineSettings
     from wait_core.workload import Dataset, Requests, Trace
 
 ROUTERS = ("forecast", "power-of-two")
@@ -57,7 +57,7 @@ def plan_fleet(
     iteration_time: str | Mapping[str, Any] = A100,
     gpus_each: int = 1,
     staleness_s: float = STALENESS_S,
-    settings: EngineSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[FleetTrial], object] | None = None,
 ) -> FleetPlan:
     """Search for the smallest fleet that meets an objective, by simulation from the fluid bound upwards.
@@ -151,6 +151,8 @@ def plan_fleet(
             for best in (search.smallest(router, fluid) if replicas is None else search.of(router, replicas, fluid))
         ]
     best = min((each for each in found if each.meets), key=_rank, default=None)
+    played = search.played
+    span_s = float(played[0].arrival_ns[-1] - played[0].arrival_ns[0]) * 1e-9
     within = FleetPlan(
         workload=traffic.name,
         request_rate=traffic.rate,
@@ -169,10 +171,11 @@ def plan_fleet(
         found=tuple(found),
         recommended=best,
         transfer=search.transfer,
-        num_prompts=len(search.played[0]),
-        runs=len(search.played),
-        simulated=len(search.trials) * sum(map(len, search.played)),
-        span_s=float(search.played[0].arrival_ns[-1] - search.played[0].arrival_ns[0]) * 1e-9,
+        num_prompts=len(played[0]),
+        runs=len(played),
+        simulated=len(search.trials) * sum(map(len, played)),
+        span_s=span_s,
+        warnings=_warnings(best, attainment, span_s),
         dropped=dict(traffic.dropped),
         notes=traffic.notes,
     )
@@ -188,6 +191,20 @@ def plan_fleet(
 
 def _rank(trial: FleetTrial) -> tuple[float, ...]:
     return trial.gpus, -trial.goodput, trial.p99_ttft_s
+
+
+def _warnings(best: FleetTrial | None, attainment: float, span_s: float) -> tuple[str, ...]:
+    found = []
+    if span_s < SPAN_S / 2:
+        found.append(f"the requests of a run arrive in {span_s:.3g} s: a fleet that is overloaded may not show it")
+    if best is not None and best.growth > GROWS:
+        found.append(
+            f"queues have not settled: the TTFT is {best.growth:.2g} times as long in the second half of the requests"
+            " as in the first"
+        )
+    if best is not None and best.least_goodput < attainment:
+        found.append(f"not in every run is the objective met: the least is {best.least_goodput:.4g} of the requests")
+    return tuple(found)
 
 
 def _count(

@@ -35,6 +35,8 @@ class FleetTrial:
         Share that no scheduler exceeds on so many GPUs, however it routes; None with a prefix cache.
     ttft_s, p99_ttft_s, tpot_s, p99_tpot_s : float
         Means and 99th percentiles of the completed requests of all runs, s.
+    growth : float
+        Mean TTFT of the second half of the requests, over that of the first: far above 1 the queues have not settled.
     meets : bool
         Whether `goodput` is the attainment that was asked for, or more.
 
@@ -54,6 +56,7 @@ class FleetTrial:
     p99_ttft_s: float
     tpot_s: float
     p99_tpot_s: float
+    growth: float
     meets: bool
 
     @property
@@ -69,6 +72,12 @@ class FleetTrial:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
         return {"gpus": self.gpus, "split": self.split, "replicas": self.replicas} | asdict(self)
+
+
+def objective_text(slo_ttft_ms: float | None, slo_tpot_ms: float | None) -> str:
+    """Return an objective as options have it: "ttft:2000 tpot:100"."""
+    within = {"ttft": slo_ttft_ms, "tpot": slo_tpot_ms}
+    return " ".join(f"{name}:{ms:g}" for name, ms in within.items() if ms is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,8 @@ class FleetPlan:
         Requests of a run, runs of each fleet, requests that were simulated in all.
     span_s : float
         Time in which the requests of a run arrive, s.
+    warnings : tuple of str
+        Where the recommendation is less certain than it looks.
     dropped : dict of str to int
         Rows of a trace that were left out, by reason.
     notes : tuple of str
@@ -144,14 +155,27 @@ class FleetPlan:
     runs: int
     simulated: int
     span_s: float
+    warnings: tuple[str, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def objective(self) -> str:
         """The objective as options have it: "ttft:2000 tpot:100"."""
-        within = {"ttft": self.slo_ttft_ms, "tpot": self.slo_tpot_ms}
-        return " ".join(f"{name}:{ms:g}" for name, ms in within.items() if ms is not None)
+        return objective_text(self.slo_ttft_ms, self.slo_tpot_ms)
+
+    def curves(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Return the most goodput by GPUs, rising: of each kind and router, simulated, and of each kind the bound."""
+        best: dict[str, dict[int, float]] = {}
+        for each in self.trials:
+            kind = "prefill apart" if each.prefill else "colocated"
+            shares = {f"{kind}, {each.router}": each.goodput}
+            if each.goodput_bound is not None:
+                shares[f"fluid bound, {kind}"] = each.goodput_bound
+            for name, share in shares.items():
+                of = best.setdefault(name, {})
+                of[each.gpus] = max(share, of.get(each.gpus, 0.0))
+        return {name: (sorted(of), [of[gpus] for gpus in sorted(of)]) for name, of in sorted(best.items())}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; what is infinite or NaN becomes None."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core._core import WaitCoreError
-from wait_core.planning.fleet_plan import FleetTrial, FluidSplit
+from wait_core.planning.fleet_plan import FleetTrial, FluidSplit, objective_text
 from wait_core.planning.search import least
 from wait_core.simulation.fleet import MOST_REPLICAS, Disaggregated
 from wait_core.simulation.run import simulate
@@ -68,8 +68,8 @@ class FleetSearch:
         if found is None:
             alone = self._bound.share("colocated", MOST_REPLICAS)
             raise WaitCoreError(
-                f"goodput: no number of GPUs meets it for {self._attainment:.4g} of the requests: it is met by"
-                f" {alone:.4g} of them if each has a GPU to itself"
+                f"goodput {objective_text(*self._slo)}: no number of GPUs meets it for {self._attainment:.4g} of the"
+                f" requests; the best reached is {alone:.4g}, where each has a GPU to itself"
             )
         return found
 
@@ -112,6 +112,7 @@ class FleetSearch:
             p99_ttft_s=_of(_p99, ttft),
             tpot_s=_of(np.mean, tpot),
             p99_tpot_s=_of(_p99, tpot),
+            growth=float(np.mean([_growth(delays[0]) for delays in each])),
             meets=mean >= self._attainment,
         )
 
@@ -186,6 +187,12 @@ def _shares(ttft: Any, tpot: Any, ended: Any, slo_ttft_ms: float | None, slo_tpo
     # A request of one token has no time per token.
     steady = ended & ((tpot <= (np.inf if slo_tpot_ms is None else 1e-3 * slo_tpot_ms)) | np.isnan(tpot))
     return np.mean(in_time & steady), np.mean(in_time), np.mean(steady)
+
+
+def _growth(ttft: Any) -> float:
+    ended = ttft[np.isfinite(ttft)]
+    half = len(ended) // 2
+    return float(np.mean(ended[half:]) / np.mean(ended[:half])) if half else float("nan")
 
 
 def _p99(values: Any) -> Any:
