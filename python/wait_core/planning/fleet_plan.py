@@ -37,6 +37,7 @@ class FleetTrial:
         Means and 99th percentiles of the completed requests of all runs, s.
     growth : float
         Mean TTFT of the second half of the requests, over that of the first: far above 1 the queues have not settled.
+        NaN of fewer than a hundred.
     meets : bool
         Whether `goodput` is the attainment that was asked for, or more.
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_TIMES = 4
 """The search ends at so many times the replicas of the fluid bound, and `MORE` of them."""
 MORE = 4
+FEWEST_HALF = 50
+"""Requests of which a mean says whether queues grow."""
 SPLITS = 5
 """Splits of a given number of replicas that are simulated: those nearest to the fluid ratio."""
 
@@ -192,7 +194,7 @@ def _shares(ttft: Any, tpot: Any, ended: Any, slo_ttft_ms: float | None, slo_tpo
 def _growth(ttft: Any) -> float:
     ended = ttft[np.isfinite(ttft)]
     half = len(ended) // 2
-    return float(np.mean(ended[half:]) / np.mean(ended[:half])) if half else float("nan")
+    return float(np.mean(ended[half:]) / np.mean(ended[:half])) if half >= FEWEST_HALF else float("nan")
 
 
 def _p99(values: Any) -> Any:

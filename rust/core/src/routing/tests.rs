@@ -51,7 +51,7 @@ fn simple_routers_do_what_they_are_named_after() {
 fn a_replica_to_which_kv_comes_computes_one_token_of_a_prompt() {
     let ttft = |receives, load: Load| {
         let mut router = Router::new(Routing::default()).unwrap();
-        router.add_replica(0, Replica { receives, ..replica() }).unwrap();
+        router.add_replica(0, Replica { receives, kv_blocks: 10_000, ..replica() }).unwrap();
         router.report(0, 0, &load).unwrap();
         // What was sent before is not to be computed there either.
         (1..4).for_each(|id| drop(router.route(0, &incoming(id, 2000))));
