@@ -56,13 +56,16 @@ def items(name: str) -> tuple[str, tuple[Item, ...]]:
             continue
         doc: list[str] = []
         made = []
+        hidden = False
         for line in map(str.strip, found[2].splitlines()):
             if line.startswith("///"):
                 doc.append(line.removeprefix("///").strip())
+            elif line == "#[serde(skip)]":  # what follows is no value of a setting
+                hidden = True
             elif field := re.match(r"(?:pub )?(\w+)(?:: (.+?)|\(.*\)|\s*{.*)?,?$", line):
                 label = field[1] if found[1] == "struct" else re.sub(r"(?<!^)(?=[A-Z])", "-", field[1]).lower()
-                made.append(Item(label, field[2] or "", " ".join(doc)))
-                doc = []
+                made += [] if hidden else [Item(label, field[2] or "", " ".join(doc))]
+                doc, hidden = [], False
         return found[1], tuple(made)
     return "", ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from wait_core import WaitCoreError, simulate
-from wait_core.simulation import Transfer, simulate_pools
+from wait_core.simulation import Disaggregated, Transfer
 from wait_core.workload import Follows, PrefixBlocks, Requests, dataset, load, replayed, sampled
 from wait_core.workload.datasets import Conversations, Dataset
 
@@ -194,19 +195,24 @@ def test_drafts_shorten_outputs() -> None:
         simulate("vllm", requests=requests, acceptance=[0.5, 0.8])
 
 
-def test_two_pools_and_decode_only() -> None:
+def test_prefill_and_decode_apart_and_decode_only() -> None:
     requests = sampled("p1000d20", request_rate=5.0, num_prompts=100, seed=2)
     transfer = Transfer(bytes_per_token=131_072, bandwidth=25e9, latency_s=0.001)
-    pools = simulate_pools(requests, transfer=transfer, prefill={"token_budget": 4096}, decode={"policy": "adaptive"})
-    first, second = pools.prefill.run, pools.decode.run
-    assert np.array_equal(first.first_token_ns, second.first_token_ns)
-    assert np.array_equal(first.arrival_ns, second.arrival_ns)
+    fleet = Disaggregated(
+        prefill=[{"policy": "vllm", "token_budget": 4096}], decode=1, transfer=transfer, prefill_router="round-robin"
+    )
+    report = simulate(requests=requests, replicas=fleet)
+    alone = simulate("vllm", requests=replace(requests, output=np.ones_like(requests.output)), token_budget=4096)
+    assert np.array_equal(report.run.first_token_ns, alone.run.finished_ns)
     moved_ns = round((0.001 + 1000 * 131_072 / 25e9) * 1e9)
-    assert np.all(second.finished_ns >= first.finished_ns + moved_ns + 19)
-    figures = pools.decode.summary()
+    assert np.all(report.run.finished_ns >= report.run.first_token_ns + moved_ns + 19)
+    figures = report.summary()
     assert (figures["completed"], figures["total_output_tokens"]) == (100, 2000)
-    assert figures["prefill_tokens"] == 100
-    assert pools.prefill.summary()["decode_tokens"] == 0
+    assert (figures["replicas"], figures["prefill_replicas"], figures["prefix_hit_rate"]) == (2, 1, 0.0)
+    assert report.run.fleet is not None
+    first, second = report.run.fleet["replicas"]
+    assert (first["decode_tokens"], second["prefill_tokens"]) == (0, 100)
+    assert report.settings["policy"] == "adaptive", "those of the replica that decodes"
     # The paper's decode-only setting: the KV is there, and its law counts KV alone.
     here = Transfer(bytes_per_token=0.0, bandwidth=np.inf)
     settings: dict[str, Any] = {
@@ -217,8 +223,39 @@ def test_two_pools_and_decode_only() -> None:
     }
     only, whole = simulate("vllm", transfer=here, **settings), simulate("vllm", **settings)
     assert np.array_equal(only.run.finished_ns, whole.run.finished_ns)
-    with pytest.raises(WaitCoreError, match=r"transfer.bandwidth = 0"):
-        simulate_pools(requests, transfer=Transfer(bytes_per_token=1.0, bandwidth=0.0), prefill={}, decode={})
-    chat = sampled("multi-turn", request_rate=3.0, num_prompts=30)
-    with pytest.raises(WaitCoreError, match="two engines in series"):
-        simulate_pools(chat, transfer=transfer, prefill={}, decode={})
+    fleet = Disaggregated(prefill=0, decode=1, transfer=here)
+    many = simulate("vllm", replicas=fleet, router="random", staleness_s=0.0, **settings)
+    assert np.array_equal(only.run.finished_ns, many.run.finished_ns)
+    assert many.prefill_replicas is None
+    none = Transfer(bytes_per_token=1.0, bandwidth=0.0)
+    for pools, message in (
+        ({"prefill": 1, "decode": 1, "transfer": none}, "transfer.bandwidth = 0"),
+        ({"prefill": 1, "decode": 0}, "decode = 0: must be between 1"),
+        ({"prefill": -1, "decode": 1}, "prefill = -1: must be between 0"),
+        ({"prefill": 1, "decode": 1, "prefill_router": "nearest"}, "router = 'nearest': one of random"),
+        ({"prefill": 1, "decode": [{"prefix_caching": True}]}, "prefix_caching = true: must be off on decode replicas"),
+    ):
+        given: dict[str, Any] = {"transfer": transfer} | pools
+        with pytest.raises(WaitCoreError, match=re.escape(message)):
+            simulate(requests=requests, replicas=Disaggregated(**given))
+    with pytest.raises(WaitCoreError, match="transfer: a Disaggregated fleet has its own"):
+        simulate(requests=requests, replicas=fleet, transfer=here)
+    # Clients that wait for answers: each turn finds the prompts of those before it on its prefill replica.
+    chat = sampled("multi-turn", request_rate=3.0, num_prompts=60)
+    fleet = Disaggregated(prefill=2, decode=2, transfer=transfer)
+    for policy in ("adaptive", "wait"):
+        report = simulate(policy, requests=chat, replicas=fleet, prefix_caching=True)
+        assert report.run.counts["cached_tokens"] > 0
+        follows = chat.follows
+        assert follows is not None
+        after = follows.after >= 0
+        assert np.all(report.run.arrival_ns[after] >= report.run.finished_ns[follows.after[after]])
+
+
+def test_transfers_are_of_the_model_that_goes_with_a_law() -> None:
+    assert Transfer.of("a100", bandwidth=1e9).seconds(1000) == pytest.approx(0.524_288)
+    assert Transfer.of("llama-3.1-8b-h100-sxm").bytes_per_token == 131_072
+    assert Transfer.of("linear:0.01,1e-6", bytes_per_token=5.0, latency_s=0.25, bandwidth=10.0).seconds(1) == 0.75
+    assert Transfer.of("linear:0.01,1e-6", bandwidth=np.inf).seconds(1000) == 0.0
+    with pytest.raises(WaitCoreError, match="bytes_per_token is missing"):
+        Transfer.of("linear:0.01,1e-6")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from wait_core import Scheduler, WaitCoreError, simulate
 from wait_core._core import iteration_seconds
 from wait_core.cli import main
 from wait_core.fleet import ROUTERS, Router
-from wait_core.simulation import Change
+from wait_core.simulation import Change, Disaggregated, Transfer
 from wait_core.workload import Requests, sampled
 
 NEVER = np.iinfo(np.uint64).max
@@ -158,6 +159,34 @@ def test_the_fleet_does_what_a_slow_one_does(router: str, staleness_s: float) ->
     assert report.run.finished_ns.tolist() == [expected[i] for i in range(len(requests))]
     assert report.run.fleet is not None
     assert sum(each["completed"] for each in report.run.fleet["replicas"]) == len(requests)
+
+
+@pytest.mark.parametrize("policy", ["vllm", "adaptive"])
+@pytest.mark.parametrize("staleness_s", [0.0, 0.3])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_pools_are_two_fleets_in_series(router: str, staleness_s: float, policy: str) -> None:
+    """Where no client waits for an answer, the decode replicas are a fleet to which requests come with their KV."""
+    requests = stream(250, 40.0, 5)
+    common: dict[str, Any] = {"router": router, "staleness_s": staleness_s, "seed": 3, **CORE}
+    transfer = Transfer(bytes_per_token=1e6, bandwidth=1e10, latency_s=0.002)
+    report = simulate(
+        policy, requests=requests, replicas=Disaggregated(prefill=2, decode=3, transfer=transfer), **common
+    )
+    prompts = replace(requests, output=np.ones_like(requests.output))
+    first = simulate(policy, requests=prompts, replicas=2, max_tokens=1, lengths="known", **common).run
+    assert np.array_equal(report.run.first_token_ns, first.first_token_ns)
+    several = np.flatnonzero(requests.output > 1)
+    order = several[np.argsort(first.finished_ns[several], kind="stable")]
+    handed = Requests(
+        name="handed over",
+        arrival_ns=first.finished_ns[order],
+        prompt=requests.prompt[order] + 1,
+        output=requests.output[order] - 1,
+        rate=40.0,
+    )
+    second = simulate(policy, requests=handed, replicas=3, transfer=transfer, **common).run
+    assert np.array_equal(report.run.finished_ns[order], second.finished_ns)
+    assert report.run.counts["prompt_tokens"] == requests.prompt.sum()
 
 
 def test_one_replica_is_what_a_simulation_without_a_fleet_is() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from wait_core import hardware, report
-from wait_core.planning import Offer
+from wait_core.planning import FleetPlan, FleetTrial, Offer, PlannedEngine
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
 
@@ -60,6 +60,24 @@ def offered() -> list[Offer]:
     return [one, replace(one, deployment=second, gpus=None, replicas=None, dollars_per_million_output_tokens=None)]
 
 
+def planned() -> FleetPlan:
+    one = FleetTrial(
+        prefill=0, decode=6, gpus=6, router="forecast", goodput=0.4, least_goodput=0.3, most_goodput=0.5,
+        ttft_goodput=0.4, tpot_goodput=1.0, goodput_bound=0.9, ttft_s=2.0, p99_ttft_s=4.0, tpot_s=0.05,
+        p99_tpot_s=0.08, growth=1.2, meets=False,
+    )  # fmt: skip
+    best = replace(one, decode=8, gpus=8, goodput=0.99, goodput_bound=1.0, meets=True)
+    apart = [replace(one, prefill=3, decode=gpus - 3, gpus=gpus, goodput=0.1 * gpus) for gpus in (7, 9)]
+    law: dict[str, Any] = {"law": "a100"}
+    engine = PlannedEngine(policy="vllm", kv_blocks=7424, block_size=16, capacity=118_784, max_num_seqs=256,
+                           token_budget=2048, iteration_time=law)  # fmt: skip
+    return FleetPlan(
+        workload="chat", request_rate=40.0, engine=engine, gpus_each=1, slo_ttft_ms=2000, slo_tpot_ms=100,
+        attainment=0.95, fluid=None, trials=(one, best, *apart), found=(best, apart[1]), recommended=best,
+        transfer=None, num_prompts=100, runs=1, simulated=400, span_s=60.0,
+    )  # fmt: skip
+
+
 PICTURES: dict[str, Callable[[Path], Any]] = {
     "kv": lambda path: report.kv_over_time(path, KV, capacity_tokens=CAPACITY),
     "cdf": lambda path: report.latency_cdf(path, LATENCY),
@@ -68,6 +86,7 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
     "overview": lambda path: report.overview(path, KV, LATENCY, capacity_tokens=CAPACITY, title="both"),
     "region": lambda path: report.stability_region(path, [4e4, 1e5, 2e5], REGION, rate=3.0, capacity_tokens=1e5),
     "offers": lambda path: report.offers_picture(path, offered(), title="GPUs for 40 requests/s"),
+    "fleet": lambda path: report.fleet_picture(path, planned()),
 }
 OTHERWISE: dict[str, Callable[[Path], Any]] = {
     "a line is missing": lambda path: report.latency_against_rate(path, RATE, {"vllm": RUNS["vllm"]}),

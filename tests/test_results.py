@@ -15,7 +15,7 @@ import pytest
 
 import wait_core
 from wait_core import files, hardware, simulation
-from wait_core.planning import offers
+from wait_core.planning import FleetPlan, offers, plan_fleet
 from wait_core.workload import sampled, traces
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ def probes() -> simulation.Forecasts:
     return simulation.probe(sampled("p64d32", request_rate=40, num_prompts=50), every=8, kv_blocks=40)
 
 
-def pools() -> simulation.Pools:
-    link = simulation.Transfer(bytes_per_token=1e5, bandwidth=1e9)
-    return simulation.simulate_pools(
-        sampled("p64d32", request_rate=40, num_prompts=50), transfer=link, prefill={}, decode={}
+def of_a_fleet() -> FleetPlan:
+    return plan_fleet(
+        types=TYPES, num_prompts=100, runs=1, settings={"kv_blocks": 600}, slo_ttft_ms=2000, routers=["random"]
     )
 
 
@@ -78,7 +77,7 @@ def shown(result: Any) -> str:
     return re.sub(r" at 0x\w+", "", repr(result))
 
 
-@pytest.mark.parametrize("of", [plan, probes, pools, of_gpus])
+@pytest.mark.parametrize("of", [plan, probes, of_a_fleet, of_gpus])
 def test_results_pickle(of: Callable[[], Any]) -> None:
     result = of()
     again = pickle.loads(pickle.dumps(result))  # noqa: S301 - our own

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import wait_core
+from wait_core.simulation import Disaggregated, Transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -66,7 +67,8 @@ def test_result_keys_are_those_of_a_run(objective: dict[str, float]) -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8").split("## One row a request")[0]
     tables = "\n".join(line.split("|")[1] for line in page.splitlines() if line[:1] == "|")
     keys: set[str] = set()
-    for replicas in (None, 2):
+    apart = Disaggregated(prefill=1, decode=1, transfer=Transfer.of())
+    for replicas in (None, 2, apart):
         report = wait_core.simulate("vllm", dataset_name="chat", request_rate=4, num_prompts=20, replicas=replicas)
         keys |= set(report.summary(**objective))
     goodput = {"goodput", "request_goodput"}

@@ -23,6 +23,8 @@ from wait_core._core import (
 )
 
 if TYPE_CHECKING:
+    from wait_core.planning.fleet import plan_fleet
+    from wait_core.planning.fleet_plan import FleetPlan
     from wait_core.planning.plan import plan
     from wait_core.planning.plan_report import PlanReport
     from wait_core.simulation import Report, simulate
@@ -34,6 +36,7 @@ __all__ = [
     "CapacityError",
     "DeadlineError",
     "DuplicateIdError",
+    "FleetPlan",
     "Hold",
     "Plan",
     "PlanReport",
@@ -44,12 +47,15 @@ __all__ = [
     "WaitCoreError",
     "__version__",
     "plan",
+    "plan_fleet",
     "simulate",
 ]
 
 _FOUND_IN = {
+    "FleetPlan": "wait_core.planning.fleet_plan",
     "PlanReport": "wait_core.planning.plan_report",
     "plan": "wait_core.planning.plan",
+    "plan_fleet": "wait_core.planning.fleet",
     "Report": "wait_core.simulation",
     "simulate": "wait_core.simulation",
 }

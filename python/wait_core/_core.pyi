@@ -28,7 +28,6 @@ __all__ = [
     "batch",
     "group_types",
     "iteration_seconds",
-    "pools",
     "probe",
     "run",
     "sample",
@@ -347,14 +346,15 @@ class Router:
         token_budget: int = 2048,
         iteration_time: Mapping[str, Any] | None = None,
         ttft_target: float | None = None,
+        receives: bool = False,
         model: str = "",
     ) -> None:
         """Adds a replica, or updates one that is present, as when its iteration-time law was learned.
 
         `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`:
         its law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: the target by which it
-        orders its own queue, if it does; no request is then held at the door for its sake. `model`: the same for all
-        replicas of a router.
+        orders its own queue, if it does; no request is then held at the door for its sake. `receives`: prompts come with
+        their KV, as to a decode replica. `model`: the same for all replicas of a router.
 
         Raises `WaitCoreError` for a size of 0 or a model other than that of the others; nothing has changed then.
         """
@@ -396,7 +396,8 @@ class Planner:
 
     `types` are (prompt, output, rate) in tokens and 1/s. `capacity` is C in KV tokens, `max_running` the most residents,
     `token_budget` the most tokens in an iteration. The convention says whether the prefill emits the first token
-    ("vllm") or none ("paper"). Times are seconds, memory KV tokens.
+    ("vllm") or none ("paper"), or that requests come with the KV of their prompts ("decode-only"). Times are
+    seconds, memory KV tokens.
 
     `windows` are more types, one list for each further window of a workload that changes over time: segments, Nested
     WAIT's thresholds and the safety buffer then hold in every window; all else is about `types`.
@@ -649,21 +650,4 @@ def run(
     """Simulates all arrivals to their end. Columns have one entry a request, by rising arrival (ns, tokens);
     `callback(completed)` is called at intervals, and an exception that it raises ends the run. Raises `StalledError`
     where requests would wait forever, `WaitCoreError` where a value is refused.
-    """
-
-def pools(
-    prefill: tuple[dict[str, Any], bool],
-    decode: tuple[dict[str, Any], bool],
-    law: Mapping[str, Any],
-    decode_law: Mapping[str, Any],
-    arrival_ns: npt.NDArray[np.uint64],
-    prompt: npt.NDArray[np.uint32],
-    output: npt.NDArray[np.uint32],
-    *,
-    transfer: tuple[float, float, float],
-    max_tokens: int | None,
-    overhead_ns: int,
-) -> tuple[Run, Run]:
-    """Simulates an open loop of requests through an engine that prefills and one that decodes; each is given as its settings and
-    whether it knows lengths. Returns the run of either. Raises as `run` does.
     """

@@ -29,6 +29,21 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def whole_or(word: str, least: int, most: int) -> Callable[[str], int | str]:
+    """Return the reader of an integer in a range, or of a word."""
+    number = whole(least, most)
+
+    def read(text: str) -> int | str:
+        if text == word:
+            return text
+        try:
+            return number(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or {word}") from None
+
+    return read
+
+
 def real(expected: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
     """Return the reader of a number that satisfies `expected`."""
 
@@ -54,6 +69,7 @@ count = whole(1, 2**32 - 1)
 requests = whole(1, MOST_REQUESTS)
 blocks = whole(1, 2**30)
 positive = real("a number above 0", lambda value: 0 < value < math.inf)
+bandwidth = real("a number above 0, or inf", lambda value: value > 0)
 non_negative = real("a number of at least 0", lambda value: 0 <= value < math.inf)
 rate = real(
     "a rate from 1e-6 to 1e9 requests/s (inf: all at once)", lambda value: 1e-6 <= value <= 1e9 or value == math.inf

@@ -14,7 +14,7 @@ from wait_core.files import replacing
 from wait_core.fleet import ROUTERS
 from wait_core.report.html import page_of_simulations, rendered
 from wait_core.settings import POLICIES
-from wait_core.simulation.run import ROUTER
+from wait_core.simulation.fleet import ROUTER
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--routers", nargs="+", choices=ROUTERS, metavar="ROUTER",
-        help=f"with --replicas, some of {', '.join(ROUTERS)} ({ROUTER})",
+        help=f"of a fleet, some of {', '.join(ROUTERS)} ({ROUTER})",
     )  # fmt: skip
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line, one line a policy")

@@ -9,6 +9,7 @@ from wait_core._core import WaitCoreError
 from wait_core.cli.deployment import basis
 from wait_core.cli.output import tabulated
 from wait_core.cli.picture import picture
+from wait_core.cli.workload import settings_of
 from wait_core.planning import offers
 from wait_core.report import offers_picture
 
@@ -26,6 +27,8 @@ def compare(arguments: argparse.Namespace, deployments: list[Deployment], asked:
     for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
         if getattr(arguments, name) is not None:
             raise WaitCoreError(f"--{name.replace('_', '-')}: GPUs are compared with their own")
+    if settings_of(arguments):
+        raise WaitCoreError("--set and --config: GPUs are compared with their own settings")
     rate = arguments.request_rate if arguments.target_rate is None else arguments.target_rate
     with picture(arguments.picture) as drawn:
         found = offers(deployments, prices=arguments.price, request_rate=rate, attainment=arguments.attainment, **asked)

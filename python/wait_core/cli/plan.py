@@ -10,10 +10,11 @@ from wait_core._core import WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli import gpus
 from wait_core.cli.deployment import add_law, basis, deployments_of
+from wait_core.cli.fleet_plan import add_fleet, plan_replicas
 from wait_core.cli.output import print_notes, tabulated
 from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.picture import picture
-from wait_core.cli.workload import POLICY, add_source, source_of
+from wait_core.cli.workload import POLICY, add_settings, add_source, settings_of, source_of
 from wait_core.hardware import A100
 from wait_core.planning import CapacityBound, plan
 from wait_core.report import stability_region
@@ -23,10 +24,13 @@ from wait_core.settings import POLICIES
 if TYPE_CHECKING:
     import argparse
 
+    from wait_core.hardware import Deployment
     from wait_core.planning import Expected, PlanReport
 
 ENDLESS_S = 1e9
 """What takes longer, s, is as good as without end."""
+OF_ENGINE = ("iteration_time", "kv_blocks", "kv_groups", "block_size", "max_num_seqs", "token_budget")
+"""What of the engine `plan` has arguments for; the formulas know it too."""
 POINTS = 32
 """Capacities of the stability region that are looked at for a picture."""
 
@@ -76,6 +80,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=kinds.blocks,
         help="most tokens per iteration (2048, or the default on --gpu)",
     )
+    add_settings(engine)
     asked = parser.add_argument_group("questions")
     asked.add_argument(
         "--failure-probability",
@@ -112,9 +117,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     cost.add_argument(
         "--attainment", metavar="SHARE", type=kinds.share, default=0.95, help="share that must meet it (%(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    add_fleet(parser.add_argument_group("fleet", "A search by simulation; the rate is that of all replicas together."))
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one line of JSON")
+    form.add_argument("--csv", action="store_true", help="with --replicas: CSV, one line a fleet that was simulated")
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="write a picture of stability, or of the GPUs, PNG"
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="write a picture of stability, or of the GPUs, or of the fleets, PNG",
     )
     add_report(parser)
     parser.set_defaults(run=_plan)
@@ -140,16 +151,20 @@ def _plan(arguments: argparse.Namespace) -> int:
     }
     if arguments.runs is not None:
         asked["runs"] = arguments.runs
+    if arguments.replicas is not None:
+        if len(deployments) > 1:
+            raise WaitCoreError("--replicas: of one kind of GPU; give one --gpu")
+        deployment = deployments[0] if deployments else None
+        return plan_replicas(arguments, deployment, asked, engine_of(arguments, deployment))
+    if arguments.csv:
+        raise WaitCoreError("--csv: is for --replicas; --json tells of one GPU")
     objective = arguments.slo_ttft is not None or arguments.slo_tpot is not None
     if len(deployments) > 1 or arguments.price or (deployments and objective):
         if arguments.report is not None:
             raise WaitCoreError("--report is for one GPU; of several, --picture draws and --json tells")
         return gpus.compare(arguments, deployments, asked)
     deployment = deployments[0] if deployments else None
-    engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()
-    for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
-        if getattr(arguments, name) is not None:
-            engine[name] = getattr(arguments, name)
+    engine = engine_of(arguments, deployment)
     with picture(arguments.picture) as drawn, report_file(arguments) as page:
         report = plan(
             request_rate=arguments.request_rate,
@@ -159,6 +174,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             horizon_s=arguments.horizon,
             target_rate=arguments.target_rate,
             region=0 if arguments.picture is None and page is None else POINTS,
+            settings={name: engine.pop(name) for name in list(engine) if name not in OF_ENGINE},
             **asked,
             **engine,
         )
@@ -174,6 +190,16 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"picture: {arguments.picture}")
     say(arguments)
     return 0
+
+
+def engine_of(arguments: argparse.Namespace, deployment: Deployment | None) -> dict[str, Any]:
+    """Return one engine as the options describe it: its law and settings."""
+    engine = {"iteration_time": arguments.iteration_time or A100} if deployment is None else deployment.settings()
+    engine |= settings_of(arguments)
+    for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget"):
+        if getattr(arguments, name) is not None:
+            engine[name] = getattr(arguments, name)
+    return engine
 
 
 def _draw(path: str, report: PlanReport) -> None:

@@ -15,7 +15,7 @@ from wait_core.files import replacing
 from wait_core.fleet import ROUTERS
 from wait_core.report.html import page_of_simulations, rendered
 from wait_core.settings import POLICIES
-from wait_core.simulation.run import ROUTER
+from wait_core.simulation.fleet import ROUTER
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--policy", choices=POLICIES, default=POLICY, metavar="POLICY", help=f"{', '.join(POLICIES)} (%(default)s)"
     )
     parser.add_argument(
-        "--router", choices=ROUTERS, metavar="ROUTER", help=f"with --replicas: {', '.join(ROUTERS)} ({ROUTER})"
+        "--router", choices=ROUTERS, metavar="ROUTER", help=f"of a fleet: {', '.join(ROUTERS)} ({ROUTER})"
     )
     add_simulation(parser)
     parser.add_argument("--json", action="store_true", help="one line of JSON under the keys of `vllm bench serve`")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from wait_core._core import SETTINGS, Scheduler, WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli.deployment import add_law
+from wait_core.cli.fleet import add_fleet, fleet_of
 from wait_core.cli.output import print_notes
 from wait_core.files import read_object
 from wait_core.hardware import A100
-from wait_core.simulation.fleet import MOST_REPLICAS
-from wait_core.simulation.run import KNOWLEDGE, ROUTER, STALENESS_S, Report, simulate
+from wait_core.simulation.run import KNOWLEDGE, Report, simulate
 from wait_core.workload import Requests, offered
 from wait_core.workload.traces import FORMATS, load
 
@@ -105,6 +105,11 @@ def add_engine(group: argparse._ArgumentGroup) -> None:
         help="what the policy knows of it (%(default)s)",
     )
     kinds.add_objective(group, "goodput")
+    add_settings(group)
+
+
+def add_settings(group: argparse._ArgumentGroup) -> None:
+    """Add the options for settings of the core."""
     group.add_argument("--config", type=Path, metavar="FILE", help="settings of the core, JSON: `wait-core settings`")
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; VALUE is JSON")
 
@@ -117,24 +122,7 @@ def add_simulation(parser: argparse.ArgumentParser) -> None:
         "--request-rate", metavar="RATE", type=kinds.rate, help="requests/s; scales a trace's times; inf: all at once"
     )
     add_engine(parser.add_argument_group("engine"))
-    fleet = parser.add_argument_group("fleet")
-    fleet.add_argument("--replicas", metavar="N", type=kinds.whole(1, MOST_REPLICAS), help="number of such engines")
-    fleet.add_argument(
-        "--staleness",
-        metavar="S",
-        type=kinds.seconds,
-        default=STALENESS_S,
-        help="largest age of the router's view of a replica, s (%(default)s)",
-    )
-
-
-def fleet_of(arguments: argparse.Namespace, router: str | None) -> dict[str, Any]:
-    """Return the fleet that the options ask for, as keyword arguments of `simulate`."""
-    if arguments.replicas is None:
-        if router is not None:
-            raise WaitCoreError("--replicas is missing: a router chooses among several engines")
-        return {}
-    return {"replicas": arguments.replicas, "router": router or ROUTER, "staleness_s": arguments.staleness}
+    add_fleet(parser.add_argument_group("fleet"))
 
 
 def requests_of(arguments: argparse.Namespace, rate: float | None) -> Requests:
@@ -191,7 +179,8 @@ def run(
     router: str | None = None,
 ) -> Report:
     """Simulate one policy as the options specify, on the deployment that they name."""
-    asked = simulation_of(arguments, deployment, settings) | fleet_of(arguments, router)
+    asked = simulation_of(arguments, deployment, settings)
+    asked |= fleet_of(arguments, router, deployment)
     return simulate(policy, requests=requests, seed=arguments.seed, progress=True, **asked)
 
 

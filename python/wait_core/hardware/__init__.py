@@ -9,7 +9,7 @@ speculative decoding, layers that keep a state.
 
 from wait_core.hardware.assemble import engine
 from wait_core.hardware.deployment import CacheGroup, Deployment, Memory, Region
-from wait_core.hardware.iteration_time import A100, iteration_time, kv_blocks_of, kv_cache_of
+from wait_core.hardware.iteration_time import A100, iteration_time, kv_blocks_of, kv_bytes_of, kv_cache_of
 from wait_core.hardware.shipped_data import shipped
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "engine",
     "iteration_time",
     "kv_blocks_of",
+    "kv_bytes_of",
     "kv_cache_of",
     "shipped",
 ]

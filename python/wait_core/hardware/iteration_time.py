@@ -19,6 +19,9 @@ A100 = "llama-2-7b-a100-80gb"
 KV_BLOCKS = {A100: 7424}
 """KV capacity in blocks of 16 tokens that goes with a law: 80 GB with a margin of 10 %."""
 
+KV_BYTES = {A100: 524_288}
+"""KV bytes a token, of all layers: keys and values of 32 layers, 4,096 numbers of 2 bytes each."""
+
 
 def iteration_time(law: str | Mapping[str, Any]) -> dict[str, Any]:
     """Resolve a law to what the core reads.
@@ -100,8 +103,22 @@ def kv_cache_of(law: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
     return _deployment_of(law, settings["block_size"]).kv_cache(as_full=bool(settings.get("prefix_caching")))
 
 
-def _deployment_of(law: Mapping[str, Any], block_size: int) -> Deployment:
+def kv_bytes_of(law: Mapping[str, Any], block_size: int = 16) -> int:
+    """Return the KV bytes of one token on one GPU, of all layers, of the model that goes with a law.
+
+    Raises
+    ------
+    WaitCoreError
+        Only named laws have a model.
+
+    """
+    if law == iteration_time(A100):
+        return KV_BYTES[A100]
+    return _deployment_of(law, block_size, "bytes_per_token").kv_bytes_per_token
+
+
+def _deployment_of(law: Mapping[str, Any], block_size: int, wanted: str = "kv_blocks") -> Deployment:
     for deployment in shipped().values():
         if law == deployment.iteration_time and block_size == deployment.block_size:
             return deployment
-    raise WaitCoreError("kv_blocks is missing: only named laws and their block_size have a default")
+    raise WaitCoreError(f"{wanted} is missing: only named laws and their block_size have a default")

@@ -1,10 +1,13 @@
 """Capacity planning: whether a GPU keeps up with traffic, with which thresholds and delays, and how many are needed.
 
-`plan` answers for one GPU, `offers` compares several, `goodput_bound` is the limit of every
-scheduler. They use the linear program and the fluid model of the core, and run trials in `wait_core.simulation`.
+`plan` answers for one GPU, `plan_fleet` for many behind a router, `offers` compares kinds of GPU, `goodput_bound` is
+the limit of every scheduler. They use the linear program and the fluid model of the core, and run trials in
+`wait_core.simulation`.
 Deliberately absent: the scheduler itself, laws of hardware, and anything printed or drawn.
 """
 
+from wait_core.planning.fleet import plan_fleet
+from wait_core.planning.fleet_plan import FleetPlan, FleetTrial, FluidSplit
 from wait_core.planning.goodput import goodput_bound
 from wait_core.planning.offers import Offer, offers
 from wait_core.planning.plan import plan
@@ -28,8 +31,11 @@ __all__ = [
     "Delays",
     "Expected",
     "Figures",
+    "FleetPlan",
+    "FleetTrial",
     "FluidEquilibrium",
     "FluidLimit",
+    "FluidSplit",
     "Goodput",
     "NestedThresholds",
     "Offer",
@@ -46,4 +52,5 @@ __all__ = [
     "goodput_bound",
     "offers",
     "plan",
+    "plan_fleet",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core
+from wait_core.planning.search import least
 from wait_core.simulation.trial import Engine, figures, saturated
 from wait_core.workload import Traffic
 
@@ -170,7 +171,7 @@ def _offer(
         seen[replicas] = _played(engine, traffic, traffic.rate / replicas, objective)
         return attainment is None or seen[replicas]["goodput"] >= attainment
 
-    number = _least(meets, fewest, MOST * fewest)
+    number = least(meets, fewest, MOST * fewest)
     shown = fewest if number is None else number
     hourly = None if price is None or number is None else number * each.tensor_parallel_size * price
     prompt, output = (sum(kind[i] * kind[2] for kind in traffic.exact) * 3600 / 1e6 for i in (0, 1))
@@ -200,18 +201,3 @@ def _played(engine: Engine, traffic: Traffic, rate: float, objective: dict[str, 
         met = [float(report.summary(**objective)["goodput"]) for report in reports]
         found["goodput"] = sum(met) / len(met)
     return found
-
-
-def _least(meets: Any, low: int, most: int) -> int | None:
-    """Return the least number from `low` to `most` that `meets`, which once true stays true; None if none does."""
-    if meets(low):
-        return low
-    high = low
-    while high < most:
-        low, high = high, min(2 * high, most)
-        if meets(high):
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if meets(middle) else (middle, high)
-            return high
-    return None

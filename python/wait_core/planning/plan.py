@@ -46,6 +46,7 @@ def plan(
     max_num_seqs: int = 256,
     token_budget: int = 2048,
     num_types: int = 8,
+    settings: Mapping[str, Any] | None = None,
     margin: float = 0.05,
     failure_probability: float = 0.05,
     horizon_s: float = 3600.0,
@@ -77,6 +78,8 @@ def plan(
         residents, tokens per iteration. With groups, formulas count the capacity in tokens of the longest requests.
     num_types : int
         Most types for thresholds, by quantiles of the output length.
+    settings : mapping, optional
+        Further settings of the core, as `wait_core.simulate` has them: for what is simulated, not for the formulas.
     margin : float
         By how much Nested WAIT's ratios exceed the shares that continue (the paper's eta).
     failure_probability, horizon_s : float
@@ -112,6 +115,9 @@ def plan(
             raise _core.WaitCoreError(f"{name} = {number}: must be at least 1")
     if runs > MOST_RUNS:
         raise _core.WaitCoreError(f"runs = {runs}: must be at most {MOST_RUNS:,}")
+    further = dict(settings or {})
+    if own := sorted({"policy", "iteration_time", "kv_groups", *least} & further.keys()):
+        raise _core.WaitCoreError(f"settings: {own[0]} has an argument of its own")
     cache: dict[str, Any] = {"kv_groups": list(kv_groups)} if kv_groups else {}
     if kv_blocks is not None:
         cache["kv_blocks"] = kv_blocks
@@ -123,7 +129,7 @@ def plan(
     )  # fmt: skip
     engine = Engine(policy=policy, iteration_time=law, kv_blocks=blocks, block_size=block_size,
                     max_num_seqs=max_num_seqs, token_budget=token_budget, num_types=num_types,
-                    settings=cache)  # fmt: skip
+                    settings=cache | further)  # fmt: skip
     capacity = engine.capacity(max(prompt + output for prompt, output, _ in workload.exact))
     shortest = min(prompt for prompt, _, _ in workload.exact)
     if capacity < shortest:

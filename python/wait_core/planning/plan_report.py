@@ -163,7 +163,7 @@ class PlanReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; what is infinite or NaN becomes None."""
-        plain: dict[str, Any] = _finite(asdict(self))
+        plain: dict[str, Any] = finite(asdict(self))
         return plain
 
     def to_json(self) -> str:
@@ -171,9 +171,10 @@ class PlanReport:
         return json.dumps(self.to_dict(), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values in which None stands for what is infinite or NaN."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ computation of what is shown, and the wording of the commands (`wait_core.cli`).
 """
 
 from wait_core.report.distributions import latency_bars, latency_cdf
+from wait_core.report.fleets import fleet_picture
 from wait_core.report.offers import offers_picture
 from wait_core.report.overview import overview
 from wait_core.report.rates import latency_against_rate, stability_region
@@ -15,6 +16,7 @@ from wait_core.report.time_series import kv_over_time
 
 __all__ = [
     "bars",
+    "fleet_picture",
     "kv_over_time",
     "latency_against_rate",
     "latency_bars",

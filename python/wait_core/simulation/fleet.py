@@ -12,8 +12,13 @@ from wait_core.hardware import kv_cache_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from wait_core.simulation.transfer import Transfer
+
 MOST_REPLICAS = 1 << 16
 """Most replicas of a fleet."""
+
+ROUTER = "forecast"
+"""The router of a fleet where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,36 +42,72 @@ class Change:
     kind: Literal["fail", "drain", "join"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Disaggregated:
+    """A fleet in which prefill and decode are apart: so many prefill and decode replicas (xPyD).
+
+    A prefill replica computes prompts: each request has its first token there. A decode replica is then chosen, takes
+    memory for it, is sent the KV of the prompt, and decodes the rest. Prefill replicas are counted first.
+
+    Attributes
+    ----------
+    prefill, decode : int or sequence of mapping
+        Each pool, as `replicas` of `simulate`. Without prefill replicas all requests come with their KV: the
+        decode-only setting of arXiv 2504.11320, where the transfer takes no time. Decode replicas cache no prefixes,
+        and where the policy needs types, prefill replicas run "vllm".
+    transfer : Transfer
+        How KV is transferred.
+    prefill_router : str, optional
+        The router of the prefill replicas; by default that of `simulate`, which is the decode replicas'.
+
+    """
+
+    prefill: int | Sequence[Mapping[str, Any]]
+    decode: int | Sequence[Mapping[str, Any]]
+    transfer: Transfer
+    prefill_router: str | None = None
+
+
 def described(
     settings: Mapping[str, Any],
     law: Mapping[str, Any],
     *,
     told: bool,
-    replicas: int | Sequence[Mapping[str, Any]],
+    typed: bool,
+    replicas: int | Sequence[Mapping[str, Any]] | Disaggregated,
     router: str | Mapping[str, Any],
     staleness_s: float,
     changes: Sequence[Change],
     seed: int,
 ) -> dict[str, Any]:
-    """Return the fleet as the core reads it; `told` says whether policies know the law of their engine."""
-    if isinstance(replicas, int):
-        if not 1 <= replicas <= MOST_REPLICAS:
-            raise WaitCoreError(f"replicas = {replicas}: must be between 1 and {MOST_REPLICAS}")
-        engines = [engine_of(settings, law, told=told)] * replicas
+    """Return the fleet as the core reads it.
+
+    `told` says whether policies know the law of their engine, `typed` whether they need types.
+    """
+    routing = {"router": router} if isinstance(router, str) else dict(router)
+    name = known(routing.pop("router", ROUTER))
+    prefill = None
+    if isinstance(replicas, Disaggregated):
+        first = dict(settings)
+        if typed:
+            first.pop("types", None)
+            first["policy"] = "vllm"
+        before = pool("prefill", replicas.prefill, first, law, told=told, least=0)
+        later = {**settings, "prefix_caching": False}
+        engines = before + pool("decode", replicas.decode, later, law, told=told, least=1)
+        if before:
+            prefill = (len(before), known(replicas.prefill_router or name))
     else:
-        engines = [engine_of(dict(settings) | dict(own), law, told=told) for own in replicas]
+        engines = pool("replicas", replicas, settings, law, told=told, least=1)
     if not 0 <= staleness_s <= 1e9:
         raise WaitCoreError(f"staleness_s = {staleness_s}: must be between 0 and 1e9 s")
-    routing = {"router": router} if isinstance(router, str) else dict(router)
-    name = routing.pop("router", "forecast")
-    if name not in ROUTERS:
-        raise WaitCoreError(f"router = {name!r}: one of {', '.join(ROUTERS)}")
     for change in changes:
         if not 0 <= change.at_s <= 1e9:
             raise WaitCoreError(f"changes: at_s = {change.at_s}: must be between 0 and 1e9 s")
     return {
         "engines": engines,
         "router": name,
+        "prefill": prefill,
         "seed": seed,
         "routing": routing,
         "staleness_ns": round(staleness_s * 1e9),
@@ -74,6 +115,31 @@ def described(
             {"at_ns": round(change.at_s * 1e9), "replica": change.replica, "kind": change.kind} for change in changes
         ],
     }
+
+
+def known(router: str) -> str:
+    """Return the name of a router, if it is one."""
+    if router not in ROUTERS:
+        raise WaitCoreError(f"router = {router!r}: one of {', '.join(ROUTERS)}")
+    return router
+
+
+def pool(
+    name: str,
+    replicas: int | Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    law: Mapping[str, Any],
+    *,
+    told: bool,
+    least: int,
+) -> list[tuple[dict[str, Any], Any]]:
+    """Return the engines of a pool, `least` or more, each with its law."""
+    count = replicas if isinstance(replicas, int) else len(replicas)
+    if not least <= count <= MOST_REPLICAS:
+        raise WaitCoreError(f"{name} = {count}: must be between {least} and {MOST_REPLICAS}")
+    if isinstance(replicas, int):
+        return [engine_of(settings, law, told=told)] * count if count else []
+    return [engine_of(dict(settings) | dict(own), law, told=told) for own in replicas]
 
 
 def engine_of(settings: Mapping[str, Any], law: Mapping[str, Any], *, told: bool) -> tuple[dict[str, Any], Any]:

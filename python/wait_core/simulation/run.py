@@ -13,7 +13,7 @@ from tqdm import tqdm
 from wait_core import _core, hardware
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.simulation import frames
-from wait_core.simulation.fleet import described
+from wait_core.simulation.fleet import ROUTER, Disaggregated, described
 from wait_core.workload import Hints, Requests, offered
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from wait_core.settings.types import EngineSettings
     from wait_core.simulation.fleet import Change
+    from wait_core.simulation.transfer import Transfer
     from wait_core.workload import Dataset, Trace
 
 LENGTHS_KNOWN = frozenset({"wait", "clairvoyant"})
@@ -37,38 +38,11 @@ KNOWLEDGE = ("known", "learned", "hidden")
 MOST_SECONDS = 1e9
 """Longest overhead of an iteration: the range of nanoseconds in 64 bits allows for it."""
 
-ROUTER = "forecast"
-"""The router of a fleet where none is named."""
-
 STALENESS_S = 0.1
 """Largest age of the router's view of a replica, s: vLLM's ranks report as often."""
 
 TYPED = frozenset({"wait", "nested-wait"})
 """Policies that need request types."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """The transfer of KV that was computed elsewhere.
-
-    Attributes
-    ----------
-    bytes_per_token : float
-        Bytes of KV a token, of all layers.
-    bandwidth : float
-        Bytes/s at which the KV of a request arrives, for each request on its own. Infinite: KV is there at once.
-    latency_s : float
-        Fixed time that each transfer adds, s.
-
-    """
-
-    bytes_per_token: float
-    bandwidth: float
-    latency_s: float = 0.0
-
-    def columns(self) -> tuple[float, float, float]:
-        """Return the three numbers."""
-        return self.bytes_per_token, self.bandwidth, self.latency_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +65,9 @@ class Report:
         What was assumed of a trace, or ignored in it.
     router : str, optional
         Which router a fleet had; `run.fleet` then says which replica served what, and `settings` are those of the
-        first replica.
+        first replica that decodes.
+    prefill_replicas : int, optional
+        How many of the replicas, the first, only computed prompts.
 
     """
 
@@ -103,6 +79,7 @@ class Report:
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     router: str | None = None
+    prefill_replicas: int | None = None
 
     @property
     def name(self) -> str:
@@ -137,6 +114,8 @@ class Report:
         named: dict[str, Any] = {"policy": self.policy, "workload": self.workload, "seed": self.seed}
         if (fleet := self.run.fleet) is not None:
             named |= {"router": self.router, "replicas": len(fleet["replicas"])}
+            if self.prefill_replicas is not None:
+                named["prefill_replicas"] = self.prefill_replicas
             named |= {key: fleet[key] for key in ("resent", "held", "held_s")}
         read = {"dropped": dict(self.dropped), "notes": list(self.notes)}
         return named | self.run.summary(slo_ttft_ms, slo_tpot_ms) | read
@@ -200,7 +179,7 @@ def simulate(
     hints: Hints | None = None,
     acceptance: Sequence[float] = (),
     transfer: Transfer | None = None,
-    replicas: int | Sequence[Mapping[str, Any]] | None = None,
+    replicas: int | Sequence[Mapping[str, Any]] | Disaggregated | None = None,
     router: str | Mapping[str, Any] = ROUTER,
     staleness_s: float = STALENESS_S,
     changes: Sequence[Change] = (),
@@ -249,9 +228,9 @@ def simulate(
         so on, as vLLM's acceptance rates by position. `num_speculative_tokens` defaults to their number.
     transfer : Transfer, optional
         The KV of every prompt but its last token is computed elsewhere, and transferred once its memory is reserved.
-    replicas : int or sequence of mapping, optional
-        A fleet of so many engines, or of these: the settings in which each differs, and its `iteration_time`. By
-        default a single engine without a router.
+    replicas : int, sequence of mapping or Disaggregated, optional
+        A fleet of so many engines, or of these: the settings in which each differs, and its `iteration_time`; or a pool
+        that computes prompts and one that decodes. By default a single engine without a router.
     router : str or mapping
         Which replica a request goes to, one of `wait_core.fleet.ROUTERS`; or a mapping of that (`router`) and of
         settings of `wait_core.fleet.Router`.
@@ -298,18 +277,24 @@ def simulate(
         types, labels = wanted.types(num_types)
         core["types"] = [{"prompt": p, "output": o, "rate": r} for p, o, r in types]
     fleet = None
+    if isinstance(replicas, Disaggregated):
+        if transfer is not None:
+            raise _core.WaitCoreError("transfer: a Disaggregated fleet has its own")
+        transfer = replicas.transfer
     if replicas is not None:
         same = {key: value for key, value in core.items() if key != "iteration_time"}
         fleet = described(
             same,
             gpu,
             told=told is not None,
+            typed=policy in TYPED,
             replicas=replicas,
             router=router,
             staleness_s=staleness_s,
             changes=changes,
             seed=seed,
         )
+    prefilling = fleet["prefill"][0] if fleet is not None and fleet["prefill"] is not None else None
     core |= kv_cache_of(gpu, core)
     if not 0 <= overhead_s <= MOST_SECONDS:
         raise _core.WaitCoreError(f"overhead_s = {overhead_s}: must be between 0 and {MOST_SECONDS:g} s")
@@ -344,11 +329,12 @@ def simulate(
         policy=policy,
         workload=wanted.name,
         seed=seed,
-        settings=core if fleet is None else fleet["engines"][0][0],
+        settings=core if fleet is None else fleet["engines"][prefilling or 0][0],
         run=run,
         dropped=wanted.dropped,
         notes=wanted.notes,
         router=None if fleet is None else fleet["router"],
+        prefill_replicas=prefilling,
     )
 
 

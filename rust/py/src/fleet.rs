@@ -7,7 +7,7 @@ use serde::Deserialize;
 use wait_core::Config;
 use wait_core::model::IterationTime;
 use wait_core::routing::{RouterName, Routing};
-use wait_sim::{Change, Served, Setup};
+use wait_sim::{Change, PrefillPool, Served, Setup};
 
 use crate::run::counts;
 use crate::{convert, error};
@@ -18,6 +18,9 @@ use crate::{convert, error};
 struct Given {
     engines: Vec<(serde_json::Map<String, serde_json::Value>, IterationTime)>,
     router: String,
+    /// Replicas that only compute prompts, and the router among them.
+    #[serde(default)]
+    prefill: Option<(usize, String)>,
     #[serde(default)]
     seed: u64,
     #[serde(default)]
@@ -50,14 +53,19 @@ impl GivenRouting {
     }
 }
 
-/// The fleet that a dictionary describes: its engines as (settings, law), router, seed, routing, staleness_ns, changes.
+/// The fleet that a dictionary describes: its engines as (settings, law), router, prefill, seed, routing,
+/// staleness_ns, changes.
 pub(crate) fn fleet(given: &Bound<'_, PyDict>, setup: &Setup) -> PyResult<wait_sim::Fleet> {
     let given: Given = convert::json(given.as_any(), "fleet")?;
     let engine = |(settings, law)| Ok((Config::from_map(settings).map_err(error::core)?, law));
+    let prefill = given.prefill.map(|(replicas, router)| {
+        Ok::<_, PyErr>(PrefillPool { replicas, routing: given.routing.of(&router, given.seed)? })
+    });
     Ok(wait_sim::Fleet {
         setup: setup.clone(),
         engines: given.engines.into_iter().map(engine).collect::<PyResult<_>>()?,
         routing: given.routing.of(&given.router, given.seed)?,
+        prefill: prefill.transpose()?,
         staleness_ns: given.staleness_ns,
         changes: given.changes,
     })

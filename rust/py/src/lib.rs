@@ -26,7 +26,7 @@ mod _core {
     #[pymodule_export]
     use super::routing::{Choice, Router};
     #[pymodule_export]
-    use super::run::{Run, pools, run};
+    use super::run::{Run, run};
     #[pymodule_export]
     use super::scheduler::Scheduler;
     #[pymodule_export]

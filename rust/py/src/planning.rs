@@ -49,7 +49,8 @@ fn explained<'py>(py: Python<'py>, violations: &[Violation]) -> PyResult<Vec<Bou
 ///
 /// `types` are (prompt, output, rate) in tokens and 1/s. `capacity` is C in KV tokens, `max_running` the most residents,
 /// `token_budget` the most tokens in an iteration. The convention says whether the prefill emits the first token
-/// ("vllm") or none ("paper"). Times are seconds, memory KV tokens.
+/// ("vllm") or none ("paper"), or that requests come with the KV of their prompts ("decode-only"). Times are
+/// seconds, memory KV tokens.
 ///
 /// `windows` are more types, one list for each further window of a workload that changes over time: segments, Nested
 /// WAIT's thresholds and the safety buffer then hold in every window; all else is about `types`.
@@ -118,7 +119,8 @@ impl Planner {
         let convention = match convention {
             "vllm" => StageConvention::Vllm,
             "paper" => StageConvention::Paper,
-            other => return Err(WaitCoreError::new_err(format!("convention = {other:?}: vllm or paper"))),
+            "decode-only" => StageConvention::DecodeOnly,
+            other => return Err(WaitCoreError::new_err(format!("convention = {other:?}: vllm, paper or decode-only"))),
         };
         let planner = Self {
             workload: of(types)?,

@@ -119,12 +119,12 @@ impl Router {
     ///
     /// `kv_blocks`, `block_size`, `max_num_seqs`, `token_budget`: as the settings of its scheduler. `iteration_time`:
     /// its law, given or learned; without it "forecast" assumes a nominal one. `ttft_target`: the target by which it
-    /// orders its own queue, if it does; no request is then held at the door for its sake. `model`: the same for all
-    /// replicas of a router.
+    /// orders its own queue, if it does; no request is then held at the door for its sake. `receives`: prompts come with
+    /// their KV, as to a decode replica. `model`: the same for all replicas of a router.
     ///
     /// Raises `WaitCoreError` for a size of 0 or a model other than that of the others; nothing has changed then.
     #[pyo3(signature = (replica, *, kv_blocks, block_size = 16, max_num_seqs = 256, token_budget = 2048,
-        iteration_time = None, ttft_target = None, model = ""))]
+        iteration_time = None, ttft_target = None, receives = false, model = ""))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add_replica(
         &mut self,
@@ -135,6 +135,7 @@ impl Router {
         #[pyo3(from_py_with = convert::ranged)] token_budget: u32,
         iteration_time: Option<&Bound<'_, PyAny>>,
         ttft_target: Option<f64>,
+        receives: bool,
         model: &str,
     ) -> PyResult<()> {
         let iteration_time = iteration_time.map(|law| convert::json(law, "iteration_time")).transpose()?;
@@ -146,6 +147,7 @@ impl Router {
             token_budget,
             iteration_time,
             ttft_target,
+            receives,
         };
         let number = self.replicas.number_or_next(replica);
         self.inner.add_replica(number, what).map_err(error::core)?;

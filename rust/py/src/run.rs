@@ -122,39 +122,6 @@ pub(crate) fn run(
     }
 }
 
-/// Simulates an open loop of requests through an engine that prefills and one that decodes; each is given as its settings and
-/// whether it knows lengths. Returns the run of either. Raises as `run` does.
-#[pyfunction]
-#[pyo3(signature = (prefill, decode, law, decode_law, arrival_ns, prompt, output, *, transfer, max_tokens, overhead_ns))]
-#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // the private interface of `simulate_pools`
-pub(crate) fn pools(
-    py: Python<'_>,
-    prefill: (Bound<'_, PyDict>, bool),
-    decode: (Bound<'_, PyDict>, bool),
-    law: &Bound<'_, PyAny>,
-    decode_law: &Bound<'_, PyAny>,
-    arrival_ns: PyReadonlyArray1<'_, u64>,
-    prompt: PyReadonlyArray1<'_, u32>,
-    output: PyReadonlyArray1<'_, u32>,
-    transfer: (f64, f64, f64),
-    #[pyo3(from_py_with = convert::ranged)] max_tokens: Option<u32>,
-    #[pyo3(from_py_with = convert::ranged)] overhead_ns: u64,
-) -> PyResult<(Run, Run)> {
-    let arrivals = arrivals(&arrival_ns, &prompt, &output, None)?;
-    let setup = |(settings, known): &(Bound<'_, PyDict>, bool), law: &Bound<'_, PyAny>| -> PyResult<Setup> {
-        Ok(Setup {
-            lengths: if *known { Lengths::Known } else { Lengths::Hidden },
-            max_tokens,
-            overhead_ns,
-            ..Setup::new(convert::config(Some(settings))?, convert::json(law, "iteration_time")?)
-        })
-    };
-    let first = setup(&prefill, law)?;
-    let second = Setup { transfer: Some(columns::transfer(transfer)), ..setup(&decode, decode_law)? };
-    let pools = py.detach(|| wait_sim::pools(&first, &second, &arrivals)).map_err(error::simulation)?;
-    Ok((Run { inner: pools.prefill, served: None }, Run { inner: pools.decode, served: None }))
-}
-
 #[pymethods]
 impl Run {
     #[new]

@@ -59,9 +59,23 @@ impl<'a> Columns<'a> {
         }
     }
 
+    /// One that has its first token was sent before: it goes on elsewhere.
     pub(crate) fn send(&mut self, id: u64, at_ns: u64, predicted_wait_ns: u64) {
+        if self.first_token_ns[id as usize] != NEVER_NS {
+            return;
+        }
         self.arrival_ns[id as usize] = at_ns;
         self.predicted_wait_ns[id as usize] = predicted_wait_ns;
+    }
+
+    /// A request that ended on one engine continues on another.
+    pub(crate) fn hand_over(&mut self, id: u64) {
+        self.finished_ns[id as usize] = NEVER_NS;
+    }
+
+    /// Requests that have ended.
+    pub(crate) fn finished(&self) -> usize {
+        self.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count()
     }
 
     /// What an engine did for a request is lost with it: the request starts over elsewhere.
@@ -163,7 +177,9 @@ impl Recorder {
             match chunk.origin {
                 Origin::Resident => {}
                 Origin::Admitted => {
-                    columns.admitted_ns[id] = start_ns;
+                    if columns.admitted_ns[id] == NEVER_NS {
+                        columns.admitted_ns[id] = start_ns;
+                    }
                     self.run.prompt_tokens += u64::from(columns.arrivals[id].prompt);
                     self.run.cached_tokens += u64::from(chunk.start);
                 }

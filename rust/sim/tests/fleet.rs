@@ -30,6 +30,7 @@ fn fleet_of(policy: PolicyName, replicas: usize, router: RouterName, staleness_n
         setup: Setup::new(config(policy), IterationTime::A100),
         engines: vec![(config(policy), IterationTime::A100); replicas],
         routing: Routing { router, seed: 7, ..Routing::default() },
+        prefill: None,
         staleness_ns,
         changes: Vec::new(),
     }

@@ -1,4 +1,4 @@
-//! KV that is computed elsewhere: transfers, decode-only serving, and two pools in series.
+//! KV that is computed elsewhere: transfers, and decode-only serving.
 
 use std::ops::ControlFlow;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::Config;
 use wait_core::model::IterationTime;
-use wait_sim::{Arrival, Follow, Hint, NEVER_NS, Pools, Requests, Run, Setup, SimError, Slo, Summary, Transfer};
+use wait_sim::{Arrival, Run, Setup, Summary, Transfer};
 
 fn setup(settings: Value) -> Setup {
     let Value::Object(settings) = settings else { panic!("a map of settings") };
@@ -51,61 +51,6 @@ fn bad_transfers_are_refused_by_name() {
         let refused = wait_sim::run(&setup, &[arrival(0, 4, 4)], |_| ControlFlow::Continue(())).unwrap_err();
         assert!(refused.to_string().starts_with(expected), "{refused}");
     }
-}
-
-fn pools(prefill: &Setup, decode: &Setup, arrivals: &[Arrival]) -> Pools {
-    wait_sim::pools(prefill, decode, arrivals).unwrap()
-}
-
-#[test]
-fn one_request_through_both_pools_by_hand() {
-    let prefill = setup(json!({"kv_blocks": 10}));
-    let decode = Setup { transfer: Some(SLOW), ..prefill.clone() };
-    let found = pools(&prefill, &decode, &[arrival(0, 20, 3), arrival(1_000_000_000, 10, 1)]);
-    let first = 10_020_000;
-    // The first engine hands over 20 tokens of KV; the other computes that of the first output token, and the third's input.
-    let second = first + 20_000_000 + 10_021_000;
-    let third = second + 10_022_000;
-    assert_eq!(found.prefill.finished_ns, [first, 1_000_000_000 + 10_010_000]);
-    let seen = found.decode;
-    assert_eq!((seen.first_token_ns[0], seen.finished_ns[0], seen.admitted_ns[0]), (first, third, first));
-    assert_eq!(seen.finished_ns[1], 1_000_000_000 + 10_010_000, "one token is all the first engine's");
-    assert_eq!(seen.gaps, [(10_022_000, 1), (30_021_000, 1)]);
-    assert_eq!((&seen.prompt, &seen.output, seen.completed), (&vec![20, 10], &vec![3, 1], 2));
-    let summary = Summary::new(&seen, Some(Slo { ttft_ms: 10.02, tpot_ms: 25.1 }));
-    assert_eq!((summary.goodput, summary.total_output_tokens), (Some(1.0), 4));
-}
-
-#[test]
-fn what_either_engine_refuses_fails_and_outputs_end_at_max_tokens() {
-    let prefill = setup(json!({"kv_blocks": 10}));
-    let decode = Setup { transfer: Some(SLOW), max_tokens: Some(3), ..setup(json!({"kv_blocks": 4})) };
-    let hint = |priority| Hint { priority, ..Hint::default() };
-    let decode = Setup { hints: vec![hint(1), hint(2), hint(3)], ..decode };
-    let found = pools(&prefill, &decode, &[arrival(0, 200, 3), arrival(0, 100, 3), arrival(0, 20, 9)]);
-    assert_eq!((found.prefill.completed, found.prefill.failed), (2, 1));
-    assert_eq!((found.decode.completed, found.decode.failed, found.decode.finished_by_length), (1, 2, 1));
-    assert_eq!((found.decode.output[2], found.decode.finished_ns[1]), (3, NEVER_NS));
-}
-
-#[test]
-fn what_cannot_run_in_series_is_refused() {
-    let prefill = setup(json!({"kv_blocks": 10}));
-    let decode = Setup { transfer: Some(SLOW), ..prefill.clone() };
-    let refused = |prefill: &Setup, decode: &Setup, requests: Requests| {
-        let error = wait_sim::pools(prefill, decode, requests).unwrap_err();
-        assert!(matches!(error, SimError::Refused(_)));
-        error.to_string()
-    };
-    let arrivals = [arrival(0, 4, 4), arrival(0, 10, 4)];
-    let follows = [None, Some(Follow { after: 0, think_ns: 0 })];
-    let closed = Requests { arrivals: &arrivals, follows: &follows, ..Requests::default() };
-    assert!(refused(&prefill, &decode, closed).starts_with("follows = 2 requests: "));
-    let few = Setup { max_concurrency: Some(3), ..decode.clone() };
-    assert!(refused(&prefill, &few, (&arrivals).into()).starts_with("max_concurrency = 3: "));
-    assert!(refused(&prefill, &prefill, (&arrivals).into()).starts_with("transfer = none: "));
-    let hinted = Setup { hints: vec![Hint::default()], ..decode };
-    assert!(refused(&prefill, &hinted, (&arrivals).into()).starts_with("decode.hints = 1: "));
 }
 
 proptest! {

@@ -8,6 +8,7 @@
 //! 4. Σ g · C covers the KV token-iterations Σ λ A, for resident requests hold at least that;
 //! 5. Σ g · `max_running` covers the iterations of the requests, each of which needs one per stage;
 //!
+//! (a decode replica, which receives KV, has one prompt token of each request to compute: `StageConvention::DecodeOnly`)
 //! and the time is Σ g · (token cost of P + D, plus the costs once per batch) + the attention costs, which depend on
 //! the demand alone, not on how it is batched (a chunked prompt costs at least its attention). So the least time under
 //! 1 to 5 bounds the rate of every schedule from above. Preemptions only add demand. Each stair of the law is a line,

@@ -20,6 +20,10 @@ pub enum StageConvention {
     /// vLLM: prefill emits the first token; stages 0..=l' − 1, l' iterations.
     #[default]
     Vllm,
+    /// A decode replica, to which requests come with the KV of their prompts: stage 0 computes the last prompt token alone.
+    /// Only for what is planned: an engine is told of each request what it receives.
+    #[serde(skip)]
+    DecodeOnly,
 }
 
 impl StageConvention {
@@ -27,7 +31,7 @@ impl StageConvention {
     pub fn last_stage(self, output: u32) -> u32 {
         match self {
             Self::Paper => output,
-            Self::Vllm => output - 1,
+            Self::Vllm | Self::DecodeOnly => output - 1,
         }
     }
 }
@@ -55,12 +59,16 @@ impl RequestType {
     /// What one request computes over its whole life. Chunking a prompt does not change its attention.
     pub fn total_shape(&self, convention: StageConvention) -> FluidShape {
         let prompt = f64::from(self.prompt);
+        let (prefill_tokens, prefill_attention) = match convention {
+            StageConvention::DecodeOnly => (1.0, 2.0 * prompt - 1.0),
+            StageConvention::Paper | StageConvention::Vllm => (prompt, prompt * prompt),
+        };
         FluidShape {
-            prefill_tokens: prompt,
+            prefill_tokens,
             decodes: f64::from(convention.last_stage(self.output)),
             decode_kv: self.token_iterations(convention) - prompt,
             prefill_kv: prompt,
-            prefill_attention: prompt * prompt,
+            prefill_attention,
         }
     }
 }

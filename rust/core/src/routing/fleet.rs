@@ -20,12 +20,6 @@ pub(super) struct Sent {
     pub(super) uncomputed: u32,
 }
 
-impl Sent {
-    pub(super) fn new(at_ns: u64, request: &Incoming, cached: u32) -> Self {
-        Self { at_ns, prompt: request.prompt, uncomputed: request.prompt - cached.min(request.prompt - 1) }
-    }
-}
-
 /// Requests and prompt tokens, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Sums {
@@ -158,7 +152,8 @@ impl Standing {
         self.settle(at_ns);
         self.refresh_pace();
         // Requests sent since are worked off after those in the report.
-        self.backlog = Backlog { tokens: (load.waiting_tokens + load.prefill_tokens) as f64, at_ns };
+        let waiting = if self.what.receives { load.waiting.into() } else { load.waiting_tokens };
+        self.backlog = Backlog { tokens: (waiting + load.prefill_tokens) as f64, at_ns };
         for at in 0..self.sent.len() {
             let sent = self.sent[at];
             self.push_backlog(&sent);
@@ -247,8 +242,10 @@ impl Fleet {
         self.of(id).is_some_and(|standing| standing.report(at_ns, load))
     }
 
-    pub(super) fn send(&mut self, place: usize, sent: Sent, hashes: &[u64]) {
-        self.standings[place].send(sent, hashes);
+    pub(super) fn send(&mut self, place: usize, now_ns: u64, request: &Incoming, cached: u32, hashes: &[u64]) {
+        let standing = &mut self.standings[place];
+        let uncomputed = standing.what.uncomputed(request.prompt, cached);
+        standing.send(Sent { at_ns: now_ns, prompt: request.prompt, uncomputed }, hashes);
     }
 
     pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32) {

@@ -7,7 +7,8 @@
 //! its tokens takes an iteration. The requests decoding there wait for its prompt in the meantime, and its decode
 //! lengthens their iterations. It goes where the sum is least; among equals, where more of its prompt is cached, then
 //! where there are fewer requests. A replica is ruled out if the first token comes later there than the earliest on
-//! offer, by more than a twentieth of the time that the request's decodes take.
+//! offer, by more than a twentieth of the time that the request's decodes take. A replica that receives KV computes one
+//! token of each prompt.
 //!
 //! The KV cache will hold the peak that the replica expects of its residents, plus what each request that waits or was
 //! sent since adds: for a request of p prompt tokens, if outputs end at a constant rate after m tokens on average, the
@@ -148,7 +149,7 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, 
     let (what, pace, mean) = (&standing.what, &standing.pace, own.output);
     let there = present(standing, stale_ns, now_ns, mean);
     let cached = if request.block_hashes.is_empty() { 0 } else { cached_tokens(standing, request) };
-    let uncomputed = f64::from(request.prompt - cached);
+    let uncomputed = f64::from(what.uncomputed(request.prompt, cached));
     let (capacity, seats) = (what.tokens(), f64::from(what.max_num_seqs));
     let decode = pace.decode(there.decodes.min(seats), there.kv.min(capacity));
 

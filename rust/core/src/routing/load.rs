@@ -23,6 +23,9 @@ pub struct Replica {
     /// The TTFT target, s, by which it orders its own queue and sets late requests aside: requests are better ordered
     /// in its queue than at the door, so none is held at the door for its sake.
     pub ttft_target: Option<f64>,
+    /// Requests come to it with the KV of their prompts, as to the decode replicas of disaggregated serving: that takes
+    /// memory, and no time to compute.
+    pub receives: bool,
 }
 
 impl Default for Replica {
@@ -36,6 +39,7 @@ impl Default for Replica {
             token_budget: 2048,
             iteration_time: None,
             ttft_target: None,
+            receives: false,
         }
     }
 }
@@ -52,6 +56,11 @@ impl Replica {
             Some((name, _)) => Err(Error::invalid(name, 0, "must be at least 1")),
             None => Ok(()),
         }
+    }
+
+    /// Of a prompt of which so many tokens are cached there, the tokens that it has to compute: at least one.
+    pub(super) fn uncomputed(&self, prompt: u32, cached: u32) -> u32 {
+        if self.receives { 1 } else { prompt - cached.min(prompt - 1) }
     }
 
     /// Tokens that its KV cache holds.

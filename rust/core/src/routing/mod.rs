@@ -24,7 +24,7 @@ mod tests;
 
 pub use load::{Load, Replica};
 
-use self::fleet::{Fleet, Sent};
+use self::fleet::Fleet;
 use self::rules::{Proposal, Rules};
 
 /// A replica's name, chosen by the host.
@@ -320,9 +320,8 @@ impl Router {
         let Proposal { place, hold, ttft, overflow, cached } = proposal;
         let replica = place.map(|place| self.fleet.standings()[place].id);
         if let (Some(place), Some(replica)) = (place, replica) {
-            let sent = Sent::new(now_ns, request, cached);
             let remembers = self.settings.router.reads_prefixes();
-            self.fleet.send(place, sent, if remembers { request.block_hashes } else { &[] });
+            self.fleet.send(place, now_ns, request, cached, if remembers { request.block_hashes } else { &[] });
             self.routed.insert(request.id, Routed { replica, prompt: request.prompt });
         }
         Choice { replica, hold, by, ttft, overflow, cached }

@@ -48,6 +48,24 @@ fn simple_routers_do_what_they_are_named_after() {
 }
 
 #[test]
+fn a_replica_to_which_kv_comes_computes_one_token_of_a_prompt() {
+    let ttft = |receives, load: Load| {
+        let mut router = Router::new(Routing::default()).unwrap();
+        router.add_replica(0, Replica { receives, kv_blocks: 10_000, ..replica() }).unwrap();
+        router.report(0, 0, &load).unwrap();
+        // What was sent before is not to be computed there either.
+        (1..4).for_each(|id| drop(router.route(0, &incoming(id, 2000))));
+        router.route(0, &incoming(9, 2000)).unwrap().ttft.unwrap()
+    };
+    let free = Load { free_blocks: 1000, ..Load::default() };
+    let [here, elsewhere] = [false, true].map(|receives| ttft(receives, free));
+    assert!(here > 0.5 && elsewhere < 0.02, "{here} {elsewhere}");
+    let queued = Load { waiting: 2, waiting_tokens: 9000, ..free };
+    let [here, elsewhere] = [false, true].map(|receives| ttft(receives, queued) - ttft(receives, free));
+    assert!(here > 0.5 && elsewhere < 0.02, "{here} {elsewhere}");
+}
+
+#[test]
 fn every_router_spreads_a_burst_that_it_sees_no_report_of() {
     for name in RouterName::ALL {
         let mut router = router(name, 4);

@@ -18,10 +18,12 @@ use crate::requests::Requests;
 use crate::setup::Setup;
 
 mod merge;
+mod pool;
 mod replica;
 mod world;
 
 use self::merge::merged;
+use self::pool::stages;
 use self::world::World;
 
 /// What a fleet needs.
@@ -31,13 +33,25 @@ pub struct Fleet {
     pub setup: Setup,
     /// Configuration and law of each replica.
     pub engines: Vec<(Config, IterationTime)>,
-    /// The router.
+    /// The router; of the decode replicas, where prefill is apart.
     pub routing: Routing,
+    /// Disaggregated serving: some replicas only compute prompts, for the others to go on from.
+    pub prefill: Option<PrefillPool>,
     /// How old what the router knows of a replica is at most, ns: half of it passes between two reports of a replica, and
     /// half until one arrives. 0: with each iteration, at once. When a request ends the router sees itself.
     pub staleness_ns: u64,
     /// What happens to replicas.
     pub changes: Vec<Change>,
+}
+
+/// Replicas that compute prompts and nothing else. With its first token a request goes on to one of the other replicas, which
+/// takes memory for it, is sent its KV as `Setup::transfer` says, and decodes the rest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PrefillPool {
+    /// How many: the first of `Fleet::engines`.
+    pub replicas: usize,
+    /// Their router.
+    pub routing: Routing,
 }
 
 /// Something that happens to a replica.
@@ -110,7 +124,8 @@ pub fn fleet<'a>(
     fleet.setup.check(offered.arrivals.len())?;
     fleet.check()?;
     let arrivals = &offered.ended(fleet.setup.max_tokens);
-    let mut world = World::new(fleet, Requests { arrivals, ..offered })?;
+    let stages = stages(fleet, arrivals);
+    let mut world = World::new(fleet, Requests { arrivals, ..offered }, &stages)?;
     let mut events = 0_u64;
     while world.advance()? {
         events += 1;
@@ -133,6 +148,23 @@ impl Fleet {
         if let Some((config, _)) = self.engines.iter().find(|(config, _)| caches && config.block_size != block_size) {
             let rule = format!("{block_size} on another replica: hashes stand for blocks of one size");
             return Err(Error::invalid("block_size", config.block_size, rule));
+        }
+        if let Some(PrefillPool { replicas: prefill, .. }) = self.prefill {
+            if prefill == 0 || prefill >= replicas {
+                let rule = format!("must be at least 1, and leave some of the {replicas} replicas to decode");
+                return Err(Error::invalid("prefill_replicas", prefill, rule));
+            }
+            if self.setup.transfer.is_none() {
+                return Err(Error::invalid(
+                    "transfer",
+                    "none",
+                    "must be given: KV goes from prefill to decode replicas",
+                ));
+            }
+            if self.engines[prefill..].iter().any(|(config, _)| config.prefix_caching) {
+                let rule = "must be off on decode replicas: all KV comes from prefill replicas";
+                return Err(Error::invalid("prefix_caching", true, rule));
+            }
         }
         if let Some(change) = self.changes.iter().find(|change| change.replica >= replicas) {
             return Err(Error::invalid("changes.replica", change.replica, format!("must be below {replicas}")));

@@ -9,6 +9,8 @@ use crate::record::Run;
 
 /// A replica of a fleet.
 pub(super) struct Replica<'a> {
+    /// Which pool it is in.
+    pub(super) pool: usize,
     /// None while it is not there.
     pub(super) engine: Option<Engine<'a>>,
     /// Requests that its engine takes in before its next iteration, and when they were sent.
@@ -26,8 +28,9 @@ pub(super) struct Replica<'a> {
 }
 
 impl<'a> Replica<'a> {
-    pub(super) fn new(engine: Option<Engine<'a>>) -> Self {
+    pub(super) fn new(pool: usize, engine: Option<Engine<'a>>) -> Self {
         Self {
+            pool,
             engine,
             inbox: VecDeque::new(),
             computing: false,

@@ -3,19 +3,22 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use wait_core::routing::{self, Router};
+use wait_core::routing;
 
-use self::door::Held;
+pub(super) use self::door::Held;
 use self::reports::InTransit;
+use super::pool::{Pool, Stage};
 use super::replica::Replica;
 use super::{Change, ChangeKind, Fleet, FleetRun, Served, merged};
 use crate::clients::Clients;
 use crate::engine::{Begun, Engine};
 use crate::error::SimError;
+use crate::record::Run;
 use crate::recorder::Columns;
 use crate::requests::{Arrival, Requests};
 
 mod door;
+mod ends;
 mod reports;
 
 /// Served by no replica.
@@ -26,19 +29,19 @@ pub(super) struct World<'a> {
     requests: Requests<'a>,
     clients: Clients<'a>,
     columns: Columns<'a>,
-    router: Router,
+    /// In the order in which a request passes through them.
+    pools: Vec<Pool<'a>>,
     replicas: Vec<Replica<'a>>,
     now_ns: u64,
     /// Ends of iterations, and when policies want to look again: (time, replica, its stamp).
     events: BinaryHeap<Reverse<(u64, u32, u32)>>,
     reports: VecDeque<InTransit>,
     changes: VecDeque<Change>,
-    /// Requests that the router holds, first come first served.
-    door: VecDeque<Held>,
-    /// Whether anything has happened that the router may decide by, since it held one last.
-    ask_again: bool,
     /// Replicas of which an iteration is to begin now.
     due: Vec<usize>,
+    /// Requests whose prompts have been computed now and that decode elsewhere, and those that end with that.
+    handed_over: Vec<u64>,
+    ended: Vec<u64>,
     under_way: usize,
     failed: usize,
     hashes: Vec<u64>,
@@ -50,7 +53,7 @@ pub(super) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub(super) fn new(fleet: &'a Fleet, requests: Requests<'a>) -> Result<Self, SimError> {
+    pub(super) fn new(fleet: &'a Fleet, requests: Requests<'a>, stages: &'a [Stage<'a>]) -> Result<Self, SimError> {
         let mut changes: Vec<Change> = fleet.changes.clone();
         changes.sort_by_key(|change| change.at_ns);
         let joins_later = |at: usize| {
@@ -58,25 +61,31 @@ impl<'a> World<'a> {
         };
         let mut replicas = Vec::with_capacity(fleet.engines.len());
         let mut grouped = false;
-        for (at, (config, law)) in fleet.engines.iter().enumerate() {
-            let engine = Engine::new(&fleet.setup, (config, law), requests, at)?;
-            grouped |= !engine.scheduler.view().layout().groups().is_empty();
-            replicas.push(Replica::new((!joins_later(at)).then_some(engine)));
+        let mut pools = Vec::with_capacity(stages.len());
+        for (number, stage) in stages.iter().enumerate() {
+            let pool = Pool::new(stage, requests)?;
+            for at in stage.replicas.clone() {
+                let (config, law) = &fleet.engines[at];
+                let engine = Engine::new(&stage.setup, (config, law), pool.requests, at)?;
+                grouped |= !engine.scheduler.view().layout().groups().is_empty();
+                replicas.push(Replica::new(number, (!joins_later(at)).then_some(engine)));
+            }
+            pools.push(pool);
         }
         let mut world = Self {
             fleet,
             requests,
             clients: Clients::new(requests, fleet.setup.max_concurrency),
             columns: Columns::new(requests.arrivals, grouped),
-            router: Router::new(fleet.routing)?,
+            pools,
             replicas,
             now_ns: requests.arrivals.first().map_or(0, |arrival| arrival.at_ns),
             events: BinaryHeap::new(),
             reports: VecDeque::new(),
             changes: changes.into(),
-            door: VecDeque::new(),
-            ask_again: false,
             due: Vec::new(),
+            handed_over: Vec::new(),
+            ended: Vec::new(),
             under_way: 0,
             failed: 0,
             hashes: Vec::new(),
@@ -95,7 +104,8 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn completed(&self) -> usize {
-        self.replicas.iter().map(Replica::completed).sum()
+        let last = self.pools.len() - 1;
+        self.replicas.iter().filter(|replica| replica.pool == last).map(Replica::completed).sum()
     }
 
     /// All that happens at the next time at which anything does. False when all is done.
@@ -115,13 +125,14 @@ impl<'a> World<'a> {
         self.receive_reports()?;
         self.end_iterations()?;
         self.change_replicas()?;
-        self.open_door()?;
+        self.open_doors()?;
+        self.hand_over()?;
         self.send_requests()?;
         self.begin_iterations()?;
         // What is reported at once may open the door, which may have iterations begin.
         while self.reports.front().is_some_and(|report| report.arrives_ns <= self.now_ns) {
             self.receive_reports()?;
-            self.open_door()?;
+            self.open_doors()?;
             self.begin_iterations()?;
         }
         Ok(true)
@@ -129,31 +140,6 @@ impl<'a> World<'a> {
 
     fn is_void(&self, (_, replica, stamp): (u64, u32, u32)) -> bool {
         self.replicas[replica as usize].stamp != stamp
-    }
-
-    fn end_iterations(&mut self) -> Result<(), SimError> {
-        while let Some(&Reverse(event)) = self.events.peek().filter(|event| event.0.0 <= self.now_ns) {
-            self.events.pop();
-            if self.is_void(event) {
-                continue;
-            }
-            let at = event.1 as usize;
-            let replica = &mut self.replicas[at];
-            if replica.computing
-                && let Some(engine) = &mut replica.engine
-            {
-                replica.computing = false;
-                let finished = engine.end(&mut self.columns)?;
-                for &id in finished {
-                    self.router.finished(self.now_ns, id);
-                }
-                self.under_way -= finished.len();
-                self.ask_again |= !finished.is_empty();
-                self.clients.finished(finished, self.now_ns);
-            }
-            self.is_due(at);
-        }
-        Ok(())
     }
 
     /// An iteration of a replica is to begin now.
@@ -168,23 +154,25 @@ impl<'a> World<'a> {
             self.changes.front().filter(|change| change.at_ns <= self.now_ns)
         {
             self.changes.pop_front();
-            self.ask_again = true;
+            let number = self.replicas[at].pool;
+            let pool = &mut self.pools[number];
+            pool.ask_again = true;
             let present = self.replicas[at].engine.is_some();
             match kind {
                 ChangeKind::Fail if present => self.fails(at),
-                ChangeKind::Drain => drop(self.router.drain_replica(at as u64)),
+                ChangeKind::Drain => drop(pool.router.drain_replica(at as u64)),
                 ChangeKind::Join if !present => {
                     let (config, law) = &self.fleet.engines[at];
                     // Each engine has a noise of its own.
                     let number = at + self.replicas.len() * self.replicas[at].before.len();
-                    let mut engine = Engine::new(&self.fleet.setup, (config, law), self.requests, number)?;
+                    let mut engine = Engine::new(&pool.stage.setup, (config, law), pool.requests, number)?;
                     engine.now_ns = self.now_ns;
                     self.replicas[at].engine = Some(engine);
                     self.joins(at)?;
                 }
                 // One that drains takes requests again.
                 ChangeKind::Join => {
-                    self.router.reopen_replica(at as u64);
+                    pool.router.reopen_replica(at as u64);
                 }
                 ChangeKind::Fail => {}
             }
@@ -194,6 +182,7 @@ impl<'a> World<'a> {
 
     fn joins(&mut self, at: usize) -> Result<(), SimError> {
         let (config, law) = &self.fleet.engines[at];
+        let pool = &mut self.pools[self.replicas[at].pool];
         let what = routing::Replica {
             model: String::new(),
             kv_blocks: config.kv_blocks,
@@ -202,16 +191,18 @@ impl<'a> World<'a> {
             token_budget: config.token_budget,
             iteration_time: Some(law.clone()),
             ttft_target: config.ttft_target,
+            receives: pool.stage.setup.transfer.is_some(),
         };
-        Ok(self.router.add_replica(at as u64, what)?)
+        Ok(pool.router.add_replica(at as u64, what)?)
     }
 
-    /// What a replica had not ended goes to the front of the door.
+    /// What a replica had not ended goes to the front of the first door: where it decoded, its KV is gone.
     fn fails(&mut self, at: usize) {
         self.replicas[at].fail();
         self.due.retain(|&due| due != at);
-        let lost = self.router.remove_replica(at as u64);
+        let lost = self.pools[self.replicas[at].pool].router.remove_replica(at as u64);
         self.resent += lost.len() as u64;
+        self.pools[0].ask_again = true;
         for id in lost.into_iter().rev() {
             let sent_ns = match self.columns.arrival_ns[id as usize] {
                 crate::record::NEVER_NS => self.now_ns,
@@ -219,7 +210,7 @@ impl<'a> World<'a> {
             };
             self.columns.lose(id);
             self.replica_of[id as usize] = NO_REPLICA;
-            self.door.push_front(Held { id: id as u32, sent_ns, since_ns: self.now_ns });
+            self.pools[0].door.push_front(Held { id: id as u32, sent_ns, since_ns: self.now_ns });
         }
     }
 
@@ -244,13 +235,18 @@ impl<'a> World<'a> {
             }
         }
         let stale_ns = self.fleet.staleness_ns / 2;
-        let reads = self.fleet.routing.router.reads_reports();
+        let reads = self.pools[self.replicas[at].pool].reads_reports();
         let last_ns = self.replicas[at].reported.map(|(taken_ns, _)| taken_ns);
         if reads && last_ns.is_none_or(|last_ns| self.now_ns >= last_ns + stale_ns) {
             self.report(at, &mut engine);
         }
-        let (clients, door, now_ns) = (&self.clients, &self.door, self.now_ns);
-        let coming = || !door.is_empty() || clients.next_ns(now_ns).is_some();
+        let (clients, pools, replicas, now_ns) = (&self.clients, &self.pools, &self.replicas, self.now_ns);
+        let before = &replicas[..pools[replicas[at].pool].stage.replicas.start];
+        let coming = || {
+            pools.iter().any(|pool| !pool.door.is_empty())
+                || clients.next_ns(now_ns).is_some()
+                || before.iter().any(|replica| replica.engine.is_some() && !replica.is_idle())
+        };
         let begun = engine.begin(&mut self.columns, now_ns, coming)?;
         let refused: Vec<u64> = engine.refused().collect();
         engine.recorder.reject(refused.len());
@@ -279,10 +275,12 @@ impl<'a> World<'a> {
 
     /// A refused request fails, and with it all that would have followed.
     fn reject(&mut self, id: u64) {
-        self.router.finished(self.now_ns, id);
+        for pool in &mut self.pools {
+            pool.router.finished(self.now_ns, id);
+            pool.ask_again = true;
+        }
         self.failed += self.clients.refused(id);
         self.under_way -= 1;
-        self.ask_again = true;
     }
 
     /// Nothing will happen by itself any more: gates open, and what no replica is left to serve fails. False when all is
@@ -297,13 +295,13 @@ impl<'a> World<'a> {
                 self.is_due(at);
             }
         }
-        if let Some(Held { id, sent_ns, .. }) = self.door.pop_front() {
+        if let Some(Held { id, sent_ns, .. }) = self.pools.iter_mut().find_map(|pool| pool.door.pop_front()) {
             opened = true;
             self.columns.send(id.into(), sent_ns, 0);
             self.failed += 1;
             self.reject(id.into());
             // Others may be due.
-            self.open_door()?;
+            self.open_doors()?;
         }
         self.begin_iterations()?;
         Ok(opened)
@@ -320,6 +318,14 @@ impl<'a> World<'a> {
         let mut beside = merged(replicas.clone());
         beside.gaps = gaps.concat();
         beside.failed += self.failed;
+        if let [first, _] = &self.pools[..] {
+            // What goes on to a decode replica has not ended before, and its prompt is counted once.
+            let of_first = |count: fn(&Run) -> u64| replicas[first.stage.replicas.clone()].iter().map(count).sum();
+            beside.completed = self.columns.finished();
+            beside.failed = offered.len() - beside.completed;
+            beside.prompt_tokens = of_first(|run| run.prompt_tokens);
+            beside.cached_tokens = of_first(|run| run.cached_tokens);
+        }
         FleetRun {
             run: self.columns.join(beside, offered),
             served: Served {

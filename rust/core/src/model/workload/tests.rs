@@ -62,6 +62,16 @@ fn classification_prefers_a_type_that_is_long_enough() {
 }
 
 #[test]
+fn a_decode_replica_computes_the_last_prompt_token_and_reads_all() {
+    let mut whole = crate::model::BatchShape::default();
+    whole.add_prefill(1, 99);
+    let shape = RequestType { prompt: 100, output: 4, rate: 1.0 }.total_shape(StageConvention::DecodeOnly);
+    let counted = [whole.prefill_tokens, whole.prefill_kv, whole.prefill_attention].map(|count| count as f64);
+    assert_eq!([shape.prefill_tokens, shape.prefill_kv, shape.prefill_attention], counted);
+    assert_eq!((shape.decodes, shape.decode_kv), (3.0, 101.0 + 102.0 + 103.0));
+}
+
+#[test]
 fn json_is_validated() {
     let workload = of(&[(10, 20, 1.5)]);
     let text = serde_json::to_string(&workload).unwrap();
@@ -77,7 +87,7 @@ fn lengths() -> impl Strategy<Value = Vec<(u32, u32)>> {
 proptest! {
     #[test]
     fn the_demand_adds_up(lengths in lengths(), rate in 0.1f64..100.0) {
-        for convention in [StageConvention::Paper, StageConvention::Vllm] {
+        for convention in [StageConvention::Paper, StageConvention::Vllm, StageConvention::DecodeOnly] {
             let workload = Workload::from_lengths(&lengths, rate).unwrap();
             let demand = workload.demand(convention);
             let kv = demand.decode_kv + demand.prefill_kv;

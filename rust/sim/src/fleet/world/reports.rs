@@ -20,30 +20,32 @@ impl World<'_> {
     /// Hands the router what has arrived.
     pub(super) fn receive_reports(&mut self) -> Result<(), SimError> {
         while let Some(report) = self.reports.front().filter(|report| report.arrives_ns <= self.now_ns) {
+            let pool = &mut self.pools[self.replicas[report.replica].pool];
             // One of an engine that has failed since may still be on its way.
             if self.replicas[report.replica].before.len() == report.engine {
-                self.router.report(report.replica as u64, report.at_ns, &report.load)?;
+                pool.router.report(report.replica as u64, report.at_ns, &report.load)?;
             }
+            pool.ask_again = true;
             self.reports.pop_front();
-            self.ask_again = true;
         }
         Ok(())
     }
 
-    /// An idle engine has no iterations to report with, and goes on reporting what it said last.
-    pub(super) fn report_idle(&mut self) -> Result<(), SimError> {
-        if !self.fleet.routing.router.reads_reports() {
+    /// An idle engine of the pool has no iterations to report with, and goes on reporting what it said last.
+    pub(super) fn report_idle(&mut self, pool: usize) -> Result<(), SimError> {
+        let pool = &mut self.pools[pool];
+        if !pool.reads_reports() {
             return Ok(());
         }
         let delay_ns = self.fleet.staleness_ns / 2;
         let then_ns = self.now_ns.saturating_sub(delay_ns);
-        for at in 0..self.replicas.len() {
+        for at in pool.stage.replicas.clone() {
             let replica = &mut self.replicas[at];
             let (idle, due) = (replica.is_idle(), replica.due);
             let Some((taken_ns, load)) = &mut replica.reported else { continue };
             if idle && !due && *taken_ns + 2 * delay_ns.max(1) < then_ns {
                 *taken_ns = then_ns;
-                self.router.report(at as u64, then_ns, load)?;
+                pool.router.report(at as u64, then_ns, load)?;
             }
         }
         Ok(())

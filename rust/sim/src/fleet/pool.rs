@@ -1,0 +1,83 @@
+//! Pools of replicas: one that serves requests whole, or one that computes prompts and, behind it, one that decodes.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use wait_core::Result;
+use wait_core::routing::{Router, Routing};
+
+use super::Fleet;
+use super::world::Held;
+use crate::requests::{Arrival, Requests};
+use crate::setup::{Lengths, Setup};
+
+/// What the replicas of a pool do of each request.
+pub(super) struct Stage<'a> {
+    pub(super) setup: Cow<'a, Setup>,
+    pub(super) arrivals: Cow<'a, [Arrival]>,
+    routing: Routing,
+    pub(super) replicas: Range<usize>,
+}
+
+/// The stages of a request whose `arrivals` are as clients send them.
+pub(super) fn stages<'a>(fleet: &'a Fleet, arrivals: &'a [Arrival]) -> Vec<Stage<'a>> {
+    let (setup, all) = (&fleet.setup, fleet.engines.len());
+    let Some(prefill) = fleet.prefill else {
+        let (setup, arrivals) = (Cow::Borrowed(setup), Cow::Borrowed(arrivals));
+        return vec![Stage { setup, arrivals, routing: fleet.routing, replicas: 0..all }];
+    };
+    let prompts = arrivals.iter().map(|arrival| Arrival { output: 1, ..*arrival });
+    // What was learned is learned of whole outputs.
+    let first = Setup { lengths: Lengths::Known, max_tokens: Some(1), learned: None, transfer: None, ..setup.clone() };
+    // The first token is the end of the prompt then, the KV of which is still to be computed.
+    let rest = arrivals.iter().map(|arrival| Arrival {
+        prompt: arrival.prompt.saturating_add(1),
+        output: (arrival.output - 1).max(1),
+        ..*arrival
+    });
+    let second = Setup { max_tokens: setup.max_tokens.map(|most| (most - 1).max(1)), ..setup.clone() };
+    vec![
+        Stage {
+            setup: Cow::Owned(first),
+            arrivals: prompts.collect(),
+            routing: prefill.routing,
+            replicas: 0..prefill.replicas,
+        },
+        Stage {
+            setup: Cow::Owned(second),
+            arrivals: rest.collect(),
+            routing: fleet.routing,
+            replicas: prefill.replicas..all,
+        },
+    ]
+}
+
+/// A pool while it serves: its router, and the requests that this holds.
+pub(super) struct Pool<'a> {
+    pub(super) stage: &'a Stage<'a>,
+    /// As this stage has them.
+    pub(super) requests: Requests<'a>,
+    pub(super) router: Router,
+    /// First come, first served.
+    pub(super) door: VecDeque<Held>,
+    /// Whether anything has happened that the router may decide by, since it held one last.
+    pub(super) ask_again: bool,
+}
+
+impl<'a> Pool<'a> {
+    pub(super) fn new(stage: &'a Stage<'a>, requests: Requests<'a>) -> Result<Self> {
+        Ok(Self {
+            stage,
+            requests: Requests { arrivals: &stage.arrivals, ..requests },
+            router: Router::new(stage.routing)?,
+            door: VecDeque::new(),
+            ask_again: false,
+        })
+    }
+
+    /// Whether its router decides by what replicas report.
+    pub(super) fn reads_reports(&self) -> bool {
+        self.router.settings().router.reads_reports()
+    }
+}
