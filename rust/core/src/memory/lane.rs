@@ -109,8 +109,8 @@ impl Lane {
     pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);
         match &mut self.blocks {
-            Blocks::One(phases) => phases.insert(base),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.insert(base, kv)),
+            Blocks::One(phases) => phases.insert(kv),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.insert(kv)),
         }
         self.len += 1;
         self.kv += u64::from(kv);
@@ -123,8 +123,8 @@ impl Lane {
     pub(crate) fn leave(&mut self, base: i64, surplus: i64) -> u32 {
         let kv = self.kv_of(base);
         match &mut self.blocks {
-            Blocks::One(phases) => phases.remove(base),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.remove(base, kv)),
+            Blocks::One(phases) => phases.remove(kv),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.remove(kv)),
         }
         self.len -= 1;
         self.kv -= u64::from(kv);
@@ -146,7 +146,7 @@ impl Lane {
         self.surplus = 0;
         match &mut self.blocks {
             Blocks::One(phases) => phases.advance(),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.advance(self.tick)),
+            Blocks::Several(groups) => groups.iter_mut().for_each(BlockCounters::advance),
         }
         change
     }
