@@ -1,8 +1,8 @@
 //! A lane is a set of decoding requests that step together.
 //!
 //! Each step adds one KV token to every member, so a member's KV is `lane.tick − base` with `base` fixed when it joins:
-//! a step costs O(1), whatever the number of members. The blocks that a step takes and frees are counted by residues of
-//! `base`: a look-up or two for each kind of group.
+//! a step costs O(1), whatever the number of members. The blocks that a step takes and frees are counted by where in their
+//! blocks the members are: a look-up or two for each kind of group.
 
 use super::block_counters::{BlockCounters, Phases};
 use super::kv_layout::KvLayout;
@@ -88,11 +88,11 @@ impl Lane {
     /// Blocks that the next step takes, less those it frees.
     #[inline]
     pub fn block_change(&self) -> i64 {
-        let taken = match &self.blocks {
+        let change = match &self.blocks {
             Blocks::One(phases) => i64::from(phases.due()),
-            Blocks::Several(groups) => groups.iter().map(BlockCounters::change).sum(),
+            Blocks::Several(groups) => change(groups),
         };
-        taken - self.surplus
+        change - self.surplus
     }
 
     /// Blocks that the next step takes at most, those it frees not counted.
@@ -105,7 +105,7 @@ impl Lane {
     }
 
     /// Takes in a member that holds `kv` tokens, and `surplus` blocks more than a decode of so many needs; returns its base.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);
         match &mut self.blocks {
@@ -119,7 +119,7 @@ impl Lane {
     }
 
     /// Lets a member go, with its `surplus` if it has not stepped since it joined; returns the KV tokens it holds.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn leave(&mut self, base: i64, surplus: i64) -> u32 {
         let kv = self.kv_of(base);
         match &mut self.blocks {
@@ -150,6 +150,12 @@ impl Lane {
         }
         change
     }
+}
+
+/// Blocks that a step takes in all groups, less those it frees.
+#[cold]
+fn change(groups: &[BlockCounters]) -> i64 {
+    groups.iter().map(BlockCounters::change).sum()
 }
 
 #[cfg(test)]

@@ -173,8 +173,10 @@ pub trait Policy {
     fn plan(&mut self, view: &View, plan: &mut Plan);
 }
 
-/// The policies there are. A closed set: dispatch is a jump, and every one of them is known to the validator.
+/// The policies there are. A closed set: dispatch is a jump by a tag of its own, and every one of them is known to the
+/// validator.
 #[derive(Clone, Debug)]
+#[repr(u8)]
 pub enum AnyPolicy {
     /// vLLM V1.
     Vllm(vllm::Vllm),
