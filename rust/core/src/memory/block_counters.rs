@@ -1,37 +1,47 @@
-//! When the members of a lane take and free blocks of a group: members counted by residues of their bases.
+//! When the members of a lane take and free blocks of a group: members counted by where in their period they are.
 //!
-//! A member of base β has n = tick − β tokens. What happens at n ≡ r (mod m) happens to all of β ≡ tick − r, so that
-//! one counter for each residue of β, and the index of the residue that is due, determine what a step does.
+//! All members of a lane gain a token in each step, so those that have n ≡ r (mod m) tokens do so together from then on:
+//! one counter for each residue, and the index of the residue that is due, determine what a step does.
 
 use super::kv_group::{GroupKind, KvGroup};
 use super::kv_layout::KvLayout;
 
-/// Members by residue of their bases; those are due whose tokens + `ahead` are a multiple of the period.
+/// Members by residue of their tokens; those are due whose tokens + `ahead` are a multiple of the period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Phases {
-    /// The residue that is due, kept so that a step needs no division.
-    due: usize,
+    ahead: u32,
+    /// Place of those that are due. It moves by one in each step, and the members stay where they are.
+    due: u32,
     members: Box<[u32]>,
 }
 
 impl Phases {
     pub(super) fn new(period: u32, ahead: u32) -> Self {
-        Self { due: (ahead % period) as usize, members: vec![0; period as usize].into() }
+        Self { ahead, due: 0, members: vec![0; period as usize].into() }
     }
 
     #[inline]
-    fn of(&self, base: i64) -> usize {
-        base.rem_euclid(self.members.len() as i64) as usize
+    fn period(&self) -> u32 {
+        self.members.len() as u32
+    }
+
+    /// The members that stand where one with `kv` tokens does.
+    #[inline]
+    fn at(&mut self, kv: u32) -> &mut u32 {
+        let period = self.period();
+        let past = (kv + self.ahead) % period;
+        let place = if past <= self.due { self.due - past } else { self.due + period - past };
+        &mut self.members[place as usize]
     }
 
     #[inline]
-    pub(super) fn insert(&mut self, base: i64) {
-        self.members[self.of(base)] += 1;
+    pub(super) fn insert(&mut self, kv: u32) {
+        *self.at(kv) += 1;
     }
 
     #[inline]
-    pub(super) fn remove(&mut self, base: i64) {
-        self.members[self.of(base)] -= 1;
+    pub(super) fn remove(&mut self, kv: u32) {
+        *self.at(kv) -= 1;
     }
 
     pub(super) fn clear(&mut self) {
@@ -40,12 +50,17 @@ impl Phases {
 
     #[inline]
     pub(super) fn due(&self) -> u32 {
-        self.members[self.due]
+        self.members[self.due as usize]
+    }
+
+    /// Those that are due leave.
+    fn take_due(&mut self) -> u32 {
+        std::mem::take(&mut self.members[self.due as usize])
     }
 
     #[inline]
     pub(super) fn advance(&mut self) {
-        self.due = if self.due + 1 == self.members.len() { 0 } else { self.due + 1 };
+        self.due = if self.due + 1 == self.period() { 0 } else { self.due + 1 };
     }
 }
 
@@ -66,8 +81,8 @@ enum Release {
     Window {
         /// Members with at least a window of tokens.
         beyond: Phases,
-        /// The others by base: within a window's length no two bases share a place.
-        within: Box<[u32]>,
+        /// The others: those are due that have a whole window with the next token.
+        within: Phases,
     },
     /// All blocks of the chunk that each of these members has completed.
     Chunk {
@@ -91,7 +106,7 @@ impl BlockCounters {
             GroupKind::SlidingWindow { window } => {
                 // At n tokens the step frees by n − W + 1.
                 let ahead = (1 + size - window % size) % size;
-                Release::Window { beyond: Phases::new(size, ahead), within: vec![0; window as usize].into() }
+                Release::Window { beyond: Phases::new(size, ahead), within: Phases::new(window, 1) }
             }
             GroupKind::ChunkedLocal { chunk } => {
                 Release::Chunk { complete: Phases::new(chunk, 0), blocks: i64::from(chunk / size) }
@@ -102,26 +117,26 @@ impl BlockCounters {
     }
 
     #[inline]
-    pub(super) fn insert(&mut self, base: i64, kv: u32) {
-        self.fill.insert(base);
+    pub(super) fn insert(&mut self, kv: u32) {
+        self.fill.insert(kv);
         match &mut self.release {
             Release::Nothing => {}
-            Release::Window { within, .. } if (kv as usize) < within.len() => within[place(within, base)] += 1,
-            Release::Window { beyond, .. } => beyond.insert(base),
-            Release::Chunk { complete, .. } => complete.insert(base),
-            Release::Copy { copied } => copied.insert(base),
+            Release::Window { within, .. } if kv < within.period() => within.insert(kv),
+            Release::Window { beyond, .. } => beyond.insert(kv),
+            Release::Chunk { complete, .. } => complete.insert(kv),
+            Release::Copy { copied } => copied.insert(kv),
         }
     }
 
     #[inline]
-    pub(super) fn remove(&mut self, base: i64, kv: u32) {
-        self.fill.remove(base);
+    pub(super) fn remove(&mut self, kv: u32) {
+        self.fill.remove(kv);
         match &mut self.release {
             Release::Nothing => {}
-            Release::Window { within, .. } if (kv as usize) < within.len() => within[place(within, base)] -= 1,
-            Release::Window { beyond, .. } => beyond.remove(base),
-            Release::Chunk { complete, .. } => complete.remove(base),
-            Release::Copy { copied } => copied.remove(base),
+            Release::Window { within, .. } if kv < within.period() => within.remove(kv),
+            Release::Window { beyond, .. } => beyond.remove(kv),
+            Release::Chunk { complete, .. } => complete.remove(kv),
+            Release::Copy { copied } => copied.remove(kv),
         }
     }
 
@@ -131,7 +146,7 @@ impl BlockCounters {
             Release::Nothing => {}
             Release::Window { beyond, within } => {
                 beyond.clear();
-                within.fill(0);
+                within.clear();
             }
             Release::Chunk { complete, .. } => complete.clear(),
             Release::Copy { copied } => copied.clear(),
@@ -154,27 +169,21 @@ impl BlockCounters {
         self.count * (i64::from(self.fill.due()) - freed)
     }
 
-    /// The lane has stepped to `tick`.
-    pub(super) fn advance(&mut self, tick: i64) {
+    /// The lane steps.
+    pub(super) fn advance(&mut self) {
         self.fill.advance();
         match &mut self.release {
             Release::Nothing => {}
             Release::Window { beyond, within } => {
+                let whole = within.take_due();
+                within.advance();
                 beyond.advance();
-                // These now have a whole window of tokens.
-                let base = tick - within.len() as i64;
-                let members = std::mem::take(&mut within[place(within, base)]);
-                if members > 0 {
-                    let of = beyond.of(base);
-                    beyond.members[of] += members;
+                if whole > 0 {
+                    *beyond.at(within.period()) += whole;
                 }
             }
             Release::Chunk { complete, .. } => complete.advance(),
             Release::Copy { copied } => copied.advance(),
         }
     }
-}
-
-fn place(within: &[u32], base: i64) -> usize {
-    base.rem_euclid(within.len() as i64) as usize
 }

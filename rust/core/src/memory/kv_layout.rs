@@ -13,6 +13,8 @@
 //! A decode goes from n − 1 to n. The bound for a whole prompt, which may be computed in one step or many, is the W − 1
 //! or C tokens that are kept plus one step's tokens.
 
+use std::num::NonZeroU32;
+
 use super::footprint::Footprint;
 use super::kv_group::{GroupKind, KvGroup};
 
@@ -34,8 +36,8 @@ pub struct KvLayout {
     block_size: u32,
     /// With their block size filled in, equal ones counted together.
     groups: Box<[KvGroup]>,
-    /// Most tokens that a step computes of one request.
-    step_tokens: u32,
+    /// Blocks that each group needs.
+    needs: Box<[GroupNeeds]>,
     /// Slots that a decode allocates ahead of its token, for drafts.
     lookahead: u32,
 }
@@ -53,7 +55,8 @@ impl KvLayout {
         if merged == [KvGroup { kind: GroupKind::Full, block_size: Some(block_size), count: 1 }] {
             merged.clear();
         }
-        Self { block_size, groups: merged.into(), step_tokens, lookahead }
+        let needs = merged.iter().map(|group| GroupNeeds::new(group, block_size, step_tokens)).collect();
+        Self { block_size, groups: merged.into(), needs, lookahead }
     }
 
     /// Tokens per block, of the first group.
@@ -71,17 +74,9 @@ impl KvLayout {
         self.lookahead
     }
 
-    /// Blocks of each of the groups, its count included.
-    fn each(&self, blocks: impl Fn(GroupKind, u32) -> u32) -> impl Iterator<Item = u64> {
-        self.groups.iter().map(move |group| {
-            let size = group.block_size.unwrap_or(self.block_size);
-            u64::from(group.count) * u64::from(blocks(group.kind, size))
-        })
-    }
-
     #[cold]
-    fn sum(&self, blocks: impl Fn(GroupKind, u32) -> u32) -> u32 {
-        u32::try_from(self.each(blocks).sum::<u64>()).unwrap_or(u32::MAX)
+    fn sum(&self, blocks: impl Fn(&GroupNeeds) -> u64) -> u32 {
+        u32::try_from(self.needs.iter().map(blocks).sum::<u64>()).unwrap_or(u32::MAX)
     }
 
     /// Blocks of a request after a step that took it from `start` to `end` tokens.
@@ -90,12 +85,12 @@ impl KvLayout {
         if self.groups.is_empty() {
             return end.div_ceil(self.block_size);
         }
-        self.sum(|kind, size| computed(kind, size, start, end))
+        self.sum(|group| group.after(start, end))
     }
 
     /// `after`, of each of `groups`.
     pub fn after_by_group(&self, start: u32, end: u32) -> impl Iterator<Item = u64> {
-        self.each(move |kind, size| computed(kind, size, start, end))
+        self.needs.iter().map(move |group| group.after(start, end))
     }
 
     /// Blocks of a request that has decoded up to `kv` tokens, with the slots ahead.
@@ -105,13 +100,13 @@ impl KvLayout {
         if self.groups.is_empty() {
             return end.div_ceil(self.block_size);
         }
-        self.sum(|kind, size| decoded(kind, size, kv, end))
+        self.sum(|group| group.decoding(kv, end))
     }
 
     /// `decoding`, of each of `groups`.
     pub fn decoding_by_group(&self, kv: u32) -> impl Iterator<Item = u64> {
         let end = kv + self.lookahead;
-        self.each(move |kind, size| decoded(kind, size, kv, end))
+        self.needs.iter().map(move |group| group.decoding(kv, end))
     }
 
     /// Most blocks that a request of `tokens` takes at any time, in whatever steps it is computed, except for the
@@ -121,12 +116,12 @@ impl KvLayout {
         if self.groups.is_empty() {
             return tokens.div_ceil(self.block_size);
         }
-        self.sum(|kind, size| demanded(kind, size, tokens, self.step_tokens))
+        self.sum(|group| group.demand(tokens))
     }
 
     /// `demand`, of each of `groups`.
     pub fn demand_by_group(&self, tokens: u32) -> impl Iterator<Item = u64> {
-        self.each(move |kind, size| demanded(kind, size, tokens, self.step_tokens))
+        self.needs.iter().map(move |group| group.demand(tokens))
     }
 
     /// Blocks that the first `tokens` of a prompt fill wholly and that a request computed so far still holds.
@@ -138,16 +133,7 @@ impl KvLayout {
         if self.groups.is_empty() {
             return tokens / self.block_size;
         }
-        self.sum(|kind, size| {
-            let whole = tokens / size;
-            match kind {
-                GroupKind::Full => whole,
-                GroupKind::SlidingWindow { window } => whole - ((tokens + 1).saturating_sub(window) / size).min(whole),
-                GroupKind::ChunkedLocal { chunk } => whole - (tokens / chunk * (chunk / size)).min(whole),
-                // A state is copied, not shared.
-                GroupKind::State { .. } => 0,
-            }
-        })
+        self.sum(|group| group.filled(tokens))
     }
 
     /// Most blocks that a request takes until it has decoded up to `tokens`, with the slots ahead and with those copies.
@@ -157,7 +143,7 @@ impl KvLayout {
         if self.groups.is_empty() {
             return demand;
         }
-        demand.saturating_add(self.sum(|kind, _| u32::from(matches!(kind, GroupKind::State { aligned: true, .. }))))
+        demand.saturating_add(self.sum(|group| group.copies))
     }
 
     /// What a request takes on average over its place in its blocks, in tokens of the first group.
@@ -193,42 +179,92 @@ impl KvLayout {
     }
 }
 
-/// Most blocks of one group that a request of `tokens` takes, in steps of at most `step_tokens`.
-fn demanded(kind: GroupKind, size: u32, tokens: u32, step_tokens: u32) -> u32 {
-    let kept = match kind {
-        GroupKind::Full => u32::MAX,
-        GroupKind::SlidingWindow { window } => window - 1,
-        GroupKind::ChunkedLocal { chunk } => chunk,
-        GroupKind::State { blocks, .. } => return blocks,
-    };
-    // A window may begin inside a block.
-    let unaligned = u32::from(matches!(kind, GroupKind::SlidingWindow { .. }));
-    let most = kept.saturating_add(step_tokens).div_ceil(size).saturating_add(unaligned);
-    tokens.div_ceil(size).min(most)
+/// What a group takes, its kind resolved: `blocks` for each `size` tokens up to the end of a step, less `blocks` times
+/// `freed` for each `period` tokens that lie `kept` tokens or more before its start; and what does not grow.
+#[derive(Clone, Copy, Debug)]
+struct GroupNeeds {
+    /// Blocks for each block of tokens: the count of equal groups, 0 of states.
+    blocks: u64,
+    size: NonZeroU32,
+    kept: u32,
+    period: NonZeroU32,
+    freed: u32,
+    /// Most blocks' worth of tokens that are held at once.
+    most: u32,
+    /// Blocks at any length.
+    constant: u64,
+    /// Blocks more while the copies of states are kept.
+    copies: u64,
 }
 
-/// Blocks of one group after a step that computed the tokens from `start` to `end`.
-fn computed(kind: GroupKind, size: u32, start: u32, end: u32) -> u32 {
-    let copies = start > 0 && end.div_ceil(size) > start.div_ceil(size);
-    held(kind, size, start, end, copies)
-}
+impl GroupNeeds {
+    fn new(group: &KvGroup, block_size: u32, step_tokens: u32) -> Self {
+        let non_zero = |tokens: u32| NonZeroU32::new(tokens).unwrap_or(NonZeroU32::MIN);
+        let (size, count) = (non_zero(group.block_size.unwrap_or(block_size)), u64::from(group.count));
+        let most = |kept: u32| kept.saturating_add(step_tokens).div_ceil(size.get());
+        let full = Self {
+            blocks: count,
+            size,
+            kept: u32::MAX,
+            period: size,
+            freed: 1,
+            most: u32::MAX,
+            constant: 0,
+            copies: 0,
+        };
+        match group.kind {
+            GroupKind::Full => full,
+            GroupKind::SlidingWindow { window } => {
+                // A window may begin inside a block.
+                Self { kept: window - 1, most: most(window - 1).saturating_add(1), ..full }
+            }
+            GroupKind::ChunkedLocal { chunk } => {
+                Self { kept: 0, period: non_zero(chunk), freed: chunk / size, most: most(chunk), ..full }
+            }
+            GroupKind::State { blocks, aligned } => {
+                let copies = if aligned { count } else { 0 };
+                Self { blocks: 0, constant: count * u64::from(blocks), copies, ..full }
+            }
+        }
+    }
 
-/// Blocks of one group after a decode up to `kv` tokens, with slots up to `end`.
-fn decoded(kind: GroupKind, size: u32, kv: u32, end: u32) -> u32 {
-    let start = kv.saturating_sub(1);
-    // A state has no slots ahead of its token. It is counted as copied with its first token, though it is not, so that
-    // only the start of a block decides.
-    held(kind, size, start, end, start.is_multiple_of(size))
-}
+    /// Blocks of tokens that are not held when a step starts with so many tokens.
+    #[inline]
+    fn before(&self, start: u32) -> u32 {
+        start.saturating_sub(self.kept) / self.period * self.freed
+    }
 
-/// Blocks of one group after a step from `start` to `end`.
-fn held(kind: GroupKind, size: u32, start: u32, end: u32, copies: bool) -> u32 {
-    let whole = end.div_ceil(size);
-    match kind {
-        GroupKind::Full => whole,
-        GroupKind::SlidingWindow { window } => whole - (start + 1).saturating_sub(window) / size,
-        GroupKind::ChunkedLocal { chunk } => whole - start / chunk * (chunk / size),
-        GroupKind::State { blocks, aligned } => blocks + u32::from(aligned && copies),
+    /// Blocks after a step from `start` to `end`.
+    #[inline]
+    fn held(&self, start: u32, end: u32, copied: bool) -> u64 {
+        let held = end.div_ceil(self.size.get()) - self.before(start);
+        self.blocks * u64::from(held) + self.constant + if copied { self.copies } else { 0 }
+    }
+
+    /// After a step that computed the tokens from `start` to `end`.
+    #[inline]
+    fn after(&self, start: u32, end: u32) -> u64 {
+        let size = self.size.get();
+        self.held(start, end, start > 0 && end.div_ceil(size) > start.div_ceil(size))
+    }
+
+    /// After a decode up to `kv` tokens, with slots up to `end`.
+    #[inline]
+    fn decoding(&self, kv: u32, end: u32) -> u64 {
+        let start = kv.saturating_sub(1);
+        // A state has no slots ahead of its token. With its first token it is copied here though it is not, so that where a
+        // block begins alone decides.
+        self.held(start, end, start.is_multiple_of(self.size.get()))
+    }
+
+    /// The most that a request of `tokens` takes, in whatever steps it is computed, but for copies.
+    fn demand(&self, tokens: u32) -> u64 {
+        self.blocks * u64::from(tokens.div_ceil(self.size.get()).min(self.most)) + self.constant
+    }
+
+    /// Blocks that `tokens` fill wholly and that are held still. A state is copied, not shared.
+    fn filled(&self, tokens: u32) -> u64 {
+        self.blocks * u64::from((tokens / self.size).saturating_sub(self.before(tokens)))
     }
 }
 

@@ -1,8 +1,8 @@
 //! A lane is a set of decoding requests that step together.
 //!
 //! Each step adds one KV token to every member, so a member's KV is `lane.tick − base` with `base` fixed when it joins:
-//! a step costs O(1), whatever the number of members. The blocks that a step takes and frees are counted by residues of
-//! `base`: a look-up or two for each kind of group.
+//! a step costs O(1), whatever the number of members. The blocks that a step takes and frees are counted by where in their
+//! blocks the members are: a look-up or two for each kind of group.
 
 use super::block_counters::{BlockCounters, Phases};
 use super::kv_layout::KvLayout;
@@ -88,11 +88,11 @@ impl Lane {
     /// Blocks that the next step takes, less those it frees.
     #[inline]
     pub fn block_change(&self) -> i64 {
-        let taken = match &self.blocks {
+        let change = match &self.blocks {
             Blocks::One(phases) => i64::from(phases.due()),
-            Blocks::Several(groups) => groups.iter().map(BlockCounters::change).sum(),
+            Blocks::Several(groups) => change(groups),
         };
-        taken - self.surplus
+        change - self.surplus
     }
 
     /// Blocks that the next step takes at most, those it frees not counted.
@@ -106,12 +106,12 @@ impl Lane {
 
     /// Adds a member that holds `kv` tokens, and `surplus` blocks more than a decode of that size needs; returns its
     /// base.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn join(&mut self, kv: u32, surplus: i64) -> i64 {
         let base = self.tick - i64::from(kv);
         match &mut self.blocks {
-            Blocks::One(phases) => phases.insert(base),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.insert(base, kv)),
+            Blocks::One(phases) => phases.insert(kv),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.insert(kv)),
         }
         self.len += 1;
         self.kv += u64::from(kv);
@@ -120,12 +120,12 @@ impl Lane {
     }
 
     /// Removes a member, with its `surplus` if it has not stepped since it joined; returns the KV tokens it holds.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn leave(&mut self, base: i64, surplus: i64) -> u32 {
         let kv = self.kv_of(base);
         match &mut self.blocks {
-            Blocks::One(phases) => phases.remove(base),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.remove(base, kv)),
+            Blocks::One(phases) => phases.remove(kv),
+            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.remove(kv)),
         }
         self.len -= 1;
         self.kv -= u64::from(kv);
@@ -147,10 +147,16 @@ impl Lane {
         self.surplus = 0;
         match &mut self.blocks {
             Blocks::One(phases) => phases.advance(),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.advance(self.tick)),
+            Blocks::Several(groups) => groups.iter_mut().for_each(BlockCounters::advance),
         }
         change
     }
+}
+
+/// Blocks that a step takes in all groups, less those it frees.
+#[cold]
+fn change(groups: &[BlockCounters]) -> i64 {
+    groups.iter().map(BlockCounters::change).sum()
 }
 
 #[cfg(test)]

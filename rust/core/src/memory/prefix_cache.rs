@@ -14,11 +14,10 @@
 //! Not modelled are the ways in which vLLM unnames a block that is deep in the queue: a KV connector that reports a failed load
 //! (`evict_blocks`), and copies of partly filled blocks, which one full-attention group never makes.
 
-mod index;
 #[cfg(test)]
 mod tests;
 
-use index::Index;
+use crate::model::index::Index;
 
 /// A named block that its owner holds and must give back: 4 bytes for each named block of a request.
 ///

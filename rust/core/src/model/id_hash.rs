@@ -16,14 +16,19 @@ const FLIP: u64 = 0x243f_6a88_85a3_08d3;
 /// 2^64 over the golden ratio, whose multiples are spread most evenly.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// A product of 64 bits, folded.
+pub(crate) fn mixed(id: u64) -> u64 {
+    let product = u128::from(id ^ FLIP) * u128::from(FACTOR);
+    (product as u64) ^ (product >> 64) as u64
+}
+
 /// Hashes one id.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn write_u64(&mut self, id: u64) {
-        let product = u128::from(id ^ FLIP) * u128::from(FACTOR);
-        self.0 = (product as u64) ^ (product >> 64) as u64;
+        self.0 = mixed(id);
     }
 
     fn write(&mut self, bytes: &[u8]) {

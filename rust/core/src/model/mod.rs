@@ -2,6 +2,7 @@
 //! what the scheduler knows of a request beyond that (state/).
 
 pub(crate) mod id_hash;
+pub(crate) mod index;
 mod iteration_time;
 mod request;
 mod workload;

@@ -16,16 +16,16 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    fn begin(&mut self) {
+    /// A plan for a table of so many slots.
+    fn begin(&mut self, slots: usize) {
         self.last += 2;
+        if self.by_slot.len() < slots {
+            self.by_slot.resize(slots, 0);
+        }
     }
 
     fn of(&mut self, slot: Slot) -> &mut u64 {
-        let at = slot as usize;
-        if self.by_slot.len() <= at {
-            self.by_slot.resize(at + 1, 0);
-        }
-        &mut self.by_slot[at]
+        &mut self.by_slot[slot as usize]
     }
 
     /// Notes that the request leaves its lane. False if it was named before.
@@ -61,44 +61,17 @@ impl Plan {
 
     /// Each request is named once, in a phase in which that can happen to it.
     fn broken_list(&mut self, view: &View) -> Option<&'static str> {
-        self.marks.begin();
-        let Self { marks, .. } = self;
-        let is = |slot: Slot, phase: Phase| {
-            let request = view.request(slot);
-            request.phase == phase && view.is_present(slot)
-        };
-        for refusal in &self.refused {
-            if !(is(refusal.slot, Phase::Waiting) && marks.settle(refusal.slot)) {
-                return Some("a request is refused that does not wait, or twice");
-            }
-        }
-        for &(slot, queue) in &self.moved {
-            // It may be admitted as well.
-            if !is(slot, Phase::Waiting) || queue >= view.queues() || *marks.of(slot) == marks.last {
-                return Some("a request changes its queue that does not wait, or goes to none");
-            }
-        }
-        for &slot in &self.parked {
-            if !(is(slot, Phase::Decoding) && marks.park(slot)) {
-                return Some("a request is parked that does not decode, or twice");
-            }
-        }
-        for &(slot, lane) in &self.unparked {
-            let parked = is(slot, Phase::Parked) || marks.is_parked(slot);
-            if !(parked && marks.settle(slot) && self.run.get(usize::from(lane)) == Some(&true)) {
-                return Some("a request joins a lane that was in one, twice, or where the lane stands");
-            }
-        }
-        for &(slot, _) in &self.preempted {
-            if is(slot, Phase::Waiting) || !is(slot, view.request(slot).phase) || !marks.settle(slot) {
-                return Some("a request is preempted that is not resident, or twice");
-            }
+        self.marks.begin(view.slots());
+        if !self.plain
+            && let Some(rule) = self.broken_move(view)
+        {
+            return Some(rule);
         }
         let mut tokens = 0;
         for chunk in &self.chunks {
             let request = view.request(chunk.slot);
             let phase = if chunk.origin == Origin::Resident { Phase::Prefilling } else { Phase::Waiting };
-            if !(is(chunk.slot, phase) && marks.settle(chunk.slot)) {
+            if !(is(view, chunk.slot, phase) && self.marks.settle(chunk.slot)) {
                 return Some("a prompt is computed that is computed already, or twice");
             }
             // A request that receives its KV from elsewhere computes nothing yet.
@@ -109,6 +82,40 @@ impl Plan {
             tokens += u64::from(chunk.tokens);
         }
         (tokens != u64::from(self.prefill_tokens)).then_some("the tokens do not add up")
+    }
+
+    /// The same for the requests that the plan moves from where they are without computing anything of their prompts.
+    #[cold]
+    fn broken_move(&mut self, view: &View) -> Option<&'static str> {
+        let Self { marks, ran, number, .. } = self;
+        for refusal in &self.refused {
+            if !(is(view, refusal.slot, Phase::Waiting) && marks.settle(refusal.slot)) {
+                return Some("a request is refused that does not wait, or twice");
+            }
+        }
+        for &(slot, queue) in &self.moved {
+            // It may be admitted as well.
+            if !is(view, slot, Phase::Waiting) || queue >= view.queues() || *marks.of(slot) == marks.last {
+                return Some("a request changes its queue that does not wait, or goes to none");
+            }
+        }
+        for &slot in &self.parked {
+            if !(is(view, slot, Phase::Decoding) && marks.park(slot)) {
+                return Some("a request is parked that does not decode, or twice");
+            }
+        }
+        for &(slot, lane) in &self.unparked {
+            let parked = is(view, slot, Phase::Parked) || marks.is_parked(slot);
+            if !(parked && marks.settle(slot) && ran.get(usize::from(lane)) == Some(number)) {
+                return Some("a request joins a lane that was in one, twice, or where the lane stands");
+            }
+        }
+        for &(slot, _) in &self.preempted {
+            if is(view, slot, Phase::Waiting) || !is(view, slot, view.request(slot).phase) || !marks.settle(slot) {
+                return Some("a request is preempted that is not resident, or twice");
+            }
+        }
+        None
     }
 
     /// The limits of the iteration and the engine are kept, once room has been made.
@@ -150,6 +157,11 @@ impl Plan {
             }
         }
     }
+}
+
+/// Whether there is such a request, in that phase.
+fn is(view: &View, slot: Slot, phase: Phase) -> bool {
+    view.request(slot).phase == phase && view.is_present(slot)
 }
 
 #[cfg(test)]

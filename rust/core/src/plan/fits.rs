@@ -22,7 +22,7 @@ impl Plan {
     }
 
     /// Most blocks that admitting this request would take, beyond those that others hold.
-    #[inline]
+    #[inline(always)]
     pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
         let (request, layout) = (view.request(slot), view.layout());
         let found = self.prefixes.as_ref().and_then(|prefixes| prefixes.hit(slot, request.prefill_target()));
@@ -37,7 +37,7 @@ impl Plan {
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
-    #[inline]
+    #[inline(always)]
     pub fn fits(&self, view: &View, slot: Slot, spare: u32) -> Result<(), Hold> {
         let blocks = self.own_blocks(view, slot);
         if i64::from(blocks + spare) > self.free {
@@ -65,7 +65,7 @@ impl Plan {
     ///
     /// # Errors
     /// The hold that says how many blocks are missing.
-    #[inline]
+    #[inline(always)]
     pub fn fits_above_watermark(&self, view: &View, slot: Slot) -> Result<(), Hold> {
         self.fits(view, slot, if self.residents == 0 { 0 } else { view.watermark_blocks() })
     }

@@ -7,12 +7,13 @@ pub use self::chunk::{Chunk, Origin};
 pub use self::hold::{Hold, HoldReason, Refusal};
 use crate::memory::BlockPool;
 use crate::model::{BatchShape, Hit, RequestId, Slot};
-use crate::state::{Phase, Prefixes, View};
+use crate::state::{Prefixes, View};
 
 mod check;
 mod chunk;
 mod fits;
 mod hold;
+mod moves;
 mod preemption;
 #[cfg(test)]
 mod tests;
@@ -38,16 +39,22 @@ mod tests;
 /// assert_eq!((hold.reason, hold.needs, hold.limit), (HoldReason::NoBlocks, 2.0, 1.0));
 /// # Ok::<(), wait_core::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Plan {
-    run: Vec<bool>,
+    /// Number of the plan; each has one of its own.
+    number: u64,
+    /// By lane: number of the last plan in which it runs.
+    ran: Box<[u64]>,
     chunks: Vec<Chunk>,
+    /// Lanes step and prompts are computed, as in almost every plan: the next five lists are empty.
+    plain: bool,
     preempted: Vec<(Slot, RequestId)>,
     parked: Vec<Slot>,
     unparked: Vec<(Slot, u16)>,
     moved: Vec<(Slot, usize)>,
     refused: Vec<Refusal>,
-    holds: Vec<Option<Hold>>,
+    /// By queue: number of the last plan that held it, and why.
+    held: Box<[(u64, Hold)]>,
     free: i64,
     /// The pool once the preempted have left; none while nothing is preempted.
     left: Option<BlockPool>,
@@ -66,18 +73,42 @@ pub struct Plan {
 }
 
 impl Plan {
-    #[inline]
+    /// An empty plan.
+    pub(crate) fn new(view: &View) -> Self {
+        let mut plan = Self {
+            number: 0,
+            ran: vec![0; view.lanes().len()].into(),
+            chunks: Vec::new(),
+            plain: true,
+            preempted: Vec::new(),
+            parked: Vec::new(),
+            unparked: Vec::new(),
+            moved: Vec::new(),
+            refused: Vec::new(),
+            held: vec![(0, Hold::new(HoldReason::EnginePaused, 0, 0)); view.queues() + 1].into(),
+            free: 0,
+            left: None,
+            budget: 0,
+            prefill_tokens: 0,
+            decodes: 0,
+            each: 0,
+            residents: 0,
+            wake_ns: None,
+            prefixes: None,
+            shape: BatchShape::default(),
+            marks: check::Marks::default(),
+        };
+        plan.begin(view);
+        plan
+    }
+
+    #[inline(always)]
     pub(crate) fn begin(&mut self, view: &View) {
-        self.run.clear();
-        self.run.resize(view.lanes().len(), false);
+        self.number += 1;
         self.chunks.clear();
-        self.preempted.clear();
-        self.parked.clear();
-        self.unparked.clear();
-        self.moved.clear();
-        self.refused.clear();
-        self.holds.clear();
-        self.holds.resize(view.queues() + 1, None);
+        if !self.plain {
+            self.clear_moves();
+        }
         self.free = view.pool().free();
         self.left = None;
         self.budget = view.limits().token_budget;
@@ -93,12 +124,17 @@ impl Plan {
 
     /// Whether the members of `lane` decode one token each.
     pub fn runs(&self, lane: usize) -> bool {
-        self.run.get(lane).is_some_and(|&runs| runs)
+        self.ran.get(lane).is_some_and(|&number| number == self.number)
     }
 
     /// Prefill chunks: residents first, then admissions in their order.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
+    }
+
+    /// No request is preempted, parked, unparked, moved or refused, as in almost every plan.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Requests preempted before the iteration, last admitted first.
@@ -160,7 +196,7 @@ impl Plan {
 
     /// Why the requests of queue `queue` wait; the last queue is that of the preempted.
     pub fn hold(&self, queue: usize) -> Option<Hold> {
-        self.holds.get(queue).copied().flatten()
+        self.held.get(queue).filter(|(number, _)| *number == self.number).map(|&(_, hold)| hold)
     }
 
     /// When the policy would decide differently even without a new event: an idle host should plan again by then, ns.
@@ -196,43 +232,16 @@ impl Plan {
     }
 
     /// All members of `lane` decode.
-    #[inline]
+    #[inline(always)]
     pub fn decode(&mut self, view: &View, lane: usize) {
-        debug_assert!(!self.run[lane], "lane {lane} planned twice");
+        debug_assert!(!self.runs(lane), "lane {lane} planned twice");
         // Members that the plan has already taken out of the lane must not take a block, even temporarily: it would
         // cost the prefix cache one.
-        let decodes = |&slot: &Slot| {
-            let request = view.request(slot);
-            request.phase == Phase::Decoding && usize::from(request.lane) == lane
-        };
-        let out = self.parked.iter().copied().chain(self.preempted.iter().map(|&(slot, _)| slot)).filter(decodes);
-        let (out, blocks) = out.fold((0, 0), |(out, blocks), slot| (out + 1, blocks + view.next_blocks(slot)));
+        let (out, blocks) = if self.plain { (0, 0) } else { self.taken_out(view, lane) };
         let members = &view.lanes()[lane];
-        self.run[lane] = true;
+        self.ran[lane] = self.number;
         self.take(members.block_change() - blocks);
         self.decodes += members.len() - out;
-    }
-
-    /// Takes a request out of its lane; it keeps its KV, and may join another lane in the same plan.
-    pub fn park(&mut self, view: &View, slot: Slot) {
-        self.parked.push(slot);
-        self.retract_decode(view, slot);
-    }
-
-    /// Revokes the decode of a lane's member.
-    fn retract_decode(&mut self, view: &View, slot: Slot) {
-        if self.run[view.request(slot).lane as usize] {
-            self.take(-view.next_blocks(slot));
-            self.decodes -= 1;
-        }
-    }
-
-    /// A parked request joins `lane`, which runs, and decodes with it.
-    pub fn unpark(&mut self, view: &View, slot: Slot, lane: usize) {
-        debug_assert!(self.run[lane], "lane {lane} stands");
-        self.unparked.push((slot, lane as u16));
-        self.take(view.next_blocks(slot));
-        self.decodes += 1;
     }
 
     /// Takes blocks, or gives some back (negative).
@@ -262,7 +271,17 @@ impl Plan {
         // The copy of a state, which it holds, is not reserved.
         let reserved = || held.min(view.layout().demand(target));
         let blocks = if view.limits().reserves_prompts { blocks.max(reserved()) } else { blocks };
-        self.push(view, slot, start, tokens, blocks, Origin::Resident);
+        let (last, hit) = (start + tokens == target, Hit::default());
+        self.push(Chunk {
+            slot,
+            id: view.request(slot).id,
+            hit,
+            start,
+            tokens,
+            blocks,
+            last,
+            origin: Origin::Resident,
+        });
         self.take(i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {
             prefixes.fill(slot, start + tokens);
@@ -278,7 +297,7 @@ impl Plan {
 
     /// Admits a waiting request with a first chunk of at most `tokens` after what is already computed. The caller has
     /// checked that the blocks of the whole prompt are free.
-    #[inline]
+    #[inline(always)]
     pub fn admit(&mut self, view: &View, slot: Slot, tokens: u32) {
         let (request, layout) = (view.request(slot), view.layout());
         let target = request.prefill_target();
@@ -292,10 +311,8 @@ impl Plan {
         let reserves = view.limits().reserves_prompts && !request.receives;
         let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
         let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
-        self.push(view, slot, start, tokens, blocks, origin);
-        if let Some(chunk) = self.chunks.last_mut() {
-            chunk.hit = hit;
-        }
+        let last = start + tokens == target;
+        self.push(Chunk { slot, id: request.id, hit, start, tokens, blocks, last, origin });
         if let Some(prefixes) = &mut self.prefixes {
             let hit_blocks = if found.is_some() { layout.filled(hit.computed) } else { 0 };
             prefixes.take(i64::from(blocks) - i64::from(hit_blocks));
@@ -308,26 +325,14 @@ impl Plan {
     }
 
     #[inline]
-    fn push(&mut self, view: &View, slot: Slot, start: u32, tokens: u32, blocks: u32, origin: Origin) {
-        let request = view.request(slot);
-        let last = start + tokens == request.prefill_target();
-        self.chunks.push(Chunk { slot, id: request.id, hit: Hit::default(), start, tokens, blocks, last, origin });
-        self.prefill_tokens += tokens;
-    }
-
-    /// Moves a waiting request to another queue; the same plan may admit it.
-    pub fn change_queue(&mut self, slot: Slot, queue: usize) {
-        self.moved.push((slot, queue));
-    }
-
-    /// Refuses a waiting request, which would have waited this long for its first token.
-    pub fn refuse(&mut self, view: &View, slot: Slot, reason: HoldReason, predicted_wait_ns: u64) {
-        self.refused.push(Refusal { slot, id: view.request(slot).id, reason, predicted_wait_ns });
+    fn push(&mut self, chunk: Chunk) {
+        self.prefill_tokens += chunk.tokens;
+        self.chunks.push(chunk);
     }
 
     /// States why queue `queue` is held; the last queue is that of the preempted.
     pub fn hold_queue(&mut self, queue: usize, hold: Hold) {
-        self.holds[queue] = Some(hold);
+        self.held[queue] = (self.number, hold);
     }
 
     /// Asks to be called again at `ns` at the latest.
@@ -339,16 +344,12 @@ impl Plan {
 
     /// Describes the batch for the iteration-time law, from the view before it is applied.
     pub(crate) fn measure(&mut self, view: &View) {
-        let in_running_lane = |slot: Slot| {
-            let request = view.request(slot);
-            request.phase == Phase::Decoding && self.run[request.lane as usize]
-        };
-        let after = |slot: Slot| u64::from(view.kv(slot)) + 1;
-        let lanes = view.lanes().iter().zip(&self.run).filter(|(_, runs)| **runs);
-        let gained = lanes.map(|(lane, _)| lane.kv() + u64::from(lane.len())).sum::<u64>()
-            + self.unparked.iter().map(|&(slot, _)| after(slot)).sum::<u64>();
-        let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
-        let kv = gained - out.filter(|&slot| in_running_lane(slot)).map(after).sum::<u64>();
+        let lanes = view.lanes().iter().zip(&self.ran).filter(|(_, number)| **number == self.number);
+        let mut kv = lanes.map(|(lane, _)| lane.kv() + u64::from(lane.len())).sum::<u64>();
+        if !self.plain {
+            let (gained, lost) = self.moved_kv(view);
+            kv = kv + gained - lost;
+        }
         self.shape = BatchShape { decodes: u64::from(self.decode_tokens()), decode_kv: kv, ..BatchShape::default() };
         // Nothing is computed of a request whose KV is being transferred.
         for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {

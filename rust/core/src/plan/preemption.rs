@@ -29,6 +29,7 @@ impl Plan {
 
     fn preempt(&mut self, view: &View, slot: Slot) {
         let request = view.request(slot);
+        self.plain = false;
         self.preempted.push((slot, request.id));
         self.residents -= 1;
         if let Some(at) = self.parked.iter().position(|&other| other == slot) {

@@ -14,7 +14,8 @@ fn world() -> World {
 
 fn world_that(reserves_prompts: bool) -> World {
     let config = Config { kv_blocks: 10, block_size: 4, max_num_seqs: 6, token_budget: 16, ..Config::default() };
-    World { view: View::new(&config, 2, 1, reserves_prompts), plan: Plan::default() }
+    let view = View::new(&config, 2, 1, reserves_prompts);
+    World { plan: Plan::new(&view), view }
 }
 
 impl World {
@@ -24,7 +25,7 @@ impl World {
 
     fn prefilling(&mut self, id: RequestId, prompt: u32, computed: u32) -> Slot {
         let slot = self.waiting(id, prompt);
-        self.view.admit(slot);
+        self.view.admit(slot, Hit::default(), false);
         self.view.set_computed(slot, computed, self.view.layout().after(0, computed));
         slot
     }

@@ -174,8 +174,9 @@ pub trait Policy {
     fn plan(&mut self, view: &View, plan: &mut Plan);
 }
 
-/// The policies. A closed set: dispatch is a jump, and the validator knows each of them.
+/// The policies. A closed set: dispatch is a jump by a tag of its own, and the validator knows each of them.
 #[derive(Clone, Debug)]
+#[repr(u8)]
 pub enum AnyPolicy {
     /// vLLM V1.
     Vllm(vllm::Vllm),

@@ -45,9 +45,14 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
         let start = view.kv(slot);
         i64::from(layout.after(start, start + chunk(view, slot))) - i64::from(layout.after(start, start))
     };
-    if view.lanes()[0].blocks_taken() + view.prefilling().iter().map(chunks).sum::<i64>() <= plan.free() {
-        return;
+    if view.lanes()[0].blocks_taken() + view.prefilling().iter().map(chunks).sum::<i64>() > plan.free() {
+        preempt_in_order(view, plan);
     }
+}
+
+#[cold]
+fn preempt_in_order(view: &View, plan: &mut Plan) {
+    let layout = view.layout();
     let (mut free, mut left) = (plan.free(), view.limits().token_budget);
     let drafts = view.limits().decode_tokens - 1;
     for slot in view.iter_residents() {
@@ -87,11 +92,15 @@ fn make_room_in_order(view: &View, plan: &mut Plan) {
 fn share_budget(view: &View, plan: &mut Plan) {
     let asked = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(0, u32::saturating_add);
     let last = matches!(*view.prefilling(), [slot] if view.last_resident() == Some(slot));
-    let budget = view.limits().token_budget;
-    if view.parked().is_empty() && plan.tokens() <= budget && (last || asked <= plan.tokens_left()) {
-        return;
+    let enough = plan.tokens() <= view.limits().token_budget && (last || asked <= plan.tokens_left());
+    if !(enough && view.parked().is_empty()) {
+        share_budget_in_order(view, plan);
     }
-    let mut left = budget;
+}
+
+#[cold]
+fn share_budget_in_order(view: &View, plan: &mut Plan) {
+    let mut left = view.limits().token_budget;
     // The last of them has fewer drafts verified, or none.
     let decode = view.limits().decode_tokens;
     for slot in view.iter_residents().take(plan.residents() as usize) {

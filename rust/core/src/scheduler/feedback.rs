@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::model::{Hit, RequestId, Slot};
 use crate::plan::HoldReason;
 use crate::policy::{Event, Policy, Step};
-use crate::scheduler::{Scheduler, join, preempt};
+use crate::scheduler::Scheduler;
+use crate::scheduler::apply::{join, preempt};
 use crate::state::Phase;
 
 /// What the host saw, where it differs from the plan. All ids unknown to the scheduler are ignored and counted.
@@ -87,24 +88,17 @@ impl Scheduler {
     /// [`Error::Invalid`] names what is impossible: more free blocks than there are, a request longer than the model
     /// allows, a hit beyond its prompt, a request reported both as finished and as preempted. Nothing changes then.
     pub fn complete(&mut self, report: &Report) -> Result<()> {
-        self.check_report(report)?;
-        if !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty()) {
+        let corrects = !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty());
+        self.check_report(report, corrects)?;
+        if corrects {
             self.policy.step(Step::Corrected);
         }
         if let Some(StepTime { ns, iteration }) = report.step {
             self.policy.step(Step::Took { iteration, ns });
         }
-        // Refused admissions go back in reverse, so that the queue keeps its order.
-        for &id in report.refused.iter().rev() {
-            self.take_back(id);
+        if corrects {
+            self.correct(report);
         }
-        for &id in report.preempted {
-            if let Some(slot) = self.resident(id) {
-                let (stage, kv) = self.before_last_plan(slot);
-                preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage, kv);
-            }
-        }
-        self.follow(report.progress);
         for &id in report.received {
             if let Some(slot) = self.resident(id)
                 && !self.view.received(slot)
@@ -133,24 +127,48 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Follows what the host did other than planned.
+    #[cold]
+    fn correct(&mut self, report: &Report) {
+        // Refused admissions go back in reverse, so that the queue keeps its order.
+        for &id in report.refused.iter().rev() {
+            self.take_back(id);
+        }
+        for &id in report.preempted {
+            if let Some(slot) = self.resident(id) {
+                let (stage, kv) = self.before_last_plan(slot);
+                preempt(&mut self.view, &mut self.policy, &mut self.stats, self.preemption, slot, stage, kv);
+            }
+        }
+        self.follow(report.progress);
+    }
+
     /// Rejects a report that contradicts itself, before anything changes.
-    fn check_report(&self, report: &Report) -> Result<()> {
+    fn check_report(&self, report: &Report, corrects: bool) -> Result<()> {
         let capacity = self.view.pool().capacity();
         if let Some(free) = report.free_blocks.filter(|&free| free > capacity) {
             let rule = format!("must be at most the {capacity} blocks of the cache");
             return Err(Error::invalid("free_blocks", free, rule));
         }
-        let most = self.view.longest();
-        for &(id, kv) in report.progress {
-            if kv > most {
-                let rule = format!("must be at most the {most} tokens that max_model_len allows");
-                return Err(Error::invalid(format!("progress of request {id}"), kv, rule));
-            }
+        if corrects {
+            self.check_corrections(report)?;
         }
         for &(id, hit) in report.hits {
             if hit.shared > hit.computed {
                 let rule = format!("must be among the {} computed tokens", hit.computed);
                 return Err(Error::invalid(format!("shared tokens of request {id}"), hit.shared, rule));
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn check_corrections(&self, report: &Report) -> Result<()> {
+        let most = self.view.longest();
+        for &(id, kv) in report.progress {
+            if kv > most {
+                let rule = format!("must be at most the {most} tokens that max_model_len allows");
+                return Err(Error::invalid(format!("progress of request {id}"), kv, rule));
             }
         }
         match report.preempted.iter().chain(report.refused).find(|id| report.finished.contains(id)) {
@@ -185,10 +203,9 @@ impl Scheduler {
             };
             if self.view.request(slot).phase == Phase::Waiting {
                 self.stats.admitted += u64::from(self.view.request(slot).preemptions == 0);
-                if self.view.limits().caches_prefixes {
-                    self.view.set_admitted_hit(slot, Hit::default());
-                }
-                self.view.admit(slot);
+                let cached = self.view.limits().caches_prefixes;
+                let hit = if cached { Hit::default() } else { self.view.request(slot).hit };
+                self.view.admit(slot, hit, false);
                 self.policy.observe(&self.view, slot, Event::Admitted);
             }
             relist |= self.place(slot, kv);

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Late, PolicyName, Preemption};
 use crate::error::{Error, Result};
 use crate::learn::KvForecast;
-use crate::model::{RequestId, Slot};
-use crate::plan::{Hold, HoldReason, Origin, Plan};
-use crate::policy::{AnyPolicy, Event, LearnedLaw, Policy, Step};
+use crate::model::RequestId;
+use crate::plan::{Hold, HoldReason, Plan};
+use crate::policy::{AnyPolicy, Event, LearnedLaw, Policy};
 use crate::state::View;
 
 mod add;
+mod apply;
 mod explain;
 mod feedback;
 mod load;
@@ -119,9 +120,9 @@ impl Scheduler {
         let view = View::new(config, policy.lanes(), policy.queues(), policy.reserves_prompts());
         let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
+            plan: Plan::new(&view),
             view,
             policy,
-            plan: Plan::default(),
             stats: Stats::default(),
             preemption: config.preemption,
             max_queued_requests: config.max_queued_requests,
@@ -221,89 +222,10 @@ impl Scheduler {
         }
     }
 
-    /// Assumes that the plan happens.
-    #[inline]
-    fn carry_out(&mut self) {
-        self.plan.measure(&self.view);
-        if self.plan.tokens() > 0 {
-            // Plans are numbered from 1.
-            self.policy.step(Step::Planned { iteration: self.stats.iterations + 1, shape: self.plan.shape() });
-        }
-        let admitted_before = self.stats.admitted;
-        if !self.plan.refused().is_empty() {
-            self.refuse_late();
-        }
-        self.apply();
-        // Resumed requests were admitted before: they do not bring any waiting request nearer to its turn.
-        let admitted = (self.stats.admitted - admitted_before) as u32;
-        self.waiting_time.step(self.view.now_ns(), self.view.waiting_total(), admitted);
-        if cfg!(debug_assertions) {
-            self.view.check();
-        }
-    }
-
     fn hold_all(&mut self) {
         let waiting = self.view.waiting_total();
         for queue in 0..=self.view.queues() {
             self.plan.hold_queue(queue, Hold::new(HoldReason::EnginePaused, waiting, 0));
-        }
-    }
-
-    /// Requests that the plan refuses leave.
-    #[cold]
-    fn refuse_late(&mut self) {
-        for at in 0..self.plan.refused().len() {
-            self.abort(self.plan.refused()[at].id);
-        }
-        // They leave as aborted requests do, and are counted separately.
-        self.stats.aborted -= self.plan.refused().len() as u64;
-        self.stats.refused += self.plan.refused().len() as u64;
-    }
-
-    #[inline]
-    fn apply(&mut self) {
-        let Self { view, policy, plan, stats, preemption, .. } = self;
-        stats.iterations += 1;
-        for &(slot, _) in plan.preempted() {
-            preempt(view, policy, stats, *preemption, slot, view.stage(slot), view.kv(slot));
-        }
-        for &(slot, queue) in plan.moved() {
-            view.change_queue(slot, queue);
-        }
-        for &slot in plan.parked() {
-            view.park(slot);
-        }
-        for &(slot, lane) in plan.unparked() {
-            view.join(slot, usize::from(lane));
-        }
-        for lane in 0..view.lanes().len() {
-            if plan.runs(lane) {
-                view.step_lane(lane);
-            }
-        }
-        for chunk in plan.chunks() {
-            if chunk.origin != Origin::Resident {
-                view.set_admitted_hit(chunk.slot, chunk.hit);
-                view.admit(chunk.slot);
-                stats.admitted += u64::from(chunk.origin == Origin::Admitted);
-                policy.observe(view, chunk.slot, Event::Admitted);
-            }
-            view.set_computed(chunk.slot, chunk.start + chunk.tokens, chunk.blocks);
-            if chunk.last {
-                join(view, policy, chunk.slot);
-            }
-        }
-        if !(plan.chunks().is_empty() && plan.unparked().is_empty()) {
-            view.sweep();
-        }
-        view.take_back_prefixes(plan.prefixes.take());
-        let resuming = view.queues();
-        // A half-open range: looping over a closed one costs more than the body.
-        for queue in 0..resuming + usize::from(view.resuming() > 0) {
-            let Some(head) = view.head(queue) else { continue };
-            let hold = plan.hold(queue).unwrap_or_else(|| explain::unsaid(view, plan, queue, head));
-            plan.hold_queue(queue, hold);
-            stats.holds[hold.reason as usize] += 1;
         }
     }
 
@@ -314,7 +236,7 @@ impl Scheduler {
         known
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn leave(&mut self, id: RequestId, event: Event) -> bool {
         let Some(slot) = self.view.slot(id) else {
             self.stats.unknown_ids += 1;
@@ -356,30 +278,4 @@ impl Scheduler {
     pub fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
     }
-}
-
-#[inline]
-pub(crate) fn join(view: &mut View, policy: &mut AnyPolicy, slot: Slot) {
-    let request = view.request(slot);
-    // The token emitted last has no KV yet.
-    let lane = policy.lane(request, view.kv(slot) + 1 - request.prompt);
-    view.join(slot, lane);
-    policy.observe(view, slot, Event::Joined);
-}
-
-/// Preempts a request that had emitted `stage` tokens and held `kv` in the cache.
-pub(crate) fn preempt(
-    view: &mut View,
-    policy: &mut AnyPolicy,
-    stats: &mut Stats,
-    mode: Preemption,
-    slot: Slot,
-    stage: u32,
-    kv: u32,
-) {
-    stats.preemptions += 1;
-    stats.recomputed_tokens += u64::from(kv);
-    policy.observe(view, slot, Event::Preempted);
-    let kept = if mode == Preemption::Recompute { stage } else { 0 };
-    view.send_back(slot, kv, kept, true);
 }

@@ -58,8 +58,7 @@ impl View {
     }
 
     fn check_waiting(&self) {
-        assert_eq!(self.waiting_total() + self.residents(), self.len() as u32, "every request is in one place");
-        let mut tokens = 0;
+        let (mut tokens, mut waiting) = (0, 0);
         for queue in 0..=self.queues() {
             let mut length = 0;
             for slot in self.iter_waiting(queue) {
@@ -71,7 +70,9 @@ impl View {
                 length += 1;
             }
             assert_eq!(self.waiting(queue), length, "length of queue {queue}");
+            waiting += length;
         }
+        assert_eq!(self.waiting_total(), waiting, "every request is in one place");
         assert_eq!(self.waiting_tokens(), tokens, "tokens in the queue");
     }
 }

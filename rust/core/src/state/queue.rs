@@ -36,13 +36,20 @@ impl Queue {
     }
 
     /// Behind its equals.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert(&mut self, table: &mut [Tracked], slot: Slot) {
         self.tokens += tokens(table, slot);
         let rank_of = rank(table, slot);
         if self.last.is_none() && self.list.tail().is_none_or(|tail| rank(table, tail) <= rank_of) {
             return self.list.push_back(table, slot);
         }
+        self.insert_ahead(table, slot);
+    }
+
+    /// Further ahead than the back.
+    #[cold]
+    fn insert_ahead(&mut self, table: &mut [Tracked], slot: Slot) {
+        let rank_of = rank(table, slot);
         let last = self.index(table);
         let before = last.range(..=rank_of).next_back().map(|(_, &slot)| slot);
         last.insert(rank_of, slot);
@@ -72,19 +79,26 @@ impl Queue {
     #[inline]
     pub(crate) fn remove(&mut self, table: &mut [Tracked], slot: Slot) {
         self.tokens -= tokens(table, slot);
-        if let Some(last) = &mut self.last {
-            let rank_of = rank(table, slot);
-            if last.get(&rank_of) == Some(&slot) {
-                match previous(table, slot).filter(|&before| rank(table, before) == rank_of) {
-                    Some(before) => last.insert(rank_of, before),
-                    None => last.remove(&rank_of),
-                };
-            }
-            if last.is_empty() {
-                self.last = None;
-            }
+        if self.last.is_some() {
+            self.unindex(table, slot);
         }
         self.list.remove(table, slot);
+    }
+
+    /// Takes one off the index, if there is one.
+    #[cold]
+    fn unindex(&mut self, table: &[Tracked], slot: Slot) {
+        let Some(last) = &mut self.last else { return };
+        let rank_of = rank(table, slot);
+        if last.get(&rank_of) == Some(&slot) {
+            match previous(table, slot).filter(|&before| rank(table, before) == rank_of) {
+                Some(before) => last.insert(rank_of, before),
+                None => last.remove(&rank_of),
+            };
+        }
+        if last.is_empty() {
+            self.last = None;
+        }
     }
 
     fn index(&mut self, table: &[Tracked]) -> &mut BTreeMap<i64, Slot> {

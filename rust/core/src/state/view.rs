@@ -1,11 +1,9 @@
 //! Everything a policy may read, updated incrementally: no query here rescans the requests.
 
-use std::collections::HashMap;
-
 use crate::config::{Config, MAX_COUNT};
 use crate::memory::{BlockPool, KvLayout, Lane};
-use crate::model::id_hash::BuildIdHasher;
-use crate::model::{Hit, Request, RequestId, Slot};
+use crate::model::index::Index;
+use crate::model::{Request, RequestId, Slot};
 use crate::state::Prefixes;
 use crate::state::linked_list::{Link, List, following, previous};
 use crate::state::queue::Queue;
@@ -38,7 +36,8 @@ pub struct View {
     table: Vec<Tracked>,
     /// Free slots of the table.
     vacant: Vec<Slot>,
-    index: HashMap<RequestId, Slot, BuildIdHasher>,
+    /// From the id of each request to its place.
+    index: Index,
     pool: BlockPool,
     layout: KvLayout,
     /// Most tokens of a request that runs alone in the cache, with the current and the largest capacity.
@@ -67,7 +66,7 @@ impl View {
         Self {
             table: Vec::new(),
             vacant: Vec::new(),
-            index: HashMap::default(),
+            index: Index::default(),
             limits: Limits::new(config, reserves_prompts),
             prefixes: config.prefix_caching.then(|| Box::new(Prefixes::new(config.kv_blocks, config.block_size))),
             pool: BlockPool::new(config.kv_blocks, config.block_size),
@@ -109,6 +108,11 @@ impl View {
         &self.table[slot as usize]
     }
 
+    /// Slots of the table, the vacant ones included.
+    pub(crate) fn slots(&self) -> usize {
+        self.table.len()
+    }
+
     /// Whether a request is at `slot`.
     #[inline]
     pub(crate) fn is_present(&self, slot: Slot) -> bool {
@@ -116,8 +120,9 @@ impl View {
     }
 
     /// The slot of a request, if it is present.
+    #[inline(always)]
     pub fn slot(&self, id: RequestId) -> Option<Slot> {
-        self.index.get(&id).copied()
+        self.index.find(id, |slot| self.request(slot).id == id)
     }
 
     /// Requests present, waiting or resident.
@@ -127,7 +132,7 @@ impl View {
 
     /// True when no request is present.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len() == 0
     }
 
     /// The decode lanes; which lane a request joins is the policy's choice.
@@ -208,7 +213,7 @@ impl View {
 
     /// All requests outside the KV cache.
     pub fn waiting_total(&self) -> u32 {
-        self.queues.iter().map(|queue| queue.list().len()).sum()
+        self.len() as u32 - self.residents()
     }
 
     /// Tokens that all requests outside the KV cache would prefill.
@@ -310,7 +315,7 @@ impl View {
             blocks: 0,
             link: Link::default(),
             rank,
-            hit: Hit::default(),
+            hit: self.heeded(request.hit, request.prompt),
             receives: request.receives,
             type_id,
             queue,
@@ -326,13 +331,11 @@ impl View {
             self.table.push(tracked);
             (self.table.len() - 1) as Slot
         };
-        self.index.insert(request.id, slot);
-        self.set_hit(slot, request.hit);
+        self.index.insert(request.id, slot, |_| false);
         if let Some(prefixes) = &mut self.prefixes {
             prefixes.insert(slot, if request.receives { &[] } else { &request.block_hashes });
         }
-        let queue = self.queue_of(slot);
-        self.queues[queue].insert(&mut self.table, slot);
+        self.queues[usize::from(queue)].insert(&mut self.table, slot);
         slot
     }
 
@@ -350,7 +353,7 @@ impl View {
         self.queues[queue].insert(&mut self.table, slot);
     }
 
-    #[inline]
+    #[inline(always)]
     fn dequeue(&mut self, slot: Slot) {
         let queue = self.queue_of(slot);
         self.queues[queue].remove(&mut self.table, slot);

@@ -15,7 +15,7 @@ fn world() -> View {
         assert_eq!(view.insert(&request, 100, 0, 0, 0), slot as Slot);
     }
     for (slot, computed, blocks) in [(0, 5, 2), (1, 5, 2), (2, 2, 2), (3, 4, 1)] {
-        view.admit(slot);
+        view.admit(slot, Hit::default(), false);
         view.set_computed(slot, computed, blocks);
     }
     for slot in [DECODES, DECODES + 1, PARKED] {
@@ -33,18 +33,23 @@ const PARKED: Slot = 3;
 const WAITS: Slot = 4;
 const LONG: Slot = 5;
 
+/// So many tokens of the prefilling request.
+fn prefill(tokens: u32) -> Chunk {
+    let (slot, id, origin) = (PREFILLS, 102, Origin::Resident);
+    Chunk { slot, id, start: 2, tokens, blocks: 2, last: false, origin, hit: Hit::default() }
+}
+
 fn guarded(propose: impl Fn(&View, &mut Plan)) -> (Option<&'static str>, Plan) {
-    let (view, mut plan) = (world(), Plan::default());
-    plan.begin(&view);
+    let view = world();
+    let mut plan = Plan::new(&view);
     propose(&view, &mut plan);
     (plan.guard(&view), plan)
 }
 
 fn rule(propose: impl Fn(&View, &mut Plan)) -> &'static str {
     let (broken, plan) = guarded(propose);
-    let mut expected = Plan::default();
     let view = world();
-    expected.begin(&view);
+    let mut expected = Plan::new(&view);
     expected.decode(&view, 0);
     expected.decode(&view, 1);
     expected.continue_prefill(&view, PREFILLS);
@@ -98,7 +103,8 @@ fn a_request_is_admitted_once_and_only_if_it_waits() {
 
 #[test]
 fn a_request_that_has_left_is_not_served() {
-    let (mut view, mut plan) = (world(), Plan::default());
+    let mut view = world();
+    let mut plan = Plan::new(&view);
     view.remove(LONG);
     plan.begin(&view);
     plan.admit(&view, LONG, 2);
@@ -138,7 +144,7 @@ fn a_preempted_request_does_nothing_else() {
     let preempted = |view: &View, plan: &mut Plan| {
         plan.preempt_last(view);
         plan.preempt_last(view);
-        plan.push(view, PREFILLS, 2, 1, 2, Origin::Resident);
+        plan.push(prefill(1));
     };
     assert_eq!(rule(preempted), "a prompt is computed that is computed already, or twice");
     let twice = |view: &View, plan: &mut Plan| {
@@ -147,20 +153,14 @@ fn a_preempted_request_does_nothing_else() {
     };
     assert_eq!(rule(twice), "a request is preempted that is not resident, or twice");
     assert_eq!(
-        rule(|_, plan| plan.preempted.push((WAITS, 104))),
+        rule(|_, plan| (plan.plain, plan.preempted) = (false, vec![(WAITS, 104)])),
         "a request is preempted that is not resident, or twice"
     );
 }
 
 #[test]
 fn chunks_are_parts_of_their_prompts() {
-    let chunk = |tokens| {
-        rule(move |_, plan| {
-            let (slot, id, origin) = (PREFILLS, 102, Origin::Resident);
-            plan.chunks.push(Chunk { slot, id, start: 2, tokens, blocks: 2, last: false, origin, hit: Hit::default() });
-            plan.prefill_tokens += tokens;
-        })
-    };
+    let chunk = |tokens| rule(move |_, plan| plan.push(prefill(tokens)));
     let part = "a chunk has no tokens, or more than its prompt";
     assert_eq!((chunk(0), chunk(7)), (part, part));
     assert_eq!(rule(|_, plan| plan.prefill_tokens += 1), "the tokens do not add up");
@@ -185,7 +185,8 @@ fn seats_tokens_and_blocks_are_kept() {
 #[test]
 fn a_host_that_preempts_is_not_overrun_by_admissions() {
     let config = Config { kv_blocks: 2, block_size: 4, host_preempts: true, ..Config::default() };
-    let (mut view, mut plan) = (View::new(&config, 1, 1, true), Plan::default());
+    let mut view = View::new(&config, 1, 1, true);
+    let mut plan = Plan::new(&view);
     let slot = view.insert(&Request { id: 1, prompt: 9, ..Request::default() }, 1, 0, 0, 0);
     plan.begin(&view);
     plan.admit(&view, slot, 9);

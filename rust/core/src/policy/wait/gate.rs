@@ -49,7 +49,7 @@ impl Gate {
 
     /// Requests that enter at the next service, if this many wait.
     pub(in crate::policy) fn due(&self) -> u32 {
-        libm::floor(self.credit + self.threshold + EPSILON).min(self.width) as u32
+        (self.credit + self.threshold + EPSILON).min(self.width) as u32
     }
 
     /// Begins a plan with this many requests before and behind the gate: it opens if as many wait as are due.

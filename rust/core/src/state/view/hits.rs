@@ -10,17 +10,16 @@ const LOOKED_AT: usize = 8;
 
 impl View {
     /// Sets how much of a waiting request is in the KV cache; at least one token is left to compute.
-    #[inline]
     pub(crate) fn set_hit(&mut self, slot: Slot, hit: Hit) {
-        let trusted = self.pool.trusts_shares();
-        let request = &mut self.table[slot as usize];
-        let computed = hit.computed.min(request.prefill_target() - 1);
-        request.hit = Hit { computed, shared: if trusted { hit.shared.min(computed) } else { 0 } };
+        let target = self.request(slot).prefill_target();
+        self.table[slot as usize].hit = self.heeded(hit, target);
     }
 
-    /// A request is admitted with this hit.
-    pub(crate) fn set_admitted_hit(&mut self, slot: Slot, hit: Hit) {
-        self.table[slot as usize].hit = hit;
+    /// What is heeded of the hit of a request that has `target` tokens to compute.
+    #[inline]
+    pub(super) fn heeded(&self, hit: Hit, target: u32) -> Hit {
+        let computed = hit.computed.min(target - 1);
+        Hit { computed, shared: if self.pool.trusts_shares() { hit.shared.min(computed) } else { 0 } }
     }
 
     /// Looks up the hits of the first requests of each queue in the prefix cache.

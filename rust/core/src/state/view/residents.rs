@@ -1,25 +1,26 @@
 //! The transitions of a request from its admission until it leaves the KV cache.
 
 use super::View;
-use crate::model::Slot;
+use crate::model::{Hit, Slot};
 use crate::state::Phase;
 
 impl View {
-    /// Waiting → prefilling.
-    #[inline]
-    pub(crate) fn admit(&mut self, slot: Slot) {
+    /// Waiting → prefilling, with what of it is in the KV cache already. If its prompt is computed in the same step, to the
+    /// end, it is not listed among those that prefill.
+    #[inline(always)]
+    pub(crate) fn admit(&mut self, slot: Slot, hit: Hit, to_the_end: bool) {
         self.dequeue(slot);
-        if !self.limits.caches_prefixes {
-            self.pool.share(self.request(slot).shared_blocks(&self.layout));
-        }
         self.residents.push_back(&mut self.table, slot);
         let request = &mut self.table[slot as usize];
+        request.hit = hit;
         request.admitted = self.plans;
+        if !self.limits.caches_prefixes {
+            self.pool.share(request.shared_blocks(&self.layout));
+        }
+        request.phase = if request.receives { Phase::Receiving } else { Phase::Prefilling };
         if request.receives {
-            request.phase = Phase::Receiving;
             self.receiving.push(slot);
-        } else {
-            request.phase = Phase::Prefilling;
+        } else if !to_the_end {
             self.prefilling.push(slot);
         }
     }
@@ -49,7 +50,7 @@ impl View {
     }
 
     /// Prefilling or parked → decoding. `set_computed` has placed all tokens of the request.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn join(&mut self, slot: Slot, lane: usize) {
         let request = &mut self.table[slot as usize];
         debug_assert!(matches!(request.phase, Phase::Prefilling | Phase::Parked));
@@ -120,7 +121,7 @@ impl View {
     }
 
     /// Decoding → `phase` (parked or prefilling): leaves its lane, keeps its KV.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn leave_lane(&mut self, slot: Slot, phase: Phase) {
         let request = &mut self.table[slot as usize];
         debug_assert_eq!(request.phase, Phase::Decoding);
@@ -132,15 +133,24 @@ impl View {
         (request.computed, request.blocks, request.phase) = (kv, held, phase);
     }
 
+    /// Takes a resident that does not decode off the list of those like it, which are few.
+    #[cold]
+    fn unlist(&mut self, slot: Slot, phase: Phase) {
+        let list = match phase {
+            Phase::Prefilling => &mut self.prefilling,
+            Phase::Parked => &mut self.parked,
+            Phase::Receiving => &mut self.receiving,
+            Phase::Waiting | Phase::Decoding => return,
+        };
+        list.retain(|&other| other != slot);
+    }
+
     /// Frees the KV of a resident request, of which no more than `kv` tokens were computed, and takes it off the residents.
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, slot: Slot, kv: u32) {
         match self.request(slot).phase {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
-            Phase::Prefilling => self.prefilling.retain(|&other| other != slot),
-            Phase::Parked => self.parked.retain(|&other| other != slot),
-            Phase::Receiving => self.receiving.retain(|&other| other != slot),
-            Phase::Waiting => {}
+            phase => self.unlist(slot, phase),
         }
         // The prefix cache counts what is shared by itself.
         let shared = if self.limits.caches_prefixes { 0 } else { self.request(slot).shared_blocks(&self.layout) };
@@ -179,7 +189,7 @@ impl View {
         let request = &mut self.table[slot as usize];
         // A slot without output left is free.
         request.max_tokens = 0;
-        self.index.remove(&request.id);
+        self.index.remove(request.id, slot);
         self.vacant.push(slot);
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::Hit;
 
 fn view(kv_blocks: u32, block_size: u32, lanes: usize, queues: usize) -> View {
     View::new(&Config { kv_blocks, block_size, ..Config::default() }, lanes, queues, false)
@@ -18,7 +19,7 @@ fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
 
 /// Admits a request, computes its whole prompt and lets it join a lane.
 fn run(view: &mut View, slot: Slot, lane: usize) {
-    view.admit(slot);
+    view.admit(slot, Hit::default(), false);
     let target = view.request(slot).prefill_target();
     view.set_computed(slot, target, view.layout().after(0, target));
     view.join(slot, lane);
@@ -59,7 +60,7 @@ fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() 
         view.check();
     }
     assert_eq!((ids(&view, view.iter_waiting(0)), ids(&view, view.iter_waiting(1))), (vec![4], vec![1, 2, 3]));
-    view.admit(slots[1]);
+    view.admit(slots[1], Hit::default(), false);
     view.send_back(slots[1], u32::MAX, 0, false);
     view.check();
     assert_eq!(ids(&view, view.iter_waiting(1)), [1, 2, 3]);
@@ -83,7 +84,7 @@ fn a_shared_prefix_leaves_at_least_one_token_to_compute() {
 fn a_prefill_in_chunks_holds_what_it_computed() {
     let mut view = view(10, 4, 1, 1);
     let slot = add(&mut view, 1, 10, 0);
-    view.admit(slot);
+    view.admit(slot, Hit::default(), false);
     view.set_computed(slot, 3, 1);
     view.check();
     assert_eq!((view.residents(), view.waiting_total(), view.prefilling()), (1, 0, &[slot][..]));
@@ -153,7 +154,7 @@ fn the_preempted_go_first_with_what_they_keep() {
 fn a_refused_admission_returns_to_where_it_stood() {
     let mut view = view(10, 4, 1, 2);
     let (a, b) = (add(&mut view, 1, 4, 1), add(&mut view, 2, 4, 1));
-    view.admit(a);
+    view.admit(a, Hit::default(), false);
     view.set_computed(a, 2, 1);
     view.send_back(a, u32::MAX, 0, false);
     view.check();
@@ -168,7 +169,7 @@ fn requests_leave_from_every_phase_and_their_place_is_reused() {
         let (a, b) = (add(&mut view, 1, 6, 0), add(&mut view, 2, 6, 0));
         run(&mut view, b, 0);
         if phase == Phase::Prefilling {
-            view.admit(a);
+            view.admit(a, Hit::default(), false);
             view.set_computed(a, 5, 2);
         } else if phase != Phase::Waiting {
             run(&mut view, a, 0);
@@ -190,7 +191,7 @@ fn who_turns_out_to_prefill_still_is_listed_in_the_order_of_admission() {
     let mut view = view(10, 4, 1, 1);
     let (a, b) = (add(&mut view, 1, 6, 0), add(&mut view, 2, 6, 0));
     run(&mut view, a, 0);
-    view.admit(b);
+    view.admit(b, Hit::default(), false);
     view.set_computed(b, 2, 1);
     view.leave_lane(a, Phase::Prefilling);
     view.set_computed(a, 5, 2);
@@ -203,7 +204,7 @@ fn who_turns_out_to_prefill_still_is_listed_in_the_order_of_admission() {
 fn a_chunk_of_the_only_resident_keeps_the_hosts_correction() {
     let mut view = view(10, 4, 1, 1);
     let slot = add(&mut view, 1, 20, 0);
-    view.admit(slot);
+    view.admit(slot, Hit::default(), false);
     view.set_computed(slot, 8, 2);
     view.pool_mut().reconcile(9); // one of its two blocks is shared
     view.set_computed(slot, 12, 3);

@@ -1,23 +1,27 @@
-//! From a hash to a block: open addressing with linear probing.
+//! From a key of 64 bits to a number: open addressing with linear probing.
 //!
-//! A full cache names one block for each that it evicts, at its largest size. That is the worst case of a map that
-//! marks deleted entries: it has to clear them away from time to time, all at once. Here the entries behind a deleted
-//! one move up instead, and every operation costs the same however long the cache has run.
+//! Entries come and go for as long as the engine runs. That is the worst case of a map that marks deleted entries: it has
+//! to clear them away from time to time, all at once. Here the entries behind a deleted one move up instead, and every
+//! operation costs the same however long the index has been in use. The keys are not in it: the owner of the numbers has
+//! them at hand, and says whether a number has the key.
 
-const EMPTY: Entry = Entry { tag: 0, block: 0 };
+use super::id_hash::mixed;
+
+const EMPTY: Entry = Entry { tag: 0, number: u32::MAX };
 /// A power of two, as all sizes are.
 const FEWEST: usize = 16;
 
-/// Eight to a cache line. `block` is 0 in an empty one.
+/// Eight to a cache line. `number` is `u32::MAX` in an empty one.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// Its leading bits are the entry's preferred place; the rest tells it from its neighbours.
+    /// Its last bits are the entry's preferred place; the rest tells it from its neighbours.
     tag: u32,
-    block: u32,
+    number: u32,
 }
 
+/// Numbers below `u32::MAX`, by key.
 #[derive(Clone, Debug)]
-pub(super) struct Index {
+pub(crate) struct Index {
     /// At most half of them in use.
     entries: Box<[Entry]>,
     len: usize,
@@ -29,30 +33,29 @@ impl Default for Index {
     }
 }
 
-/// 32 well mixed bits of a hash, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+/// 32 well mixed bits of a key: each depends on every bit of it.
 ///
-/// A host may use anything that distinguishes prefixes: digests, which are random in every bit, but also counters,
-/// addresses, or values that differ in their upper bits alone. Here each bit depends on every bit of the hash. It is no
-/// defence against hashes chosen to collide: that needs a secret, which digests that users cannot choose do not.
-fn tag(hash: u64) -> u32 {
-    let once = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((twice ^ (twice >> 31)) >> 32) as u32
+/// A host may use anything that distinguishes things: digests, which are random in every bit, but also counters,
+/// addresses, or values that differ in their upper bits alone. The second factor is SplitMix64's (Steele, Lea and Flood
+/// 2014). It is no defence against keys chosen to collide: that needs a secret.
+fn tag(key: u64) -> u32 {
+    (mixed(key).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32) as u32
 }
 
 impl Index {
-    /// The block that has `hash`. `is` says whether a block has that hash.
-    pub(super) fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
-        self.position(tag(hash), is).ok().map(|at| self.entries[at].block)
+    /// The number that `key` stands for. `is` says whether that of a number is its key.
+    #[inline(always)]
+    pub(crate) fn find(&self, key: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
+        self.position(tag(key), is).ok().map(|at| self.entries[at].number)
     }
 
-    /// Map `hash` to `block`, which is not 0, unless it is mapped to another: that one is then returned.
-    pub(super) fn insert(&mut self, hash: u64, block: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
-        let tag = tag(hash);
+    /// Have `key` stand for `number`, unless it stands for another: that is then returned.
+    pub(crate) fn insert(&mut self, key: u64, number: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
+        let tag = tag(key);
         match self.position(tag, is) {
-            Ok(at) => Some(self.entries[at].block),
+            Ok(at) => Some(self.entries[at].number),
             Err(at) => {
-                self.entries[at] = Entry { tag, block };
+                self.entries[at] = Entry { tag, number };
                 self.len += 1;
                 if 2 * self.len > self.entries.len() {
                     self.grow();
@@ -62,22 +65,23 @@ impl Index {
         }
     }
 
-    /// Map `hash` to `other`, if it is mapped to `block`.
-    pub(super) fn replace(&mut self, hash: u64, block: u32, other: u32) {
-        if let Ok(at) = self.position(tag(hash), |found| found == block) {
-            self.entries[at].block = other;
+    /// Have `key` stand for `other`, if it stands for `number`.
+    pub(crate) fn replace(&mut self, key: u64, number: u32, other: u32) {
+        if let Ok(at) = self.position(tag(key), |found| found == number) {
+            self.entries[at].number = other;
         }
     }
 
-    /// Remove `hash`, if it is mapped to `block`.
-    pub(super) fn remove(&mut self, hash: u64, block: u32) {
-        let Ok(mut hole) = self.position(tag(hash), |found| found == block) else { return };
+    /// Remove `key`, if it stands for `number`.
+    #[inline(always)]
+    pub(crate) fn remove(&mut self, key: u64, number: u32) {
+        let Ok(mut hole) = self.position(tag(key), |found| found == number) else { return };
         self.len -= 1;
         let mut at = hole;
         loop {
             at = self.after(at);
             let entry = self.entries[at];
-            if entry.block == EMPTY.block {
+            if entry.number == EMPTY.number {
                 break;
             }
             // It may move up to the hole unless that is before the place where a search for it starts.
@@ -89,7 +93,12 @@ impl Index {
         self.entries[hole] = EMPTY;
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Keys that stand for a number.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn clear(&mut self) {
         self.entries.fill(EMPTY);
         self.len = 0;
     }
@@ -99,10 +108,10 @@ impl Index {
         let mut at = self.home(tag);
         loop {
             let entry = self.entries[at];
-            if entry.block == EMPTY.block {
+            if entry.number == EMPTY.number {
                 return Err(at);
             }
-            if entry.tag == tag && is(entry.block) {
+            if entry.tag == tag && is(entry.number) {
                 return Ok(at);
             }
             at = self.after(at);
@@ -112,7 +121,7 @@ impl Index {
     fn grow(&mut self) {
         let larger = vec![EMPTY; 2 * self.entries.len()].into();
         for entry in std::mem::replace(&mut self.entries, larger) {
-            if entry.block != EMPTY.block
+            if entry.number != EMPTY.number
                 && let Err(at) = self.position(entry.tag, |_| false)
             {
                 self.entries[at] = entry;
@@ -121,7 +130,7 @@ impl Index {
     }
 
     fn home(&self, tag: u32) -> usize {
-        (tag >> (32 - self.entries.len().trailing_zeros())) as usize
+        tag as usize & (self.entries.len() - 1)
     }
 
     fn after(&self, at: usize) -> usize {
@@ -142,13 +151,13 @@ mod tests {
     use super::*;
 
     impl Index {
-        pub(in super::super) fn size(&self) -> usize {
+        pub(crate) fn size(&self) -> usize {
             self.entries.len()
         }
 
         /// Entries probed to find those there are, on average and at most.
         fn probes(&self) -> (f64, usize) {
-            let used = |at: &usize| self.entries[*at].block != EMPTY.block;
+            let used = |at: &usize| self.entries[*at].number != EMPTY.number;
             let probes = |at: usize| self.distance(self.home(self.entries[at].tag), at) + 1;
             let all = (0..self.entries.len()).filter(used).map(probes);
             (all.clone().sum::<usize>() as f64 / self.len as f64, all.max().unwrap_or(0))
@@ -181,16 +190,17 @@ mod tests {
 
     #[test]
     fn hashes_with_one_tag_are_distinguished() {
-        const HASHES: [u64; 2] = [23_901, 52_826];
-        assert_eq!(tag(HASHES[0]), tag(HASHES[1]));
+        let mut seen = HashMap::new();
+        let pair = (0..1 << 20).find_map(|key| Some([seen.insert(tag(key), key)?, key]));
+        let hashes = pair.expect("among 2^20 keys some have one tag of 32 bits");
         let mut index = Index::default();
-        let is = |hash: u64| move |block: u32| HASHES[block as usize - 1] == hash;
-        for (block, hash) in (1..).zip(HASHES) {
+        let is = |hash: u64| move |block: u32| hashes[block as usize - 1] == hash;
+        for (block, hash) in (1..).zip(hashes) {
             assert_eq!(index.insert(hash, block, is(hash)), None);
         }
-        assert_eq!(HASHES.map(|hash| index.find(hash, is(hash))), [Some(1), Some(2)]);
-        index.remove(HASHES[0], 1);
-        assert_eq!(HASHES.map(|hash| index.find(hash, is(hash))), [None, Some(2)]);
+        assert_eq!(hashes.map(|hash| index.find(hash, is(hash))), [Some(1), Some(2)]);
+        index.remove(hashes[0], 1);
+        assert_eq!(hashes.map(|hash| index.find(hash, is(hash))), [None, Some(2)]);
     }
 
     proptest! {
