@@ -12,6 +12,7 @@
 //! was sent since adds: of one with p prompt tokens, if outputs end at a constant rate after m tokens on average, the largest
 //! of (p + h)·e^(−h/m) over the iterations h.
 
+use super::door::Due;
 use super::fleet::{Fleet, Standing};
 use super::load::Replica;
 use super::rules::{Proposal, cached_tokens};
@@ -23,6 +24,13 @@ const MARGIN: f64 = 1.0;
 /// A first token within this share of the time that the decodes take is soon enough. On chat at load 0.9 a tenth made the
 /// latest first tokens half as late again, and a fiftieth the mean end 5 % later.
 const SOON: f64 = 0.05;
+/// TUNE
+const SHORT: f64 = 0.1;
+const SAFE: f64 = 0.05;
+const LATE: f64 = 0.0;
+fn tune(name: &str, default: f64) -> f64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
 /// KV tokens over which the cost of reading one is taken.
 const KV_STEP: u64 = 1 << 12;
 /// Costs that differ by less than this share are equal.
@@ -46,15 +54,42 @@ pub(super) struct Prediction {
     requests: u32,
 }
 
+/// When a request is started, and when it is held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms<'a> {
+    /// Longest wait on a replica for memory or a seat, s.
+    queue: f64,
+    due: Option<&'a Due>,
+}
+
+impl<'a> Terms<'a> {
+    pub(super) fn new(longest_queue: f64, due: Option<&'a Due>) -> Self {
+        let queue = due.map_or(longest_queue, |due| longest_queue.min(tune("SHORT", SHORT) * due.target));
+        Self { queue, due }
+    }
+
+    /// For how long a request can wait at the door and be in time, if it is started within the longest wait then, s.
+    fn spare(&self, found: &[(usize, Prediction)]) -> f64 {
+        let soonest = found.iter().map(|(_, each)| each.ttft - each.wait + each.wait.min(self.queue));
+        let left = self.due.map_or(f64::INFINITY, |due| due.left - tune("SAFE", SAFE) * due.target);
+        left - soonest.fold(f64::INFINITY, f64::min)
+    }
+}
+
 pub(super) fn propose(
     fleet: &Fleet,
     turn: usize,
     now_ns: u64,
     request: &Incoming,
-    longest_queue: f64,
+    terms: &Terms,
     found: &mut Vec<(usize, Prediction)>,
 ) -> Proposal {
     let standings = fleet.standings();
+    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
+    // Engines that order their own queues
+    if !ordered && terms.due.is_some_and(|due| due.others && due.left <= 0.0) {
+        return Proposal::held(DoorHold::Late);
+    }
     let start = turn % standings.len();
     found.clear();
     // Outputs are as long on one replica as on another: what each has learned differs by chance.
@@ -65,19 +100,26 @@ pub(super) fn propose(
             found.push((place, predict(&standings[place], fleet.stale_ns(), now_ns, request, &own)));
         }
     }
+    let spare = terms.spare(found);
+    let late = spare < 0.0;
+    let longest = if late { terms.queue * tune("LATE", LATE) } else { terms.queue };
     let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
     let shortest = found.iter().map(|(_, each)| each.wait).fold(f64::INFINITY, f64::min);
-    let in_time = found.iter().filter(|(_, each)| each.ttft <= earliest.max(SOON * each.stay));
+    let latest = terms.due.map_or(f64::INFINITY, |due| due.left - tune("SAFE", SAFE) * due.target);
+    let in_time = found.iter().filter(|(_, each)| each.ttft <= earliest.max((SOON * each.stay).min(latest)));
     let best = in_time.copied().reduce(|best, each| if each.1.is_better(&best.1) { each } else { best });
     let Some((place, found)) = best else { return Proposal::held(DoorHold::NoReplica) };
-    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
     let foreseen = Proposal {
         ttft: Some(found.ttft).filter(|ttft| ttft.is_finite()),
         overflow: Some(exceeds(standings[place].what.tokens(), found.needs, found.deviation)),
         ..Proposal::default()
     };
-    if shortest > longest_queue && !ordered {
-        return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
+    if !ordered && late && (terms.due.is_some_and(|due| due.others) || shortest > longest) {
+        return Proposal { hold: Some(DoorHold::Late), ..foreseen };
+    }
+    if !ordered && shortest > longest {
+        let spare = terms.due.map(|_| spare);
+        return Proposal { hold: Some(DoorHold::AllFull), spare, ..foreseen };
     }
     Proposal { place: Some(place), cached: found.cached, ..foreseen }
 }

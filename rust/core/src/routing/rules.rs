@@ -1,7 +1,8 @@
 //! The routers that are known from elsewhere, and what any router may draw.
 
+use super::door::Due;
 use super::fleet::{Fleet, Standing};
-use super::forecast::Prediction;
+use super::forecast::{Prediction, Terms};
 use super::{DoorHold, Incoming, RouterName, Routing, forecast};
 
 /// What a router proposes.
@@ -13,6 +14,8 @@ pub(super) struct Proposal {
     pub(super) ttft: Option<f64>,
     pub(super) overflow: Option<f64>,
     pub(super) cached: u32,
+    /// Of one that is held and can still be in time: for how long it can, s.
+    pub(super) spare: Option<f64>,
 }
 
 impl Proposal {
@@ -52,10 +55,18 @@ impl Rules {
         ((u128::from(twice ^ (twice >> 31)) * n as u128) >> 64) as usize
     }
 
-    pub(super) fn propose(&mut self, by: RouterName, fleet: &Fleet, now_ns: u64, request: &Incoming) -> Proposal {
+    pub(super) fn propose(
+        &mut self,
+        by: RouterName,
+        fleet: &Fleet,
+        now_ns: u64,
+        request: &Incoming,
+        due: Option<&Due>,
+    ) -> Proposal {
         let open = fleet.open().count();
         if open == 0 {
-            return Proposal::held(DoorHold::NoReplica);
+            let spare = due.map(|due| due.left).filter(|&left| left > 0.0);
+            return Proposal { spare, ..Proposal::held(DoorHold::NoReplica) };
         }
         self.turn += 1;
         let turn = self.turn - 1;
@@ -80,7 +91,8 @@ impl Rules {
             }
             RouterName::PrefixAffinity => self.affinity(fleet, turn, open, request),
             RouterName::Forecast => {
-                forecast::propose(fleet, turn, now_ns, request, self.longest_queue, &mut self.predictions)
+                let terms = Terms::new(self.longest_queue, due);
+                forecast::propose(fleet, turn, now_ns, request, &terms, &mut self.predictions)
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use wait_core::routing::{self, Router};
 
-use self::door::Held;
+use self::door::{Door, Held};
 use self::reports::InTransit;
 use super::replica::Replica;
 use super::{Change, ChangeKind, Fleet, FleetRun, Served, merged};
@@ -33,8 +33,7 @@ pub(super) struct World<'a> {
     events: BinaryHeap<Reverse<(u64, u32, u32)>>,
     reports: VecDeque<InTransit>,
     changes: VecDeque<Change>,
-    /// Requests that the router holds, first come first served.
-    door: VecDeque<Held>,
+    door: Door,
     /// Whether anything has happened that the router may decide by, since it held one last.
     ask_again: bool,
     /// Replicas of which an iteration is to begin now.
@@ -74,7 +73,7 @@ impl<'a> World<'a> {
             events: BinaryHeap::new(),
             reports: VecDeque::new(),
             changes: changes.into(),
-            door: VecDeque::new(),
+            door: Door::default(),
             ask_again: false,
             due: Vec::new(),
             under_way: 0,

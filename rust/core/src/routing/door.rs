@@ -1,0 +1,105 @@
+//! Requests at the door: those that were held and have neither been sent nor ended. With a target for the first token the
+//! order among them is the router's, though each of them is asked for by itself.
+//!
+//! Hosts ask in any order, and one that waits in a thread of its own does so now and then. So no turn is kept that a
+//! request could miss: whichever is in time goes where it may start, and one that is late yields while any other is in time.
+//! One counts as in time until its time has passed, whether it is asked for again or not: a client that left without a word
+//! holds nobody up for longer than the target.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use crate::model::RequestId;
+use crate::model::id_hash::BuildIdHasher;
+
+/// A request at the door.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    arrived_ns: u64,
+    /// Until when it can be in time; none: it is late.
+    until_ns: Option<u64>,
+}
+
+/// What the target leaves of a request's time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Due {
+    arrived_ns: u64,
+    /// The target, s.
+    pub(super) target: f64,
+    /// Until its first token is late, s from now; below 0: since when.
+    pub(super) left: f64,
+    /// Whether others at the door are in time.
+    pub(super) others: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Door {
+    target: Option<f64>,
+    waiting: HashMap<RequestId, Waiting, BuildIdHasher>,
+    /// When those in time become late; void where it was found late before, or has left.
+    lapses: BinaryHeap<Reverse<(u64, RequestId)>>,
+    in_time: usize,
+}
+
+impl Door {
+    pub(super) fn new(target: Option<f64>) -> Self {
+        Self { target, ..Self::default() }
+    }
+
+    /// Whether a request is there.
+    pub(super) fn has(&self, id: RequestId) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
+    /// What the target leaves of a request; none without a target. Absent, it arrived when it was held first.
+    pub(super) fn due(&mut self, now_ns: u64, id: RequestId, arrived_ns: Option<u64>) -> Option<Due> {
+        let target = self.target?;
+        self.lapse(now_ns);
+        let before = self.waiting.get(&id);
+        let arrived_ns = arrived_ns.or(before.map(|waiting| waiting.arrived_ns)).unwrap_or(now_ns);
+        let itself = before.is_some_and(|waiting| waiting.until_ns.is_some());
+        Some(Due {
+            arrived_ns,
+            target,
+            left: target - now_ns.saturating_sub(arrived_ns) as f64 * 1e-9,
+            others: self.in_time > usize::from(itself),
+        })
+    }
+
+    /// A request is held that can wait for `spare` s and be in time; none: it is late.
+    pub(super) fn hold(&mut self, now_ns: u64, id: RequestId, due: &Due, spare: Option<f64>) {
+        let waiting = self.waiting.entry(id).or_insert(Waiting { arrived_ns: due.arrived_ns, until_ns: None });
+        waiting.arrived_ns = due.arrived_ns;
+        match (waiting.until_ns, spare) {
+            (None, Some(spare)) => {
+                let until_ns = now_ns + (spare * 1e9) as u64;
+                waiting.until_ns = Some(until_ns);
+                self.lapses.push(Reverse((until_ns, id)));
+                self.in_time += 1;
+            }
+            (Some(_), None) => {
+                waiting.until_ns = None;
+                self.in_time -= 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// A request is no longer at the door. False if it was not there.
+    pub(super) fn leave(&mut self, id: RequestId) -> bool {
+        let Some(waiting) = self.waiting.remove(&id) else { return false };
+        self.in_time -= usize::from(waiting.until_ns.is_some());
+        true
+    }
+
+    /// Those whose time has passed are late.
+    fn lapse(&mut self, now_ns: u64) {
+        while let Some(&Reverse((until_ns, id))) = self.lapses.peek().filter(|lapse| lapse.0.0 < now_ns) {
+            self.lapses.pop();
+            if let Some(waiting) = self.waiting.get_mut(&id).filter(|waiting| waiting.until_ns == Some(until_ns)) {
+                waiting.until_ns = None;
+                self.in_time -= 1;
+            }
+        }
+    }
+}
