@@ -66,11 +66,11 @@ impl Door {
         })
     }
 
-    /// A request is held that can wait for `spare` s and be in time; none: it is late.
+    /// A request is held that can wait for `spare` s and be in time; below 0, or none: it is late.
     pub(super) fn hold(&mut self, now_ns: u64, id: RequestId, due: &Due, spare: Option<f64>) {
         let waiting = self.waiting.entry(id).or_insert(Waiting { arrived_ns: due.arrived_ns, until_ns: None });
         waiting.arrived_ns = due.arrived_ns;
-        match (waiting.until_ns, spare) {
+        match (waiting.until_ns, spare.filter(|&spare| spare >= 0.0)) {
             (None, Some(spare)) => {
                 let until_ns = now_ns + (spare * 1e9) as u64;
                 waiting.until_ns = Some(until_ns);
@@ -90,6 +90,12 @@ impl Door {
         let Some(waiting) = self.waiting.remove(&id) else { return false };
         self.in_time -= usize::from(waiting.until_ns.is_some());
         true
+    }
+
+    /// How many there are, and how many entries tell when they become late.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> (usize, usize) {
+        (self.waiting.len(), self.lapses.len())
     }
 
     /// Those whose time has passed are late.

@@ -18,11 +18,13 @@ pub(super) struct Sent {
     pub(super) prompt: u32,
     /// Prompt tokens to compute.
     pub(super) uncomputed: u32,
+    /// Whether it was late for its target.
+    pub(super) late: bool,
 }
 
 impl Sent {
-    pub(super) fn new(at_ns: u64, request: &Incoming, cached: u32) -> Self {
-        Self { at_ns, prompt: request.prompt, uncomputed: request.prompt - cached.min(request.prompt - 1) }
+    pub(super) fn new(at_ns: u64, request: &Incoming, cached: u32, late: bool) -> Self {
+        Self { at_ns, prompt: request.prompt, uncomputed: request.prompt - cached.min(request.prompt - 1), late }
     }
 }
 
@@ -74,6 +76,8 @@ pub(super) struct Standing {
     ended: VecDeque<(u64, u32)>,
     pub(super) since: Sums,
     pub(super) left: Sums,
+    /// When a late request was sent last, ns.
+    late_ns: Option<u64>,
     backlog: Backlog,
     /// How fast it computes beside its decodes, by its last report.
     pub(super) pace: Pace,
@@ -93,6 +97,7 @@ impl Standing {
             ended: VecDeque::new(),
             since: Sums::default(),
             left: Sums::default(),
+            late_ns: None,
             backlog: Backlog::default(),
             pace: Pace::default(),
             known,
@@ -105,6 +110,12 @@ impl Standing {
     pub(super) fn fresh(&self, now_ns: u64, stale_ns: u64) -> Option<&Load> {
         let (at_ns, load) = self.reported.as_ref()?;
         (now_ns.saturating_sub(*at_ns) <= stale_ns).then_some(load)
+    }
+
+    /// Whether a late request was sent of which the last report need not tell yet.
+    pub(super) fn has_late(&self) -> bool {
+        let told = |late_ns| self.reported.is_some_and(|(at_ns, _)| at_ns > late_ns);
+        self.late_ns.is_some_and(|late_ns| !told(late_ns))
     }
 
     /// Prompt tokens left to compute.
@@ -126,6 +137,7 @@ impl Standing {
         self.in_flight.add(sent.prompt);
         self.since.add(sent.prompt);
         self.push_backlog(&sent);
+        self.late_ns = if sent.late { Some(sent.at_ns) } else { self.late_ns };
         self.sent.push_back(sent);
         if !hashes.is_empty() {
             self.known.learn(hashes);

@@ -349,7 +349,8 @@ impl Router {
         let Proposal { place, hold, ttft, overflow, cached, spare } = *proposal;
         let replica = place.map(|place| self.fleet.standings()[place].id);
         if let (Some(place), Some(replica)) = (place, replica) {
-            let sent = Sent::new(now_ns, request, cached);
+            let late = spare.is_some_and(|spare| spare < 0.0);
+            let sent = Sent::new(now_ns, request, cached, late);
             let remembers = self.settings.router.reads_prefixes();
             self.fleet.send(place, sent, if remembers { request.block_hashes } else { &[] });
             self.routed.insert(request.id, Routed { replica, prompt: request.prompt });

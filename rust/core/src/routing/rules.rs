@@ -14,13 +14,18 @@ pub(super) struct Proposal {
     pub(super) ttft: Option<f64>,
     pub(super) overflow: Option<f64>,
     pub(super) cached: u32,
-    /// Of one that is held and can still be in time: for how long it can, s.
+    /// For how long it could wait and be in time, s; below 0: it is late. None where nothing is predicted.
     pub(super) spare: Option<f64>,
 }
 
 impl Proposal {
     pub(super) fn held(hold: DoorHold) -> Self {
         Self { hold: Some(hold), ..Self::default() }
+    }
+
+    /// Held by so much too late, s.
+    pub(super) fn late(spare: f64) -> Self {
+        Self { spare: Some(spare), ..Self::held(DoorHold::Late) }
     }
 
     pub(super) fn to(place: usize) -> Self {
@@ -65,8 +70,7 @@ impl Rules {
     ) -> Proposal {
         let open = fleet.open().count();
         if open == 0 {
-            let spare = due.map(|due| due.left).filter(|&left| left > 0.0);
-            return Proposal { spare, ..Proposal::held(DoorHold::NoReplica) };
+            return Proposal { spare: due.map(|due| due.left), ..Proposal::held(DoorHold::NoReplica) };
         }
         self.turn += 1;
         let turn = self.turn - 1;
