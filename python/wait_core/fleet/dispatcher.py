@@ -105,9 +105,7 @@ class Dispatcher:
         """Requests that are held and late for the target."""
         return len(self._late)
 
-    def choose(
-        self, request: str, asked: Asked | None, now_ns: int, *, arrived_ns: int | None = None
-    ) -> Choice | None:
+    def choose(self, request: str, asked: Asked | None, now_ns: int, *, arrived_ns: int | None = None) -> Choice | None:
         """Choose a replica for a request, and count it as sent there; None leaves the choice to the host.
 
         That is so for a request without a prompt, and for one that has been held too long. A choice without a replica
