@@ -222,7 +222,10 @@ fn a_target_at_the_door_serves_more_in_time_and_loses_nobody() {
         conserves(&with, 1500);
         assert_eq!(with.run.failed, 0);
         let [stock, without, found] = [&stock, &without, &with].map(in_time);
-        assert!(10 * found > 11 * stock.max(without), "{staleness_ns}: {found} of 1500, {without} without, {stock} stock");
+        assert!(
+            10 * found > 11 * stock.max(without),
+            "{staleness_ns}: {found} of 1500, {without} without, {stock} stock"
+        );
         assert!(run(&fleet, chat.requests()) == with, "the same inputs give the same");
         // What happens to replicas loses nobody either, though all are late once none is left for a while.
         let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };

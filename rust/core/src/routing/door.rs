@@ -72,7 +72,7 @@ impl Door {
         waiting.arrived_ns = due.arrived_ns;
         match (waiting.until_ns, spare.filter(|&spare| spare >= 0.0)) {
             (None, Some(spare)) => {
-                let until_ns = now_ns + (spare * 1e9) as u64;
+                let until_ns = now_ns.saturating_add((spare * 1e9) as u64);
                 waiting.until_ns = Some(until_ns);
                 self.lapses.push(Reverse((until_ns, id)));
                 self.in_time += 1;

@@ -76,7 +76,8 @@ pub(super) struct Standing {
     ended: VecDeque<(u64, u32)>,
     pub(super) since: Sums,
     pub(super) left: Sums,
-    /// When a late request was sent last, ns.
+    /// Late requests that were sent and have not ended, and when the last of them was sent, ns.
+    late: u32,
     late_ns: Option<u64>,
     backlog: Backlog,
     /// How fast it computes beside its decodes, by its last report.
@@ -97,6 +98,7 @@ impl Standing {
             ended: VecDeque::new(),
             since: Sums::default(),
             left: Sums::default(),
+            late: 0,
             late_ns: None,
             backlog: Backlog::default(),
             pace: Pace::default(),
@@ -137,15 +139,19 @@ impl Standing {
         self.in_flight.add(sent.prompt);
         self.since.add(sent.prompt);
         self.push_backlog(&sent);
-        self.late_ns = if sent.late { Some(sent.at_ns) } else { self.late_ns };
+        if sent.late {
+            self.late += 1;
+            self.late_ns = Some(sent.at_ns);
+        }
         self.sent.push_back(sent);
         if !hashes.is_empty() {
             self.known.learn(hashes);
         }
     }
 
-    fn leave(&mut self, now_ns: u64, prompt: u32) {
+    fn leave(&mut self, now_ns: u64, prompt: u32, late: bool) {
         self.in_flight.take(prompt);
+        self.late -= u32::from(late);
         self.left.add(prompt);
         self.ended.push_back((now_ns, prompt));
     }
@@ -211,6 +217,11 @@ impl Fleet {
         if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
     }
 
+    /// Whether some replica has a late request.
+    pub(super) fn any_late(&self) -> bool {
+        self.standings.iter().any(|standing| standing.late > 0)
+    }
+
     /// Whether some open replica has a report that still says something.
     pub(super) fn any_fresh(&self, now_ns: u64) -> bool {
         self.open().any(|(_, standing)| standing.fresh(now_ns, self.stale_ns).is_some())
@@ -263,9 +274,9 @@ impl Fleet {
         self.standings[place].send(sent, hashes);
     }
 
-    pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32) {
+    pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32, late: bool) {
         if let Some(standing) = self.of(id) {
-            standing.leave(now_ns, prompt);
+            standing.leave(now_ns, prompt, late);
         }
     }
 }

@@ -112,7 +112,10 @@ pub(super) fn propose(
         if terms.others {
             return Proposal::late(spare);
         }
-        found.retain(|(_, each)| each.at_once);
+        // One late request at a time may wait in a queue: what fits nowhere at once would otherwise wait for an idle replica.
+        if fleet.any_late() {
+            found.retain(|(_, each)| each.at_once);
+        }
     }
     let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
     let shortest = found.iter().map(|(_, each)| each.wait).fold(f64::INFINITY, f64::min);
@@ -126,7 +129,7 @@ pub(super) fn propose(
         spare: Some(spare),
         ..Proposal::default()
     };
-    if shortest > terms.queue && !ordered {
+    if spare >= 0.0 && shortest > terms.queue && !ordered {
         return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
     }
     Proposal { place: Some(place), cached: found.cached, ..foreseen }

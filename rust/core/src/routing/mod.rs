@@ -216,6 +216,7 @@ impl DoorHold {
 struct Routed {
     replica: ReplicaId,
     prompt: u32,
+    late: bool,
 }
 
 /// Routes requests to the replicas of one model.
@@ -353,7 +354,7 @@ impl Router {
             let sent = Sent::new(now_ns, request, cached, late);
             let remembers = self.settings.router.reads_prefixes();
             self.fleet.send(place, sent, if remembers { request.block_hashes } else { &[] });
-            self.routed.insert(request.id, Routed { replica, prompt: request.prompt });
+            self.routed.insert(request.id, Routed { replica, prompt: request.prompt, late });
             self.door.leave(request.id);
         } else if let Some(due) = due {
             self.door.hold(now_ns, request.id, due, spare);
@@ -374,7 +375,7 @@ impl Router {
 
     fn left(&mut self, now_ns: u64, id: RequestId) -> bool {
         let Some(routed) = self.routed.remove(&id) else { return false };
-        self.fleet.leave(routed.replica, now_ns, routed.prompt);
+        self.fleet.leave(routed.replica, now_ns, routed.prompt, routed.late);
         true
     }
 }
