@@ -86,6 +86,7 @@ def test_with_a_target_a_late_request_yields_until_nobody_in_time_is_held() -> N
     made.report("gpu-0", 0, full)
     assert made.route("first", 1, prompt_tokens=100).hold == "all-full"
     made.report("gpu-0", 3 * second, full)
+    assert made.route("zeroth", 3 * second, prompt_tokens=100, arrived_ns=0).replica == "gpu-0", "one of them may queue"
     assert made.route("first", 3 * second, prompt_tokens=100).hold == "late", "when it came is remembered"
     assert made.route("second", 3 * second, prompt_tokens=100).hold == "all-full"
     assert made.route("third", 3 * second, prompt_tokens=100, arrived_ns=0).hold == "late"

@@ -1,10 +1,10 @@
-//! Requests at the door: those that were held and have neither been sent nor ended. With a target for the first token the
-//! order among them is the router's, though each of them is asked for by itself.
+//! Requests at the door, where there is a target for the first token: those that were held, and have neither been sent nor
+//! ended since.
 //!
-//! Hosts ask in any order, and one that waits in a thread of its own does so now and then. So no turn is kept that a
-//! request could miss: whichever is in time goes where it may start, and one that is late yields while any other is in time.
-//! One counts as in time until its time has passed, whether it is asked for again or not: a client that left without a word
-//! holds nobody up for longer than the target.
+//! Hosts ask for each of them by itself, in any order, and often only now and then. So nobody is given a turn, which could be
+//! missed: those in time go as soon as they may, and a late one yields while any of them is there. A request counts as in time
+//! until its time has passed, whether it is asked for or not: one whose client has left without a word holds nobody up for
+//! longer than the target.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -23,6 +23,7 @@ struct Waiting {
 /// What the target leaves of a request's time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Due {
+    /// When it arrived, ns.
     arrived_ns: u64,
     /// The target, s.
     pub(super) target: f64,
@@ -51,7 +52,8 @@ impl Door {
         self.waiting.contains_key(&id)
     }
 
-    /// What the target leaves of a request; none without a target. Absent, it arrived when it was held first.
+    /// What the target leaves of a request; none without a target. Where `arrived_ns` is absent, it arrived when it was first
+    /// held.
     pub(super) fn due(&mut self, now_ns: u64, id: RequestId, arrived_ns: Option<u64>) -> Option<Due> {
         let target = self.target?;
         self.lapse(now_ns);
