@@ -29,9 +29,9 @@ def said(load: dict[str, Any], at_ns: int = 0, **replica: Any) -> dict[str, Any]
     return dict(json.loads(json.dumps(report)))
 
 
-def full(at_ns: int = 0) -> dict[str, Any]:
+def full(at_ns: int = 0, waiting_tokens: int = 40_000) -> dict[str, Any]:
     load = {"waiting": 20, "residents": 60, "kv_tokens": 15_900, "kv_peak": 15_990.0, "mean_output": 2000.0}
-    return said(load | {"waiting_tokens": 40_000, "admission_gap_ns": SECOND, "kv_deviation": 100.0}, at_ns)
+    return said(load | {"waiting_tokens": waiting_tokens, "admission_gap_ns": SECOND, "kv_deviation": 100.0}, at_ns)
 
 
 def sent(dispatcher: Dispatcher, request: str, now_ns: int, asked: Asked = ASKED) -> str | None:
@@ -168,6 +168,49 @@ def test_what_all_replicas_are_too_full_for_waits_at_the_door_but_not_for_ever()
     assert not dispatcher.knows("r")
 
 
+def test_late_requests_yield_wait_on_and_are_counted() -> None:
+    dispatcher = Dispatcher("forecast", longest_hold=20.0, ttft_target=10.0)
+    dispatcher.update({"a": full(waiting_tokens=400)}, 0)
+    assert sent(dispatcher, "early", 1) is None
+    assert dispatcher.late == 0
+    # The host says when one came: while it stood in a queue of the host's it was not asked for.
+    first = dispatcher.choose("first", ASKED, 9 * SECOND, arrived_ns=SECOND)
+    assert first is not None
+    assert first.replica == "a", "one late request may wait in a queue"
+    behind = dispatcher.choose("behind", ASKED, 9 * SECOND, arrived_ns=SECOND)
+    assert behind is not None
+    assert behind.hold == "late"
+    dispatcher.update({"a": full(30 * SECOND, waiting_tokens=400)}, 30 * SECOND)
+    for request in ("early", "behind"):  # held for longer than `longest_hold`, and still not left to the host
+        held = dispatcher.choose(request, ASKED, 30 * SECOND)
+        assert held is not None
+        assert held.hold == "late"
+    assert dispatcher.late == 2
+    assert sent(dispatcher, "fresh", 30 * SECOND) is None
+    dispatcher.update({"a": said(IDLE, 31 * SECOND)}, 31 * SECOND)
+    assert sent(dispatcher, "early", 31 * SECOND) is None, "fresh is in time"
+    dispatcher.ended("fresh", 31 * SECOND)  # its client has left
+    assert sent(dispatcher, "early", 31 * SECOND) == "a"
+    dispatcher.ended("early", 32 * SECOND)
+    dispatcher.ended("behind", 32 * SECOND)
+    assert dispatcher.late == 0
+    assert not any(dispatcher.router.finished(request, 33 * SECOND) for request in ("early", "behind", "fresh"))
+
+
+def test_one_that_the_host_sends_at_last_holds_nobody_up() -> None:
+    dispatcher = Dispatcher("forecast", longest_hold=0.5, ttft_target=10.0)
+    dispatcher.update({"a": full(waiting_tokens=400)}, 0)
+    assert sent(dispatcher, "r", 20 * SECOND) is None
+    assert dispatcher.choose("r", ASKED, 21 * SECOND) is None, "held for too long: the host chooses"
+    dispatcher.moved("r", "a", 21 * SECOND)
+    dispatcher.update({"a": said(IDLE, 21 * SECOND)}, 21 * SECOND)
+    late = dispatcher.choose("late", ASKED, 21 * SECOND, arrived_ns=SECOND)
+    assert late is not None
+    assert late.replica == "a", "nobody in time is at the door"
+    dispatcher.ended("r", 22 * SECOND)
+    assert not dispatcher.knows("r")
+
+
 def test_reports_that_are_stale_for_ever_leave_power_of_two() -> None:
     dispatcher = Dispatcher("forecast", stale_after=30.0)
     dispatcher.update({"a": full(), "b": said(IDLE)}, 0)
@@ -248,6 +291,8 @@ def test_bad_settings_are_refused_by_name() -> None:
         Dispatcher(longest_hold=float("nan"))
     with pytest.raises(WaitCoreError, match="affinity_load"):
         Dispatcher(affinity_load=0.5)
+    with pytest.raises(WaitCoreError, match="ttft_target"):
+        Dispatcher(ttft_target=-2.0)
 
 
 def test_ray_is_imported_by_its_own_module_only() -> None:

@@ -45,30 +45,33 @@ class Replica:
         self.reported: tuple[int, dict[str, Any]] | None = None
 
 
-def slow_fleet(requests: Requests, policies: list[str], router: str, staleness_ns: int) -> dict[int, int]:
+def slow_fleet(
+    requests: Requests, policies: list[str], router: str, staleness_ns: int, **settings: float
+) -> dict[int, int]:
     """Return when each request ended: nothing is kept in order, and everything is examined all the time."""
-    route = Router(router, seed=3)
+    route = Router(router, seed=3, **settings)
     replicas = [Replica(f"{i}", {"policy": policy, **CORE}) for i, policy in enumerate(policies)]
     for replica in replicas:
-        settings = {key: CORE[key] for key in ("kv_blocks", "max_num_seqs", "token_budget", "iteration_time")}
-        route.add_replica(replica.name, **settings)
+        about = {key: CORE[key] for key in ("kv_blocks", "max_num_seqs", "token_budget", "iteration_time")}
+        route.add_replica(replica.name, **about)
     arrivals = dict(enumerate(requests.arrival_ns.tolist()))
     half, reads = staleness_ns // 2, router in {"least-kv", "vllm", "forecast"}
     reports: list[tuple[int, str, int, dict[str, Any]]] = []
     door: list[int] = []
+    late: list[int] = []
     finished: dict[int, int] = {}
 
-    def send(request: int, now: int) -> bool:
+    def send(request: int, now: int) -> str | None:
         for replica in replicas if reads else []:
             idle = replica.ends is None and replica.looked and not replica.inbox
             if idle and replica.reported and replica.reported[0] + 2 * max(half, 1) < now - half:
                 replica.reported = (now - half, replica.reported[1])
                 route.report(replica.name, *replica.reported)
-        choice = route.route(str(request), now, prompt_tokens=int(requests.prompt[request]))
-        if choice.replica is None:
-            return False
-        replicas[int(choice.replica)].inbox.append(request)
-        return True
+        prompt, arrived_ns = int(requests.prompt[request]), int(requests.arrival_ns[request])
+        choice = route.route(str(request), now, prompt_tokens=prompt, arrived_ns=arrived_ns)
+        if choice.replica is not None:
+            replicas[int(choice.replica)].inbox.append(request)
+        return choice.hold
 
     def take(replica: Replica, now: int) -> None:
         replica.reported = (now, replica.scheduler.load())
@@ -82,8 +85,14 @@ def slow_fleet(requests: Requests, policies: list[str], router: str, staleness_n
         return bool(arrived)
 
     def open_door(now: int) -> None:
-        while door and send(door[0], now):
+        while door:
+            hold = send(door[0], now)
+            if hold not in (None, "late"):
+                return
+            late.extend([door[0]] if hold else [])
             door.pop(0)
+        while late and send(late[0], now) is None:
+            late.pop(0)
 
     while len(finished) < len(requests):
         events = [*arrivals.values(), *(report[0] for report in reports)]
@@ -105,8 +114,9 @@ def slow_fleet(requests: Requests, policies: list[str], router: str, staleness_n
             open_door(now)
         for i in [i for i, at in arrivals.items() if at == now]:
             del arrivals[i]
-            if door or not send(i, now):
-                door.append(i)
+            hold = "all-full" if door else send(i, now)
+            if hold is not None:
+                (late if hold == "late" else door).append(i)
         while True:
             for replica in replicas:
                 if replica.ends is not None or (replica.looked and not replica.inbox):
@@ -187,6 +197,22 @@ def test_pools_are_two_fleets_in_series(router: str, staleness_s: float, policy:
     second = simulate(policy, requests=handed, replicas=3, transfer=transfer, **common).run
     assert np.array_equal(report.run.finished_ns[order], second.finished_ns)
     assert report.run.counts["prompt_tokens"] == requests.prompt.sum()
+
+
+@pytest.mark.parametrize("staleness_s", [0.0, 0.3])
+def test_late_requests_wait_at_the_door_as_in_a_slow_fleet(staleness_s: float) -> None:
+    requests = stream(400, 80.0, 5)
+    expected = slow_fleet(requests, ["vllm"] * 3, "forecast", round(staleness_s * 1e9), ttft_target=1.0)
+
+    def finished(router: Any) -> list[int]:
+        fleet: dict[str, Any] = {"replicas": 3, "router": router, "staleness_s": staleness_s}
+        report = simulate("vllm", requests=requests, seed=3, **fleet, **CORE)
+        ended: list[int] = report.run.finished_ns.tolist()
+        return ended
+
+    found = finished({"router": "forecast", "ttft_target": 1.0})
+    assert found == [expected[i] for i in range(len(requests))]
+    assert found != finished("forecast")
 
 
 def test_one_replica_is_what_a_simulation_without_a_fleet_is() -> None:

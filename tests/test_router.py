@@ -79,11 +79,34 @@ def test_without_replicas_requests_are_held_not_lost() -> None:
     assert made.route("request", 1, prompt_tokens=100).replica == "gpu"
 
 
+def test_with_a_target_a_late_request_yields_until_nobody_in_time_is_held() -> None:
+    made = router("forecast", 1, ttft_target=2.0)
+    full = {"waiting": 20, "residents": 60, "kv_tokens": 15_900, "kv_peak": 15_990.0, "mean_output": 2000.0}
+    second = 1_000_000_000
+    made.report("gpu-0", 0, full)
+    assert made.route("first", 1, prompt_tokens=100).hold == "all-full"
+    made.report("gpu-0", 3 * second, full)
+    assert made.route("zeroth", 3 * second, prompt_tokens=100, arrived_ns=0).replica == "gpu-0", "one of them may queue"
+    assert made.route("first", 3 * second, prompt_tokens=100).hold == "late", "when it came is remembered"
+    assert made.route("second", 3 * second, prompt_tokens=100).hold == "all-full"
+    assert made.route("third", 3 * second, prompt_tokens=100, arrived_ns=0).hold == "late"
+    made.report("gpu-0", 3 * second + 1, {"free_blocks": 1000})
+    assert made.route("first", 3 * second + 2, prompt_tokens=100).hold == "late", "the second is in time"
+    assert made.finished("second", 3 * second + 3), "its client has left the door"
+    assert not made.finished("second", 3 * second + 3)
+    assert made.route("first", 3 * second + 4, prompt_tokens=100).replica == "gpu-0"
+    assert made.finished("first", 4 * second)
+    made.report("gpu-0", 4 * second, {"free_blocks": 1000})
+    assert made.route("third", 4 * second, prompt_tokens=100).replica == "gpu-0"
+
+
 def test_bad_input_is_refused_by_name() -> None:
     with pytest.raises(WaitCoreError, match='did you mean "power-of-two"'):
         Router("power-of-to")
     with pytest.raises(WaitCoreError, match="stale_after = -1"):
         Router(stale_after=-1)
+    with pytest.raises(WaitCoreError, match="ttft_target = 0"):
+        Router(ttft_target=0.0)
     made = router("forecast")
     with pytest.raises(WaitCoreError, match='model = "other": the other replicas serve ""'):
         made.add_replica("gpu-2", kv_blocks=10, model="other")

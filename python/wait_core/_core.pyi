@@ -297,7 +297,9 @@ class Choice:
         """
     @property
     def hold(self) -> str | None:
-        """Why it is held: "no-replica", or "all-full": no replica could start it soon. None if it is not."""
+        """Why it is held: "no-replica"; "all-full": no replica could start it soon; or "late": none could start it in time any
+        more, and it yields to those that can be. None if it is not.
+        """
     @property
     def by(self) -> str:
         """Which router decided: "power-of-two" where the configured one knew too little."""
@@ -324,6 +326,8 @@ class Router:
     `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a
     factor. `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every
     replica, s.
+    `ttft_target`: longest time to first token that "forecast" keeps where it can, s; none by default. Requests are then
+    held at the door, where those that can be in time go first, and not in the queues of the replicas.
 
     Raises `WaitCoreError` where a name is unknown or a value out of its range; the message names it.
     """
@@ -335,6 +339,7 @@ class Router:
         stale_after: float | None = None,
         affinity_load: float | None = None,
         longest_queue: float | None = None,
+        ttft_target: float | None = None,
     ) -> Router: ...
     def add_replica(
         self,
@@ -378,14 +383,18 @@ class Router:
         prompt_tokens: int,
         max_tokens: int | None = None,
         block_hashes: Sequence[int] = ...,
+        arrived_ns: int | None = None,
     ) -> Choice:
         """Chooses a replica for a request, and counts it as sent there; a request that is already present moves.
 
         `block_hashes`: one integer for each full block of the prompt that identifies all tokens up to there, if known;
-        `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
+        `max_tokens`: most output tokens; `arrived_ns`: when it arrived, from where a target counts, by default when the
+        router was first asked. Raises `WaitCoreError` for an empty prompt.
         """
     def finished(self, request: str, now_ns: int) -> bool:
-        """A request has ended, in whatever way; False if it was not routed."""
+        """A request has ended, in whatever way, also one held at the door whose client has left; False if it is not known.
+        Without a target, requests at the door are not known.
+        """
     @property
     def unknown_reports(self) -> int:
         """Reports of replicas that were gone, or older than one already known."""

@@ -79,6 +79,7 @@ def test_the_request_router_without_a_cluster() -> None:
 FAKES = """
 import asyncio
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -105,7 +106,9 @@ def pending(name, **body):
     args = [SimpleNamespace(**body)] if body else []
     context = SimpleNamespace(should_backoff=False)
     metadata = SimpleNamespace(internal_request_id=name)
-    return SimpleNamespace(args=args, metadata=metadata, routing_context=context, future=asyncio.Future())
+    return SimpleNamespace(
+        args=args, metadata=metadata, routing_context=context, created_at=time.time(), future=asyncio.Future()
+    )
 
 
 FULL = {"waiting": 20, "residents": 60, "kv_tokens": 15900, "kv_peak": 15990.0, "mean_output": 2000.0}
@@ -130,6 +133,20 @@ async def main():
     held.future.cancel()
     await asyncio.sleep(0)
     assert not router._dispatcher.knows("r1")
+    # One that is late for the target takes none of the places from which Serve asks.
+    router.initialize_state(router="forecast", ttft_target=2.0)
+    router._replicas = {"full": full}
+    router.update_replicas([full])
+    late = pending("late", prompt="x")
+    late.created_at -= 10.0
+    assert router.max_num_routing_tasks == 2
+    assert await router.choose_replicas([full], late) == []
+    assert router.max_num_routing_tasks == 3
+    late.future.cancel()
+    await asyncio.sleep(0)
+    assert router.max_num_routing_tasks == 2
+    router.initialize_state(router="forecast")
+    router.update_replicas([full, replica("idle", FULL)])
     # Without a prompt, without a request, and where something breaks, Serve decides: no request is lost.
     assert await router.choose_replicas([full, idle], pending("r2")) == [[full, idle]]
     assert await router.choose_replicas([full, idle]) == [[full, idle]]

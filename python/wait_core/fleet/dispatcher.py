@@ -29,9 +29,10 @@ class Dispatcher:
     router : str
         Name of the router, one of `wait_core.fleet.ROUTERS`.
     longest_hold : float
-        Time after which a request that the router holds at the door is left to the host, s.
+        Time after which a request that the router holds at the door is left to the host, s; not one that is late for
+        `ttft_target`, which the host would send before those in time.
     settings
-        Those of `Router`: `seed`, `stale_after`, `affinity_load`, `longest_queue`.
+        Those of `Router`: `seed`, `stale_after`, `affinity_load`, `longest_queue`, `ttft_target`.
 
     Raises
     ------
@@ -49,6 +50,7 @@ class Dispatcher:
         self._longest: int | None = None
         self._sent: dict[str, str] = {}
         self._held_ns: dict[str, int] = {}
+        self._late: set[str] = set()
         self._complained: set[str] = set()
 
     @property
@@ -98,11 +100,16 @@ class Dispatcher:
         """Whether a request is held or was sent, and has not ended."""
         return request in self._sent or request in self._held_ns
 
-    def choose(self, request: str, asked: Asked | None, now_ns: int) -> Choice | None:
+    @property
+    def late(self) -> int:
+        """Requests that are held and late for the target."""
+        return len(self._late)
+
+    def choose(self, request: str, asked: Asked | None, now_ns: int, *, arrived_ns: int | None = None) -> Choice | None:
         """Choose a replica for a request, and count it as sent there; None leaves the choice to the host.
 
         That is so for a request without a prompt, and for one that has been held too long. A choice without a replica
-        holds the request: route it again later.
+        holds the request: route it again later. `arrived_ns`: when it arrived, by default when it was first asked for.
         """
         if asked is None:
             return None
@@ -116,14 +123,29 @@ class Dispatcher:
             prompt_tokens=asked.prompt_tokens,
             max_tokens=most,
             block_hashes=asked.block_hashes,
+            arrived_ns=arrived_ns,
         )
         if choice.replica is None:
-            self._sent.pop(request, None)
-            since_ns = self._held_ns.setdefault(request, now_ns)
-            return None if now_ns - since_ns > self._longest_hold_ns else choice
-        self._held_ns.pop(request, None)
+            return self._held(request, choice, now_ns)
+        self._leaves_door(request)
         self._sent[request] = choice.replica
         return choice
+
+    def _held(self, request: str, choice: Choice, now_ns: int) -> Choice | None:
+        self._sent.pop(request, None)
+        since_ns = self._held_ns.setdefault(request, now_ns)
+        if choice.hold == "late":
+            self._late.add(request)
+            return choice
+        self._late.discard(request)
+        if now_ns - since_ns <= self._longest_hold_ns:
+            return choice
+        self.router.finished(request, now_ns)  # the host sends it, and the door waits for it no longer
+        return None
+
+    def _leaves_door(self, request: str) -> bool:
+        self._late.discard(request)
+        return self._held_ns.pop(request, None) is not None
 
     def moved(self, request: str, replica: str, now_ns: int) -> None:
         """Record which replica has taken a request: if not the chosen one, it counts only in later reports."""
@@ -134,6 +156,6 @@ class Dispatcher:
         """Record that a request has ended, in whatever way, unless it is now on another replica than `replica`."""
         if replica is not None and self._sent.get(request, replica) != replica:
             return
-        self._held_ns.pop(request, None)
-        if self._sent.pop(request, None) is not None:
+        held = self._leaves_door(request)
+        if self._sent.pop(request, None) is not None or held:
             self.router.finished(request, now_ns)

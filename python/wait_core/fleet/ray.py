@@ -53,7 +53,7 @@ def request_router_config(router: str = "forecast", *, period_s: float = 0.2, **
         Time between two reports of a replica, s. Serve's own default of 10 s is too long for a router that reads them.
     settings
         Those of `wait_core.fleet.Router`, and ``longest_hold``: time after which a request that is held at the door
-        goes where Serve sees the shortest queue, s; 30 by default.
+        goes where Serve sees the shortest queue, s; 30 by default. One that is late for ``ttft_target`` waits on.
 
     Raises
     ------
@@ -127,6 +127,11 @@ class WaitRequestRouter(RequestRouter):
         """Take ``request_router_kwargs``."""
         self._dispatcher = Dispatcher(**settings)
 
+    @property
+    def max_num_routing_tasks(self) -> int:
+        """Most requests that Serve asks for at once: without those that are late, which would keep others from it."""
+        return int(super().max_num_routing_tasks) + self._dispatcher.late
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Receive the current replicas, and their reports."""
         said = {_name(each.replica_id): each.routing_stats.get(KEY) for each in replicas}
@@ -157,7 +162,7 @@ class WaitRequestRouter(RequestRouter):
         asked = prompts.read(next(iter(pending.args), None), block_size=self._dispatcher.block_size)
         if asked is not None and not self._dispatcher.knows(request):
             pending.future.add_done_callback(partial(self._forget_cancelled, request))
-        return self._dispatcher.choose(request, asked, time.time_ns())
+        return self._dispatcher.choose(request, asked, time.time_ns(), arrived_ns=int(pending.created_at * 1e9))
 
     def _forget_cancelled(self, request: str, future: Future[RunningReplica]) -> None:
         if future.cancelled():  # its client left before it was sent

@@ -37,6 +37,7 @@ pub(crate) struct GivenRouting {
     pub(crate) stale_after: Option<f64>,
     pub(crate) affinity_load: Option<f64>,
     pub(crate) longest_queue: Option<f64>,
+    pub(crate) ttft_target: Option<f64>,
 }
 
 impl GivenRouting {
@@ -49,6 +50,7 @@ impl GivenRouting {
             stale_after: self.stale_after.unwrap_or(unset.stale_after),
             affinity_load: self.affinity_load.unwrap_or(unset.affinity_load),
             longest_queue: self.longest_queue.unwrap_or(unset.longest_queue),
+            ttft_target: self.ttft_target,
         })
     }
 }

@@ -51,7 +51,8 @@ pub(crate) struct Choice {
     /// request has ended.
     #[pyo3(get)]
     replica: Option<String>,
-    /// Why it is held: "no-replica", or "all-full": no replica could start it soon. None if it is not.
+    /// Why it is held: "no-replica"; "all-full": no replica could start it soon; or "late": none could start it in time any
+    /// more, and it yields to those that can be. None if it is not.
     #[pyo3(get)]
     hold: Option<&'static str>,
     /// Which router decided: "power-of-two" where the configured one knew too little.
@@ -90,6 +91,8 @@ impl Choice {
 /// `affinity_load`: by how much a replica that "prefix-affinity" chooses may exceed the mean number of requests, a
 /// factor. `longest_queue`: "forecast" holds a request at the door while it would wait longer than this on every
 /// replica, s.
+/// `ttft_target`: longest time to first token that "forecast" keeps where it can, s; none by default. Requests are then
+/// held at the door, where those that can be in time go first, and not in the queues of the replicas.
 ///
 /// Raises `WaitCoreError` where a name is unknown or a value out of its range; the message names it.
 #[pyclass(module = "wait_core.fleet")]
@@ -102,15 +105,17 @@ pub(crate) struct Router {
 #[pymethods]
 impl Router {
     #[new]
-    #[pyo3(signature = (router = "forecast", *, seed = 0, stale_after = None, affinity_load = None, longest_queue = None))]
+    #[pyo3(signature = (router = "forecast", *, seed = 0, stale_after = None, affinity_load = None, longest_queue = None,
+        ttft_target = None))]
     fn new(
         router: &str,
         #[pyo3(from_py_with = convert::ranged)] seed: u64,
         stale_after: Option<f64>,
         affinity_load: Option<f64>,
         longest_queue: Option<f64>,
+        ttft_target: Option<f64>,
     ) -> PyResult<Self> {
-        let settings = GivenRouting { stale_after, affinity_load, longest_queue }.of(router, seed)?;
+        let settings = GivenRouting { stale_after, affinity_load, longest_queue, ttft_target }.of(router, seed)?;
         let inner = routing::Router::new(settings).map_err(error::core)?;
         Ok(Self { inner, replicas: Names::default(), requests: Names::default() })
     }
@@ -193,8 +198,9 @@ impl Router {
     /// Chooses a replica for a request, and counts it as sent there; a request that is already present moves.
     ///
     /// `block_hashes`: one integer for each full block of the prompt that identifies all tokens up to there, if known;
-    /// `max_tokens`: most output tokens. Raises `WaitCoreError` for an empty prompt.
-    #[pyo3(signature = (request, now_ns, *, prompt_tokens, max_tokens = None, block_hashes = Vec::new()))]
+    /// `max_tokens`: most output tokens; `arrived_ns`: when it arrived, from where a target counts, by default when the
+    /// router was first asked. Raises `WaitCoreError` for an empty prompt.
+    #[pyo3(signature = (request, now_ns, *, prompt_tokens, max_tokens = None, block_hashes = Vec::new(), arrived_ns = None))]
     #[allow(clippy::needless_pass_by_value)] // extracted from a Python list
     fn route(
         &mut self,
@@ -203,13 +209,15 @@ impl Router {
         #[pyo3(from_py_with = convert::ranged)] prompt_tokens: u32,
         #[pyo3(from_py_with = convert::ranged)] max_tokens: Option<u32>,
         #[pyo3(from_py_with = convert::ranged)] block_hashes: Vec<u64>,
+        #[pyo3(from_py_with = convert::ranged)] arrived_ns: Option<u64>,
     ) -> PyResult<Choice> {
         let id = self.requests.number_or_next(request);
-        let incoming = Incoming { id, prompt: prompt_tokens, max_tokens, block_hashes: &block_hashes };
+        let incoming = Incoming { id, prompt: prompt_tokens, max_tokens, block_hashes: &block_hashes, arrived_ns };
         let choice = self.inner.route(now_ns, &incoming).map_err(error::core)?;
-        match choice.replica {
-            Some(_) => self.requests.keep(request, id),
-            None => drop(self.requests.forget(id)),
+        if self.inner.knows(id) {
+            self.requests.keep(request, id);
+        } else {
+            self.requests.forget(id);
         }
         Ok(Choice {
             replica: choice.replica.and_then(|number| self.replicas.texts.get(&number).cloned()),
@@ -221,7 +229,8 @@ impl Router {
         })
     }
 
-    /// A request has ended, in whatever way; False if it was not routed.
+    /// A request has ended, in whatever way, also one held at the door whose client has left; False if it is not known.
+    /// Without a target, requests at the door are not known.
     fn finished(&mut self, request: &str, #[pyo3(from_py_with = convert::ranged)] now_ns: u64) -> bool {
         let Some(number) = self.requests.number(request) else { return false };
         self.requests.forget(number);

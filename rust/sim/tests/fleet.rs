@@ -204,3 +204,37 @@ fn what_does_not_fit_is_refused_by_name() {
     let stopped = wait_sim::fleet(&fleet, many.requests(), |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(SimError::Interrupted { offered: 30_000, .. })));
 }
+
+#[test]
+fn a_target_at_the_door_serves_more_in_time_and_loses_nobody() {
+    let chat = dataset(None).sample(1500, 90.0, 5).unwrap();
+    let in_time = |found: &FleetRun| {
+        let late = |(&first, &sent): (&u64, &u64)| first == NEVER_NS || first - sent > 2_000_000_000;
+        let run = &found.run;
+        1500 - run.first_token_ns.iter().zip(&run.arrival_ns).filter(|&each| late(each)).count()
+    };
+    for staleness_ns in [0, 200_000_000] {
+        let mut fleet = fleet_of(PolicyName::Vllm, 4, RouterName::PowerOfTwo, staleness_ns);
+        let stock = run(&fleet, chat.requests());
+        fleet.routing.router = RouterName::Forecast;
+        let without = run(&fleet, chat.requests());
+        fleet.routing.ttft_target = Some(2.0);
+        let with = run(&fleet, chat.requests());
+        conserves(&with, 1500);
+        assert_eq!(with.run.failed, 0);
+        let [stock, without, found] = [&stock, &without, &with].map(in_time);
+        assert!(
+            10 * found > 11 * stock.max(without),
+            "{staleness_ns}: {found} of 1500, {without} without, {stock} stock"
+        );
+        assert!(run(&fleet, chat.requests()) == with, "the same inputs give the same");
+        // What happens to replicas loses nobody either, though all are late once none is left for a while.
+        let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
+        fleet.changes = (0..4).map(|at| change(3_000, at, ChangeKind::Fail)).collect();
+        fleet.changes.extend((0..4).map(|at| change(9_000, at, ChangeKind::Join)));
+        let gone = run(&fleet, chat.requests());
+        conserves(&gone, 1500);
+        assert_eq!(gone.run.failed, 0);
+        assert!(gone.served.resent > 0);
+    }
+}

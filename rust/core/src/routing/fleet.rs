@@ -18,6 +18,8 @@ pub(super) struct Sent {
     pub(super) prompt: u32,
     /// Prompt tokens to compute.
     pub(super) uncomputed: u32,
+    /// Whether it was late for its target.
+    pub(super) late: bool,
 }
 
 /// Requests and prompt tokens, summed.
@@ -68,6 +70,9 @@ pub(super) struct Standing {
     ended: VecDeque<(u64, u32)>,
     pub(super) since: Sums,
     pub(super) left: Sums,
+    /// Late requests that were sent and have not ended, and when the last of them was sent, ns.
+    late: u32,
+    late_ns: Option<u64>,
     backlog: Backlog,
     /// How fast it computes beside its decodes, by its last report.
     pub(super) pace: Pace,
@@ -87,6 +92,8 @@ impl Standing {
             ended: VecDeque::new(),
             since: Sums::default(),
             left: Sums::default(),
+            late: 0,
+            late_ns: None,
             backlog: Backlog::default(),
             pace: Pace::default(),
             known,
@@ -99,6 +106,12 @@ impl Standing {
     pub(super) fn fresh(&self, now_ns: u64, stale_ns: u64) -> Option<&Load> {
         let (at_ns, load) = self.reported.as_ref()?;
         (now_ns.saturating_sub(*at_ns) <= stale_ns).then_some(load)
+    }
+
+    /// Whether a late request was sent of which the last report need not tell yet.
+    pub(super) fn has_late(&self) -> bool {
+        let told = |late_ns| self.reported.is_some_and(|(at_ns, _)| at_ns > late_ns);
+        self.late_ns.is_some_and(|late_ns| !told(late_ns))
     }
 
     /// Prompt tokens left to compute.
@@ -120,14 +133,19 @@ impl Standing {
         self.in_flight.add(sent.prompt);
         self.since.add(sent.prompt);
         self.push_backlog(&sent);
+        if sent.late {
+            self.late += 1;
+            self.late_ns = Some(sent.at_ns);
+        }
         self.sent.push_back(sent);
         if !hashes.is_empty() {
             self.known.learn(hashes);
         }
     }
 
-    fn leave(&mut self, now_ns: u64, prompt: u32) {
+    fn leave(&mut self, now_ns: u64, prompt: u32, late: bool) {
         self.in_flight.take(prompt);
+        self.late -= u32::from(late);
         self.left.add(prompt);
         self.ended.push_back((now_ns, prompt));
     }
@@ -194,6 +212,11 @@ impl Fleet {
         if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
     }
 
+    /// Whether any replica has a late request.
+    pub(super) fn any_late(&self) -> bool {
+        self.standings.iter().any(|standing| standing.late > 0)
+    }
+
     /// Whether any open replica has a report that is not stale.
     pub(super) fn any_fresh(&self, now_ns: u64) -> bool {
         self.open().any(|(_, standing)| standing.fresh(now_ns, self.stale_ns).is_some())
@@ -242,15 +265,16 @@ impl Fleet {
         self.of(id).is_some_and(|standing| standing.report(at_ns, load))
     }
 
-    pub(super) fn send(&mut self, place: usize, now_ns: u64, request: &Incoming, cached: u32, hashes: &[u64]) {
+    pub(super) fn send(&mut self, place: usize, at: (u64, bool), request: &Incoming, cached: u32, hashes: &[u64]) {
         let standing = &mut self.standings[place];
+        let (at_ns, late) = at;
         let uncomputed = standing.what.uncomputed(request.prompt, cached);
-        standing.send(Sent { at_ns: now_ns, prompt: request.prompt, uncomputed }, hashes);
+        standing.send(Sent { at_ns, prompt: request.prompt, uncomputed, late }, hashes);
     }
 
-    pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32) {
+    pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32, late: bool) {
         if let Some(standing) = self.of(id) {
-            standing.leave(now_ns, prompt);
+            standing.leave(now_ns, prompt, late);
         }
     }
 }

@@ -14,6 +14,7 @@
 //! sent since adds: for a request of p prompt tokens, if outputs end at a constant rate after m tokens on average, the
 //! largest of (p + h)·e^(−h/m) over the iterations h.
 
+use super::door::Due;
 use super::fleet::{Fleet, Standing};
 use super::load::Replica;
 use super::rules::{Proposal, cached_tokens};
@@ -25,6 +26,11 @@ const MARGIN: f64 = 1.0;
 /// A first token within this share of the time that the decodes take is soon enough. On chat at load 0.9 a tenth made
 /// the latest first tokens half as late again, and a fiftieth the mean end 5 % later.
 const SOON: f64 = 0.05;
+/// The share of a target that a request may wait on a replica. On chat at load 1.2 a fifth to a half serve as many in time.
+const QUEUE: f64 = 0.25;
+/// The share of a target that is left for errors of the prediction. There a fifth serves 2 % fewer in time, and a half, which
+/// finds requests late that are not, 10 %.
+const SPARE: f64 = 1.0 / 3.0;
 /// KV tokens over which the cost of reading one is taken.
 const KV_STEP: u64 = 1 << 12;
 /// Costs that differ by less than this share are equal.
@@ -46,6 +52,36 @@ pub(super) struct Prediction {
     deviation: f64,
     cached: u32,
     requests: u32,
+    /// Whether it is started at once: nothing waits there, and no late request was sent there since the last report. Without
+    /// reports in between a replica seems to have room for more of them than it has.
+    at_once: bool,
+}
+
+/// When a request is started, and when it is held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// Longest wait on a replica for memory or a seat, s.
+    queue: f64,
+    /// Time until which its first token is to come by the prediction, s from now; infinite without a target.
+    left: f64,
+    /// Whether others that can be in time are at the door.
+    others: bool,
+}
+
+impl Terms {
+    pub(super) fn new(longest_queue: f64, due: Option<&Due>) -> Self {
+        due.map_or(Self { queue: longest_queue, left: f64::INFINITY, others: false }, |due| Self {
+            queue: longest_queue.min(QUEUE * due.target),
+            left: due.left - SPARE * due.target,
+            others: due.others,
+        })
+    }
+
+    /// For how long a request can wait at the door and be in time, if a replica takes it then, s; below 0: it is late.
+    fn spare(&self, found: &[(usize, Prediction)]) -> f64 {
+        let taken = found.iter().map(|(_, each)| each.ttft - each.wait + each.wait.min(self.queue));
+        self.left - taken.fold(f64::INFINITY, f64::min)
+    }
 }
 
 pub(super) fn propose(
@@ -53,10 +89,15 @@ pub(super) fn propose(
     turn: usize,
     now_ns: u64,
     request: &Incoming,
-    longest_queue: f64,
+    terms: &Terms,
     found: &mut Vec<(usize, Prediction)>,
 ) -> Proposal {
     let standings = fleet.standings();
+    // In their queues the order is better than at the door.
+    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
+    if !ordered && terms.others && terms.left < 0.0 {
+        return Proposal::late(terms.left);
+    }
     let start = turn % standings.len();
     found.clear();
     // Outputs are equally long on all replicas: what each has learned differs only by chance.
@@ -67,18 +108,28 @@ pub(super) fn propose(
             found.push((place, predict(&standings[place], fleet.stale_ns(), now_ns, request, &own)));
         }
     }
+    let spare = terms.spare(found);
+    if !ordered && spare < 0.0 {
+        if terms.others {
+            return Proposal::late(spare);
+        }
+        if fleet.any_late() {
+            found.retain(|(_, each)| each.at_once);
+        }
+    }
     let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
     let shortest = found.iter().map(|(_, each)| each.wait).fold(f64::INFINITY, f64::min);
-    let in_time = found.iter().filter(|(_, each)| each.ttft <= earliest.max(SOON * each.stay));
+    let latest = |each: &Prediction| earliest.max((SOON * each.stay).min(terms.left));
+    let in_time = found.iter().filter(|(_, each)| each.ttft <= latest(each));
     let best = in_time.copied().reduce(|best, each| if each.1.is_better(&best.1) { each } else { best });
-    let Some((place, found)) = best else { return Proposal::held(DoorHold::NoReplica) };
-    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
+    let Some((place, found)) = best else { return Proposal::late(spare) };
     let foreseen = Proposal {
         ttft: Some(found.ttft).filter(|ttft| ttft.is_finite()),
         overflow: Some(exceeds(standings[place].what.tokens(), found.needs, found.deviation)),
+        spare: Some(spare),
         ..Proposal::default()
     };
-    if shortest > longest_queue && !ordered {
+    if spare >= 0.0 && shortest > terms.queue && !ordered {
         return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
     }
     Proposal { place: Some(place), cached: found.cached, ..foreseen }
@@ -95,6 +146,7 @@ impl Prediction {
 
 /// What is on a replica now: its report, plus what was sent since, less what has ended since. For a replica whose
 /// report is stale, the router's own record.
+#[derive(Default)]
 struct Present {
     decodes: f64,
     kv: f64,
@@ -105,13 +157,15 @@ struct Present {
     /// Those that wait for memory or a seat.
     queue: f64,
     gap: f64,
+    /// Whether some did when it reported.
+    waits: bool,
 }
 
 fn present(standing: &Standing, stale_ns: u64, now_ns: u64, mean: f64) -> Present {
     let Some(load) = standing.fresh(now_ns, stale_ns) else {
         let requests = f64::from(standing.in_flight.requests);
         let kv = standing.in_flight.prompt as f64 + 0.5 * mean * requests;
-        return Present { decodes: requests, kv, requests, peak: kv, deviation: 0.0, queue: 0.0, gap: 0.0 };
+        return Present { decodes: requests, kv, requests, peak: kv, ..Present::default() };
     };
     let (residents, waiting) = (f64::from(load.residents), f64::from(load.waiting));
     let (sent, sent_prompt) = (f64::from(standing.since.requests), standing.since.prompt as f64);
@@ -130,6 +184,7 @@ fn present(standing: &Standing, stale_ns: u64, now_ns: u64, mean: f64) -> Presen
         deviation: load.kv_deviation.unwrap_or(0.0),
         queue: (waiting + sent - f64::from(standing.left.requests)).max(0.0),
         gap: if load.waiting > 0 { load.admission_gap_ns as f64 * 1e-9 } else { 0.0 },
+        waits: load.waiting > 0,
     }
 }
 
@@ -162,6 +217,7 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, 
     let alone = there.requests < 0.5;
     let queued = (mean * decode * lacking.max(unseated)).max(there.gap * there.queue);
     let wait = if alone { 0.0 } else { queued };
+    let at_once = alone || (wait == 0.0 && !there.waits && !standing.has_late());
 
     // Half of the iteration that is under way, then the prompts.
     let ttft = wait + 0.5 * decode + pace.prefill(what, standing.backlog(now_ns) + uncomputed);
@@ -177,6 +233,7 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, 
         deviation: there.deviation,
         cached,
         requests: standing.in_flight.requests,
+        at_once,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::error::{Error, Result, nearest};
 use crate::model::RequestId;
 use crate::model::id_hash::BuildIdHasher;
 
+mod door;
 mod fleet;
 mod forecast;
 mod load;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use load::{Load, Replica};
 
+use self::door::{Door, Due};
 use self::fleet::Fleet;
 use self::rules::{Proposal, Rules};
 
@@ -120,11 +122,21 @@ pub struct Routing {
     /// Longest predicted wait on a replica for memory or a seat, s: `forecast` holds a request at the door while it
     /// would wait longer on all of them.
     pub longest_queue: f64,
+    /// Longest time to first token, s, that `forecast` keeps where it can: it then holds requests at the door for the sake of
+    /// their order, and one that can no longer be in time yields to those that can. None: no request is late.
+    pub ttft_target: Option<f64>,
 }
 
 impl Default for Routing {
     fn default() -> Self {
-        Self { router: RouterName::default(), seed: 0, stale_after: 30.0, affinity_load: 1.25, longest_queue: 1.0 }
+        Self {
+            router: RouterName::default(),
+            seed: 0,
+            stale_after: 30.0,
+            affinity_load: 1.25,
+            longest_queue: 1.0,
+            ttft_target: None,
+        }
     }
 }
 
@@ -137,6 +149,9 @@ impl Routing {
         }
         if self.affinity_load.is_nan() || self.affinity_load < 1.0 {
             return Err(Error::invalid("affinity_load", self.affinity_load, "must be at least 1"));
+        }
+        if let Some(seconds) = self.ttft_target.filter(|seconds| !(seconds.is_finite() && *seconds > 0.0)) {
+            return Err(Error::invalid("ttft_target", seconds, "must be finite and above 0 seconds"));
         }
         Ok(())
     }
@@ -153,6 +168,9 @@ pub struct Incoming<'a> {
     pub max_tokens: Option<u32>,
     /// One for each full block of the prompt, each identifying all tokens up to there; empty if unknown.
     pub block_hashes: &'a [u64],
+    /// When it arrived, ns, on the clock by which requests are routed; absent: when it was asked for first. A target for the
+    /// first token counts from there.
+    pub arrived_ns: Option<u64>,
 }
 
 /// Where a request goes.
@@ -179,6 +197,8 @@ pub enum DoorHold {
     NoReplica,
     /// No replica could start it soon: it would wait in a queue that others might leave sooner.
     AllFull,
+    /// No replica could start it in time any more: it yields to those that can be, and goes where it is started at once.
+    Late,
 }
 
 impl DoorHold {
@@ -187,6 +207,7 @@ impl DoorHold {
         match self {
             Self::NoReplica => "no-replica",
             Self::AllFull => "all-full",
+            Self::Late => "late",
         }
     }
 }
@@ -196,6 +217,7 @@ impl DoorHold {
 struct Routed {
     replica: ReplicaId,
     prompt: u32,
+    late: bool,
 }
 
 /// Routes requests to the replicas of one model.
@@ -217,6 +239,7 @@ struct Routed {
 pub struct Router {
     settings: Routing,
     fleet: Fleet,
+    door: Door,
     rules: Rules,
     routed: HashMap<RequestId, Routed, BuildIdHasher>,
     unknown_reports: u64,
@@ -232,6 +255,7 @@ impl Router {
         Ok(Self {
             settings,
             fleet: Fleet::new(settings.stale_after),
+            door: Door::new(settings.ttft_target),
             rules: Rules::new(&settings),
             routed: HashMap::default(),
             unknown_reports: 0,
@@ -307,30 +331,52 @@ impl Router {
         if request.prompt == 0 {
             return Err(Error::invalid("prompt", 0, "must be at least 1 token"));
         }
-        self.finished(now_ns, request.id);
+        self.left(now_ns, request.id);
         self.fleet.forget_stale(now_ns);
         let asked = self.settings.router;
         let blind = asked.reads_reports() && !self.fleet.any_fresh(now_ns);
         let by = if blind { RouterName::PowerOfTwo } else { asked };
-        let proposal = self.rules.propose(by, &self.fleet, now_ns, request);
-        Ok(self.apply(by, now_ns, request, proposal))
+        let due = self.door.due(now_ns, request.id, request.arrived_ns);
+        let proposal = self.rules.propose(by, &self.fleet, now_ns, request, due.as_ref());
+        Ok(self.apply(by, now_ns, request, due.as_ref(), &proposal))
     }
 
-    fn apply(&mut self, by: RouterName, now_ns: u64, request: &Incoming, proposal: Proposal) -> Choice {
-        let Proposal { place, hold, ttft, overflow, cached } = proposal;
+    fn apply(
+        &mut self,
+        by: RouterName,
+        now_ns: u64,
+        request: &Incoming,
+        due: Option<&Due>,
+        proposal: &Proposal,
+    ) -> Choice {
+        let Proposal { place, hold, ttft, overflow, cached, spare } = *proposal;
         let replica = place.map(|place| self.fleet.standings()[place].id);
         if let (Some(place), Some(replica)) = (place, replica) {
-            let remembers = self.settings.router.reads_prefixes();
-            self.fleet.send(place, now_ns, request, cached, if remembers { request.block_hashes } else { &[] });
-            self.routed.insert(request.id, Routed { replica, prompt: request.prompt });
+            let late = spare.is_some_and(|spare| spare < 0.0);
+            let hashes = if self.settings.router.reads_prefixes() { request.block_hashes } else { &[] };
+            self.fleet.send(place, (now_ns, late), request, cached, hashes);
+            self.routed.insert(request.id, Routed { replica, prompt: request.prompt, late });
+            self.door.leave(request.id);
+        } else if let Some(due) = due {
+            self.door.hold(now_ns, request.id, due, spare);
         }
         Choice { replica, hold, by, ttft, overflow, cached }
     }
 
-    /// A request has ended, in whatever way. False if it was not routed.
+    /// Whether a request was routed, or is at the door and has to be known there, and has not ended.
+    pub fn knows(&self, id: RequestId) -> bool {
+        self.routed.contains_key(&id) || self.door.has(id)
+    }
+
+    /// A request has ended, in whatever way, also at the door, where its client has left. False if it was neither routed
+    /// nor, where there is a target, at the door.
     pub fn finished(&mut self, now_ns: u64, id: RequestId) -> bool {
+        self.door.leave(id) | self.left(now_ns, id)
+    }
+
+    fn left(&mut self, now_ns: u64, id: RequestId) -> bool {
         let Some(routed) = self.routed.remove(&id) else { return false };
-        self.fleet.leave(routed.replica, now_ns, routed.prompt);
+        self.fleet.leave(routed.replica, now_ns, routed.prompt, routed.late);
         true
     }
 }

@@ -1,7 +1,8 @@
 //! The routers that are known from elsewhere, and the random choices.
 
+use super::door::Due;
 use super::fleet::{Fleet, Standing};
-use super::forecast::Prediction;
+use super::forecast::{Prediction, Terms};
 use super::{DoorHold, Incoming, RouterName, Routing, forecast};
 
 /// What a router proposes.
@@ -13,11 +14,18 @@ pub(super) struct Proposal {
     pub(super) ttft: Option<f64>,
     pub(super) overflow: Option<f64>,
     pub(super) cached: u32,
+    /// For how long it could wait and be in time, s; below 0: it is late. None where nothing is predicted.
+    pub(super) spare: Option<f64>,
 }
 
 impl Proposal {
     pub(super) fn held(hold: DoorHold) -> Self {
         Self { hold: Some(hold), ..Self::default() }
+    }
+
+    /// Held by so much too late, s.
+    pub(super) fn late(spare: f64) -> Self {
+        Self { spare: Some(spare), ..Self::held(DoorHold::Late) }
     }
 
     pub(super) fn to(place: usize) -> Self {
@@ -52,10 +60,17 @@ impl Rules {
         ((u128::from(twice ^ (twice >> 31)) * n as u128) >> 64) as usize
     }
 
-    pub(super) fn propose(&mut self, by: RouterName, fleet: &Fleet, now_ns: u64, request: &Incoming) -> Proposal {
+    pub(super) fn propose(
+        &mut self,
+        by: RouterName,
+        fleet: &Fleet,
+        now_ns: u64,
+        request: &Incoming,
+        due: Option<&Due>,
+    ) -> Proposal {
         let open = fleet.open().count();
         if open == 0 {
-            return Proposal::held(DoorHold::NoReplica);
+            return Proposal { spare: due.map(|due| due.left), ..Proposal::held(DoorHold::NoReplica) };
         }
         self.turn += 1;
         let turn = self.turn - 1;
@@ -80,7 +95,8 @@ impl Rules {
             }
             RouterName::PrefixAffinity => self.affinity(fleet, turn, open, request),
             RouterName::Forecast => {
-                forecast::propose(fleet, turn, now_ns, request, self.longest_queue, &mut self.predictions)
+                let terms = Terms::new(self.longest_queue, due);
+                forecast::propose(fleet, turn, now_ns, request, &terms, &mut self.predictions)
             }
         }
     }

@@ -1,6 +1,8 @@
 use super::*;
 use crate::model::IterationTime;
 
+mod target;
+
 fn router(name: RouterName, replicas: u64) -> Router {
     let mut router = Router::new(Routing { router: name, ..Routing::default() }).unwrap();
     (0..replicas).for_each(|id| router.add_replica(id, replica()).unwrap());

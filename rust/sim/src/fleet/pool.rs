@@ -1,14 +1,13 @@
 //! Pools of replicas: one that serves requests whole, or one that computes prompts and, behind it, one that decodes.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use wait_core::Result;
 use wait_core::routing::{Router, Routing};
 
 use super::Fleet;
-use super::world::Held;
+use super::world::Door;
 use crate::requests::{Arrival, Requests};
 use crate::setup::{Lengths, Setup};
 
@@ -47,7 +46,8 @@ pub(super) fn stages<'a>(fleet: &'a Fleet, arrivals: &'a [Arrival]) -> Vec<Stage
         Stage {
             setup: Cow::Owned(second),
             arrivals: rest.collect(),
-            routing: fleet.routing,
+            // First tokens come from the others.
+            routing: Routing { ttft_target: None, ..fleet.routing },
             replicas: prefill.replicas..all,
         },
     ]
@@ -59,8 +59,7 @@ pub(super) struct Pool<'a> {
     /// As this stage has them.
     pub(super) requests: Requests<'a>,
     pub(super) router: Router,
-    /// First come, first served.
-    pub(super) door: VecDeque<Held>,
+    pub(super) door: Door,
     /// Whether anything has happened that the router may decide by, since it held one last.
     pub(super) ask_again: bool,
 }
@@ -71,7 +70,7 @@ impl<'a> Pool<'a> {
             stage,
             requests: Requests { arrivals: &stage.arrivals, ..requests },
             router: Router::new(stage.routing)?,
-            door: VecDeque::new(),
+            door: Door::default(),
             ask_again: false,
         })
     }

@@ -5,7 +5,8 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use wait_core::routing;
 
-pub(super) use self::door::Held;
+pub(super) use self::door::Door;
+use self::door::Held;
 use self::reports::InTransit;
 use super::pool::{Pool, Stage};
 use super::replica::Replica;

@@ -1,33 +1,68 @@
 //! From the clients to the replicas: each request is routed, or held until a router finds a place for it.
 
-use wait_core::routing::Incoming;
+use std::collections::VecDeque;
+
+use wait_core::routing::{DoorHold, Incoming};
 
 use super::World;
 use crate::error::SimError;
 
 /// A request at the door of a pool.
 #[derive(Clone, Copy)]
-pub(in crate::fleet) struct Held {
+pub(super) struct Held {
     pub(super) id: u32,
     /// When the pool was first sent it, and since when it is held, ns.
     pub(super) sent_ns: u64,
     pub(super) since_ns: u64,
 }
 
+/// Requests that the router holds, first come, first served; those that it found late after all others.
+#[derive(Default)]
+pub(in crate::fleet) struct Door {
+    queue: VecDeque<Held>,
+    late: VecDeque<Held>,
+}
+
+impl Door {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.late.is_empty()
+    }
+
+    pub(super) fn push_front(&mut self, held: Held) {
+        self.queue.push_front(held);
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Held> {
+        self.queue.pop_front().or_else(|| self.late.pop_front())
+    }
+}
+
 impl World<'_> {
     /// Asks the routers again for those that they hold.
     pub(super) fn open_doors(&mut self) -> Result<(), SimError> {
         for pool in 0..self.pools.len() {
-            if !std::mem::take(&mut self.pools[pool].ask_again) {
-                continue;
+            if std::mem::take(&mut self.pools[pool].ask_again) {
+                self.open_door(pool)?;
             }
-            while let Some(&Held { id, sent_ns, since_ns }) = self.pools[pool].door.front() {
-                if !self.route(pool, id, sent_ns)? {
-                    break;
-                }
-                self.held_ns += self.now_ns - since_ns;
-                self.pools[pool].door.pop_front();
+        }
+        Ok(())
+    }
+
+    fn open_door(&mut self, pool: usize) -> Result<(), SimError> {
+        while let Some(&held) = self.pools[pool].door.queue.front() {
+            match self.route(pool, held.id, held.sent_ns)? {
+                None => self.held_ns += self.now_ns - held.since_ns,
+                Some(DoorHold::Late) => self.pools[pool].door.late.push_back(held),
+                Some(_) => return Ok(()),
             }
+            self.pools[pool].door.queue.pop_front();
+        }
+        while let Some(&held) = self.pools[pool].door.late.front() {
+            if self.route(pool, held.id, held.sent_ns)?.is_some() {
+                break;
+            }
+            self.held_ns += self.now_ns - held.since_ns;
+            self.pools[pool].door.late.pop_front();
         }
         Ok(())
     }
@@ -43,15 +78,25 @@ impl World<'_> {
 
     /// A request is sent to a pool; behind others at the door it waits for its turn.
     pub(super) fn enter(&mut self, pool: usize, id: u32, sent_ns: u64) -> Result<(), SimError> {
-        if !self.pools[pool].door.is_empty() || !self.route(pool, id, sent_ns)? {
-            self.pools[pool].door.push_back(Held { id, sent_ns, since_ns: self.now_ns });
-            self.held += 1;
+        let hold = if self.pools[pool].door.queue.is_empty() {
+            let Some(hold) = self.route(pool, id, sent_ns)? else { return Ok(()) };
+            Some(hold)
+        } else {
+            None
+        };
+        let held = Held { id, sent_ns, since_ns: self.now_ns };
+        let door = &mut self.pools[pool].door;
+        if hold == Some(DoorHold::Late) {
+            door.late.push_back(held);
+        } else {
+            door.queue.push_back(held);
         }
+        self.held += 1;
         Ok(())
     }
 
-    /// Sends a request to where the router of a pool proposes; false if that holds it.
-    fn route(&mut self, pool: usize, id: u32, sent_ns: u64) -> Result<bool, SimError> {
+    /// Sends a request to where the router of a pool proposes; otherwise returns why it is held.
+    fn route(&mut self, pool: usize, id: u32, sent_ns: u64) -> Result<Option<DoorHold>, SimError> {
         self.report_idle(pool)?;
         let (at, of) = (id as usize, pool);
         let pool = &mut self.pools[pool];
@@ -67,9 +112,10 @@ impl World<'_> {
             prompt: arrival.prompt,
             max_tokens: pool.stage.setup.max_tokens,
             block_hashes: &self.hashes,
+            arrived_ns: Some(sent_ns),
         };
         let choice = pool.router.route(self.now_ns, &incoming)?;
-        let Some(place) = choice.replica else { return Ok(false) };
+        let Some(place) = choice.replica else { return Ok(choice.hold) };
         let place = place as usize;
         self.replica_of[at] = place as u32;
         if of == 0 {
@@ -80,6 +126,6 @@ impl World<'_> {
         if !self.replicas[place].computing {
             self.is_due(place);
         }
-        Ok(true)
+        Ok(None)
     }
 }
