@@ -345,7 +345,7 @@ impl Policy for Adaptive {
             plan.set_budget(view, budget.within(view, plan.decode_tokens(), tokens, self.tpot_target));
         }
         let all = plan.decode_tokens().saturating_add(backlog.tokens).min(plan.token_budget());
-        if let Some(tokens) = self.trial(plan.decode_tokens(), all) {
+        if let Some(tokens) = self.trial(plan.decode_tokens(), all, backlog.is_scarce()) {
             plan.set_budget(view, tokens);
         }
         plan.continue_prefills(view);

@@ -8,6 +8,8 @@
 //! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
 //! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
 //! add to their iterations. A second of the former is weighted by how much longer a request takes than its first token.
+//! Where memory and slots have not been short, no budget is taken that brings the last of these first tokens much later:
+//! where they have, first tokens wait for the decodes to end, and gain more by that than they lose here.
 
 use super::steady_state::expected;
 use super::traffic::Mix;
@@ -24,6 +26,10 @@ const SATURATED: f64 = 0.05;
 const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
+/// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
+/// factor, unless memory or slots were short in this share of the recent iterations.
+const LATER: f64 = 1.2;
+const SCARCE: f64 = 0.01;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
@@ -55,10 +61,19 @@ pub(super) struct TokenBudget {
     refreshed: i64,
     /// Share of the recent iterations in which requests were held.
     held: f64,
+    /// Share in which memory or slots were short.
+    scarce: f64,
     /// Prompt tokens computed, the seconds they added to their iterations, and iterations, fading.
     prompt_tokens: f64,
     prompt_s: f64,
     iterations: f64,
+}
+
+impl Backlog {
+    /// Whether memory or slots are short, and not only the tokens of an iteration.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.held && self.beyond == 0
+    }
 }
 
 impl TokenBudget {
@@ -72,6 +87,7 @@ impl TokenBudget {
             weight: WEIGHT,
             refreshed: 0,
             held: 0.0,
+            scarce: 0.0,
             prompt_tokens: f64::from(most),
             prompt_s: law.token_seconds(u64::from(most)),
             iterations: 1.0,
@@ -112,6 +128,7 @@ impl TokenBudget {
     pub(super) fn choose(&mut self, view: &View, decodes: u32, backlog: &Backlog) -> u32 {
         let most = u64::from(view.limits().token_budget);
         self.held += (f64::from(backlog.held) - self.held) / RECENT;
+        self.scarce += (f64::from(backlog.is_scarce()) - self.scarce) / RECENT;
         let decodes = u64::from(decodes);
         if !self.chooses || backlog.tokens == 0 || decodes >= most {
             return most as u32;
@@ -148,12 +165,15 @@ impl TokenBudget {
             let decoding = time - (full + 1) as f64 * base;
             // The first prompt is complete after an iteration or its share of the time, the last at the end.
             let first_tokens = 0.5 * requests * (time + first.max(time / requests));
-            decoding_requests * decoding + self.weight * first_tokens
+            (decoding_requests * decoding + self.weight * first_tokens, time)
         };
         let all = (decodes + tokens).min(most);
-        let edges = self.edges.iter().copied().filter(|&n| n > decodes && n < all);
-        let delays = edges.chain([all]).map(|n| (delay(n), n));
-        delays.reduce(|best, next| if next.0 <= best.0 { next } else { best }).map_or(all, |(_, n)| n)
+        let (least, time) = delay(all);
+        let latest = if self.scarce > SCARCE { f64::INFINITY } else { LATER * time };
+        let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
+        let delays = edges.map(|n| (delay(n), n)).filter(|((_, time), _)| *time <= latest);
+        let delays = delays.map(|((delay, _), n)| (delay, n));
+        delays.fold((least, all), |best, next| if next.0 < best.0 { next } else { best }).1
     }
 
     /// What a slot of the batch is worth per iteration, in prompt tokens: two iterations take longer than one of twice
