@@ -2,8 +2,8 @@
 
 The clock of an engine is the processor time that its steps take (tests/with_vllm/processor.py), and the arms work a
 quarter of a second each in turn: what others do to the machine's caches and clock rate meets all arms alike. Arrivals
-go by the same clock: in overload at so many times the rate at which stock was last seen to end requests while it had a
-queue. What that came to is measured again in the round itself.
+go by the same clock. For an overload, stock first serves the round's requests all at once: what that takes is what it
+carries, and they then come so many times as fast.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 CLIENTS: dict[str, Callable[..., list[Client]]] = {"turns": vllm_virtual.turns, "chat": vllm_virtual.chat}
 """Kinds of clients, as the settings name them: those of bench/vllm_virtual.py."""
 SLICE_NS = 250_000_000
+AT_ONCE = float("inf")
+"""A rate of arrivals."""
 
 
 def work(pipe: Connection, model: dict[str, Any], options: dict[str, Any]) -> None:
@@ -84,8 +86,6 @@ class Turns:
     ) -> None:
         self.cell, self.share = cell, share
         self.stock = next(iter(arms))
-        self.carried = float("inf")
-        """Requests per second that stock was last seen to end while it had a queue."""
         self.pipes: dict[str, Connection] = {}
         self.processes: list[BaseProcess] = []
         spawn = multiprocessing.get_context("spawn")  # what has imported torch is not to be forked
@@ -98,7 +98,7 @@ class Turns:
             self.processes[-1].start()
             theirs.close()
             self.pipes[arm].recv()  # one starts after the other
-        self.serve(list(arms), 0, 0.5)
+        self._served(list(arms), self._sizes(0, 0.5, AT_ONCE))
 
     def stop(self) -> None:
         """End the engines."""
@@ -107,16 +107,30 @@ class Turns:
         for process in self.processes:
             process.join()
 
-    def serve(self, arms: Sequence[str], number: int, share: float = 1.0) -> dict[str, dict[str, float]]:
+    def serve(self, arms: Sequence[str], number: int) -> dict[str, dict[str, float]]:
         """Serve a round's clients with each of `arms`, in turns; return their figures."""
-        kind, sizes = self.cell["clients"], dict(self.cell["sizes"])
+        rate = float(self.cell.get("request_rate", AT_ONCE))
+        if "load" in self.cell:
+            rate = self.cell["load"] * carried(
+                self._served([self.stock], self._sizes(number, 1.0, AT_ONCE))[self.stock]
+            )
+        found = self._served(arms, self._sizes(number, 1.0, rate))
+        figures = {arm: figured(served, self.cell.get("ttft_target")) for arm, served in found.items()}
+        if "load" in self.cell:
+            for each in figures.values():
+                each["load"] = rate / carried(found[self.stock])
+        return figures
+
+    def _sizes(self, number: int, share: float, rate: float) -> dict[str, Any]:
+        """Return what a round's clients are made of."""
+        sizes = dict(self.cell["sizes"])
         counted = "count" if "count" in sizes else "users"
         sizes[counted] = round(share * self.share * sizes[counted])
-        if "load" in self.cell:
-            sizes["rate"] = self.cell["load"] * self.carried
-        elif "request_rate" in self.cell:
-            sizes["rate"] = float(self.cell["request_rate"])
-        messages: dict[str, Any] = dict.fromkeys(arms, (kind, {"seed": number, **sizes}))
+        return sizes | {"seed": number} | ({"rate": rate} if counted == "count" else {})
+
+    def _served(self, arms: Sequence[str], sizes: Mapping[str, Any]) -> dict[str, Served]:
+        """Let `arms` serve clients, in turns."""
+        messages: dict[str, Any] = dict.fromkeys(arms, (self.cell["clients"], sizes))
         found: dict[str, Served] = {}
         while messages:
             for arm in list(messages):
@@ -125,20 +139,12 @@ class Turns:
                 if (served := self.pipes[arm].recv()) is not None:
                     found[arm] = served
                     del messages[arm]
-        target_s = self.cell.get("ttft_target")
-        figures = {arm: figured(served, target_s) for arm, served in found.items()}
-        if "load" in self.cell:
-            self.carried = carried(found[self.stock])
-            for each in figures.values():
-                each["load"] = sizes["rate"] / self.carried
-        return figures
+        return found
 
 
 def carried(served: Served) -> float:
-    """Return the requests per second that ended, from when a fifth had ended to when four fifths had."""
-    ends = np.sort(served.end_ns)
-    first, last = len(ends) // 5, 4 * len(ends) // 5
-    return float((last - first) / (ends[last] - ends[first]) * 1e9)
+    """Return the requests per second that were served, to the last one's end."""
+    return len(served.output) * served.throughput / float(served.output.sum())
 
 
 def figured(served: Served, target_s: float | None) -> dict[str, float]:

@@ -42,6 +42,7 @@ class Engine(Serving):
 
     def __init__(self, model: Mapping[str, Any], options: Mapping[str, Any], folder: Path) -> None:
         from vllm import EngineArgs
+        from vllm.v1.core.sched.output import SchedulerOutput
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor import Executor
 
@@ -53,7 +54,7 @@ class Engine(Serving):
         self._stopped_ns: int | None = 0  # what the clock says between two steps
         clock.now_ns = self._time_ns
         self.core = EngineCore(config, Executor.get_class(config), log_stats=True)
-        self._scheduled: Any = None
+        self._nothing = self._scheduled = SchedulerOutput.make_empty()
         schedule = self.core.scheduler.schedule
 
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -101,7 +102,7 @@ class Engine(Serving):
     def step(self) -> tuple[Any, Mapping[int, Any] | None]:
         """Run one step of the engine."""
         self._offset_ns = self._time_ns() - time.process_time_ns()
-        self._stopped_ns = None
+        self._stopped_ns, self._scheduled = None, self._nothing  # an engine at rest schedules nothing
         outputs, executed = self.core.step()
         self._stopped_ns = self._time_ns()
         return self._scheduled, outputs if executed or outputs else None
