@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from contract import Bench, markdown, start
-from vllm_ab import FIXED, OPTIONAL, OURS, STOCK, WARM_UP, WATERMARKS, Bed, Lengths, Runs, calibrated, gpu
+from vllm_ab import FIXED, OPTIONAL, OURS, SHARED, STOCK, WATERMARKS, Runs, gpu
+from vllm_ab_servers import WARM_UP, Bed, Lengths, calibrated
 
 from wait_core import simulate
 from wait_core.workload import Requests
@@ -107,14 +108,18 @@ def main() -> None:
     bench = start(
         "vllm_ab_gain",
         str(__doc__).splitlines()[0],
-        settings={"choices": list(FIXED["settings"]), "default": "gpu" if gpu() else "cpu", "help": "(%(default)s)"},
+        settings={
+            "choices": [name for name in FIXED["settings"] if name != SHARED],
+            "default": "gpu" if gpu() else "cpu",
+            "help": "(%(default)s)",
+        },
         keep={"help": "file for the law and the lengths: read where it exists, instead of calibrating"},
         markdown={"action": "store_true", "help": "print the table of docs/vllm-ab.md as well"},
     )
     options = bench.options
     bench.variant = options.settings
     with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
-        bed = Bed(options.settings, Path(folder))
+        bed = Bed(FIXED["settings"][options.settings], Path(folder))
         count = 2 if options.quick else bed.settings["rounds"]
         try:
             law, served = known(bench, bed, count)

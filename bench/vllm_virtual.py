@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from contract import Bench
-    from virtual import Client, Served
+    from serving import Client, Served
 
 TARGET_S = 2.0
 """The time to first token that is stated in overload."""

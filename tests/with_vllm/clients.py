@@ -1,6 +1,6 @@
-"""Kinds of clients for the virtual engine: conversations, questions about documents, bursts, samples, early leavers.
+"""Kinds of clients: conversations, questions about documents, bursts, samples, early leavers.
 
-Each kind is a generator (`virtual.Client`), drawn from a seed: what a client asks does not depend on the scheduler, and
+Each kind is a generator (`serving.Client`), drawn from a seed: what a client asks does not depend on the scheduler, and
 when it asks depends on it in a closed loop only.
 """
 
@@ -10,12 +10,12 @@ import random
 from typing import TYPE_CHECKING
 
 from in_process import random_prompt
-from virtual import Call
+from serving import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from virtual import Client
+    from serving import Client
 
     Lengths = Callable[[random.Random], int]
 

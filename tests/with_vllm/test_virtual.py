@@ -11,7 +11,7 @@ from wait_core.hardware import iteration_time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtual import Client, Served
+    from serving import Client, Served
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
