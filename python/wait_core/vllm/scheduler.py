@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from wait_core.vllm import refusal
 from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
@@ -31,15 +32,16 @@ class WaitScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.wait_core = Bridge(self)
-        if self.wait_core.settings.fast_decode:
-            from wait_core.vllm import fast_decode  # noqa: PLC0415  names much of vLLM that nothing else here needs
+        with refusal.left_behind():
+            self.wait_core = Bridge(self)
+            if self.wait_core.settings.fast_decode:
+                from wait_core.vllm import fast_decode  # noqa: PLC0415  names much of vLLM that nothing else here needs
 
-            fast_decode.install(self)
-        if (path := self.wait_core.settings.step_log_file) is not None:
-            from wait_core.vllm import step_log  # noqa: PLC0415
+                fast_decode.install(self)
+            if (path := self.wait_core.settings.step_log_file) is not None:
+                from wait_core.vllm import step_log  # noqa: PLC0415
 
-            step_log.install(self, path, int(self.wait_core.settings.log_max_mb * 1e6))
+                step_log.install(self, path, int(self.wait_core.settings.log_max_mb * 1e6))
 
     def add_request(self, request: Request) -> None:
         """Queue `request` with vLLM, then tell the core."""
