@@ -31,5 +31,6 @@ def test_tokens_are_those_of_stock(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert mine["tokens"] == stock["tokens"]
     assert mine["free_blocks_at_end"] == mine["usable_blocks"]
     print([[result[name] for name in ("steps", "preemptions")] for result in (stock, mine)])
-    assert mine["steps"] <= 1.1 * stock["steps"]
+    # Stock lets one stage idle while all requests are in one batch; ours may spread them over both.
+    assert mine["steps"] + mine["empty_steps"] <= 1.1 * (stock["steps"] + stock["empty_steps"])
     assert mine["preemptions"] < stock["preemptions"]

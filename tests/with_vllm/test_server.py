@@ -94,19 +94,23 @@ def look(url: str, log: Path) -> None:
     assert "KV fetch" not in said
 
 
-def law_of(url: str) -> dict[str, float]:
-    """Return what /metrics says of the law of rank 0, once it has learned one."""
+def law_of(url: str) -> tuple[dict[str, float], int]:
+    """Return what /metrics says of the law of rank 0, once it has learned one, and how many requests that took."""
     labels = '{engine="0",model_name="tiny"}'
-    for number in range(60):
-        complete(url, number)  # thirty steps; what is said is at most a second old
+    waves = 0
+    while waves < 20:
+        waves += 1
+        with ThreadPoolExecutor(8) as pool:  # for both ranks; thirty steps, of which is told once a second
+            list(pool.map(lambda number: complete(url, number), range(8)))
         shown = samples(get(f"{url}/metrics"))
-        if shown.get(f"wait_core_iteration_time_steps{labels}", 0) >= 64:
+        if f"wait_core_iteration_time_error_ratio{labels}" in shown:  # it has predicted what it had not learned from
             break
     names = ("iteration_time_steps", "iteration_time_error_ratio", "iteration_time_used")
     found = {name: shown[f"wait_core_{name}{labels}"] for name in names}
     seconds = "wait_core_iteration_time_seconds"
     steps = ("decode", "decodes", "prompt")
-    return found | {step: shown[f'{seconds}{{batch="{step}",engine="0",model_name="tiny"}}'] for step in steps}
+    found |= {step: shown[f'{seconds}{{batch="{step}",engine="0",model_name="tiny"}}'] for step in steps}
+    return found, 8 * waves
 
 
 @pytest.mark.timeout(600)
@@ -117,8 +121,8 @@ def test_two_data_parallel_ranks(tmp_path: Path) -> None:
         with ThreadPoolExecutor(REQUESTS) as pool:
             answers = list(pool.map(lambda number: complete(url, number), range(REQUESTS)))
         assert all(answer["usage"]["completion_tokens"] == 30 for answer in answers)
+        law, more = law_of(url)
         shown = samples(get(f"{url}/metrics"))
-        law = law_of(url)
     assert law["iteration_time_steps"] >= 64
     assert law["iteration_time_error_ratio"] >= 0
     assert law["iteration_time_used"] in {0, 1}
@@ -136,7 +140,7 @@ def test_two_data_parallel_ranks(tmp_path: Path) -> None:
         decisions = tmp_path / ("decisions.jsonl" if rank == "0" else "decisions.rank1.jsonl")
         assert sum('"add"' in line for line in decisions.read_text().splitlines()) == admitted[-1]
         assert json.loads(decisions.read_text().splitlines()[0])["settings"]["kv_blocks"] == 39, "its own, not shared"
-    assert sum(admitted) == REQUESTS
+    assert sum(admitted) == REQUESTS + more
     assert min(admitted) > 0, "both ranks serve"
     assert "wait-core failed" not in log.read_text()
 
