@@ -3,7 +3,8 @@
 Both schedulers live in this process, with made-up tokens, and take turns step by step, so that whatever else the
 machine does affects both; CPU time is counted. Every row is steady decode: all running requests decode, none
 finishes; blocks of 16 tokens, prompts of 512 to 527 so that every step fills some block whatever the policy, prefix
-caching on, one step scheduled ahead. Times are medians in microseconds.
+caching on, one step scheduled ahead. Times are medians in microseconds. The rows "with windows" have a cache of three
+groups, as gpt-oss and Gemma 3 have: one of full attention and two of a window of 128 tokens.
 
 Where in memory a scheduler's thousand requests come to lie changes what a step costs: two stock schedulers beside each
 other differ by as much as 9 % at 1,024 running. So the schedulers are built several times, each time in another order;
@@ -35,6 +36,7 @@ BLOCK = 16
 PROMPT = 512
 OUTPUT = 3_000
 TYPES = [{"prompt": PROMPT, "output": OUTPUT, "rate": 1.0}]
+WINDOWS = ({"kind": "full"}, {"kind": "sliding_window", "window": 128, "count": 2})
 PLACEMENTS = 5
 """Where many wait one is enough: those ratios are far from their goals."""
 APART = 500
@@ -55,11 +57,12 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def loaded(arm: str, running: int, waiting: int) -> Driver:
+def loaded(arm: str, running: int, waiting: int, *, windows: bool) -> Driver:
     """Return a driver of `arm` with `running` decodes, every slot taken, and `waiting` requests behind them."""
     blocks = running * -(-(PROMPT + BLOCK + OUTPUT) // BLOCK) + 1
     sizes: dict[str, Any] = {
-        "num_blocks": blocks,
+        "num_blocks": 3 * blocks if windows else blocks,
+        "kv_groups": WINDOWS if windows else (),
         "max_num_seqs": running,
         "max_num_batched_tokens": 8_192,
         "max_model_len": 4_096,
@@ -111,9 +114,9 @@ class Times:
         return [sum(times) for times in zip(*parts, strict=True)]
 
 
-def timed(arms: list[str], running: int, waiting: int, steps: int, *, aborts: bool) -> dict[str, Times]:
+def timed(arms: list[str], running: int, waiting: int, steps: int, *, aborts: bool, windows: bool) -> dict[str, Times]:
     """Build the schedulers in the order of `arms` and time `steps` steps of each in turns."""
-    drivers = {arm: loaded(arm, running, waiting) for arm in arms}
+    drivers = {arm: loaded(arm, running, waiting, windows=windows) for arm in arms}
     # Reading the clock six times more would be seen in a step of few requests.
     times = {arm: Times(driver, apart=running > APART) for arm, driver in drivers.items()}
     gc.collect()
@@ -138,18 +141,30 @@ def timed(arms: list[str], running: int, waiting: int, steps: int, *, aborts: bo
     return times
 
 
-def compare(bench: Bench, running: int, waiting: int, steps: int, *, placements: int = 1, aborts: bool = False) -> None:
+def compare(
+    bench: Bench,
+    running: int,
+    waiting: int,
+    steps: int,
+    *,
+    placements: int = 1,
+    aborts: bool = False,
+    windows: bool = False,
+) -> None:
     """Time every arm, `steps` steps in all; with `aborts`, a waiting request leaves before every step."""
-    arms = list(ARMS)
+    arms = [arm for arm in ARMS if not (windows and "fast_decode" in arm)]  # which covers one group
     turns = [arms[i * 3 % len(arms) :] + arms[: i * 3 % len(arms)] for i in range(placements)]
-    placed = [timed(turn, running, waiting, max(20, steps // placements), aborts=aborts) for turn in turns]
+    placed = [
+        timed(turn, running, waiting, max(20, steps // placements), aborts=aborts, windows=windows) for turn in turns
+    ]
     where = f"{running:,} running, {waiting:,} waiting" + (", one abort a step" if aborts else "")
+    where += ", with windows" if windows else ""
 
     def ratio(arm: str, part: Callable[[Times], list[int]]) -> float:
         return median(median(part(times[arm])) / median(part(times[STOCK])) for times in placed)
 
     for arm in arms:
-        row = {"running": running, "waiting": waiting, "scheduler": arm}
+        row = {"running": running, "waiting": waiting, "groups": 3 if windows else 1, "scheduler": arm}
         for name in ("schedule", "adapter", "update", "abort"):
             found = [median(each) for times in placed if (each := getattr(times[arm], name))]
             row[f"{name} us"] = round(median(found) / 1e3, 1) if found else ""
@@ -176,6 +191,9 @@ def main() -> None:
     for running in RUNNING[:3] if quick else RUNNING:
         steps = max(100, min(1_000, (10_000 if quick else 100_000) // running))
         compare(bench, running, 0, steps, placements=2 if quick else PLACEMENTS)
+    for running in RUNNING[1:2] if quick else RUNNING[1:3]:
+        steps = 10_000 // running if quick else 100_000 // running
+        compare(bench, running, 0, steps, placements=2 if quick else PLACEMENTS, windows=True)
     waiting = 2_000 if quick else 10_000
     for aborts in (False, True):
         compare(bench, 64 if quick else 256, waiting, 100 if quick else 400, aborts=aborts)

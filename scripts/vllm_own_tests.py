@@ -21,7 +21,6 @@ import sysconfig
 import tarfile
 import tomllib
 import venv
-from abc import ABCMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,19 +168,6 @@ def main() -> None:
 # -- the plugin -------------------------------------------------------------------------------------------------------
 
 
-def synchronous() -> type:
-    """Return `WaitScheduler` on vLLM's synchronous scheduler: without the asynchronous one among its bases."""
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: PLC0415
-
-    from wait_core.vllm import WaitScheduler  # noqa: PLC0415
-
-    class Synchronous(ABCMeta):
-        def mro(cls) -> list[type]:
-            return [base for base in super().mro() if base is not AsyncScheduler]
-
-    return Synchronous("SynchronousWaitScheduler", (WaitScheduler,), {})
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put our schedulers in the place of vLLM's, in the tests and in what they share."""
     if os.environ[ARM] == STOCK:
@@ -189,9 +175,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: PLC0415
     from vllm.v1.core.sched.scheduler import Scheduler  # noqa: PLC0415
 
-    from wait_core.vllm import WaitScheduler  # noqa: PLC0415
+    from wait_core.vllm.scheduler import SyncWaitScheduler, WaitScheduler  # noqa: PLC0415
 
-    replaced = {Scheduler: synchronous(), AsyncScheduler: WaitScheduler}
+    replaced = {Scheduler: SyncWaitScheduler, AsyncScheduler: WaitScheduler}
     modules = {item.module for item in items}  # type: ignore[attr-defined]
     for module in [*modules, sys.modules["tests.v1.core.utils"]]:
         for name, value in list(vars(module).items()):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from wait_core.vllm import clock
 from wait_core.vllm.admission import AdmissionMiddleware
 from wait_core.vllm.load import Loads
 
@@ -26,6 +27,15 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now_ns
+
+
+TIME = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _time_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "now_ns", TIME)
+    monkeypatch.setattr(clock, "unix_ns", lambda: 86_400 * SECOND)
 
 
 class Served:
@@ -51,8 +61,7 @@ class Served:
 
 class Door:
     def __init__(self, *reports: dict[str, Any]) -> None:
-        self.clock = Clock()
-        self.loads = Loads(self.clock)
+        self.loads = Loads()
         for engine, told in enumerate(reports):
             self.loads.report(engine, told)
         self.served = Served()
@@ -212,10 +221,10 @@ def test_a_report_loses_its_force_with_time() -> None:
     """A server that refuses everything receives no more reports of the engine: it must not refuse forever."""
     door = Door(report())
     assert door.status() == 503
-    door.clock.now_ns += 14 * SECOND
+    TIME.now_ns += 14 * SECOND
     start, _ = door.ask()
     assert dict(start["headers"])[b"retry-after"] == b"1"
-    door.clock.now_ns += SECOND
+    TIME.now_ns += SECOND
     assert door.status() == 200
 
 
@@ -224,11 +233,12 @@ def test_the_routes_that_routers_poll() -> None:
     for _ in range(2):
         door.loads.let_in()
     for _ in range(50):
-        door.clock.now_ns += SECOND // 10
+        TIME.now_ns += SECOND // 10
         door.loads.generated(1, 30)
     assert door.get("/get_load") == {"load": 33}
     told = door.get("/v1/loads")
     assert told["dp_rank_count"] == 2
+    assert told["timestamp"] == "1970-01-02T00:00:00+00:00"
     first, second = told["loads"]
     assert first == {
         "dp_rank": 0,
@@ -256,7 +266,7 @@ def test_other_connections_pass() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
         seen.append(scope["type"])
 
-    door = AdmissionMiddleware(app, Loads(Clock()))
+    door = AdmissionMiddleware(app, Loads())
     for kind in ("lifespan", "websocket"):
         asyncio.run(door({"type": kind}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan", "websocket"]

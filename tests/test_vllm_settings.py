@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from wait_core import Scheduler, _core
+from wait_core import Scheduler, WaitCoreError, _core
 from wait_core.vllm import config
 
 ENGINE = {"kv_blocks": 100, "block_size": 16, "max_num_seqs": 8, "token_budget": 64, "host_preempts": True}
@@ -78,8 +78,9 @@ def test_a_path_in_the_configuration_beats_the_environment(tmp_path: Path, monke
     ],
 )
 def test_what_is_wrong_is_named(given: Any, in_file: Any, message: str) -> None:
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(config.ConfigError, match=message) as refused:
         config.read(given, in_file, "settings.json")
+    assert isinstance(refused.value, WaitCoreError), "as all that the package raises by itself"
 
 
 @pytest.mark.parametrize(

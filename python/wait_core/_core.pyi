@@ -173,6 +173,7 @@ class Scheduler:
         preempted: Sequence[int] = ...,
         refused: Sequence[int] = ...,
         progress: Sequence[tuple[int, int]] = ...,
+        receiving: Sequence[tuple[int, int]] = ...,
         received: Sequence[int] = ...,
         hits: Sequence[tuple[int, int, int]] = ...,
         free_blocks: int | None = None,
@@ -184,6 +185,7 @@ class Scheduler:
 
         `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose
         admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
+        `receiving`: (id, KV tokens that come) of requests that the host has admitted and whose KV it fetches;
         `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
         requests: how much of the prompt is cached, and how much of that residents hold; `free_blocks`: the host's count
         of free KV blocks, which takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing

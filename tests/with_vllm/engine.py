@@ -186,6 +186,7 @@ def force_async_scheduling() -> None:
 def run(job: Job) -> dict[str, Any]:
     """Serve the workload to its end and return tokens per request, steps and preemptions."""
     from vllm import EngineArgs, SamplingParams
+    from vllm.config import KVTransferConfig
     from vllm.v1.engine.llm_engine import LLMEngine
 
     if job.async_scheduling:
@@ -209,6 +210,8 @@ def run(job: Job) -> dict[str, Any]:
         "additional_config": {"wait_core": job.wait_core} if job.wait_core else {},
         **job.engine,
     }
+    if transfer := settings.pop("kv_transfer_config", None):
+        settings["kv_transfer_config"] = KVTransferConfig(**transfer)
     engine = LLMEngine.from_engine_args(EngineArgs(**settings))
     core = engine.engine_core.engine_core
     if not plain:
@@ -298,6 +301,15 @@ class Watch:
             return output
 
         scheduler.schedule = schedule
+        self.loaded_tokens = 0
+        if (connector := scheduler.connector) is not None:
+            stock_update = connector.update_state_after_alloc
+
+            def update_state_after_alloc(request: Any, blocks: Any, tokens: int) -> None:
+                self.loaded_tokens += tokens
+                stock_update(request, blocks, tokens)
+
+            connector.update_state_after_alloc = update_state_after_alloc
 
     def report(self) -> dict[str, Any]:
         """Return the counts, and the adapter's own where there is one."""
@@ -306,6 +318,7 @@ class Watch:
             "empty_steps": self.empty_steps,
             "preemptions": self.preemptions,
             "max_running": self.max_running,
+            "loaded_tokens": self.loaded_tokens,
         }
         bridge = getattr(self.scheduler, "wait_core", None)
         if bridge is not None:

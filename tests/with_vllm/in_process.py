@@ -48,6 +48,7 @@ class Setup:
     watermark: float = 0.0
     long_prefill_token_threshold: int = 0
     draft_tokens: int = 0  # most tokens that n-gram speculation proposes
+    connector: dict[str, Any] | None = None  # what `connectors.Connector` does
 
 
 @cache
@@ -99,6 +100,18 @@ def _speculation(setup: Setup, model: Any) -> Any:
     )
 
 
+def _transfer(connector: dict[str, Any]) -> Any:
+    from vllm.config import KVTransferConfig
+
+    return KVTransferConfig(
+        kv_connector="Connector",
+        kv_connector_module_path="connectors",
+        kv_role="kv_both",
+        kv_connector_extra_config=connector,
+        kv_load_failure_policy="recompute",
+    )
+
+
 def make_scheduler(setup: Setup) -> Any:
     """Build the scheduler as EngineCore does."""
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
@@ -128,6 +141,7 @@ def make_scheduler(setup: Setup) -> Any:
         ),
         device_config=DeviceConfig("cpu"),
         speculative_config=_speculation(setup, model) if setup.draft_tokens else None,
+        kv_transfer_config=None if setup.connector is None else _transfer(setup.connector),
         additional_config={"wait_core": setup.wait_core} if setup.wait_core else {},
     )
     config.scheduler_config.async_scheduling = setup.scheduler != "Scheduler"
@@ -180,7 +194,15 @@ class Driver:
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._arrivals = 0.0
 
-    def add(self, name: str, prompt: Sequence[int], max_tokens: int, priority: int = 0, **sampling: Any) -> None:
+    def add(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        priority: int = 0,
+        mm_features: list[Any] | None = None,
+        **sampling: Any,
+    ) -> None:
         """Queue a request."""
         from vllm import SamplingParams
         from vllm.v1.request import Request
@@ -193,6 +215,7 @@ class Driver:
             prompt_token_ids=list(prompt),
             sampling_params=params,
             pooling_params=None,
+            mm_features=mm_features,
             priority=priority,
             arrival_time=self._arrivals,
             block_hasher=self._hasher,
@@ -217,12 +240,15 @@ class Driver:
         schedule_ns = clock() - begin
         if compare is not None:
             compare(scheduled)
-        if scheduled.total_num_scheduled_tokens:
+        connector = self.scheduler.connector
+        if scheduled.total_num_scheduled_tokens or connector is not None:  # whose transfers go on without a step
             self._in_flight.append((scheduled, self._answer(scheduled, ended)))
         update_ns, outputs = 0, None
         ahead = self.setup.ahead if scheduled.total_num_scheduled_tokens else 0
         if len(self._in_flight) > ahead:
             item = self._in_flight.popleft()
+            if connector is not None:
+                item[1].kv_connector_output = connector.worker_output()
             begin = clock()
             outputs = self.scheduler.update_from_output(*item)
             update_ns = clock() - begin

@@ -80,15 +80,16 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 class Server:
     """A server on a free port of this machine, started at once; ready when `wait` returns, ended by `stop`."""
 
-    def __init__(self, model: Path, folder: Path, options: Mapping[str, Any], log: Path) -> None:
+    def __init__(self, model: Path, folder: Path, options: Mapping[str, Any], log: Path, **variables: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         words = [*COMMAND, "serve", str(model), *flags({"host": "127.0.0.1", "port": self.port, **options})]
+        of_process = environment(folder) | variables
         with log.open("w") as output:
-            self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=environment(folder))
+            self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=of_process)
 
     def wait(self, seconds: float = 240.0) -> None:
         """Wait until it serves."""

@@ -112,7 +112,7 @@ def test_the_same_steps_as_stock(extra: dict[str, Any], seed: int) -> None:
 
 
 def test_what_it_does_not_cover_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from in_process import Driver, Setup
+    from in_process import Driver, Setup, make_scheduler
 
     from wait_core.vllm import fast_decode
     from wait_core.vllm.config import ConfigError
@@ -123,6 +123,12 @@ def test_what_it_does_not_cover_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigError, match="speculative decoding"):
         fast_decode.install(scheduler)
     scheduler.num_spec_tokens = 0
+    for more, message in (
+        ({"kv_groups": ({"kind": "full"}, {"kind": "sliding_window", "window": 64})}, "several groups of the KV cache"),
+        ({"connector": {}}, "a KV connector"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fast_decode.install(make_scheduler(Setup(**more)))
     monkeypatch.setattr(fast_decode, "GUARDED", fast_decode.GUARDED[1:])
     with pytest.raises(ConfigError, match="code it restates has changed"):
         fast_decode.install(scheduler)

@@ -111,7 +111,6 @@ def refusal(scheduler: Any) -> str:
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("connector", object(), "a KV connector"),
         ("ec_connector", object(), "an encoder-cache connector"),
         ("is_encoder_decoder", True, "an encoder-decoder model"),
         ("dcp_world_size", 2, "decode context parallelism"),
@@ -131,7 +130,7 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
     [
         ("is_diffusion", True, "a diffusion model"),
         ("runner_type", "pooling", "a pooling"),
-        ("pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("pipeline_parallel_size", 2, "pipeline stages that wait for tokens"),
     ],
 )
 def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: object, message: str) -> None:
@@ -142,6 +141,7 @@ def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: o
     scheduler.vllm_config = SimpleNamespace(
         model_config=SimpleNamespace(is_diffusion=model.is_diffusion, runner_type=model.runner_type),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        scheduler_config=SimpleNamespace(async_scheduling=False),
         max_concurrent_batches=1,
     )
     assert not refusal(scheduler)

@@ -77,6 +77,13 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "hash_block_size",
     ]:
         assert module.sets("Scheduler", name), f"Scheduler.{name}"
+    # Requests that hold blocks and wait; those that have ended, whose blocks a KV connector may keep.
+    assert module.sets("Scheduler", "kv_holding_waiting")
+    assert "delay_free_blocks" in module.source("Scheduler._free_request")
+    assert "request_queue = self.kv_holding_waiting" in module.source("Scheduler.schedule")
+    outputs = vllm["v1.outputs"]
+    assert "kv_connector_output" in outputs.fields("ModelRunnerOutput")
+    assert "invalid_block_ids" in outputs.fields("KVConnectorOutput")
     assert "pause_state" in module.properties("Scheduler")
     assert {"UNPAUSED", "PAUSED_NEW", "PAUSED_ALL"} <= vllm["v1.core.sched.interface"].members("PauseState")
     request = vllm["v1.request"]
@@ -146,7 +153,8 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
     assert caches.has("MLAAttentionSpec")
     assert "kv_cache_groups" in caches.fields("KVCacheConfig")
     assert "kv_cache_spec" in caches.fields("KVCacheGroupSpec")
-    assert module.parameters("Scheduler.update_from_output")[1:2] == ["scheduler_output"], "the step log wraps it"
+    wrapped = module.parameters("Scheduler.update_from_output")
+    assert wrapped == ["self", "scheduler_output", "model_runner_output"], "the step log wraps it"
 
     # The queue that takes the place of Scheduler.waiting.
     queue = vllm["v1.core.sched.request_queue"]
@@ -213,6 +221,7 @@ def test_the_way_of_our_figures_is_as_expected(vllm: Source) -> None:
     loggers = vllm["v1.metrics.loggers"]
     uses = re.findall(r"(?:kv_fetch|num_kv_fetch_reqs_by_stage)\.(\w+)\(", loggers.text)
     assert set(uses) <= {"get", "values", "items"}
+    assert vllm["plugins"].constant("DEFAULT_PLUGINS_GROUP") == "vllm.general_plugins"
     assert vllm["plugins"].constant("STAT_LOGGER_PLUGINS_GROUP") == "vllm.stat_logger_plugins"
     base = "AggregateStatLoggerBase"
     declared = set.union(*(loggers.abstract(name) for name in ("StatLoggerBase", base)))

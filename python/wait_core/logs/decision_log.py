@@ -9,7 +9,8 @@ again wherever a core with other settings takes over. Then, in the order of the 
   "preempted": [...], "refused": [[id, reason, ns], ...], "decodes": n, "budget": n, "held": n, "wake": ns}``; empty
   lists are absent;
 - ``{"complete": {"finished": [...], "preempted": [...], "refused": [...], "progress": [[id, kv], ...],
-  "received": [...], "hits": [[id, computed, shared], ...], "free": n, "step_ns": n, "iteration": n}}``;
+  "receiving": [[id, kv], ...], "received": [...], "hits": [[id, computed, shared], ...], "free": n, "step_ns": n,
+  "iteration": n}}``;
 - ``{"abort": id}``;
 - ``{"set_capacity": blocks}``, ``{"set_paused": true or false}``, ``{"drain": true}``,
   ``{"reset_prefix_cache": true or false}``: whether anything was forgotten;
@@ -174,6 +175,7 @@ class LoggedCore:
         preempted: Sequence[int] = (),
         refused: Sequence[int] = (),
         progress: Sequence[tuple[int, int]] = (),
+        receiving: Sequence[tuple[int, int]] = (),
         received: Sequence[int] = (),
         hits: Sequence[tuple[int, int, int]] = (),
         free_blocks: int | None = None,
@@ -182,7 +184,7 @@ class LoggedCore:
     ) -> None:
         """See `Scheduler.complete`."""
         report: dict[str, Any] = {"finished": finished, "preempted": preempted, "refused": refused}
-        report |= {"progress": progress, "received": received, "hits": hits}
+        report |= {"progress": progress, "receiving": receiving, "received": received, "hits": hits}
         self._core.complete(**report, free_blocks=free_blocks, step_ns=step_ns, iteration=iteration)
         given: dict[str, Any] = {name: list(value) for name, value in report.items() if len(value)}
         if free_blocks is not None:

@@ -146,7 +146,8 @@ def _apply(core: Scheduler, event: dict[str, Any]) -> int:
         return 1
     if "complete" in event:
         given = dict(event["complete"])
-        rows: dict[str, Any] = {name: [tuple(row) for row in given.pop(name, [])] for name in ("progress", "hits")}
+        names = ("progress", "receiving", "hits")
+        rows: dict[str, Any] = {name: [tuple(row) for row in given.pop(name, [])] for name in names}
         core.complete(free_blocks=given.pop("free", None), **rows, **given)
     elif "abort" in event:
         core.abort(event["abort"])

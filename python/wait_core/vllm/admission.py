@@ -10,6 +10,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from wait_core.vllm import clock
 from wait_core.vllm.load import LOADS, Loads
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class AdmissionMiddleware:
             return await _answer(send, 200, {"load": self.loads.requests()})
         if method == "GET" and path == "/v1/loads":
             engines = self.loads.by_engine()
-            told = {"timestamp": datetime.now(UTC).isoformat(), "dp_rank_count": len(engines), "loads": engines}
+            now = datetime.fromtimestamp(clock.unix_ns() * 1e-9, UTC)
+            told = {"timestamp": now.isoformat(), "dp_rank_count": len(engines), "loads": engines}
             return await _answer(send, 200, told)
         if method != "POST" or path not in GUARDED:
             return await self.app(scope, receive, send)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
 
     from wait_core import Plan
@@ -49,7 +50,7 @@ class Bridge:
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
         self.prefixes = prefixes.Prefixes(scheduler)
-        self.unready = Unready(scheduler)
+        self.unready = Unready()
         self.watchdog = Watchdog()
         self.late = late.Late(scheduler)
         self.active = True
@@ -124,9 +125,12 @@ class Bridge:
             except BaseException as error:  # noqa: BLE001
                 self._fail("update_from_output", error)
 
-    def step_handled(self) -> None:
+    def step_handled(self, output: ModelRunnerOutput) -> None:
         """Note that vLLM has taken in the output of a step."""
         self.times.handled(clock.now_ns())
+        loads = output.kv_connector_output
+        if loads is not None and loads.invalid_block_ids:  # requests that ran on them compute their tokens again
+            self.outcomes.look_at_all()
 
     def send(self, stats: SchedulerStats) -> None:
         """Put our figures into what vLLM sends to its front end."""
@@ -194,6 +198,7 @@ class Bridge:
         number = self._ids.pop(name)
         del self._requests[number], self._arrivals[number]
         self.outcomes.prefilling.pop(number, None)
+        self.outcomes.loading.discard(number)
         return number
 
     def _left(self, name: str) -> int:
@@ -222,10 +227,12 @@ class Bridge:
         finished, ended = self.outcomes.gone, 0
         for name in scheduler.finished_req_ids:
             self.outcomes.moved = True
-            if scheduler.requests.get(name) is not self._foreign.get(name):  # else its name is in use again
-                self._foreign.pop(name, None)
+            # Not by whether vLLM still has it: a KV connector may keep the blocks of one that has ended, and with them
+            # the request; and its name may be in use again.
+            if name in self._foreign and self._foreign[name].is_finished():
+                del self._foreign[name]
             number = self._ids.get(name)
-            if number is None or scheduler.requests.get(name) is self._requests[number]:
+            if number is None or not self._requests[number].is_finished():
                 continue
             status = self._requests[number].status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED

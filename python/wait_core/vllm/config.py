@@ -9,19 +9,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wait_core._core import SETTINGS, Scheduler, WaitCoreError, __version__
 from wait_core.files import FileError, read_object, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from wait_core import Scheduler
 
 KEY = "wait_core"
 FILE_VARIABLE = "WAIT_CORE_CONFIG_FILE"
 """Environment variable that names the settings file where ``config_file`` does not."""
 
 
-class ConfigError(ValueError):
+class ConfigError(WaitCoreError):
     """A setting of the adapter is wrong, or vLLM runs something the core cannot serve."""
 
 
@@ -208,9 +207,6 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
     ConfigError
         Where the core refuses a setting; the text is the core's.
     """
-    from wait_core import Scheduler  # noqa: PLC0415  `read` works without the extension
-    from wait_core._core import SETTINGS  # noqa: PLC0415
-
     for name in settings.core:
         # The core knows its own names; a slip may also be meant for one of the adapter's.
         if name not in SETTINGS and (near := difflib.get_close_matches(name, [*OWN, *SETTINGS], n=1)):
@@ -219,14 +215,12 @@ def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
     core = {name: value for name, value in settings.core.items() if not (settings.shadow and name == "late")}
     try:
         return Scheduler(settings.policy, **core, **engine)
-    except (TypeError, ValueError) as error:  # WaitCoreError is a ValueError
+    except (TypeError, ValueError) as error:  # a WaitCoreError is a ValueError
         raise ConfigError(f"{KEY}: {error}") from error
 
 
 def describe(settings: Settings, core: Scheduler, engine: Mapping[str, Any]) -> str:
     """Return the settings in force as a table: name, value, and where the value came from."""
-    from wait_core import __version__  # noqa: PLC0415
-
     in_force = core.settings
     rows = [("policy", settings.policy, settings.sources.get("policy", "default"))]
     rows.append(("capacity", f"{in_force['kv_blocks'] * in_force['block_size']:,} tokens", "vLLM"))

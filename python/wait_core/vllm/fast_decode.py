@@ -96,7 +96,7 @@ def install(scheduler: Any) -> None:
         "several groups of the KV cache": len(groups) > 1,
         "speculative decoding": scheduler.num_spec_tokens > 0 or scheduler.num_lookahead_tokens > 0,
         "pipeline parallelism": scheduler.use_pp,
-        "deferred freeing of blocks": scheduler.defer_block_free,
+        "a KV connector": scheduler.connector is not None,
         f"the KV cache manager {type(group).__name__}": (
             type(group) is not single_type_kv_cache_manager.FullAttentionManager
         ),

@@ -90,7 +90,7 @@ def translate(scheduler: Scheduler) -> list[Group]:
         Naming a group that the core cannot count.
     """
     found: list[Group] = []
-    under_way = scheduler.vllm_config.max_concurrent_batches
+    under_way = 1 + scheduler.scheduler_config.async_scheduling  # steps of one request
     for manager in managers(scheduler):
         kind = type(manager.kv_cache_spec)
         if kind not in _KINDS:

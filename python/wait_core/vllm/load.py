@@ -7,10 +7,11 @@ servers, reaches one of them: so what is known ages, and this server may have le
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from wait_core.vllm import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,7 +80,6 @@ class Refusal:
 class Loads:
     """The engines behind one API server, by vLLM's index."""
 
-    clock: Callable[[], int] = time.monotonic_ns
     engines: dict[int, Engine] = field(default_factory=dict)
     on_refusal: Callable[[int, str], object] | None = None
     """Hears the engine and the reason of each refusal, for the metrics."""
@@ -87,16 +87,16 @@ class Loads:
 
     def report(self, engine: int, report: Mapping[str, Any]) -> None:
         """Take over what an engine reports: `figures`."""
-        self.engines[engine] = Engine(engine, report, self.clock())
+        self.engines[engine] = Engine(engine, report, clock.now_ns())
 
     def generated(self, engine: int, tokens: int) -> None:
         """Count output tokens of an engine that this server has received."""
-        self._tokens[engine] = self.tokens_per_s(engine) + tokens / THROUGHPUT_S, self.clock()
+        self._tokens[engine] = self.tokens_per_s(engine) + tokens / THROUGHPUT_S, clock.now_ns()
 
     def tokens_per_s(self, engine: int) -> float:
         """Return the rate of output tokens to this server."""
         rate, since_ns = self._tokens.get(engine, (0.0, 0))
-        return rate * math.exp((since_ns - self.clock()) * 1e-9 / THROUGHPUT_S) if rate else 0.0
+        return rate * math.exp((since_ns - clock.now_ns()) * 1e-9 / THROUGHPUT_S) if rate else 0.0
 
     def refusal(self, deadline_s: float | None = None, rank: int | None = None) -> Refusal | None:
         """Return why a request is not to be let in, or None: also while no engine has reported.
@@ -107,7 +107,7 @@ class Loads:
         found = self._at(rank)
         if not found:
             return None
-        now_ns = self.clock()
+        now_ns = clock.now_ns()
         engine = min(found, key=lambda engine: engine.wait_s(now_ns))
         bounds = dict(engine.report["bounds"])
         if deadline_s is not None:
@@ -140,7 +140,7 @@ class Loads:
 
     def by_engine(self) -> list[dict[str, Any]]:
         """Return the load of each engine under the names of SGLang's ``GET /v1/loads``, and how old it is."""
-        now_ns = self.clock()
+        now_ns = clock.now_ns()
         return [
             {
                 "dp_rank": index,

@@ -7,14 +7,13 @@ another scheduler runs it shows nothing.
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from wait_core.vllm import telemetry
+from wait_core.vllm import clock, telemetry
 from wait_core.vllm.load import LOADS
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class WaitCoreStatLogger(AggregateStatLoggerBase):
                 if "load" in figures:
                     LOADS.report(engine_idx, figures["load"])
                 if "fleet" in figures:
-                    self.reports[engine_idx] = time.time_ns(), figures["fleet"]
+                    self.reports[engine_idx] = clock.unix_ns(), figures["fleet"]
         except Exception:
             self._failed = True
             logger.exception("wait-core shows no metrics from now on")

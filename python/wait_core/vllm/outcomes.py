@@ -28,6 +28,8 @@ class Outcomes:
         Requests that have left before vLLM said so.
     prefilling
         Requests that compute their prompt, each with the tokens computed when last looked at.
+    loading
+        Requests that hold blocks and wait: a KV connector fetches their KV, or has, and vLLM runs them next.
     followed
         Whether the last step computed what its plan said, as far as can be seen: then its time tells of that plan.
     moved
@@ -49,12 +51,15 @@ class Outcomes:
         self._counts = counts
         self.gone: list[int] = []
         self.prefilling: dict[int, int] = {}
+        self.loading: set[int] = set()
         self.admitted: set[int] = set()
         self.followed = False
         self.moved = False
         self._preempted: list[int] = []
         self._refused: list[int] = []
         self._progress: list[tuple[int, int]] = []
+        self._receiving: list[tuple[int, int]] = []
+        self._received: list[int] = []
         self._drafted: list[list[int]] = [[], []]  # those with drafts: in the last step, and in the one before it
         self._missing = 0  # requests the last plan counted on and vLLM did not schedule
         self._preempted_before: frozenset[str] = frozenset()
@@ -62,6 +67,13 @@ class Outcomes:
     def took(self, number: int) -> None:
         """Note that vLLM admitted a request by itself: its progress is reported, which the core reads as that."""
         self.prefilling[number] = -1  # differs from any chunk
+
+    def look_at_all(self) -> None:
+        """Report every running request as far as it has come, and compare its next step: some were set back."""
+        for request in self._scheduler.running:
+            if (number := self._ids.get(request.request_id)) is not None:
+                self.prefilling[number] = request.num_computed_tokens
+                self._progress.append((number, request.num_computed_tokens))
 
     def look(self) -> None:
         """Take in what happened between two steps: a reset of the prefix cache preempts, and the next step resumes."""
@@ -90,8 +102,11 @@ class Outcomes:
             self._correct()
         self._missing = 0
         self._tell_drafted()
+        if self._received:  # before their progress
+            core.complete(received=self._received)
+            self._received = []
         free = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        if not (finished or aborted or self._preempted or self._refused or self._progress):
+        if not (finished or aborted or self._preempted or self._refused or self._progress or self._receiving):
             core.complete(
                 free_blocks=free, step_ns=step_ns, iteration=iteration
             )  # nearly every step: what the plan said came true
@@ -104,11 +119,12 @@ class Outcomes:
             preempted=[number for number in self._preempted if number not in left],
             refused=self._refused,
             progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
+            receiving=self._receiving,
             free_blocks=free,
             step_ns=step_ns,
             iteration=iteration,
         )
-        self._preempted, self._refused, self._progress, self.gone = [], [], [], []
+        self._preempted, self._refused, self._progress, self._receiving, self.gone = [], [], [], [], []
         for number in aborted:
             core.abort(number)
 
@@ -119,13 +135,14 @@ class Outcomes:
             for name in self._queue.last_first(output.preempted_req_ids - self._preempted_before):
                 self._note_preempted(name)
         cached = dict(plan.cached)
+        loaded = self._note_loads()
         self.admitted = {number for number in offered if self._requests[number].status == RequestStatus.RUNNING}
         for number in offered:
             if number in self.admitted:
                 self.prefilling[number] = cached.get(number, 0)
-            else:
+            elif number not in self.loading:
                 self._refused.append(number)
-        unplanned = self._note_ungated(output, offered) if ungated else 0
+        unplanned = loaded + (self._note_ungated(output, offered) if ungated else 0)
         if plan.paused and (ungated or not may_pause):
             unplanned += self._note_unpaused(plan.paused, output)
         self._counts["refused"] += len(self._refused)
@@ -135,11 +152,32 @@ class Outcomes:
         drafted = output.scheduled_spec_decode_tokens
         self._drafted = [[self._ids[name] for name in drafted if name in self._ids], self._drafted[0]]
         if not drafted:
-            named = len(self._preempted) + len(self._refused)
+            loads = sum(number in self.loading for number in offered)
+            named = len(self._preempted) + len(self._refused) + loads
             scheduled = len(output.num_scheduled_tokens) - unplanned
             self._missing = plan.num_decodes + len(chunks) - named - scheduled
-        others = self._preempted or self._refused or self._progress or output.scheduled_encoder_inputs
+        others = (
+            self._preempted or self._refused or self._progress or self._receiving or output.scheduled_encoder_inputs
+        )
         self.followed = not (self._missing or drafted or others)
+
+    def _note_loads(self) -> int:
+        """Note which requests have begun to load their KV, and return how many that had it run now.
+
+        vLLM takes those that hold blocks by itself, before it looks at the queue.
+        """
+        runs = [n for n in self.loading if self._requests[n].status == RequestStatus.RUNNING]
+        for number in runs:
+            self.loading.remove(number)
+            self._received.append(number)
+            self.took(number)
+        for request in self._scheduler.kv_holding_waiting:
+            known = self._ids.get(request.request_id)
+            if known is not None and known not in self.loading:
+                self.moved = True
+                self.loading.add(known)
+                self._receiving.append((known, request.num_computed_tokens))
+        return len(runs)
 
     def _note_chunks(self, chunks: Mapping[int, int]) -> None:
         done = []
@@ -166,7 +204,7 @@ class Outcomes:
         names = [data.req_id for data in output.scheduled_new_reqs]
         names += output.scheduled_cached_reqs.resumed_req_ids
         known = {number for name in names if (number := self._ids.get(name)) is not None}
-        taken = known.difference(offered)
+        taken = known.difference(offered, self.prefilling)  # those that load have been noted
         for number in taken:
             self.took(number)
         self._counts["ungated"] += len(taken)
@@ -174,8 +212,9 @@ class Outcomes:
 
     def _note_unpaused(self, paused: Iterable[int], output: SchedulerOutput) -> int:
         """Tell the core of requests that vLLM ran although the plan paused them."""
-        ran = [n for n in paused if self._requests[n].request_id in output.num_scheduled_tokens]
-        self._progress += [(n, self._requests[n].num_computed_tokens) for n in ran if n not in self.prefilling]
+        names = {n: self._requests[n].request_id for n in paused if n not in self.prefilling}
+        ran = [n for n, name in names.items() if name in output.num_scheduled_tokens]
+        self._progress += [(n, self._requests[n].num_computed_tokens) for n in ran]
         return len(ran)
 
     def _tell_drafted(self) -> None:

@@ -9,37 +9,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
 
+from wait_core.vllm import refusal, support
 from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
 
 
-class WaitScheduler(AsyncScheduler):
-    """vLLM's scheduler with admission gated by the core; named by ``--scheduler-cls wait_core.vllm.WaitScheduler``.
-
-    Raises
-    ------
-    wait_core.vllm.config.ConfigError
-        At start, where a setting is wrong or the model needs what the core cannot account for. After the start nothing
-        of ours raises: an error degrades to stock scheduling for the rest of the process, and is logged.
-    """
+class SyncWaitScheduler(Scheduler):
+    """vLLM's scheduler with admission gated by the core, where a token has to be there before the next is planned."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.wait_core = Bridge(self)
-        if self.wait_core.settings.fast_decode:
-            from wait_core.vllm import fast_decode  # noqa: PLC0415  names much of vLLM that nothing else here needs
+        with refusal.left_behind():
+            self.wait_core = Bridge(self)
+            if self.wait_core.settings.fast_decode:
+                from wait_core.vllm import fast_decode  # noqa: PLC0415  names much of vLLM that nothing else here needs
 
-            fast_decode.install(self)
-        if (path := self.wait_core.settings.step_log_file) is not None:
-            from wait_core.vllm import step_log  # noqa: PLC0415
+                fast_decode.install(self)
+            if (path := self.wait_core.settings.step_log_file) is not None:
+                from wait_core.vllm import step_log  # noqa: PLC0415
 
-            step_log.install(self, path, int(self.wait_core.settings.log_max_mb * 1e6))
+                step_log.install(self, path, int(self.wait_core.settings.log_max_mb * 1e6))
 
     def add_request(self, request: Request) -> None:
         """Queue `request` with vLLM, then tell the core."""
@@ -57,12 +55,12 @@ class WaitScheduler(AsyncScheduler):
         return output
 
     def update_from_output(
-        self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Take the time of the step, from which the core learns its law; answer those that ended while they waited."""
         self.wait_core.step_ended(scheduler_output)
-        outputs = self.wait_core.late.tell(super().update_from_output(scheduler_output, *args, **kwargs))
-        self.wait_core.step_handled()
+        outputs = self.wait_core.late.tell(super().update_from_output(scheduler_output, model_runner_output))
+        self.wait_core.step_handled(model_runner_output)
         return outputs
 
     def get_kv_cache_usage(self) -> float:
@@ -82,3 +80,23 @@ class WaitScheduler(AsyncScheduler):
         if stats is not None:
             self.wait_core.send(stats)
         return stats
+
+
+class WaitScheduler(SyncWaitScheduler, AsyncScheduler):
+    """vLLM's scheduler with admission gated by the core; named by ``--scheduler-cls wait_core.vllm.WaitScheduler``.
+
+    On vLLM's `AsyncScheduler`, which serves engines that plan ahead and those that do not. Where pipeline stages get
+    their tokens from the engine (vLLM's first model runner), what is made is a `SyncWaitScheduler`.
+
+    Raises
+    ------
+    wait_core.vllm.config.ConfigError
+        At start, where a setting is wrong or the model needs what the core cannot account for. After the start nothing
+        of ours raises: an error degrades to stock scheduling for the rest of the process, and is logged.
+    """
+
+    def __new__(cls, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Any:
+        """Choose the base that the engine needs."""
+        if cls is WaitScheduler and support.waits_for_tokens(vllm_config):
+            return SyncWaitScheduler(vllm_config, *args, **kwargs)
+        return super().__new__(cls)

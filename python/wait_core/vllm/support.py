@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm import envs
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 
 from wait_core.vllm import kv_groups
 from wait_core.vllm.config import KEY, ConfigError
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from wait_core.vllm.config import Settings
@@ -34,6 +36,15 @@ def has_rust_frontend() -> bool:
     return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
+def waits_for_tokens(vllm_config: VllmConfig) -> bool:
+    """Whether a request's next token may be planned only when its last is there, though batches overlap.
+
+    So it is with several pipeline stages where vLLM schedules no step ahead: each batch has requests of its own.
+    """
+    stages: int = vllm_config.parallel_config.pipeline_parallel_size
+    return stages > 1 and not vllm_config.scheduler_config.async_scheduling
+
+
 def engine(scheduler: Scheduler) -> dict[str, Any]:
     """Return the core's settings that follow the engine.
 
@@ -42,17 +53,17 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
     ConfigError
         Where the engine does what the core cannot account for: what, and what to do about it.
     """
-    model, parallel = scheduler.vllm_config.model_config, scheduler.vllm_config.parallel_config
+    model = scheduler.vllm_config.model_config
+    ahead = isinstance(scheduler, AsyncScheduler)
     reasons = {
         "a diffusion model (it needs vLLM's own scheduler)": model.is_diffusion,
         "a pooling model (it has no decode phase to plan)": model.runner_type == "pooling",
         "an encoder-decoder model (cross-attention blocks)": scheduler.is_encoder_decoder,
-        "a KV connector": scheduler.connector is not None,
         "an encoder-cache connector": scheduler.ec_connector is not None,
         "decode context parallelism": scheduler.dcp_world_size > 1,
-        # Ours is an AsyncScheduler, which plans the next token of a request before the last is there: stages of
-        # vLLM's first model runner do not pass it on in time.
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "pipeline stages that wait for tokens, under a subclass that does not (derive it from SyncWaitScheduler)": (
+            ahead and waits_for_tokens(scheduler.vllm_config)
+        ),
     }
     for what, present in reasons.items():
         if present:

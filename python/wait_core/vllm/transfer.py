@@ -60,7 +60,8 @@ def move(
 ) -> dict[int, WaitCoreError]:
     """Tell the fresh `core` of every request present, from what vLLM knows of each; return those it refuses.
 
-    Residents come first, in the order of their admission, then the preempted, then the line, each in vLLM's order.
+    Residents come first, in the order of their admission, those whose KV is loaded after those that run, then the
+    preempted, then the line, each in vLLM's order.
     """
     numbers = {request.request_id: number for number, request in requests.items()}
     refused: dict[int, WaitCoreError] = {}
@@ -82,13 +83,15 @@ def move(
         return added
 
     running = add(request.request_id for request in scheduler.running)
+    loading = add(request.request_id for request in scheduler.kv_holding_waiting)
     waiting = add([request.request_id for request in scheduler.waiting] + list(numbers))
     preempted = [
         number
         for number in waiting
         if requests[number].status == RequestStatus.PREEMPTED and requests[number].num_output_tokens
     ]
-    core.complete(progress=[(number, requests[number].num_computed_tokens) for number in running])
+    placed = {"progress": running, "receiving": loading}
+    core.complete(**{what: [(n, requests[n].num_computed_tokens) for n in those] for what, those in placed.items()})
     # A preempted request comes back with the output it has: it was resident, and lost its place.
     core.complete(progress=[(n, requests[n].num_prompt_tokens + requests[n].num_output_tokens - 1) for n in preempted])
     # The one sent back last stands first.

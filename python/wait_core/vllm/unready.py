@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from vllm.v1.request import RequestStatus
 
 if TYPE_CHECKING:
-    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.request import Request
 
 
@@ -18,8 +17,7 @@ class Unready:
     seat, the blocks and the tokens that it counts on.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self) -> None:
         self._arrivals: dict[str, tuple[Request, int]] = {}
 
     def __len__(self) -> int:
@@ -39,8 +37,7 @@ class Unready:
         """
         if not self._arrivals:
             return []
-        present = self._scheduler.requests
-        kept = {name: one for name, one in self._arrivals.items() if present.get(name) is one[0]}
+        kept = {name: one for name, one in self._arrivals.items() if not one[0].is_finished()}
         ready = [one for one in kept.values() if _is_compiled(one[0])]
         for request, _ in ready:
             del kept[request.request_id]

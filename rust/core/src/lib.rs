@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod fluid;
 mod learn;
+mod lookup;
 mod memory;
 pub mod model;
 mod plan;

@@ -162,6 +162,37 @@ fn a_request_whose_kv_is_on_the_way_holds_memory_and_computes_nothing() {
 }
 
 #[test]
+fn a_host_may_learn_at_an_admission_that_the_kv_comes_from_elsewhere() {
+    for policy in ["vllm", "adaptive"] {
+        let mut core = scheduler(&json!({"policy": policy, "kv_blocks": 40, "block_size": 4}));
+        with(&mut core, &[(1, 12), (2, 4)]);
+        core.plan(0);
+        assert_eq!((phase(&core, 1), kv(&core, 1)), (Phase::Decoding, 12), "{policy}: as if it had been computed");
+        core.complete(&Report { receiving: &[(1, 8)], ..Report::default() }).unwrap();
+        for _ in 0..3 {
+            assert_eq!((phase(&core, 1), kv(&core, 1), core.view().residents()), (Phase::Receiving, 8, 2), "{policy}");
+            assert!(core.plan(0).chunks().is_empty(), "{policy}");
+        }
+        assert_eq!((core.stats().admitted, core.stats().holds.iter().sum::<u64>()), (2, 0), "{policy}");
+        core.complete(&Report { received: &[1], ..Report::default() }).unwrap();
+        assert_eq!(chunks(&mut core), [(1, 4)], "{policy}: the rest of the prompt");
+        // One that the host admits on its own.
+        core.add(&request(3, 9)).unwrap();
+        core.complete(&Report { receiving: &[(3, 100)], ..Report::default() }).unwrap();
+        assert_eq!((phase(&core, 3), kv(&core, 3)), (Phase::Receiving, 8), "{policy}: the last token is computed");
+        // One that has run is not taken back.
+        for _ in 0..20 {
+            core.plan(0);
+        }
+        core.complete(&Report { receiving: &[(1, 8)], ..Report::default() }).unwrap();
+        assert_eq!((phase(&core, 1), core.stats().unknown_ids), (Phase::Decoding, 1), "{policy}");
+    }
+    let mut core = scheduler(&json!({"kv_blocks": 40, "block_size": 4, "prefix_caching": true}));
+    with(&mut core, &[(1, 12)]);
+    assert!(core.complete(&Report { receiving: &[(1, 8)], ..Report::default() }).is_err());
+}
+
+#[test]
 fn the_kv_of_a_request_in_transfer_is_forecast() {
     let held = |receives: bool| {
         let mut core =

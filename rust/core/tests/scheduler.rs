@@ -202,13 +202,14 @@ fn abort_in_every_state_twice_and_of_unknown_ids() {
         preempted: &[2],
         refused: &[3],
         progress: &[(1, 5)],
+        receiving: &[(2, 3)],
         received: &[],
         hits: &[(3, Hit { computed: 2, shared: 2 })],
         free_blocks: None,
         step: None,
     })
     .unwrap();
-    assert_eq!((core.stats().aborted, core.stats().unknown_ids, core.stats().finished), (3, 4 + 5, 0));
+    assert_eq!((core.stats().aborted, core.stats().unknown_ids, core.stats().finished), (3, 4 + 6, 0));
     assert_eq!((core.view().len(), core.view().pool().used()), (0, 0));
     assert!(core.plan(0).is_empty());
 }

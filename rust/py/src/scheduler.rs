@@ -126,6 +126,7 @@ impl Scheduler {
     ///
     /// `finished`, `preempted`, `refused`: ids of requests that ended, that the host preempted by itself, and whose
     /// admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
+    /// `receiving`: (id, KV tokens that come) of requests that the host has admitted and whose KV it fetches;
     /// `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
     /// requests: how much of the prompt is cached, and how much of that residents hold; `free_blocks`: the host's count
     /// of free KV blocks, which takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing
@@ -138,7 +139,7 @@ impl Scheduler {
     /// report every iteration gives its number, `iteration=plan.iteration`. An iteration that differed from its plan
     /// (`preempted`, `refused`, `progress`) is not learned from.
     #[pyo3(signature = (*, finished = Vec::new(), preempted = Vec::new(), refused = Vec::new(), progress = Vec::new(),
-        received = Vec::new(), hits = Vec::new(), free_blocks = None, step_ns = None, iteration = None))]
+        receiving = Vec::new(), received = Vec::new(), hits = Vec::new(), free_blocks = None, step_ns = None, iteration = None))]
     #[allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // keywords, extracted from Python lists
     fn complete(
         &mut self,
@@ -146,6 +147,7 @@ impl Scheduler {
         #[pyo3(from_py_with = convert::ranged)] preempted: Vec<u64>,
         #[pyo3(from_py_with = convert::ranged)] refused: Vec<u64>,
         #[pyo3(from_py_with = convert::ranged)] progress: Vec<(u64, u32)>,
+        #[pyo3(from_py_with = convert::ranged)] receiving: Vec<(u64, u32)>,
         #[pyo3(from_py_with = convert::ranged)] received: Vec<u64>,
         #[pyo3(from_py_with = convert::ranged)] hits: Vec<(u64, u32, u32)>,
         #[pyo3(from_py_with = convert::ranged)] free_blocks: Option<u32>,
@@ -158,6 +160,7 @@ impl Scheduler {
             preempted: &preempted,
             refused: &refused,
             progress: &progress,
+            receiving: &receiving,
             received: &received,
             hits: &hits,
             free_blocks,

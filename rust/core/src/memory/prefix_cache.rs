@@ -17,7 +17,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::model::index::Index;
+use crate::lookup::Index;
 
 /// A named block that its owner holds and must give back: 4 bytes for each named block of a request.
 ///

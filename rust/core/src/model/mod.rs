@@ -1,8 +1,6 @@
 //! The inputs: requests as a host declares them, workloads as the paper describes them, the iteration-time law. Absent:
 //! what the scheduler knows of a request beyond that (state/).
 
-pub(crate) mod id_hash;
-pub(crate) mod index;
 mod iteration_time;
 mod request;
 mod workload;

@@ -9,8 +9,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use crate::lookup::BuildIdHasher;
 use crate::model::RequestId;
-use crate::model::id_hash::BuildIdHasher;
 
 /// A request at the door.
 #[derive(Clone, Copy, Debug)]

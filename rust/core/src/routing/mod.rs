@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
+use crate::lookup::BuildIdHasher;
 use crate::model::RequestId;
-use crate::model::id_hash::BuildIdHasher;
 
 mod door;
 mod fleet;

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::model::id_hash::BuildIdHasher;
+use crate::lookup::BuildIdHasher;
 
 #[derive(Clone, Debug)]
 pub(super) struct KnownPrefixes {

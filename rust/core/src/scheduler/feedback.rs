@@ -42,6 +42,9 @@ pub struct Report<'a> {
     /// KV tokens that a request holds after the last planned iteration, where the plan assumed otherwise. One that
     /// waited has been admitted by the host on its own.
     pub progress: &'a [(RequestId, u32)],
+    /// Requests whose KV the host fetches from elsewhere since it admitted them, in one of the last 16 plans or on its own,
+    /// and the KV tokens that come of each: nothing of them is computed until they are received.
+    pub receiving: &'a [(RequestId, u32)],
     /// Requests whose KV has arrived from elsewhere: they are computed from now on.
     pub received: &'a [RequestId],
     /// How much of a waiting request's prompt is in the KV cache now.
@@ -88,7 +91,8 @@ impl Scheduler {
     /// [`Error::Invalid`] names what is impossible: more free blocks than there are, a request longer than the model
     /// allows, a hit beyond its prompt, a request reported both as finished and as preempted. Nothing changes then.
     pub fn complete(&mut self, report: &Report) -> Result<()> {
-        let corrects = !(report.refused.is_empty() && report.preempted.is_empty() && report.progress.is_empty());
+        let moved = report.refused.len() + report.preempted.len() + report.progress.len() + report.receiving.len();
+        let corrects = moved > 0;
         self.check_report(report, corrects)?;
         if corrects {
             self.policy.step(Step::Corrected);
@@ -141,6 +145,7 @@ impl Scheduler {
             }
         }
         self.follow(report.progress);
+        self.expect(report.receiving);
     }
 
     /// Rejects a report that contradicts itself, before anything changes.
@@ -165,11 +170,17 @@ impl Scheduler {
     #[cold]
     fn check_corrections(&self, report: &Report) -> Result<()> {
         let most = self.view.longest();
-        for &(id, kv) in report.progress {
-            if kv > most {
+        for (what, placed) in [("progress", report.progress), ("receiving", report.receiving)] {
+            if let Some(&(id, kv)) = placed.iter().find(|(_, kv)| *kv > most) {
                 let rule = format!("must be at most the {most} tokens that max_model_len allows");
-                return Err(Error::invalid(format!("progress of request {id}"), kv, rule));
+                return Err(Error::invalid(format!("{what} of request {id}"), kv, rule));
             }
+        }
+        if let Some(&(id, kv)) = report.receiving.first()
+            && self.view.limits().caches_prefixes
+        {
+            let rule = "must be declared when the request is added, where the scheduler keeps the prefix cache";
+            return Err(Error::invalid(format!("receiving of request {id}"), kv, rule));
         }
         match report.preempted.iter().chain(report.refused).find(|id| report.finished.contains(id)) {
             Some(id) => Err(Error::invalid("finished", id, "is said not to have run in the same report")),
@@ -179,18 +190,25 @@ impl Scheduler {
 
     /// The host did not admit what a recent plan admitted.
     fn take_back(&mut self, id: RequestId) {
-        let Some(slot) = self.resident(id) else { return };
+        if let Some(slot) = self.resident(id)
+            && self.undo_admission(slot)
+        {
+            self.stats.holds[HoldReason::HostRefused as usize] += 1;
+        }
+    }
+
+    /// A resident waits again, as if the plan that admitted it had not; false where it has run since.
+    fn undo_admission(&mut self, slot: Slot) -> bool {
         if self.view.plans_since_admission(slot) > MAX_LAG {
-            // An old refusal: the request has run since.
             self.stats.unknown_ids += 1;
-            return;
+            return false;
         }
         let request = self.view.request(slot);
         let (found, kept, resumed) = (request.hit.computed, request.kept, request.preemptions > 0);
         self.stats.admitted -= u64::from(!resumed);
-        self.stats.holds[HoldReason::HostRefused as usize] += 1;
         self.policy.observe(&self.view, slot, Event::Refused);
         self.view.send_back(slot, found, kept, false);
+        true
     }
 
     /// Places requests where the host says they are.
@@ -201,18 +219,43 @@ impl Scheduler {
                 self.stats.unknown_ids += 1;
                 continue;
             };
-            if self.view.request(slot).phase == Phase::Waiting {
-                self.stats.admitted += u64::from(self.view.request(slot).preemptions == 0);
-                let cached = self.view.limits().caches_prefixes;
-                let hit = if cached { Hit::default() } else { self.view.request(slot).hit };
-                self.view.admit(slot, hit, false);
-                self.policy.observe(&self.view, slot, Event::Admitted);
-            }
+            self.admit_unplanned(slot);
             relist |= self.place(slot, kv);
         }
         if relist {
             self.view.relist_prefilling();
         }
+    }
+
+    /// Requests that the host has admitted and whose KV it fetches: residents that compute nothing until it has arrived.
+    fn expect(&mut self, receiving: &[(RequestId, u32)]) {
+        for &(id, kv) in receiving {
+            let Some(slot) = self.view.slot(id) else {
+                self.stats.unknown_ids += 1;
+                continue;
+            };
+            // What a plan has computed of it since its admission was not computed.
+            if self.view.request(slot).phase != Phase::Waiting && !self.undo_admission(slot) {
+                continue;
+            }
+            self.view.expect(slot);
+            self.admit_unplanned(slot);
+            let kv = kv.min(self.view.request(slot).prefill_target() - 1);
+            let blocks = self.view.layout().after(kv.saturating_sub(1), kv);
+            self.view.set_computed(slot, kv, blocks);
+        }
+    }
+
+    /// The host has admitted a request that waited.
+    fn admit_unplanned(&mut self, slot: Slot) {
+        if self.view.request(slot).phase != Phase::Waiting {
+            return;
+        }
+        self.stats.admitted += u64::from(self.view.request(slot).preemptions == 0);
+        let cached = self.view.limits().caches_prefixes;
+        let hit = if cached { Hit::default() } else { self.view.request(slot).hit };
+        self.view.admit(slot, hit, false);
+        self.policy.observe(&self.view, slot, Event::Admitted);
     }
 
     /// The first `count` of each queue, the preempted before the others, each with the hit known for it: the requests

@@ -1,8 +1,8 @@
 //! Everything a policy may read, updated incrementally: no query here rescans the requests.
 
 use crate::config::{Config, MAX_COUNT};
+use crate::lookup::Index;
 use crate::memory::{BlockPool, KvLayout, Lane};
-use crate::model::index::Index;
 use crate::model::{Request, RequestId, Slot};
 use crate::state::Prefixes;
 use crate::state::linked_list::{Link, List, following, previous};

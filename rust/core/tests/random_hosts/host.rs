@@ -194,10 +194,15 @@ impl Host {
         let mut finished = ended.clone();
         let (mut preempted, mut refused, mut progress, mut hits) = (vec![], vec![], vec![], vec![]);
         let mut received = name(&lies.received);
+        let mut receiving = vec![];
         let mut free_blocks = None;
         if self.lies {
             (preempted, refused) = (name(&lies.preempted), name(&lies.refused));
-            progress = lies.progress.iter().map(|&(at, kv)| (self.named(at), kv)).collect();
+            let placed = |list: &[(usize, u32)]| list.iter().map(|&(at, kv)| (self.named(at), kv)).collect();
+            progress = placed(&lies.progress);
+            if !self.config.prefix_caching {
+                receiving = placed(&lies.receiving);
+            }
             hits = lies
                 .hits
                 .iter()
@@ -218,9 +223,9 @@ impl Host {
             }
         }
         let step = lies.step.map(|(ns, iteration)| StepTime { ns, iteration });
-        let (received, hits, progress) = (&received[..], &hits[..], &progress[..]);
+        let (receiving, received, hits, progress) = (&receiving[..], &received[..], &hits[..], &progress[..]);
         let (preempted, refused, finished) = (&preempted[..], &refused[..], &finished[..]);
-        let report = Report { finished, preempted, refused, progress, received, hits, free_blocks, step };
+        let report = Report { finished, preempted, refused, progress, receiving, received, hits, free_blocks, step };
         if !self.complete(&report) {
             self.agree();
             self.complete(&Report { finished: &ended, ..Report::default() });

@@ -284,21 +284,27 @@ impl Ledger {
         resident
     }
 
+    /// A resident waits again, unless it has run since its admission.
+    fn undo_admission(&mut self, id: RequestId) -> bool {
+        let entry = &self.entries[&id];
+        if self.stats.iterations - entry.admitted > MAX_LAG {
+            self.stats.unknown_ids += 1;
+            return false;
+        }
+        let (resumed, hit) = (entry.preemptions > 0, entry.hit);
+        self.stats.admitted -= u64::from(!resumed);
+        let found = hit.computed;
+        self.release(id, found);
+        self.hits(id, hit);
+        if resumed { &mut self.resuming } else { &mut self.line }.insert(0, id);
+        true
+    }
+
     /// What a report contains.
     pub(crate) fn take_in(&mut self, report: &Report) {
         for &id in report.refused.iter().rev() {
             if self.resident(id) {
-                let entry = &self.entries[&id];
-                if self.stats.iterations - entry.admitted > MAX_LAG {
-                    self.stats.unknown_ids += 1;
-                    continue;
-                }
-                let (resumed, hit) = (entry.preemptions > 0, entry.hit);
-                self.stats.admitted -= u64::from(!resumed);
-                let found = hit.computed;
-                self.release(id, found);
-                self.hits(id, hit);
-                if resumed { &mut self.resuming } else { &mut self.line }.insert(0, id);
+                self.undo_admission(id);
             }
         }
         for &id in report.preempted {
@@ -334,6 +340,21 @@ impl Ledger {
                 (entry.kv, entry.blocks) = (kv, if stays { entry.blocks.max(least) } else { least });
             }
         }
+        for &(id, kv) in report.receiving {
+            let Some(entry) = self.entries.get(&id) else {
+                self.stats.unknown_ids += 1;
+                continue;
+            };
+            if entry.resident && !self.undo_admission(id) {
+                continue;
+            }
+            self.entry(id).receives = true;
+            self.admit(id);
+            let kv = kv.min(self.entries[&id].target() - 1);
+            let blocks = self.kv.after(kv.saturating_sub(1), kv);
+            let entry = self.entry(id);
+            (entry.kv, entry.blocks) = (kv, blocks);
+        }
         for &id in report.received {
             if self.resident(id) {
                 let entry = self.entry(id);
@@ -364,7 +385,7 @@ impl Ledger {
     pub(crate) fn contradicts(&self, report: &Report) -> bool {
         let not_run = || report.preempted.iter().chain(report.refused);
         report.free_blocks.is_some_and(|free| free > self.pool.capacity)
-            || report.progress.iter().any(|&(_, kv)| kv > self.model_len)
+            || report.progress.iter().chain(report.receiving).any(|&(_, kv)| kv > self.model_len)
             || report.hits.iter().any(|(_, hit)| hit.shared > hit.computed)
             || not_run().any(|id| report.finished.contains(id))
     }

@@ -35,6 +35,12 @@ impl View {
         self.take(i64::from(blocks) - i64::from(held));
     }
 
+    /// The KV of a waiting request will come from elsewhere.
+    pub(crate) fn expect(&mut self, slot: Slot) {
+        debug_assert_eq!(self.request(slot).phase, Phase::Waiting);
+        self.table[slot as usize].receives = true;
+    }
+
     /// Receiving → prefilling: its KV has arrived. False in any other phase.
     pub(crate) fn received(&mut self, slot: Slot) -> bool {
         let request = &mut self.table[slot as usize];

@@ -5,7 +5,7 @@
 //! operation costs the same however long the index has been in use. The keys are not in it: the owner of the numbers has
 //! them at hand, and says whether a number has the key.
 
-use super::id_hash::mixed;
+use super::hash::mixed;
 
 const EMPTY: Entry = Entry { tag: 0, number: u32::MAX };
 /// A power of two, as all sizes are.
