@@ -40,7 +40,9 @@ fn busy() -> Load {
 
 fn report(router: &mut Router, now_ns: u64, load: &Load) {
     let replicas: Vec<u64> = router.replicas().collect();
-    replicas.into_iter().for_each(|id| _ = router.report(id, now_ns, load).unwrap());
+    for id in replicas {
+        router.report(id, now_ns, load).unwrap();
+    }
 }
 
 fn ask(router: &mut Router, now_ns: u64, id: u64, arrived_ns: Option<u64>) -> (Option<u64>, Option<DoorHold>) {
