@@ -137,8 +137,10 @@ async def main():
     router.initialize_state(router="forecast", ttft_target=2.0)
     router._replicas = {"full": full}
     router.update_replicas([full])
-    late = pending("late", prompt="x")
-    late.created_at -= 10.0
+    queued, late = pending("queued", prompt="x"), pending("late", prompt="x")
+    for each in (queued, late):
+        each.created_at -= 10.0
+    assert await router.choose_replicas([full], queued) == [[full], []], "one late request may wait in a queue"
     assert router.max_num_routing_tasks == 2
     assert await router.choose_replicas([full], late) == []
     assert router.max_num_routing_tasks == 3
