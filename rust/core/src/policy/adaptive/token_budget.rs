@@ -27,7 +27,7 @@ const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
 /// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
-/// factor, unless memory or slots were short in this share of the recent iterations.
+/// factor, unless memory or slots were short, or requests late, in this share of the recent iterations.
 const LATER: f64 = 1.2;
 const SCARCE: f64 = 0.01;
 /// Weight of a first token before the traffic is known, and the most it has.
@@ -44,6 +44,8 @@ pub(super) struct Backlog {
     pub(super) beyond: u32,
     /// Whether requests are held, for whatever reason.
     pub(super) held: bool,
+    /// Whether requests are late for their target: parked, or refused in this plan.
+    pub(super) late: bool,
 }
 
 /// The budget, and the state it is chosen from.
@@ -61,7 +63,7 @@ pub(super) struct TokenBudget {
     refreshed: i64,
     /// Share of the recent iterations in which requests were held.
     held: f64,
-    /// Share in which memory or slots were short.
+    /// Share in which memory or slots were short, or requests late.
     scarce: f64,
     /// Prompt tokens computed, the seconds they added to their iterations, and iterations, fading.
     prompt_tokens: f64,
@@ -128,7 +130,7 @@ impl TokenBudget {
     pub(super) fn choose(&mut self, view: &View, decodes: u32, backlog: &Backlog) -> u32 {
         let most = u64::from(view.limits().token_budget);
         self.held += (f64::from(backlog.held) - self.held) / RECENT;
-        self.scarce += (f64::from(backlog.is_scarce()) - self.scarce) / RECENT;
+        self.scarce += (f64::from(backlog.is_scarce() || backlog.late) - self.scarce) / RECENT;
         let decodes = u64::from(decodes);
         if !self.chooses || backlog.tokens == 0 || decodes >= most {
             return most as u32;
