@@ -101,6 +101,7 @@ class FaultyCore:
                     token_budget=2048,
                     held=len(self.core),
                     wake_ns=None,
+                    iteration=0,
                 )
             raise {"error": RuntimeError, "panic": Panic}[self.fault.kind](f"injected into {name}")
 
