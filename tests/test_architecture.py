@@ -124,7 +124,9 @@ def test_a_crate_names_only_what_stands_below_it(crate: str) -> None:
 
 
 CORE = ROOT / "rust" / "core" / "src"
-LADDER = ["error", "lookup", "memory", "model", "routing", "fluid", "learn", "config", "state", "plan", "policy", "scheduler"]
+LADDER = [
+    "error", "lookup", "memory", "model", "routing", "fluid", "learn", "config", "state", "plan", "policy", "scheduler",
+]  # fmt: skip
 """The folders and files of the core; each may use only those before it."""
 
 
