@@ -43,4 +43,4 @@ def test_the_budget_follows_the_law_and_no_request_starves(settings: dict[str, A
     assert driver.scheduler.max_num_scheduled_tokens == 2048, "set back after each step"
     assert len(busy) > 5
     # While requests wait: the edge of a stair of the law, or all that vLLM allows.
-    assert median(busy) in ({384, 512, 768} if settings else {2048})
+    assert median(busy) in ({384, 512, 768, 1024} if settings else {2048})

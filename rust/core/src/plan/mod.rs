@@ -325,6 +325,11 @@ impl Plan {
     }
 
     #[inline]
+    /// Drops the chunk of a request that the host has admitted in another way.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        self.chunks.retain(|chunk| chunk.slot != slot);
+    }
+
     fn push(&mut self, chunk: Chunk) {
         self.prefill_tokens += chunk.tokens;
         self.chunks.push(chunk);

@@ -238,6 +238,7 @@ impl Scheduler {
             if self.view.request(slot).phase != Phase::Waiting && !self.undo_admission(slot) {
                 continue;
             }
+            self.plan.forget(slot);
             self.view.expect(slot);
             self.admit_unplanned(slot);
             let kv = kv.min(self.view.request(slot).prefill_target() - 1);

@@ -353,7 +353,7 @@ impl Ledger {
             let kv = kv.min(self.entries[&id].target() - 1);
             let blocks = self.kv.after(kv.saturating_sub(1), kv);
             let entry = self.entry(id);
-            (entry.kv, entry.blocks) = (kv, blocks);
+            (entry.kv, entry.blocks, entry.last) = (kv, blocks, LastStep::Stood);
         }
         for &id in report.received {
             if self.resident(id) {
