@@ -197,7 +197,7 @@ def test_late_requests_yield_wait_on_and_are_counted() -> None:
     assert not any(dispatcher.router.finished(request, 33 * SECOND) for request in ("early", "behind", "fresh"))
 
 
-def test_one_that_the_host_sends_at_last_holds_nobody_up() -> None:
+def test_one_that_the_host_sends_at_last_delays_no_other() -> None:
     dispatcher = Dispatcher("forecast", longest_hold=0.5, ttft_target=10.0)
     dispatcher.update({"a": full(waiting_tokens=400)}, 0)
     assert sent(dispatcher, "r", 20 * SECOND) is None
@@ -206,7 +206,7 @@ def test_one_that_the_host_sends_at_last_holds_nobody_up() -> None:
     dispatcher.update({"a": said(IDLE, 21 * SECOND)}, 21 * SECOND)
     late = dispatcher.choose("late", ASKED, 21 * SECOND, arrived_ns=SECOND)
     assert late is not None
-    assert late.replica == "a", "nobody in time is at the door"
+    assert late.replica == "a", "no request in time is at the door"
     dispatcher.ended("r", 22 * SECOND)
     assert not dispatcher.knows("r")
 

@@ -79,7 +79,7 @@ def test_without_replicas_requests_are_held_not_lost() -> None:
     assert made.route("request", 1, prompt_tokens=100).replica == "gpu"
 
 
-def test_with_a_target_a_late_request_yields_until_nobody_in_time_is_held() -> None:
+def test_with_a_target_a_late_request_yields_until_none_in_time_is_held() -> None:
     made = router("forecast", 1, ttft_target=2.0)
     full = {"waiting": 20, "residents": 60, "kv_tokens": 15_900, "kv_peak": 15_990.0, "mean_output": 2000.0}
     second = 1_000_000_000

@@ -123,7 +123,7 @@ def test_adaptive_needs_no_settings(run: Run, hidden: bool) -> None:
 
 @pytest.mark.parametrize("policy", ["adaptive", "vllm"])
 def test_a_prefix_that_all_share_is_charged_once(run: Run, policy: str) -> None:
-    """16 of the 39 blocks are everybody's system prompt: three whole prompts fit, but a dozen requests do."""
+    """16 of the 39 blocks hold the shared system prompt: three whole prompts fit, but a dozen requests do."""
     job: dict[str, Any] = {"requests": 60, "shared_prefix": 512, "prompt_tokens": (8, 40), "async_scheduling": True}
     job |= {"engine": {"enable_prefix_caching": True, "max_model_len": 1024}}
     stock = run(**job)

@@ -51,7 +51,7 @@ def leaving() -> list[Client]:
     return leavers(draw, arrivals(draw, 600, 30.0), lognormal(120, 0.9, 1000), lognormal(100, 0.6, 400), 3000)
 
 
-def test_a_run_repeats_exactly_and_everybody_is_served() -> None:
+def test_a_run_repeats_exactly_and_every_request_is_served() -> None:
     runs = [serve("WaitScheduler", 256, talk(24, 4)) for _ in range(2)]
     first, second = ((r.throughput, *r.ttft, *r.e2e, *r.output, r.steps, r.preemptions, r.hit_tokens) for r in runs)
     assert first == second

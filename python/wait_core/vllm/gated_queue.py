@@ -118,7 +118,7 @@ class PriorityGatedQueue(GatedQueue):
 
     def __init__(self, requests: Iterable[Request] = ()) -> None:
         super().__init__(requests)
-        # Whoever has left the line stays in the heap until it comes to the top, or the heap is made anew.
+        # A request that has left the queue stays in the heap until it comes to the top, or the heap is made anew.
         self._heap = [*self._line.values()]
         heapq.heapify(self._heap)
 

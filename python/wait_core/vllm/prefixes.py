@@ -1,7 +1,7 @@
-"""What the prefix cache saves a waiting request: told to the core, for those at the head of each queue only.
+"""What the prefix cache saves a waiting request: reported to the core, for those at the head of each queue only.
 
-Blocks that running requests hold (``ref_cnt > 0``) are neither computed nor charged again. A cached block that nobody
-holds is a free one: a request that takes it need not compute it, but leaves one block less to the others.
+Blocks that running requests hold (``ref_cnt > 0``) are neither computed nor charged again. A cached block that no
+request holds is a free one: a request that takes it need not compute it, but leaves one block less to the others.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def register() -> None:
     """
     if parent_process() is not None:
         return
-    # Only its name, which nobody else can guess.
+    # Only its name, which no other process can guess.
     os.environ[VARIABLE] = str(Path(tempfile.gettempdir()) / f"wait-core-refusal-{secrets.token_hex(16)}")
     sys.excepthook = partial(_end, sys.excepthook)
 

@@ -57,7 +57,7 @@ class Telemetry:
     """Collects figures between two sendings."""
 
     def __init__(self) -> None:
-        # Bounded: where vLLM's statistics are off, nobody ever fetches them.
+        # Bounded: where vLLM's statistics are off, they are never fetched.
         self.decisions_ns: deque[int] = deque(maxlen=MOST)
         self.holds_ns: deque[int] = deque(maxlen=MOST)
         self.rejected: dict[str, int] = {}

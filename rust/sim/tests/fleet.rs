@@ -206,7 +206,7 @@ fn what_does_not_fit_is_refused_by_name() {
 }
 
 #[test]
-fn a_target_at_the_door_serves_more_in_time_and_loses_nobody() {
+fn a_target_at_the_door_serves_more_in_time_and_loses_no_request() {
     let chat = dataset(None).sample(1500, 90.0, 5).unwrap();
     let in_time = |found: &FleetRun| {
         let late = |(&first, &sent): (&u64, &u64)| first == NEVER_NS || first - sent > 2_000_000_000;
@@ -228,7 +228,7 @@ fn a_target_at_the_door_serves_more_in_time_and_loses_nobody() {
             "{staleness_ns}: {found} of 1500, {without} without, {stock} stock"
         );
         assert!(run(&fleet, chat.requests()) == with, "the same inputs give the same");
-        // What happens to replicas loses nobody either, though all are late once none is left for a while.
+        // What happens to replicas loses no request either, though all are late once none is left for a while.
         let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
         fleet.changes = (0..4).map(|at| change(3_000, at, ChangeKind::Fail)).collect();
         fleet.changes.extend((0..4).map(|at| change(9_000, at, ChangeKind::Join)));

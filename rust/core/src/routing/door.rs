@@ -1,10 +1,10 @@
 //! Requests at the door, where there is a target for the first token: those that were held, and have neither been sent nor
 //! ended since.
 //!
-//! Hosts ask for each of them by itself, in any order, and often only now and then. So nobody is given a turn, which could be
-//! missed: those in time go as soon as they may, and a late one yields while any of them is there. A request counts as in time
-//! until its time has passed, whether it is asked for or not: one whose client has left without a word holds nobody up for
-//! longer than the target.
+//! Hosts ask for each of them separately, in any order, and often only at intervals. So no request is given a turn, which
+//! could be missed: those in time go as soon as they may, and a late one yields while any of them is there. A request counts
+//! as in time until its time has passed, whether it is asked for or not: one whose client has left silently delays the others
+//! by no more than the target.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

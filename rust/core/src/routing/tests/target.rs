@@ -1,4 +1,4 @@
-//! A target for the first token: who waits at the door, who yields, and that nobody is forgotten there.
+//! A target for the first token: which requests wait at the door, which yield, and that none is forgotten there.
 
 use std::collections::BTreeSet;
 
@@ -126,7 +126,7 @@ fn engines_that_order_their_own_queue_get_everything() {
 }
 
 #[test]
-fn whoever_leaves_the_door_holds_nobody_up() {
+fn a_request_that_leaves_the_door_delays_no_other() {
     let held_by = |leaves: fn(&mut Router)| {
         let mut router = targeted(1);
         report(&mut router, SECOND, &full());
@@ -146,7 +146,7 @@ fn whoever_leaves_the_door_holds_nobody_up() {
 }
 
 #[test]
-fn without_a_replica_nobody_is_late_before_his_time() {
+fn without_a_replica_no_request_is_late_before_its_time() {
     let mut router = targeted(0);
     assert_eq!(ask(&mut router, 0, 1, None), (None, Some(DoorHold::NoReplica)));
     assert_eq!(ask(&mut router, 0, 2, None), (None, Some(DoorHold::NoReplica)));
@@ -266,7 +266,7 @@ proptest! {
             prop_assert!(at_door.iter().chain(&sent).all(|&id| router.knows(id)));
             prop_assert!(router.door.len().1 <= 2 * next as usize);
         }
-        // The load vanishes: whoever is left goes, one a report at least, though those who left silently never ask again.
+        // The load vanishes: the requests left go, one a report at least, though those who left silently never ask again.
         router.add_replica(0, replica()).unwrap();
         now_ns += 3 * SECOND;
         for id in sent {
