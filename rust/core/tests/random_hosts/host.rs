@@ -240,6 +240,7 @@ impl Host {
         if answer.is_ok() {
             self.ledger.take_in(report);
             self.follow_lanes(report);
+            self.ledger.adopt(report);
         }
         answer.is_ok()
     }

@@ -300,7 +300,7 @@ impl Ledger {
         true
     }
 
-    /// What a report contains.
+    /// What a report says that requests have done. What it says of the cache comes last, see `adopt`.
     pub(crate) fn take_in(&mut self, report: &Report) {
         for &id in report.refused.iter().rev() {
             if self.resident(id) {
@@ -369,6 +369,10 @@ impl Ledger {
         for &id in report.finished {
             *if self.remove(id) { &mut self.stats.finished } else { &mut self.stats.unknown_ids } += 1;
         }
+    }
+
+    /// The cache is as the host says once its requests are where it says.
+    pub(crate) fn adopt(&mut self, report: &Report) {
         if let Some(free) = report.free_blocks {
             self.pool.reconcile(free, self.held());
         }

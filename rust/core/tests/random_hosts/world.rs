@@ -216,17 +216,15 @@ fn lies() -> impl Strategy<Value = Lies> {
         let few = prop::collection::vec((any::<usize>(), prop_oneof![20 => 0..60u32, 1 => any::<u32>()]), 1..3);
         prop::option::weighted(p, few).prop_map(Option::unwrap_or_default)
     };
-    let progress = placed(0.1);
+    let progress = (placed(0.1), placed(0.1));
     let hits = prop::collection::vec((any::<usize>(), hit()), 1..4);
     let hits = prop::option::weighted(0.2, hits).prop_map(Option::unwrap_or_default);
     let step = (prop_oneof![9 => 0..1000u64, 1 => any::<u64>()], prop::option::weighted(0.3, 0..50u64));
     let free = prop::option::weighted(0.15, prop_oneof![9 => 0..26u32, 1 => any::<u32>()]);
     let lists = (some(0.04), some(0.1), some(0.1), some(0.3));
     let numbers = (free, prop::option::weighted(0.6, step), prop::bool::weighted(0.1));
-    (lists, progress, hits, numbers).prop_map(|(lists, progress, hits, (free, step, contradicts))| {
+    (lists, progress, hits, numbers).prop_map(|(lists, (progress, receiving), hits, (free, step, contradicts))| {
         let (finished, preempted, refused, received) = lists;
-        // tests/hosts.rs has the hosts that say at an admission that the KV comes from elsewhere.
-        let receiving = vec![];
         Lies { finished, preempted, refused, progress, receiving, received, hits, free, step, contradicts }
     })
 }

@@ -194,7 +194,9 @@ impl NestedWait {
         let served = self.begin(view, plan, false);
         (1..served).for_each(|k| self.advance(view, plan, k));
         plan.make_room(view);
-        self.admit(view, plan);
+        if plan.preempted().is_empty() {
+            self.admit(view, plan);
+        }
     }
 
     /// Nothing would run though the first segment is served: credit accrues until the next request may enter; and if
@@ -205,7 +207,7 @@ impl NestedWait {
         if let Some(slot) = next.filter(|&slot| plan.seat(view).and_then(|()| plan.fits(view, slot, 0)).is_ok()) {
             if !conserving {
                 self.pass_idle_services(view, plan);
-                if !plan.is_idle() {
+                if !plan.is_idle() || !plan.preempted().is_empty() {
                     return;
                 }
             }
