@@ -248,13 +248,14 @@ impl Host {
     /// Which lane a request is in is the policy's choice: one that changes its lane keeps no more blocks than it needs.
     fn follow_lanes(&mut self, report: &Report) {
         let view = self.core.view();
-        for &(id, kv) in report.progress.iter().filter(|_| view.lanes().len() > 1) {
-            let needs = self.ledger.kv.after(kv.saturating_sub(1), kv);
+        for &(id, _) in report.progress.iter().filter(|_| view.lanes().len() > 1) {
+            let kv = &self.ledger.kv;
             let entry = self.ledger.entries.get_mut(&id).filter(|entry| entry.emits());
-            if let Some((entry, slot)) = entry.zip(view.slot(id))
-                && view.blocks(slot) == needs
-            {
-                entry.blocks = needs;
+            if let Some((entry, slot)) = entry.zip(view.slot(id)) {
+                let needs = kv.after(entry.kv.saturating_sub(1), entry.kv);
+                if view.blocks(slot) == needs {
+                    entry.blocks = needs;
+                }
             }
         }
     }
