@@ -270,13 +270,14 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
     assert!((peak - 10.0 * (16.0 + 7.5 + 96.0)).abs() < 1.0, "{peak}");
     assert!(core.kv_forecast().iter().all(|at| at.overflow < 1e-12));
 
-    // Unknown lengths: one core is queried after every step, the other never.
+    // Unknown lengths: one core is queried after every step, before the next arrivals, the other never.
     let scarce = json!({"kv_blocks": 60, "max_model_len": 900});
     let (mut asked, mut other) = (scheduler(scarce.clone()), scheduler(scarce));
     let mut largest = 0.0_f64;
     for step in 0..600_u64 {
         for core in [&mut asked, &mut other] {
-            core.add(&Request { id: step, prompt: 30, arrival_ns: step, ..Request::default() }).unwrap();
+            let arrives = |id| Request { id, prompt: 30, arrival_ns: step, ..Request::default() };
+            (3 * step..3 * step + step % 4).for_each(|id| core.add(&arrives(id)).unwrap());
             core.plan(step);
             let view = core.view();
             let ends = |slot: &u32| view.stage(*slot) > 40 + (view.request(*slot).id * 37 % 60) as u32;
@@ -288,6 +289,7 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
         largest = forecast.iter().map(|at| at.overflow).fold(largest, f64::max);
         let chunks = |core: &Scheduler| core.last_plan().chunks().iter().map(|c| (c.id, c.tokens)).collect::<Vec<_>>();
         assert_eq!(chunks(&asked), chunks(&other), "step {step}");
+        assert_eq!(asked.learned(), other.learned(), "step {step}");
     }
     assert!((1e-3..=1.0).contains(&largest), "memory binds: {largest}");
 }

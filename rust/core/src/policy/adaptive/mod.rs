@@ -292,13 +292,13 @@ impl Policy for Adaptive {
         Ok(())
     }
 
+    // Both are as of the last plan: the forecast follows the lane with the next one, before which requests may yet arrive.
+
     fn kv_forecast(&mut self, view: &View) -> Vec<KvForecast> {
-        self.advance(view);
         self.overflows(view)
     }
 
     fn expects(&mut self, view: &View) -> Option<Expected> {
-        // As of the last plan: the forecast follows the lane with the next one, before which requests may yet arrive.
         self.learned.has_begun().then(|| self.expected(view))
     }
 
