@@ -129,7 +129,7 @@ def simulated(kept: Kept, laws: dict[str, dict[str, Any]]) -> str:
         "max_num_seqs": engine["max_num_seqs"],
         "token_budget": engine["max_num_batched_tokens"],
         "max_model_len": engine["max_model_len"],
-        "law": "hidden",
+        "iteration_time_knowledge": "hidden",
     }
     rows = []
     for cell, arm in product(CELLS, ARMS):

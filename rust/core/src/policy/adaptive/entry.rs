@@ -1,6 +1,6 @@
 //! Which requests may enter: the checks that each passes in turn, and the requests that have passed so far.
 
-use super::overflow_margin::{Most, RequestMargin};
+use super::overflow_margin::{Most, RequestMargin, Waiting};
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
 use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, POOLED, Span, forecast};
@@ -156,13 +156,15 @@ impl Adaptive {
         if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
         }
-        let worth = match &self.budget {
+        let (slot, iteration) = match &self.budget {
             Some(budget) => budget.worth(view, entry.decodes, entry.kv),
-            None => BALANCE / f64::from(entry.decodes.max(1)),
+            None => (BALANCE / f64::from(entry.decodes.max(1)), BALANCE),
         };
+        let has_token = candidate.stage > 1;
+        let first = if has_token { 0.0 } else { iteration / view.len() as f64 };
         let growth = self.forecast.footprint().steepest() * f64::from(entry.decodes + 1);
         let most = Most { now: entry.capacity - left, growth };
-        let margin = self.margin.of(candidate.kv, worth, entry.capacity, most);
+        let margin = self.margin.of(candidate.kv, Waiting { slot, first }, entry.capacity, most);
         if let Some(needs) = self.overflow(entry, candidate, &margin) {
             return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
         }

@@ -6,8 +6,14 @@
 //! for it, and no later admission can cause its preemption. It is admitted if at every horizon h
 //!
 //! ```text
-//! P(overflow at h) · (KV it then holds) ≤ h · (what a slot is worth per iteration, in prompt tokens)
+//! P(overflow at h) · (KV it then holds) ≤ (what h iterations in the queue cost, in prompt tokens)
 //! ```
+//!
+//! An idle slot costs its share of the fixed cost in each of them. And where what is held rises until h, no request that
+//! waits will have been admitted before, and a first token comes h iterations later. Time lost, as by KV computed again,
+//! delays all n requests that are present, so that an iteration of this wait costs an n-th of itself. In a steady state
+//! what is held falls unless requests enter, and the wait is short. Of a burst none leaves for long: where their prompts
+//! fit, its requests are admitted, and some of them preempted later.
 //!
 //! The near future must be almost certain; the far future may be unlikely. Where few requests fill the cache a slot is
 //! worth many prompt tokens, and only the next iterations count; where hundreds share the fixed cost, a slot is worth
@@ -59,11 +65,20 @@ impl OverflowMargin {
         Self { rule, horizons: if without(Part::Horizons) { 1 } else { usize::MAX } }
     }
 
-    /// The margin for a request that holds `kv` tokens once its prompt is computed, where a slot is worth `worth`
-    /// prompt tokens per iteration, the cache holds `capacity`, and at most `most` of it is held.
-    pub(super) fn of(self, kv: u32, worth: f64, capacity: f64, most: Most) -> RequestMargin {
-        RequestMargin { margin: self, kv: f64::from(kv), worth, capacity, most }
+    /// The margin for a request that holds `kv` tokens once its prompt is computed, where the cache holds `capacity`, and
+    /// at most `most` of it is held.
+    pub(super) fn of(self, kv: u32, waiting: Waiting, capacity: f64, most: Most) -> RequestMargin {
+        RequestMargin { margin: self, kv: f64::from(kv), waiting, capacity, most }
     }
+}
+
+/// What an iteration in the queue costs, in prompt tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waiting {
+    /// For the slot that is idle.
+    pub(super) slot: f64,
+    /// For the first token that waits; 0 where there has been one.
+    pub(super) first: f64,
 }
 
 /// The most that is held, the request included: if no request leaves.
@@ -81,23 +96,23 @@ pub(super) struct Most {
 pub(super) struct RequestMargin {
     margin: OverflowMargin,
     kv: f64,
-    worth: f64,
+    waiting: Waiting,
     capacity: f64,
     most: Most,
 }
 
 impl RequestMargin {
-    /// The probability of an overflow in h iterations that costs no more than an idle slot; at 1 or above any overflow
-    /// is allowed.
-    fn allowed(&self, h: u32) -> f64 {
-        let h = f64::from(h);
-        self.worth * h / (self.kv + h)
+    /// The probability of an overflow in h iterations that costs no more than waiting; at 1 or above any overflow is allowed.
+    /// Where what is held `rises` until then, no request that waits will have been admitted before.
+    fn allowed(&self, h: u32, rises: bool) -> f64 {
+        let (h, Waiting { slot, first }) = (f64::from(h), self.waiting);
+        h * (slot + if rises { first } else { 0.0 }) / (self.kv + h)
     }
 
     /// Whether the expectation at a column, or at a later one, may keep the request out.
     pub(super) fn asks(&self, column: usize) -> bool {
         let weighed = matches!(self.margin.rule, Rule::Weighed);
-        column < self.margin.horizons && !(weighed && self.allowed(HORIZONS[column]) >= 1.0)
+        column < self.margin.horizons && !(weighed && self.allowed(HORIZONS[column], false) >= 1.0)
     }
 
     /// Whether the most that is expected leaves a wider margin than any that is required.
@@ -114,19 +129,19 @@ impl RequestMargin {
         let mut most = (f64::NEG_INFINITY, span.first());
         for (j, held) in span.moments().enumerate().take(self.margin.horizons) {
             let Moments { horizon, mean, variance, deviation } = held;
+            let all_stay = self.most.now + self.most.growth * f64::from(horizon);
             let (p, z) = match self.margin.rule {
                 Rule::Stated { p, z } => (p, z),
                 // The probability is next to nothing: skip the logarithm.
                 Rule::Weighed if mean + CLEAR * deviation <= self.capacity => (1.0, 0.0),
                 Rule::Weighed => {
-                    let allowed = self.allowed(horizon);
+                    let allowed = self.allowed(horizon, mean >= self.most.now);
                     if allowed >= 1.0 {
-                        break;
+                        continue;
                     }
                     (allowed, deviations(allowed.max(LEAST)))
                 }
             };
-            let all_stay = self.most.now + self.most.growth * f64::from(horizon);
             let needs = if no_request_leaves(all_stay - mean, variance) > p {
                 all_stay
             } else {

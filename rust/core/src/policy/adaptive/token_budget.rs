@@ -178,9 +178,9 @@ impl TokenBudget {
         delays.fold((least, all), |best, next| if next.0 < best.0 { next } else { best }).1
     }
 
-    /// What a slot of the batch is worth per iteration, in prompt tokens: two iterations take longer than one of twice
-    /// the work, and that is what twice the slots save.
-    pub(super) fn worth(&self, view: &View, decodes: u32, kv: u64) -> f64 {
+    /// What a slot of the batch is worth per iteration, and the iteration itself, in prompt tokens: two iterations take
+    /// longer than one of twice the work, and that is what twice the slots save.
+    pub(super) fn worth(&self, view: &View, decodes: u32, kv: u64) -> (f64, f64) {
         let slots = u64::from(decodes.max(1));
         let tokens = slots * u64::from(view.limits().decode_tokens);
         let prompts = (self.prompt_tokens / self.iterations) as u64;
@@ -189,7 +189,8 @@ impl TokenBudget {
             self.law.seconds(&BatchShape { prefill_tokens, decodes, decode_kv, ..BatchShape::default() })
         };
         let price = (self.prompt_s / self.prompt_tokens).max(f64::MIN_POSITIVE);
-        (2.0 * seconds(1) - seconds(2)).max(0.0) / (price * slots as f64)
+        let (one, two) = (seconds(1), seconds(2));
+        ((2.0 * one - two).max(0.0) / (price * slots as f64), one / price)
     }
 
     /// Seconds of an iteration.
