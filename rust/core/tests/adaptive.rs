@@ -295,6 +295,44 @@ fn the_forecast_is_what_admission_expects_and_asking_changes_nothing() {
 }
 
 #[test]
+fn of_a_burst_whose_prompts_fit_all_are_admitted_and_of_a_queue_what_memory_carries() {
+    // Outputs of 100 to 900 tokens, which it has learned. Twice as many prompts fit as whole requests.
+    let mut core = scheduler(json!({"kv_blocks": 1250}));
+    let output = |id: RequestId| 100 + (id * 7919 % 801) as u32;
+    let step = |core: &mut Scheduler| {
+        core.plan(0);
+        let view = core.view();
+        let ends = |slot: &u32| view.stage(*slot) >= output(view.request(*slot).id);
+        let finished: Vec<_> = view.iter_residents().filter(ends).map(|slot| view.request(slot).id).collect();
+        core.complete(&Report { finished: &finished, ..Report::default() }).unwrap();
+    };
+    let add = |core: &mut Scheduler, ids: std::ops::Range<RequestId>| {
+        ids.for_each(|id| core.add(&Request { id, prompt: 80, ..Request::default() }).unwrap());
+    };
+    add(&mut core, 0..300);
+    while !core.view().is_empty() {
+        step(&mut core);
+    }
+    // Some 45 would stay within the memory, and 150 fill it in 53 iterations.
+    add(&mut core, 1000..1150);
+    (0..8).for_each(|_| step(&mut core));
+    assert_eq!((core.view().residents(), core.view().waiting_total()), (150, 0), "a burst");
+    while !core.view().is_empty() {
+        step(&mut core);
+    }
+    // Of more than that the last are held, instead of being admitted and preempted before they have decoded for long.
+    let before = core.stats().preemptions;
+    add(&mut core, 2000..2400);
+    (0..20).for_each(|_| step(&mut core));
+    let residents = core.view().residents();
+    assert!(
+        (150..200).contains(&residents) && core.stats().preemptions == before,
+        "{residents} and {:?}",
+        core.stats()
+    );
+}
+
+#[test]
 fn a_shared_prefix_is_forecast_once_whichever_request_leaves_first() {
     const PREFIX: u32 = 196;
     let settings = json!({"kv_blocks": 100, "block_size": 4, "host_preempts": true, "overflow_probability": 0.02});
