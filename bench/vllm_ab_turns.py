@@ -39,6 +39,7 @@ AT_ONCE = float("inf")
 
 def work(pipe: Connection, model: dict[str, Any], options: dict[str, Any]) -> None:
     """Be an arm: serve the clients that the pipe names, a slice of time for each message."""
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # of this process only: the one that started it has a log of its own
     with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
         engine = Engine(model, options, Path(folder))
         pipe.send(None)
@@ -89,7 +90,6 @@ class Turns:
         self.pipes: dict[str, Connection] = {}
         self.processes: list[BaseProcess] = []
         spawn = multiprocessing.get_context("spawn")  # what has imported torch is not to be forked
-        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         for arm, own in arms.items():
             named = settings["serve"] | cell["serve"] | own
             options = {name.replace("-", "_"): value for name, value in named.items()}

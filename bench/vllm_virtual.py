@@ -21,7 +21,6 @@ import numpy as np
 from contract import ROOT, markdown, start
 
 sys.path.insert(0, str(ROOT / "tests" / "with_vllm"))
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import clients as kinds
 from in_process import Setup
 from virtual import Engine
@@ -238,6 +237,7 @@ def main() -> None:
     if bench.options.quick:
         names, seeds = [name for name in names if name in QUICK], seeds[:1]
     jobs = [(name, arm, seed) for name in names for arm in arms(name) for seed in seeds]
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # of the processes that serve
     # Fresh interpreters: one that has imported torch is not to be forked.
     with multiprocessing.get_context("spawn").Pool(bench.options.processes) as pool:
         runs = dict(pool.imap_unordered(serve, jobs))

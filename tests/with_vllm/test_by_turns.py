@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,9 @@ def runs(ab: Any, tmp_path: Path) -> Any:
 def test_a_round_by_turns(ab: Any, runs: Any, monkeypatch: pytest.MonkeyPatch, name: str, requests: int) -> None:
     cell = runs.settings["cells"][name]
     monkeypatch.setitem(cell, "sizes", SIZES[cell["clients"]])
+    before = dict(os.environ)
     runs.complete([name], [ab.STOCK, ab.OURS], 1, pinned=False)
+    assert dict(os.environ) == before, "what the engines need is set in their own processes"
     arms = ab.arms_of(cell, [ab.STOCK, ab.OURS])
     assert (ab.STATED in arms) == (name == "overload")
     answers = [runs.made[name, arm, 1] for arm in arms]

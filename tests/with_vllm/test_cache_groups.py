@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -80,22 +81,33 @@ def test_a_watermark_is_a_share_of_all_blocks(share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "message"),
+    ("kind", "changes", "message", "remedies"),
     [
-        ("RSWASpec", {}, "RSWASpec"),
-        ("SinkFullAttentionSpec", {}, "SinkFullAttentionSpec"),
-        ("CrossAttentionSpec", {}, "CrossAttentionSpec"),
+        ("RSWASpec", {}, "RSWASpec", []),
+        ("SinkFullAttentionSpec", {}, "SinkFullAttentionSpec", []),
+        ("CrossAttentionSpec", {}, "CrossAttentionSpec", []),
         (
             "ChunkedLocalAttentionSpec",
             {"attention_chunk_size": 40},
             "chunks of 40 tokens that end inside a block of 16",
+            ["--block-size that divides 40", "--disable-hybrid-kv-cache-manager"],
         ),
-        ("MambaSpec", {"mamba_cache_mode": "all", "num_speculative_blocks": 0}, "Mamba cache mode 'all'"),
-        ("SlidingWindowMLASpec", {"bounded_replay": True}, "SlidingWindowMLASpec with bounded replay"),
+        (
+            "MambaSpec",
+            {"mamba_cache_mode": "all", "num_speculative_blocks": 0},
+            "Mamba cache mode 'all'",
+            ["--mamba-cache-mode align", "--no-enable-prefix-caching"],
+        ),
+        (
+            "SlidingWindowMLASpec",
+            {"bounded_replay": True},
+            "SlidingWindowMLASpec with bounded replay",
+            ["--no-swa-bounded-replay"],
+        ),
     ],
 )
 def test_groups_that_cannot_be_counted_are_refused_with_what_to_do(
-    kind: str, changes: dict[str, Any], message: str
+    kind: str, changes: dict[str, Any], message: str, remedies: list[str]
 ) -> None:
     from in_process import Setup, make_scheduler
     from vllm.v1 import kv_cache_interface
@@ -109,14 +121,14 @@ def test_groups_that_cannot_be_counted_are_refused_with_what_to_do(
         object.__setattr__(spec, name, value)
     full = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
     other = SimpleNamespace(kv_cache_spec=spec, block_size=16)
-    for managers, remedy in (
-        ((full, other), "--disable-hybrid-kv-cache-manager"),
-        ((other,), "without --scheduler-cls"),
-    ):
+    for managers in ((full, other), (other,)):
         scheduler.kv_cache_manager.coordinator.single_type_managers = managers
         with pytest.raises(ConfigError, match=message) as refused:
             support.engine(scheduler)
-        assert remedy in str(refused.value)
+        _, _, advice = str(refused.value).partition(f"{message}: ")
+        assert advice.endswith("start vLLM without --scheduler-cls")
+        assert re.findall(r"--[\w-]+", advice)[:-1] == [remedy.split()[0] for remedy in remedies]
+        assert all(remedy in advice for remedy in remedies)
 
 
 @pytest.mark.parametrize("caching", [False, True], ids=["", "cached"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import HandClock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -55,7 +57,7 @@ def served(driver: Any, names: set[str], steps: int) -> set[str]:
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "vllm"])
-def test_a_grammar_that_is_compiled_for_long_holds_no_other_request(policy: str) -> None:
+def test_a_grammar_that_is_compiled_for_long_holds_no_other_request(policy: str, clock: HandClock) -> None:
     from vllm.v1.request import RequestStatus
 
     driver = engine({"policy": policy, "watchdog_s": 0.05})
@@ -72,7 +74,7 @@ def test_a_grammar_that_is_compiled_for_long_holds_no_other_request(policy: str)
         driver.step()
     assert bridge.counts["refused"] == 0
     assert len(bridge.unready) == 2
-    time.sleep(0.1)
+    clock.forward(0.1)
     driver.step()
     driver.step()
     assert bridge.counts["watchdog"] == 0, "no request could run"
@@ -123,7 +125,7 @@ def test_a_pause_keeps_the_cache_and_computes_nothing() -> None:
     assert scheduler.wait_core.active
 
 
-def test_a_pause_for_good_does_not_keep_a_draining_engine_from_draining() -> None:
+def test_a_pause_for_good_does_not_keep_a_draining_engine_from_draining(clock: HandClock) -> None:
     from vllm.v1.core.sched.interface import PauseState
 
     driver = engine(PAUSING)
@@ -134,10 +136,11 @@ def test_a_pause_for_good_does_not_keep_a_draining_engine_from_draining() -> Non
         driver.step()
     assert scheduler.running
     scheduler.set_pause_state(PauseState.PAUSED_NEW)
-    end = time.monotonic() + 20
-    while scheduler.running and time.monotonic() < end:
-        if not driver.step().scheduled.num_scheduled_tokens:
-            time.sleep(0.01)
+    for _ in range(2000):
+        driver.step()
+        clock.forward(0.01)
+        if not scheduler.running:
+            break
     assert not scheduler.running
     assert scheduler.wait_core.counts["watchdog"] >= 1
 
@@ -197,16 +200,18 @@ def test_with_adapters_no_request_pauses() -> None:
     assert scheduler.wait_core.counts["watchdog"] == 0
 
 
-def test_the_last_residents_do_not_crawl() -> None:
+def test_the_last_residents_do_not_crawl(clock: HandClock) -> None:
     driver = engine(PAUSING | {"watchdog_s": 0.2})
     for i in range(12):
         driver.add(f"r{i}", [3 + i] * 30, 60, ignore_eos=True)
-    begun = time.monotonic()
-    while driver.scheduler.requests and time.monotonic() - begun < 30:
+    steps = 0
+    while driver.scheduler.requests and steps < 3000:
         driver.step()
+        clock.forward(0.01)
+        steps += 1
     assert not driver.scheduler.requests
     assert driver.scheduler.wait_core.counts["watchdog"] > 3
-    assert time.monotonic() - begun < 5, "one token each 0.2 s would be longer"
+    assert steps < 500, "one token each 0.2 s would be longer"
 
 
 def test_an_offer_refused_and_then_aborted_was_no_admission() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from wait_core import QueueFullError
 
 if TYPE_CHECKING:
+    from conftest import HandClock
     from in_process import Driver
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -218,7 +218,7 @@ def test_the_watchdog_opens_the_gates_and_closes_them_again(
     assert not bridge.watchdog.is_open
 
 
-def test_the_watchdog_does_not_take_rest_for_a_stall() -> None:
+def test_the_watchdog_does_not_take_rest_for_a_stall(clock: HandClock) -> None:
     from vllm.v1.core.sched.interface import PauseState
 
     driver = ours({"watchdog_s": 0.05})
@@ -228,12 +228,12 @@ def test_the_watchdog_does_not_take_rest_for_a_stall() -> None:
         while driver.scheduler.requests:
             driver.step()
         driver.step()  # nothing left to schedule
-        time.sleep(0.1)
+        clock.forward(0.1)
     driver.add("c", [5] * 20, 6, ignore_eos=True)
     driver.scheduler.set_pause_state(PauseState.PAUSED_NEW)
     for _ in range(3):
         driver.step()
-        time.sleep(0.1)
+        clock.forward(0.1)
     driver.scheduler.set_pause_state(PauseState.UNPAUSED)
     while driver.scheduler.requests:
         driver.step()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -111,9 +113,9 @@ def refusal(scheduler: Any) -> str:
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("ec_connector", object(), "an encoder-cache connector"),
-        ("is_encoder_decoder", True, "an encoder-decoder model"),
-        ("dcp_world_size", 2, "decode context parallelism"),
+        ("ec_connector", object(), "an encoder-cache connector: leave out --ec-transfer-config; or start"),
+        ("is_encoder_decoder", True, "an encoder-decoder model (cross-attention blocks): start vLLM without"),
+        ("dcp_world_size", 2, "decode context parallelism: --decode-context-parallel-size 1; or start"),
     ],
 )
 def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: object, message: str) -> None:
@@ -128,9 +130,9 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("is_diffusion", True, "a diffusion model"),
-        ("runner_type", "pooling", "a pooling"),
-        ("pipeline_parallel_size", 2, "pipeline stages that wait for tokens"),
+        ("is_diffusion", True, "a diffusion model (it needs vLLM's own scheduler): start vLLM without"),
+        ("runner_type", "pooling", "a pooling model (it has no decode phase to plan): start vLLM without"),
+        ("pipeline_parallel_size", 2, "that does not: derive it from SyncWaitScheduler; or start vLLM without"),
     ],
 )
 def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: object, message: str) -> None:
@@ -148,3 +150,18 @@ def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: o
     owner = scheduler.vllm_config.parallel_config if "parallel" in attribute else scheduler.vllm_config.model_config
     setattr(owner, attribute, value)
     assert message in refusal(scheduler)
+
+
+@pytest.mark.parametrize("setting", ["log_file", "step_log_file"])
+def test_a_log_that_cannot_be_begun_is_refused_with_what_to_do(setting: str, tmp_path: Path) -> None:
+    from in_process import Setup, make_scheduler
+
+    from wait_core.vllm.config import ConfigError
+
+    path = str(tmp_path / "absent" / "log.jsonl")
+    with pytest.raises(ConfigError) as refused:
+        make_scheduler(Setup(scheduler="WaitScheduler", wait_core={setting: path}))
+    assert str(refused.value) == (
+        f"wait_core.{setting} = {path!r}: No such file or directory: name a file in a folder that vLLM may write, or "
+        "leave it out"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conftest import HandClock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -50,10 +51,9 @@ class Line:
                 if one.finish_reason is not None:
                     self.told[one.request_id] = str(one.finish_reason), one.stop_reason
 
-    def run(self, pause_s: float = 0.0) -> None:
+    def run(self) -> None:
         for _ in range(2000):
             self.step()
-            time.sleep(pause_s)
             if not self.scheduler.has_requests():
                 break
         assert not self.scheduler.requests
@@ -64,13 +64,13 @@ class Line:
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_what_has_waited_too_long_ends_and_its_client_is_notified(policy: str) -> None:
+def test_what_has_waited_too_long_ends_and_its_client_is_notified(policy: str, clock: HandClock) -> None:
     line = Line(policy=policy, max_wait_s=0.3)
     for i in range(3):
         line.add(f"r{i}", 60)
     for _ in range(5):
         line.step()
-    time.sleep(0.35)
+    clock.forward(0.35)
     line.run()
     assert line.told == {
         "r0": ("length", None),
@@ -81,16 +81,16 @@ def test_what_has_waited_too_long_ends_and_its_client_is_notified(policy: str) -
     assert line.late == {"max_wait_s": 2}
 
 
-def test_off_by_default() -> None:
+def test_off_by_default(clock: HandClock) -> None:
     line = Line(ttft_target=0.05)
     for i in range(4):
         line.add(f"r{i}")
-    time.sleep(0.1)
+    clock.forward(0.1)
     line.run()
     assert {reason for reason, _ in line.told.values()} == {"length"}
 
 
-def test_a_request_may_ask_for_less_and_not_for_more() -> None:
+def test_a_request_may_ask_for_less_and_not_for_more(clock: HandClock) -> None:
     line = Line(max_wait_s=0.3)
     line.add("first", 60)
     line.add("patient", wait_core_deadline=99.0)
@@ -98,16 +98,16 @@ def test_a_request_may_ask_for_less_and_not_for_more() -> None:
     line.add("wrong", wait_core_deadline="soon")
     for _ in range(5):
         line.step()
-    time.sleep(0.15)
+    clock.forward(0.15)
     line.step()
     line.step()
     assert line.told == {"impatient": ("abort", "late: deadline")}
-    time.sleep(0.2)
+    clock.forward(0.2)
     line.run()
     assert line.told["patient"] == line.told["wrong"] == ("abort", "late: max_wait_s")
 
 
-def test_what_was_admitted_in_time_is_not_ended() -> None:
+def test_what_was_admitted_in_time_is_not_ended(clock: HandClock) -> None:
     """A preempted request waits again, but it has been admitted once."""
     line = Line(seats=4, max_wait_s=0.2, known_lengths=False, overflow_probability=0.9)
     for i in range(4):
@@ -115,18 +115,18 @@ def test_what_was_admitted_in_time_is_not_ended() -> None:
     for _ in range(3):
         line.step()
     line.scheduler.reset_prefix_cache(reset_running_requests=True)
-    time.sleep(0.25)
+    clock.forward(0.25)
     line.run()
     assert {reason for reason, _ in line.told.values()} == {"length"}
     assert sum(line.tokens.values()) == 160
 
 
-def test_late_refuse_ends_what_the_policy_finds_late() -> None:
+def test_late_refuse_ends_what_the_policy_finds_late(clock: HandClock) -> None:
     line = Line(ttft_target=0.2, late="refuse")
     for i in range(6):
         line.add(f"r{i}", 30)
     line.step()
-    time.sleep(0.25)
+    clock.forward(0.25)
     line.run()
     ended = {name: told for name, told in line.told.items() if told[0] == "abort"}
     assert ended
@@ -136,13 +136,13 @@ def test_late_refuse_ends_what_the_policy_finds_late() -> None:
     assert line.scheduler.wait_core.core.stats["refused"] == len(ended)
 
 
-def test_what_would_wait_too_long_ends_when_it_comes() -> None:
+def test_what_would_wait_too_long_ends_when_it_comes(clock: HandClock) -> None:
     line = Line(max_wait_s=30.0)
     for i in range(30):
         line.add(f"r{i}", 2)
     for _ in range(60):
         line.step()
-        time.sleep(0.005)
+        clock.forward(0.005)
     core = line.scheduler.wait_core.core
     assert core.predicted_wait_ns > 5e6
     line.add("impatient", wait_core_deadline=0.001)
@@ -167,16 +167,16 @@ def test_bounds_far_away_do_not_pile_up() -> None:
     assert len(late._due) < 1100
 
 
-def test_shadow_mode_ends_nothing() -> None:
+def test_shadow_mode_ends_nothing(clock: HandClock) -> None:
     line = Line(max_wait_s=0.05, ttft_target=0.05, late="refuse", shadow=True)
     for i in range(4):
         line.add(f"r{i}")
-    time.sleep(0.1)
+    clock.forward(0.1)
     line.run()
     assert {reason for reason, _ in line.told.values()} == {"length"}
 
 
-def test_a_log_of_it_is_replayed(tmp_path: Path) -> None:
+def test_a_log_of_it_is_replayed(tmp_path: Path, clock: HandClock) -> None:
     from wait_core.logs import replay
 
     log = tmp_path / "decisions.jsonl"
@@ -184,7 +184,7 @@ def test_a_log_of_it_is_replayed(tmp_path: Path) -> None:
     for i in range(6):
         line.add(f"r{i}", 30)
     line.step()
-    time.sleep(0.3)
+    clock.forward(0.3)
     line.run()
     line.scheduler.wait_core.log.close()
     assert replay(log).line is None

@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import HandClock
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 HIDDEN = {"known_lengths": False, "use_max_tokens": False}
@@ -56,7 +58,7 @@ def written(driver: Any) -> None:
     driver.scheduler.wait_core.control._learned._writer.join()
 
 
-def test_an_engine_that_comes_to_rest_has_kept_it(tmp_path: Path) -> None:
+def test_an_engine_that_comes_to_rest_has_kept_it(tmp_path: Path, clock: HandClock) -> None:
     """It may be killed at any time then."""
     path = tmp_path / "learned.json"
     driver = engine(learned_file=str(path))
@@ -67,6 +69,10 @@ def test_an_engine_that_comes_to_rest_has_kept_it(tmp_path: Path) -> None:
     serve(driver, 4, "s")
     written(driver)
     assert path.stat().st_ino == before, "at most once a second"
+    clock.forward(1.5)
+    serve(driver, 4, "t")
+    written(driver)
+    assert path.stat().st_ino != before
 
 
 def test_it_is_kept_at_intervals_while_the_engine_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_what_no_request_holds_any_more_is_not_saved() -> None:
     assert known(driver) == [64, 128]
     driver.abort("a")
     bridge = driver.scheduler.wait_core
-    bridge.prefixes.tell(bridge.core, bridge._requests)
+    bridge.prefixes.tell(bridge.core, bridge._requests, 8)
     assert known(driver) == [0, 0], "cached, but free"
     assert computed(driver) == [64, 128], "it need not be computed, and takes blocks"
 

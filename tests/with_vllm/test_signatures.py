@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from vllm_source import Source
@@ -232,3 +233,12 @@ def test_the_way_of_our_figures_is_as_expected(vllm: Source) -> None:
     assert loggers.parameters(f"{base}.__init__") == ["self", "vllm_config", "engine_indexes"]
     assert loggers.has(f"{base}.record_admission_rejection")
     assert vllm["version"].text
+
+
+def test_vllm_has_the_options_that_a_refusal_names(vllm: Source) -> None:
+    folder = Path(__file__).parents[2] / "python" / "wait_core" / "vllm"
+    texts = [(folder / f"{name}.py").read_text(encoding="utf-8") for name in ("support", "kv_groups")]
+    named = set(re.findall(r"--(?:no-)?([a-z]+[a-z-]+)", " ".join(texts)))
+    assert {"mamba-cache-mode", "swa-bounded-replay", "scheduler-cls"} <= named
+    text = vllm["engine.arg_utils"].text
+    assert {name for name in named if f'"--{name}"' not in text} == set()

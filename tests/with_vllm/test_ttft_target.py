@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-import time
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import HandClock
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_late_requests_let_others_go_first(policy: str) -> None:
+def test_late_requests_let_others_go_first(policy: str, clock: HandClock) -> None:
     from in_process import Driver, Setup, random_prompt
 
     setup = Setup(scheduler="WaitScheduler", wait_core={"ttft_target": 1.0}, policy=policy, max_num_seqs=2)
@@ -19,7 +22,7 @@ def test_late_requests_let_others_go_first(policy: str) -> None:
     early, late = [f"early{i}" for i in range(4)], [f"late{i}" for i in range(4)]
     for name in late:
         driver.add(name, random_prompt(draw, 20), 5, ignore_eos=True)
-    time.sleep(1.1)
+    clock.forward(1.1)
     for name in early:
         driver.add(name, random_prompt(draw, 20), 5, ignore_eos=True)
     begun: list[str] = []

@@ -248,8 +248,10 @@ class Bridge:
         scheduler = self.scheduler
         if not self.settings.shadow:
             self._watch(now_ns)
-        if self.outcomes.moved and self.prefixes.used:
-            self.outcomes.moved = self.prefixes.tell(self.core, self._requests)
+        # No more are admitted than there are seats: what is cached of the others can be asked for later.
+        seats = scheduler.max_num_active_reqs - len(scheduler.running)
+        if seats > 0 and self.outcomes.moved and self.prefixes.used:
+            self.outcomes.moved = self.prefixes.tell(self.core, self._requests, seats)
         for number, bound in self.late.due(now_ns, self._requests):
             self.core.abort(number)
             self._end(number, bound)
@@ -285,10 +287,9 @@ class Bridge:
             self.counts["steps"] += 1
             ungated = self.watchdog.is_open or self.settings.shadow
             self.outcomes.compare(plan, output, ungated=ungated, may_pause=self._may_pause)
-            if plan.admitted:
+            if self.outcomes.admitted and (admitted := self.outcomes.admitted.intersection(plan.admitted)):
                 now_ns = clock.now_ns()
-                admitted = [n for n in plan.admitted if n in self.outcomes.admitted]
-                self.telemetry.holds_ns += [now_ns - self._arrivals[n] for n in admitted]
+                self.telemetry.holds_ns += [now_ns - self._arrivals[number] for number in admitted]
         if output.total_num_scheduled_tokens:
             self.watchdog.progressed()
             followed = plan is not None and self.outcomes.followed and not self._foreign

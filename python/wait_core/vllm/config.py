@@ -199,6 +199,14 @@ def read(additional: object, in_file: object = None, path: str | None = None) ->
     return Settings(**own, core={k: v for k, v in merged.items() if k not in own}, sources=sources)
 
 
+def not_writable(setting: str, path: str, error: OSError) -> ConfigError:
+    """Return the error of a log that cannot be begun, and what to do about it."""
+    why = error.strerror or error
+    return ConfigError(
+        f"{KEY}.{setting} = {path!r}: {why}: name a file in a folder that vLLM may write, or leave it out"
+    )
+
+
 def make_core(settings: Settings, engine: Mapping[str, Any]) -> Scheduler:
     """Build the core for an engine described by the keyword arguments `engine`.
 

@@ -127,6 +127,6 @@ def _open_log(scheduler: Scheduler, settings: config.Settings) -> DecisionLog | 
     try:
         log = DecisionLog(path, max_bytes=int(settings.log_max_mb * 1e6))
     except OSError as error:
-        raise config.ConfigError(f"{config.KEY}.log_file = {settings.log_file!r}: {error}") from error
+        raise config.not_writable("log_file", settings.log_file, error) from error
     logger.info("wait-core logs its decisions to %s, up to %g MB", log.path, settings.log_max_mb)
     return log

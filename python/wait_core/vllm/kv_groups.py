@@ -29,7 +29,20 @@ Group = dict[str, Any]
 
 
 class NotServedError(ValueError):
-    """A group of layers whose blocks the core cannot count; the text names it."""
+    """A group of layers whose blocks the core cannot count; the text names it.
+
+    Attributes
+    ----------
+    remedy
+        What to tell vLLM so that it has no such group; None where nothing does.
+    """
+
+    def __init__(self, what: str, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+AS_FULL = "--disable-hybrid-kv-cache-manager, which keeps these layers in full where others are full, at more memory"
 
 
 def _full(spec: Any, size: int, under_way: int) -> Group:
@@ -39,7 +52,7 @@ def _full(spec: Any, size: int, under_way: int) -> Group:
 
 def _window(spec: Any, size: int, under_way: int) -> Group:
     if getattr(spec, "bounded_replay", False):
-        raise NotServedError("SlidingWindowMLASpec with bounded replay")
+        raise NotServedError("SlidingWindowMLASpec with bounded replay", "--no-swa-bounded-replay")
     # What leaves the window of a token goes when that token's step has ended: later by the steps under way beside it.
     window = spec.sliding_window + spec.extra_retained_tokens + under_way - 1
     return {"kind": "sliding_window", "window": window, "block_size": size}
@@ -48,7 +61,8 @@ def _window(spec: Any, size: int, under_way: int) -> Group:
 def _chunk(spec: Any, size: int, under_way: int) -> Group:
     del under_way
     if spec.attention_chunk_size % size:
-        raise NotServedError(f"chunks of {spec.attention_chunk_size} tokens that end inside a block of {size}")
+        what = f"chunks of {spec.attention_chunk_size} tokens that end inside a block of {size}"
+        raise NotServedError(what, f"a --block-size that divides {spec.attention_chunk_size}; or {AS_FULL}")
     return {"kind": "chunked_local", "chunk": spec.attention_chunk_size, "block_size": size}
 
 
@@ -61,7 +75,8 @@ def _state(spec: Any, size: int, under_way: int) -> Group:
         # The checkpoint of a prompt's end is counted as if it were held all along: it is there for one prefill.
         blocks += spec.num_prefill_checkpoint_blocks
         return {"kind": "state", "blocks": blocks, "aligned": True, "block_size": size}
-    raise NotServedError(f"Mamba cache mode {spec.mamba_cache_mode!r}")
+    remedy = "--mamba-cache-mode align, or --no-enable-prefix-caching"
+    raise NotServedError(f"Mamba cache mode {spec.mamba_cache_mode!r}", remedy)
 
 
 # By exact type: some subclasses drop tokens, so that a token does not keep its slot, or pin blocks of their own.
@@ -79,6 +94,11 @@ def managers(scheduler: Scheduler) -> tuple[SingleTypeKVCacheManager, ...]:
     """Return vLLM's managers of the groups, one each."""
     found: tuple[SingleTypeKVCacheManager, ...] = scheduler.kv_cache_manager.coordinator.single_type_managers
     return found
+
+
+def is_full(manager: SingleTypeKVCacheManager, block_size: int) -> bool:
+    """Return whether the group keeps every token, in blocks of `block_size`."""
+    return _KINDS.get(type(manager.kv_cache_spec)) is _full and manager.block_size == block_size
 
 
 def translate(scheduler: Scheduler) -> list[Group]:

@@ -78,8 +78,9 @@ class Outcomes:
     def look(self) -> None:
         """Take in what happened between two steps: a reset of the prefix cache preempts, and the next step resumes."""
         self._preempted_before = frozenset(self._scheduler.reset_preempted_req_ids)
-        for name in self._queue.last_first(self._preempted_before):
-            self._note_preempted(name)
+        if self._preempted_before:
+            for name in self._queue.last_first(self._preempted_before):
+                self._note_preempted(name)
 
     def tell(
         self,
@@ -134,25 +135,22 @@ class Outcomes:
         if output.preempted_req_ids:
             for name in self._queue.last_first(output.preempted_req_ids - self._preempted_before):
                 self._note_preempted(name)
-        cached = dict(plan.cached)
         loaded = self._note_loads()
-        self.admitted = {number for number in offered if self._requests[number].status == RequestStatus.RUNNING}
-        for number in offered:
-            if number in self.admitted:
-                self.prefilling[number] = cached.get(number, 0)
-            elif number not in self.loading:
-                self._refused.append(number)
+        self.admitted.clear()
+        if offered:
+            self._note_offered(offered, dict(plan.cached))
         unplanned = loaded + (self._note_ungated(output, offered) if ungated else 0)
         if plan.paused and (ungated or not may_pause):
             unplanned += self._note_unpaused(plan.paused, output)
         self._counts["refused"] += len(self._refused)
         chunks = dict(plan.prefill)
-        self.moved |= bool(self.prefilling)
-        self._note_chunks(chunks)
+        if self.prefilling:
+            self.moved = True
+            self._note_chunks(chunks)
         drafted = output.scheduled_spec_decode_tokens
         self._drafted = [[self._ids[name] for name in drafted if name in self._ids], self._drafted[0]]
         if not drafted:
-            loads = sum(number in self.loading for number in offered)
+            loads = len(self.loading.intersection(offered)) if self.loading else 0
             named = len(self._preempted) + len(self._refused) + loads
             scheduled = len(output.num_scheduled_tokens) - unplanned
             self._missing = plan.num_decodes + len(chunks) - named - scheduled
@@ -166,6 +164,8 @@ class Outcomes:
 
         vLLM takes those that hold blocks by itself, before it looks at the queue.
         """
+        if not (self.loading or self._scheduler.kv_holding_waiting):
+            return 0  # without a connector always
         runs = [n for n in self.loading if self._requests[n].status == RequestStatus.RUNNING]
         for number in runs:
             self.loading.remove(number)
@@ -178,6 +178,15 @@ class Outcomes:
                 self.loading.add(known)
                 self._receiving.append((known, request.num_computed_tokens))
         return len(runs)
+
+    def _note_offered(self, offered: Collection[int], cached: Mapping[int, int]) -> None:
+        """Note which of those that the plan admits vLLM did, and what is `cached` of their prompts."""
+        for number in offered:
+            if self._requests[number].status == RequestStatus.RUNNING:
+                self.admitted.add(number)
+                self.prefilling[number] = cached.get(number, 0)
+            elif number not in self.loading:
+                self._refused.append(number)
 
     def _note_chunks(self, chunks: Mapping[int, int]) -> None:
         done = []

@@ -25,46 +25,54 @@ LOOKED_AT_GROUPS = 2
 
 
 class Found(NamedTuple):
-    """Tokens of a prompt that are cached, and those that residents hold; the last block of each, with its hash then."""
+    """What the cache has of a prompt, and what would have to change first for a lookup to find something else."""
 
     cached: int = 0
+    """Tokens of the prompt that need not be computed."""
     held: int = 0
-    last_cached: tuple[KVCacheBlock, Any] | None = None
-    last_held: tuple[KVCacheBlock, Any] | None = None
+    """Those of them whose blocks residents hold."""
+    seen: tuple[tuple[KVCacheBlock, Any, bool], ...] = ()
+    """The blocks that decide: each with its hash, and whether a resident held it."""
+    next_hash: Any = None
+    """By which the block after those cached would be found; None where the prompt ends before."""
 
 
 class Prefixes:
     """Looks up what the cache has of the prompts at the head of each queue.
 
     A lookup costs a step through the hashes of the prompt, about 0.5 us a block, as vLLM's own for the first in the
-    queue in every step. So it is made once a request, and again when its answer may have changed: when the last block
-    found is no longer cached or held, or the one after it has come to be. Of a prefix that two requests computed at the
-    same time there are two copies, of which the cache offers one; with the other's holder gone the answer may be too
-    large until then. What is held cannot change while nothing comes, goes, or computes a prompt; what is cached and not
-    held may be evicted by any step. Where there are several groups it is made anew each time that something moved, for
-    the first two of a queue.
+    queue in every step. So it is made once a request, and again when its answer may have changed: when a block that
+    decides is no longer cached, or is held where it was not or the other way round, or the one after them has come to
+    be. Of a prefix that two requests computed at the same time there are two copies, of which the cache offers one;
+    with the other's holder gone the answer may be too large until then. What is held cannot change while nothing comes,
+    goes, or computes a prompt; what is cached and not held may be evicted by any step.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._manager = manager = scheduler.kv_cache_manager
         self._groups = kv_groups.translate(scheduler)
-        self._several = len(kv_groups.managers(scheduler)) > 1
-        self._size = scheduler.block_size
+        managers = kv_groups.managers(scheduler)
+        self._several = len(managers) > 1
+        self._looked_at = LOOKED_AT_GROUPS if self._several else LOOKED_AT
+        self._size = scheduler.hash_block_size
+        # Each of its blocks has a hash, and the answer ends where it has one no more: none is longer than this group's.
+        self._full = next((i for i, each in enumerate(managers) if kv_groups.is_full(each, self._size)), None)
         # Of one group: with finer hashes the one after a block's is not the next block's.
-        self.used = manager.enable_caching and (self._several or scheduler.hash_block_size == self._size)
+        self.used = manager.enable_caching and (self._several or scheduler.hash_block_size == scheduler.block_size)
         self._found: dict[int, Found] = {}
 
-    def tell(self, core: Any, requests: Mapping[int, Request]) -> bool:
-        """Tell `core` where it knows another number; `requests` are those it knows, by number.
+    def tell(self, core: Any, requests: Mapping[int, Request], most: int) -> bool:
+        """Tell `core` where it knows another number; `requests` are those it knows, by number, `most` can be admitted.
 
         Returns whether the answers may change though nothing comes, goes or computes a prompt.
         """
         found, news = {}, []
-        for number, *known in core.first_in_queue(LOOKED_AT_GROUPS if self._several else LOOKED_AT):
+        for number, *known in core.first_in_queue(min(most, self._looked_at)):
             request = requests[number]
             before = self._found.get(number)
-            found[number] = now = before if before and self._still(request, before) else self._look_up(request)
-            hit = [min(tokens, request.num_tokens - 1) for tokens in (now.cached, now.held)]
+            found[number] = now = before if before is not None and self._still(before) else self._look_up(request)
+            last = request.num_tokens - 1
+            hit = [min(now.cached, last), min(now.held, last)]
             if hit != known:
                 news.append((number, *hit))
         self._found = found
@@ -76,29 +84,28 @@ class Prefixes:
         """Return what the cache has of a request."""
         if not self._manager.prefix_cache_lookup_enabled(request):
             return Found()
-        lookup = self._manager.coordinator.find_longest_cache_hit
-        hit, cached, _ = lookup(request.block_hashes, request.num_tokens - 1)
+        most = request.num_tokens - 1
+        hit, cached, _ = self._manager.coordinator.find_longest_cache_hit(request.block_hashes, most)
+        first = cached // self._size
+        next_hash = request.block_hashes[first] if first < most // self._size else None
         if self._several:
-            held = sum(1 for blocks in hit for block in blocks if block.ref_cnt > 0 and not block.is_null)
-            return Found(cached, kv_groups.most_tokens(self._groups, held, cached))
-        (blocks,) = hit
-        held = sum(1 for _ in takewhile(lambda block: block.ref_cnt > 0 and not block.is_null, blocks))
-        ends = [(blocks[n - 1], blocks[n - 1].block_hash) if n else None for n in (len(blocks), held)]
-        return Found(cached, held * self._size, *ends)
+            seen = [block for blocks in hit for block in blocks if not block.is_null]
+            held = kv_groups.most_tokens(self._groups, sum(block.ref_cnt > 0 for block in seen), cached)
+        else:
+            (blocks,) = hit
+            leading = sum(1 for _ in takewhile(lambda block: block.ref_cnt > 0 and not block.is_null, blocks))
+            held = leading * self._size
+            # Who holds a block holds those before it, and with a block that is cached those before it are of use.
+            seen = [*blocks[max(0, leading - 1) : leading + 1], *blocks[-1:]]
+        return Found(cached, held, tuple((block, block.block_hash, block.ref_cnt > 0) for block in seen), next_hash)
 
-    def _still(self, request: Request, found: Found) -> bool:
-        """Return whether what was found is what a lookup would find, by the blocks at its two ends."""
-        if self._several:
+    def _still(self, found: Found) -> bool:
+        """Return whether what was found is what a lookup would find."""
+        if self._full is None:
             return False
-        if any(end is not None and end[0].block_hash != end[1] for end in (found.last_cached, found.last_held)):
-            return False
-        if found.last_held is not None and found.last_held[0].ref_cnt == 0:
-            return False
-        # The next block may be held by now, or cached.
-        for tokens, free_is_no_news in ((found.held, True), (found.cached, False)):
-            if tokens + self._size >= request.num_tokens or not self._manager.prefix_cache_lookup_enabled(request):
-                continue
-            after = self._manager.block_pool.get_cached_block(request.block_hashes[tokens // self._size], [0])
-            if after is not None and not (free_is_no_news and after[0].ref_cnt == 0):
+        for block, known_as, held in found.seen:
+            if block.block_hash != known_as or (block.ref_cnt > 0) != held:
                 return False
-        return True
+        if found.next_hash is None:
+            return True
+        return self._manager.block_pool.get_cached_block(found.next_hash, [self._full]) is None

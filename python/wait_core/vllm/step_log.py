@@ -13,7 +13,7 @@ from vllm.logger import init_logger
 
 from wait_core.logs.step_log import FORMAT, VERSION
 from wait_core.vllm import clock
-from wait_core.vllm.config import KEY, ConfigError, of_rank
+from wait_core.vllm.config import not_writable, of_rank
 from wait_core.vllm.step_times import StepTimes
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def install(scheduler: Scheduler, name: str, max_bytes: int) -> StepLog:
     try:
         log = StepLog(scheduler, path, max_bytes)
     except OSError as error:
-        raise ConfigError(f"{KEY}.step_log_file = {name!r}: {error}") from error
+        raise not_writable("step_log_file", name, error) from error
     schedule, update = scheduler.schedule, scheduler.update_from_output
 
     def guarded(note: Any, output: SchedulerOutput, at_ns: int) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 HEEDS_PRIORITY = "adaptive"
 """The policy that admits by priority; the others admit in the order of arrival."""
 WITHOUT_US = "start vLLM without --scheduler-cls"
-WITHOUT_HYBRID = "--disable-hybrid-kv-cache-manager keeps all layers in full, at more memory"
 
 
 RUST_FRONTEND = (
@@ -55,25 +54,25 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
     """
     model = scheduler.vllm_config.model_config
     ahead = isinstance(scheduler, AsyncScheduler)
-    reasons = {
-        "a diffusion model (it needs vLLM's own scheduler)": model.is_diffusion,
-        "a pooling model (it has no decode phase to plan)": model.runner_type == "pooling",
-        "an encoder-decoder model (cross-attention blocks)": scheduler.is_encoder_decoder,
-        "an encoder-cache connector": scheduler.ec_connector is not None,
-        "decode context parallelism": scheduler.dcp_world_size > 1,
-        "pipeline stages that wait for tokens, under a subclass that does not (derive it from SyncWaitScheduler)": (
-            ahead and waits_for_tokens(scheduler.vllm_config)
+    reasons = (
+        (model.is_diffusion, "a diffusion model (it needs vLLM's own scheduler)", None),
+        (model.runner_type == "pooling", "a pooling model (it has no decode phase to plan)", None),
+        (scheduler.is_encoder_decoder, "an encoder-decoder model (cross-attention blocks)", None),
+        (scheduler.ec_connector is not None, "an encoder-cache connector", "leave out --ec-transfer-config"),
+        (scheduler.dcp_world_size > 1, "decode context parallelism", "--decode-context-parallel-size 1"),
+        (
+            ahead and waits_for_tokens(scheduler.vllm_config),
+            "pipeline stages that wait for tokens, under a subclass that does not",
+            "derive it from SyncWaitScheduler",
         ),
-    }
-    for what, present in reasons.items():
+    )
+    for present, what, remedy in reasons:
         if present:
-            raise ConfigError(f"wait-core cannot account for {what}: {WITHOUT_US}")
+            raise _refused(what, remedy)
     try:
         cache = kv_groups.settings(scheduler)
     except kv_groups.NotServedError as error:
-        others = len(kv_groups.managers(scheduler)) > 1
-        remedy = f"{WITHOUT_HYBRID}; or {WITHOUT_US}" if others else WITHOUT_US
-        raise ConfigError(f"wait-core cannot account for a KV cache group of kind {error}: {remedy}") from error
+        raise _refused(f"a KV cache group of kind {error}", error.remedy) from error
     return cache | {
         "max_num_seqs": scheduler.max_num_active_reqs,
         "token_budget": scheduler.max_num_scheduled_tokens,
@@ -81,6 +80,11 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
         "long_prefill_token_threshold": scheduler.scheduler_config.long_prefill_token_threshold or None,
         "host_preempts": True,
     }
+
+
+def _refused(what: str, remedy: str | None) -> ConfigError:
+    """Return the error that names `what`, and what to do about it."""
+    return ConfigError(f"wait-core cannot account for {what}: {f'{remedy}; or ' if remedy else ''}{WITHOUT_US}")
 
 
 def with_priorities(scheduler: Scheduler, settings: Settings) -> Settings:
