@@ -156,12 +156,7 @@ def plan_fleet(
     within = FleetPlan(
         workload=traffic.name,
         request_rate=traffic.rate,
-        engine=PlannedEngine(
-            policy=policy,
-            capacity=engine.capacity(max(prompt + output for prompt, output, _ in traffic.exact)),
-            iteration_time=law,
-            **kept,
-        ),
+        engine=PlannedEngine.of(engine, max(prompt + output for prompt, output, _ in traffic.exact)),
         gpus_each=gpus_each,
         slo_ttft_ms=slo_ttft_ms,
         slo_tpot_ms=slo_tpot_ms,
