@@ -187,7 +187,7 @@ def test_a_log_of_it_is_replayed(tmp_path: Path) -> None:
     time.sleep(0.3)
     engine.run()
     engine.scheduler.wait_core.log.close()
-    assert replay(log).engine is None
+    assert replay(log).line is None
 
 
 def test_tenants_and_priorities_that_clients_name() -> None:
