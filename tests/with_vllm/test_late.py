@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Engine:
+class Line:
     """An engine with few seats, and what its clients received."""
 
     def __init__(self, seats: int = 1, policy: str = "fcfs", **wait_core: Any) -> None:
@@ -26,7 +26,7 @@ class Engine:
         )
         self.scheduler = self.driver.scheduler
         self.draw = random.Random(1)
-        self.ended: dict[str, tuple[str, str | None]] = {}
+        self.told: dict[str, tuple[str, str | None]] = {}
         self.tokens: dict[str, int] = {}
         self.late: dict[str, int] = {}
         """As the metrics count them."""
@@ -48,7 +48,7 @@ class Engine:
             for one in output.outputs:
                 self.tokens[one.request_id] = self.tokens.get(one.request_id, 0) + len(one.new_token_ids)
                 if one.finish_reason is not None:
-                    self.ended[one.request_id] = str(one.finish_reason), one.stop_reason
+                    self.told[one.request_id] = str(one.finish_reason), one.stop_reason
 
     def run(self, pause_s: float = 0.0) -> None:
         for _ in range(2000):
@@ -65,101 +65,101 @@ class Engine:
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_what_has_waited_too_long_ends_and_its_client_is_notified(policy: str) -> None:
-    engine = Engine(policy=policy, max_wait_s=0.3)
+    line = Line(policy=policy, max_wait_s=0.3)
     for i in range(3):
-        engine.add(f"r{i}", 60)
+        line.add(f"r{i}", 60)
     for _ in range(5):
-        engine.step()
+        line.step()
     time.sleep(0.35)
-    engine.run()
-    assert engine.ended == {
+    line.run()
+    assert line.told == {
         "r0": ("length", None),
         "r1": ("abort", "late: max_wait_s"),
         "r2": ("abort", "late: max_wait_s"),
     }
-    assert engine.tokens == {"r0": 60, "r1": 0, "r2": 0}
-    assert engine.late == {"max_wait_s": 2}
+    assert line.tokens == {"r0": 60, "r1": 0, "r2": 0}
+    assert line.late == {"max_wait_s": 2}
 
 
 def test_off_by_default() -> None:
-    engine = Engine(ttft_target=0.05)
+    line = Line(ttft_target=0.05)
     for i in range(4):
-        engine.add(f"r{i}")
+        line.add(f"r{i}")
     time.sleep(0.1)
-    engine.run()
-    assert {reason for reason, _ in engine.ended.values()} == {"length"}
+    line.run()
+    assert {reason for reason, _ in line.told.values()} == {"length"}
 
 
 def test_a_request_may_ask_for_less_and_not_for_more() -> None:
-    engine = Engine(max_wait_s=0.3)
-    engine.add("first", 60)
-    engine.add("patient", wait_core_deadline=99.0)
-    engine.add("impatient", wait_core_deadline=0.1)
-    engine.add("wrong", wait_core_deadline="soon")
+    line = Line(max_wait_s=0.3)
+    line.add("first", 60)
+    line.add("patient", wait_core_deadline=99.0)
+    line.add("impatient", wait_core_deadline=0.1)
+    line.add("wrong", wait_core_deadline="soon")
     for _ in range(5):
-        engine.step()
+        line.step()
     time.sleep(0.15)
-    engine.step()
-    engine.step()
-    assert engine.ended == {"impatient": ("abort", "late: deadline")}
+    line.step()
+    line.step()
+    assert line.told == {"impatient": ("abort", "late: deadline")}
     time.sleep(0.2)
-    engine.run()
-    assert engine.ended["patient"] == engine.ended["wrong"] == ("abort", "late: max_wait_s")
+    line.run()
+    assert line.told["patient"] == line.told["wrong"] == ("abort", "late: max_wait_s")
 
 
 def test_what_was_admitted_in_time_is_not_ended() -> None:
     """A preempted request waits again, but it has been admitted once."""
-    engine = Engine(seats=4, max_wait_s=0.2, known_lengths=False, overflow_probability=0.9)
+    line = Line(seats=4, max_wait_s=0.2, known_lengths=False, overflow_probability=0.9)
     for i in range(4):
-        engine.add(f"r{i}", 40)
+        line.add(f"r{i}", 40)
     for _ in range(3):
-        engine.step()
-    engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        line.step()
+    line.scheduler.reset_prefix_cache(reset_running_requests=True)
     time.sleep(0.25)
-    engine.run()
-    assert {reason for reason, _ in engine.ended.values()} == {"length"}
-    assert sum(engine.tokens.values()) == 160
+    line.run()
+    assert {reason for reason, _ in line.told.values()} == {"length"}
+    assert sum(line.tokens.values()) == 160
 
 
 def test_late_refuse_ends_what_the_policy_finds_late() -> None:
-    engine = Engine(ttft_target=0.2, late="refuse")
+    line = Line(ttft_target=0.2, late="refuse")
     for i in range(6):
-        engine.add(f"r{i}", 30)
-    engine.step()
+        line.add(f"r{i}", 30)
+    line.step()
     time.sleep(0.25)
-    engine.run()
-    refused = {name: end for name, end in engine.ended.items() if end[0] == "abort"}
-    assert refused
-    assert set(refused.values()) == {("abort", "late: ttft_target")}
-    assert engine.ended["r0"] == ("length", None)
-    assert engine.late == {"ttft_target": len(refused)}
-    assert engine.scheduler.wait_core.core.stats["refused"] == len(refused)
+    line.run()
+    ended = {name: told for name, told in line.told.items() if told[0] == "abort"}
+    assert ended
+    assert set(ended.values()) == {("abort", "late: ttft_target")}
+    assert line.told["r0"] == ("length", None)
+    assert line.late == {"ttft_target": len(ended)}
+    assert line.scheduler.wait_core.core.stats["refused"] == len(ended)
 
 
 def test_what_would_wait_too_long_ends_when_it_comes() -> None:
-    engine = Engine(max_wait_s=30.0)
+    line = Line(max_wait_s=30.0)
     for i in range(30):
-        engine.add(f"r{i}", 2)
+        line.add(f"r{i}", 2)
     for _ in range(60):
-        engine.step()
+        line.step()
         time.sleep(0.005)
-    core = engine.scheduler.wait_core.core
+    core = line.scheduler.wait_core.core
     assert core.predicted_wait_ns > 5e6
-    engine.add("impatient", wait_core_deadline=0.001)
-    assert "impatient" not in engine.scheduler.requests
-    engine.step()
-    engine.step()
-    assert engine.ended["impatient"] == ("abort", "late: deadline")
-    engine.run()
-    assert sum(reason == "length" for reason, _ in engine.ended.values()) == 30
+    line.add("impatient", wait_core_deadline=0.001)
+    assert "impatient" not in line.scheduler.requests
+    line.step()
+    line.step()
+    assert line.told["impatient"] == ("abort", "late: deadline")
+    line.run()
+    assert sum(reason == "length" for reason, _ in line.told.values()) == 30
 
 
 def test_bounds_far_away_do_not_pile_up() -> None:
     from wait_core.vllm.config import Settings
     from wait_core.vllm.late import Late
 
-    scheduler: Any = None
-    late = Late(scheduler)
+    nobody: Any = None
+    late = Late(nobody)
     request: Any = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"wait_core_deadline": 1e8}))
     for number in range(5000):
         late.watch(number, request, 0, Settings())
@@ -168,41 +168,41 @@ def test_bounds_far_away_do_not_pile_up() -> None:
 
 
 def test_shadow_mode_ends_nothing() -> None:
-    engine = Engine(max_wait_s=0.05, ttft_target=0.05, late="refuse", shadow=True)
+    line = Line(max_wait_s=0.05, ttft_target=0.05, late="refuse", shadow=True)
     for i in range(4):
-        engine.add(f"r{i}")
+        line.add(f"r{i}")
     time.sleep(0.1)
-    engine.run()
-    assert {reason for reason, _ in engine.ended.values()} == {"length"}
+    line.run()
+    assert {reason for reason, _ in line.told.values()} == {"length"}
 
 
 def test_a_log_of_it_is_replayed(tmp_path: Path) -> None:
     from wait_core.logs import replay
 
     log = tmp_path / "decisions.jsonl"
-    engine = Engine(ttft_target=0.2, late="refuse", max_wait_s=0.25, log_file=str(log))
+    line = Line(ttft_target=0.2, late="refuse", max_wait_s=0.25, log_file=str(log))
     for i in range(6):
-        engine.add(f"r{i}", 30)
-    engine.step()
+        line.add(f"r{i}", 30)
+    line.step()
     time.sleep(0.3)
-    engine.run()
-    engine.scheduler.wait_core.log.close()
+    line.run()
+    line.scheduler.wait_core.log.close()
     assert replay(log).line is None
 
 
 def test_tenants_and_priorities_that_clients_name() -> None:
-    engine = Engine(tenant_weights=[3.0, 1.0], ageing=1000.0)
+    line = Line(tenant_weights=[3.0, 1.0], ageing=1000.0)
     for i in range(4):
-        engine.add(f"plain{i}", 5)
+        line.add(f"plain{i}", 5)
     for i in range(4):
-        engine.add(f"other{i}", 5, wait_core_tenant=1)
-    engine.add("unknown", 5, wait_core_tenant=9)
-    engine.run()
-    order = list(engine.ended)
+        line.add(f"other{i}", 5, wait_core_tenant=1)
+    line.add("nobody", 5, wait_core_tenant=9)
+    line.run()
+    order = list(line.told)
     assert order.index("other0") < order.index("plain3"), "its share, not its place in the queue"
-    engine = Engine(ageing=1000.0)
+    line = Line(ageing=1000.0)
     for i in range(4):
-        engine.add(f"r{i}", 5)
-    engine.add("urgent", 5, wait_core_priority=-3)
-    engine.run()
-    assert list(engine.ended)[:2] == ["urgent", "r0"] or list(engine.ended)[:2] == ["r0", "urgent"]
+        line.add(f"r{i}", 5)
+    line.add("urgent", 5, wait_core_priority=-3)
+    line.run()
+    assert list(line.told)[:2] == ["urgent", "r0"] or list(line.told)[:2] == ["r0", "urgent"]
