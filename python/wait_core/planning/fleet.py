@@ -81,7 +81,7 @@ def plan_fleet(
     attainment : float
         Share of the requests that must meet it, in (0, 1].
     replicas : int, optional
-        So many and no others: which split and which router is the best?
+        Exactly this many: which split and which router is the best?
     routers : sequence of str
         Routers that are tried, one for all replicas.
     disaggregated : bool
