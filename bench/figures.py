@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from contract import ROOT
+from matplotlib.ticker import LogLocator
 from pages import read
 
 from wait_core.report.plot_style import LIMIT, new_figure, plain_log, styles
@@ -33,8 +34,10 @@ def diagonal(axis: Any, low: float, high: float) -> None:
     axis.fill_between([low, high], [0.75 * low, 0.75 * high], [1.25 * low, 1.25 * high], color="#eeeeee", zorder=-1)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    plain_log(axis.xaxis)
-    plain_log(axis.yaxis)
+    for each in (axis.xaxis, axis.yaxis):
+        plain_log(each)
+        if high / low > 1e3:
+            each.set_major_locator(LogLocator())  # its labels 2 and 5 would overlap
 
 
 def trace(figure: Any) -> None:
