@@ -3,7 +3,7 @@
 Ablation: one part left out, relative to the whole, same arrivals: output throughput from capacity on, mean
 latency below (geometric means over workloads and seeds), and preemptions. Hints: lengths hidden, labelled (one of two
 classes), predicted with lognormal errors, known. Order: shortest expected first against first come first served. Wait:
-the wait predicted at arrival against the actual one. `--figures` draws docs/figures/predicted-lengths.png.
+the wait predicted at arrival against the actual one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import ROOT, start
+from contract import start
 from pages import Row, markdown, shown
 from panel_cells import FIXED, available, capacity, offered
 from tqdm import tqdm
 
 from wait_core import simulate
-from wait_core.report.plot_style import new_figure, styles
 from wait_core.workload import Hints
 
 if TYPE_CHECKING:
@@ -164,29 +163,12 @@ def waits(runs: Runs) -> list[dict[str, str]]:
     ]
 
 
-def draw(runs: Runs, loads: tuple[float, ...]) -> None:
-    """Draw what predictions are worth as their error grows."""
-    above = tuple(load for load in loads if load >= 1.0)
-    colour, _, marker = styles(["adaptive"])["adaptive"]
-    with new_figure(ROOT / "docs" / "figures" / "predicted-lengths.png", (8.6, 3.4)) as figure:
-        panels = zip(figure.subplots(1, 2), ("output_throughput", "mean_e2el_ms"), strict=True)
-        for axis, key in panels:
-            values = [runs.ratio(f"predicted, error {error:g}", key, above)[0] for error in ERRORS]
-            axis.plot(ERRORS, values, color=colour, marker=marker, label="predicted")
-            axis.axhline(runs.ratio("known", key, above)[0], color="#000000", linestyle="--", label="known")
-            axis.axhline(1.0, color="#8a8a8a", label="hidden")
-            axis.set_xlabel("error of the prediction (deviation of its logarithm)")
-            axis.set_ylabel(f"{'output throughput' if key == 'output_throughput' else 'mean latency'} / hidden")
-        axis.legend(fontsize=9)
-
-
 def main() -> None:
     """Make the runs, print the tables and the claims."""
     bench = start(
         "adaptive",
         str(__doc__).splitlines()[0],
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
-        figures={"action": "store_true", "help": "draw docs/figures/predicted-lengths.png"},
     )
     names = available()
     loads: tuple[float, ...] = (0.9, 1.2, 2.0)
@@ -218,8 +200,6 @@ def main() -> None:
     medians = [float(row["median"]) for row in rows if float(row["load"]) >= 1.0]
     bench.claim("smallest median of predicted / true wait in overload", min(medians), "", ">= 0.7")
     bench.claim("largest median of predicted / true wait in overload", max(medians), "", "<= 1.4")
-    if bench.options.figures:
-        draw(runs, loads)
     bench.tables |= {"variants": compared(runs, loads), "waits": rows}
     bench.finish()
 

@@ -131,10 +131,29 @@ def hardware(figure: Any) -> None:
     axis.legend(fontsize=9)
 
 
+def order(figure: Any) -> None:
+    """Draw the mean and the p99 latency in overload, shortest work first, as the starvation bound is loosened."""
+    rows = {row["variant"]: row for row in read("adaptive-variants")}
+    bounds = {"30 s": "30 s", "300 s": "300 s", "1e+06 s": "none"}
+    kinds = {"srpt": ("lengths hidden", OTHER, "o", "-"), "srpt known": ("lengths known", OURS, "^", "--")}
+    columns = {"mean E2E, load >= 1": "mean E2E", "p99 E2E, load >= 1": "p99 E2E"}
+    for axis, (column_name, label) in zip(figure.subplots(1, 2), columns.items(), strict=True):
+        for kind, (name, colour, marker, line) in kinds.items():
+            values = [float(rows[f"{kind}, ageing {bound}"][column_name]) for bound in bounds]
+            axis.plot(range(len(bounds)), values, color=colour, marker=marker, linestyle=line, label=name)
+        axis.axhline(1.0, color=LIMIT, linewidth=1.0)
+        axis.set_xticks(range(len(bounds)), bounds.values())
+        axis.set_xlabel("bound on being overtaken (ageing)")
+        axis.set_ylabel(f"{label} / first come, first served")
+        axis.set_ylim(0.0)
+        axis.legend(fontsize=9)
+
+
 FIGURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
     "trace": (trace, (8.6, 3.4)),
     "deadlines": (deadlines, (8.6, 3.6)),
     "vllm-virtual": (virtual, (8.6, 4.4)),
+    "order": (order, (8.6, 3.4)),
     "plan": (plan, (8.6, 3.8)),
     "hardware-throughput": (hardware, (5.2, 4.2)),
 }
