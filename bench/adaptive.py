@@ -1,10 +1,9 @@
 """What the parts of `adaptive` gain, what hints are worth, how well it predicts waits: on the panel's workloads.
 
-Four tables. Ablation: one part left out, relative to the whole, same arrivals: output throughput from capacity on, mean
+Ablation: one part left out, relative to the whole, same arrivals: output throughput from capacity on, mean
 latency below (geometric means over workloads and seeds), and preemptions. Hints: lengths hidden, labelled (one of two
 classes), predicted with lognormal errors, known. Order: shortest expected first against first come first served. Wait:
-the wait predicted at arrival against the actual one. `--markdown` prints the tables of docs/adaptive.md, `--figures`
-draws docs/figures/predicted-lengths.png.
+the wait predicted at arrival against the actual one.
 """
 
 from __future__ import annotations
@@ -17,22 +16,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import ROOT, markdown, start
+from contract import start
+from pages import Row, markdown, shown
 from panel_cells import FIXED, available, capacity, offered
 from tqdm import tqdm
 
 from wait_core import simulate
-from wait_core.report.plot_style import new_figure, styles
 from wait_core.workload import Hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from wait_core.workload import Requests
 
 PARTS = ("token-budget", "pacing", "forgetting", "buffer", "horizons")
 ERRORS = (0.0, 0.25, 0.5, 1.0, 2.0)
 AGEING = (30.0, 300.0, 1e6)
+RATIOS = ("output tok/s, load >= 1", "mean E2E, below", "mean E2E, load >= 1", "p99 E2E, load >= 1")
+"""Of the tables: to `adaptive` as it is, geometric means over workloads and seeds."""
 Figures = dict[str, float]
 Job = tuple[str, float, float, int, str]
 
@@ -104,48 +105,62 @@ class Runs:
         return sum(figures[key] for job, figures in self.done.items() if job[4] == variant)
 
 
-def compared(runs: Runs, names: list[str], loads: tuple[float, ...], keys: tuple[str, ...]) -> list[list[str]]:
-    """Rows of a table: one variant each, relative to `adaptive`."""
+def compared(runs: Runs, loads: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Return a row for each variant: ratios to `adaptive`, the worst workload's, and preemptions."""
     below, above = tuple(load for load in loads if load < 1.0), tuple(load for load in loads if load >= 1.0)
+    figures = dict(zip(RATIOS, (("output_throughput", above), ("mean_e2el_ms", below), ("mean_e2el_ms", above),
+                                ("p99_e2el_ms", above)), strict=True))  # fmt: skip
     rows = []
-    for variant in names:
-        row = [variant]
-        for key in keys:
-            mean, worst, where = runs.ratio(variant, key, above if key == "output_throughput" else below)
-            row.append(f"{mean:.3f} ({worst:.3f} {where})")
-        for key in ("mean_e2el_ms", "p99_e2el_ms"):
-            mean, worst, where = runs.ratio(variant, key, above)
-            row.append(f"{mean:.3f} ({worst:.3f} {where})")
-        rows.append([*row, f"{runs.total(variant, 'preemptions'):,.0f}"])
+    for variant in variants():
+        row: dict[str, Any] = {"variant": variant}
+        for title, (key, chosen) in figures.items():
+            mean, worst, where = runs.ratio(variant, key, chosen)
+            row |= {title: mean, f"{title}: worst": worst, f"{title}: workload": where}
+        rows.append(row | {"preemptions": round(runs.total(variant, "preemptions"))})
     return rows
 
 
-def waits(runs: Runs) -> list[list[str]]:
-    """Rows of the table of waits: the ratio of the predicted to the true one, by workload and load."""
+def _table(rows: Sequence[Row], *prefixes: str) -> str:
+    """Return the table of variants whose names begin so: ratios, the worst workload's in brackets."""
+    whole = next(row for row in rows if row["variant"] == "adaptive")
+    lines = []
+    for row in rows:
+        if row["variant"].startswith(prefixes):
+            ratios = [
+                f"{float(row[title]):.3f} ({float(row[f'{title}: worst']):.3f} {row[f'{title}: workload']})"
+                for title in RATIOS
+            ]
+            lines.append([row["variant"], *ratios, shown(row["preemptions"])])
+    return markdown([f"whole: {shown(whole['preemptions'])} preemptions", *RATIOS, "preemptions"], lines)
+
+
+def parts(rows: Sequence[Row]) -> str:
+    """Return the table of docs/adaptive.md: one part left out."""
+    return _table(rows, "without")
+
+
+def hints(rows: Sequence[Row]) -> str:
+    """Return the table of docs/adaptive.md: what is known of the lengths."""
+    return _table(rows, "labelled", "predicted", "known")
+
+
+def order(rows: Sequence[Row]) -> str:
+    """Return the table of docs/adaptive.md: the shortest expected work first."""
+    return _table(rows, "srpt")
+
+
+def waits(runs: Runs) -> list[dict[str, str]]:
+    """Return a row for each workload and load: the ratio of the predicted to the true wait."""
     cells: dict[tuple[str, float], list[Figures]] = {}
     for (name, load, _, _, variant), figures in runs.done.items():
         if variant == "adaptive" and not math.isnan(figures["p50"]):
             cells.setdefault((name, load), []).append(figures)
+    columns = {"p10": "p10", "median": "p50", "p90": "p90"}
     return [
-        [name, f"{load:g}", *(f"{np.mean([each[key] for each in found]):.2f}" for key in ("p10", "p50", "p90"))]
+        {"workload": name, "load": f"{load:g}"}
+        | {title: f"{np.mean([each[key] for each in found]):.2f}" for title, key in columns.items()}
         for (name, load), found in sorted(cells.items())
     ]
-
-
-def draw(runs: Runs, loads: tuple[float, ...]) -> None:
-    """Draw what predictions are worth as their error grows."""
-    above = tuple(load for load in loads if load >= 1.0)
-    colour, _, marker = styles(["adaptive"])["adaptive"]
-    with new_figure(ROOT / "docs" / "figures" / "predicted-lengths.png", (8.6, 3.4)) as figure:
-        panels = zip(figure.subplots(1, 2), ("output_throughput", "mean_e2el_ms"), strict=True)
-        for axis, key in panels:
-            values = [runs.ratio(f"predicted, error {error:g}", key, above)[0] for error in ERRORS]
-            axis.plot(ERRORS, values, color=colour, marker=marker, label="predicted")
-            axis.axhline(runs.ratio("known", key, above)[0], color="#000000", linestyle="--", label="known")
-            axis.axhline(1.0, color="#8a8a8a", label="hidden")
-            axis.set_xlabel("error of the prediction (deviation of its logarithm)")
-            axis.set_ylabel(f"{'output throughput' if key == 'output_throughput' else 'mean latency'} / hidden")
-        axis.legend(fontsize=9)
 
 
 def main() -> None:
@@ -154,8 +169,6 @@ def main() -> None:
         "adaptive",
         str(__doc__).splitlines()[0],
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
-        markdown={"action": "store_true", "help": "print the tables of docs/adaptive.md as well"},
-        figures={"action": "store_true", "help": "draw docs/figures/predicted-lengths.png"},
     )
     names = available()
     loads: tuple[float, ...] = (0.9, 1.2, 2.0)
@@ -184,27 +197,10 @@ def main() -> None:
     srpt = runs.ratio("srpt known, ageing 1e+06 s", "mean_e2el_ms", overload)[0]
     bench.claim("mean latency in overload, shortest first with known lengths / FCFS", srpt, "", "<= 0.8")
     rows = waits(runs)
-    medians = [float(row[3]) for row in rows if float(row[1]) >= 1.0]
+    medians = [float(row["median"]) for row in rows if float(row["load"]) >= 1.0]
     bench.claim("smallest median of predicted / true wait in overload", min(medians), "", ">= 0.7")
     bench.claim("largest median of predicted / true wait in overload", max(medians), "", "<= 1.4")
-    if bench.options.figures:
-        draw(runs, loads)
-    if bench.options.markdown:
-        header = [
-            "",
-            "output tok/s, load >= 1",
-            "mean E2E, below",
-            "mean E2E, load >= 1",
-            "p99 E2E, load >= 1",
-            "preemptions",
-        ]
-        keys = ("output_throughput", "mean_e2el_ms")
-        whole = f"whole: {runs.total('adaptive', 'preemptions'):,.0f} preemptions"
-        groups = {"Ablation": ("without",), "Hints": ("labelled", "predicted", "known"), "Order": ("srpt",)}
-        for title, prefix in groups.items():
-            chosen = [variant for variant in variants() if variant.startswith(prefix)]
-            print(f"## {title}\n\n{markdown([whole, *header[1:]], compared(runs, chosen, loads, keys))}\n")
-        print(f"## Predicted waits\n\n{markdown(['workload', 'load', 'p10', 'median', 'p90'], rows)}\n")
+    bench.tables |= {"variants": compared(runs, loads), "waits": rows}
     bench.finish()
 
 

@@ -3,7 +3,7 @@
 A decision's residents are replayed at their true lengths with no later admissions
 (`wait_core.simulation.probe`). Decisions count where memory binds: the next request is held because the forecast leaves
 no room for it. The panel's workloads and seeds, on two sizes of the A100: 80 GB, where memory binds for long outputs,
-and 40 GB. `--markdown` prints the tables of docs/adaptive.md, `--figures` draws docs/figures/calibration.png.
+and 40 GB. `--figures` draws docs/figures/calibration.png.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import multiprocessing
 import os
 import sys
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import ROOT, markdown, start
+from contract import ROOT, start
+from pages import Row, markdown, shown
 from panel_cells import FIXED, available, offered
 from tqdm import tqdm
 
 from wait_core.planning import plan
 from wait_core.report.plot_style import LIMIT, new_figure, styles
 from wait_core.simulation import Forecasts, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BLOCKS = {"80 GB": FIXED.kv_blocks, "40 GB": 2816}
 LOADS = (0.9, 1.0, 1.2, 2.0)
@@ -53,6 +57,19 @@ def overflows(found: list[Forecasts]) -> tuple[np.ndarray[Any, Any], np.ndarray[
     predicted = np.sum([each.overflow[each.held].sum(axis=0) for each in found], axis=0)
     observed = np.sum([each.overflowed[each.held].sum(axis=0) for each in found], axis=0)
     return predicted, observed, sum(int(each.held.sum()) for each in found)
+
+
+def overflow(rows: Sequence[Row]) -> str:
+    """Return the table of docs/adaptive.md: decisions that overflowed, as a share, and predicted."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if int(row["iterations"]) in SHOWN:
+            count, expected = int(row["decisions"]), float(row["predicted"])
+            judged = "" if expected >= ENOUGH else " *"
+            cell = f"{int(row['observed']) / count:.3f} / {expected / count:.3f}{judged}"
+            lines.setdefault((row["workload"], row["A100"], shown(row["decisions"])), []).append(cell)
+    header = ["workload", "A100", "decisions", *(f"{horizon:,} iterations" for horizon in SHOWN)]
+    return markdown(header, [[*name, *cells] for name, cells in lines.items()])
 
 
 def after_shift(found: list[Forecasts]) -> list[tuple[str, int, float, float]]:
@@ -98,7 +115,6 @@ def main() -> None:
         "calibration",
         str(__doc__).splitlines()[0],
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
-        markdown={"action": "store_true", "help": "print the tables of docs/adaptive.md as well"},
         figures={"action": "store_true", "help": "draw docs/figures/calibration.png"},
     )
     names = available()
@@ -109,7 +125,8 @@ def main() -> None:
     with multiprocessing.Pool(bench.options.processes) as pool:
         progress = tqdm(pool.imap_unordered(look, jobs, 2), total=len(jobs), disable=not sys.stderr.isatty())
         done = dict(sorted(progress))
-    by_horizon, peaks = [], []
+    by_horizon: list[dict[str, Any]] = []
+    peaks: list[dict[str, Any]] = []
     ratios: dict[tuple[str, str, int], float] = {}
     points: dict[str, list[tuple[float, float]]] = {}
     for name in names:
@@ -118,19 +135,17 @@ def main() -> None:
             predicted, observed, decisions = overflows(found)
             if not decisions:
                 continue
-            row = [name, size, f"{decisions:,}"]
             for horizon, expected, seen in zip(found[0].horizon, predicted, observed, strict=True):
                 if expected >= ENOUGH:
                     ratios[name, size, int(horizon)] = seen / expected
                     if seen:
                         points.setdefault(f"{name}, {size}", []).append((expected / decisions, seen / decisions))
-                if horizon in SHOWN:
-                    judged = "" if expected >= ENOUGH else " *"
-                    row.append(f"{seen / decisions:.3f} / {expected / decisions:.3f}{judged}")
-            by_horizon.append(row)
+                cell = {"workload": name, "A100": size, "decisions": decisions, "iterations": int(horizon)}
+                by_horizon.append(cell | {"observed": int(seen), "predicted": float(expected)})
             ratio = np.concatenate([each.peak_ratio[each.held] for each in found])
             quantiles = np.percentile(ratio, (5, 25, 50, 75, 95))
-            peaks.append([name, size, *(f"{each:.3f}" for each in quantiles)])
+            ends = zip(("5 %", "25 %", "median", "75 %", "95 %"), quantiles, strict=True)
+            peaks.append({"workload": name, "A100": size} | {title: f"{each:.3f}" for title, each in ends})
     bench.claim("largest overflows observed / predicted", max(ratios.values()), "", "<= 2")
     low = [cell for cell, ratio in ratios.items() if ratio < 0.1]
     bench.claim("horizons with fewer than a tenth of those predicted", len(low), f"of {len(ratios)}", "<= 0")
@@ -145,12 +160,15 @@ def main() -> None:
     bench.claim(f"shift: the same, {span} completions after it", error, "", "<= 0.1")
     if bench.options.figures:
         draw(points)
-    if bench.options.markdown:
-        heads = [f"{horizon:,} iterations" for horizon in SHOWN]
-        print(markdown(["workload", "A100", "decisions", *heads], by_horizon), end="\n\n")
-        print(markdown(["workload", "A100", "5 %", "25 %", "median", "75 %", "95 %"], peaks), end="\n\n")
-        rows = [[span, str(count), f"{middle:.2f}", f"{error:.2f}"] for span, count, middle, error in shifts]
-        print(markdown(["completions since the shift", "probes", "forecast / truth", "error"], rows), end="\n\n")
+    columns = ("completions since the shift", "probes", "forecast / truth", "error")
+    bench.tables |= {
+        "overflows": by_horizon,
+        "peaks": peaks,
+        "shift": [
+            dict(zip(columns, (span, count, f"{middle:.2f}", f"{error:.2f}"), strict=True))
+            for span, count, middle, error in shifts
+        ],
+    }
     bench.finish()
 
 

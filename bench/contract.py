@@ -1,4 +1,4 @@
-"""What all benchmarks share: their options, claims, table, and the JSON line at the end."""
+"""What all benchmarks share: their options, claims, tables, data files, and the JSON line at the end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pages
+from pages import DATA, markdown
+
 from wait_core.report import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["DATA", "ROOT", "TRACES", "Bench", "Claim", "interval", "machine", "markdown", "start"]
+
 ROOT = Path(__file__).resolve().parent.parent
 """The repository."""
-
-DATA = ROOT / "docs" / "data"
-"""The tables of the documentation, one CSV a benchmark."""
 
 TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 """The folder of recorded traces, which are not part of the repository."""
@@ -53,12 +55,16 @@ class Claim:
 
 @dataclass
 class Bench:
-    """A benchmark under way; collects claims and rows, prints them at the end, in the data file of its variant."""
+    """A benchmark under way: collects claims and rows, prints them at the end, writes them to the file of its variant.
+
+    `tables` are further tables of the documentation, by the end of the name of their file.
+    """
 
     name: str
     options: argparse.Namespace
     claims: list[Claim] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     gpu: str = ""
     variant: str = ""
 
@@ -67,32 +73,40 @@ class Bench:
         # numpy's numbers and booleans are not JSON.
         self.claims.append(Claim(name, float(value), unit, goal))
 
-    def header(self) -> list[str]:
-        """Return the columns of the table, in the order in which they first occur."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
-
-    def write(self, path: Path) -> None:
-        """Write the table as CSV."""
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self.header(), restval="")
-            writer.writeheader()
-            writer.writerows({key: _cell(value) for key, value in row.items()} for row in self.rows)
+    def files(self) -> dict[str, list[dict[str, str]]]:
+        """Return the rows of each data file, by its name."""
+        named = {self.variant: self.rows} | self.tables
+        return {
+            "-".join(filter(None, [self.name.replace("_", "-"), part])): _written(rows)
+            for part, rows in named.items()
+            if rows
+        }
 
     def finish(self) -> None:
-        """Print the table, the claims, and with --json the object that machines read; with --data write the table."""
-        if self.options.data:
-            self.write(DATA / f"{'-'.join(filter(None, [self.name, self.variant])).replace('_', '-')}.csv")
-        if self.rows:
-            header = self.header()
-            print(table(header, [[row.get(key, "") for key in header] for row in self.rows]))
-            print()
+        """Print the tables and the claims; with --data write the former, with --json print what machines read."""
+        for name, rows in self.files().items():
+            if self.options.data:
+                _write(DATA / f"{name}.csv", rows)
+                pages.fill(name)
+            if self.options.markdown:
+                print(*pages.of_file(name, rows), sep="\n\n", end="\n\n")
+        for rows in [self.rows, *self.tables.values()]:
+            if header := _header(rows):
+                print(table(header, [[row.get(key, "") for key in header] for row in rows]), end="\n\n")
         verdicts = {True: "holds", False: "MISSED", None: ""}
         cells = [[claim.name, claim.value, claim.unit, claim.goal, verdicts[claim.holds]] for claim in self.claims]
         if cells:
             print(table(["claim", "value", "unit", "goal", ""], cells))
         if self.options.json:
             claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
-            line = {"bench": self.name, "commit": _commit(), "machine": machine(), "claims": claims, "table": self.rows}
+            line: dict[str, Any] = {
+                "bench": self.name,
+                "commit": _commit(),
+                "machine": machine(),
+                "claims": claims,
+                "table": self.rows,
+            }
+            line |= {"tables": self.tables} if self.tables else {}
             line |= {"gpu": self.gpu} if self.gpu else {}
             print(json.dumps(line))
             sys.stdout.flush()
@@ -106,9 +120,9 @@ def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the same measurement at a size that fits in a minute")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on a line")
-    parser.add_argument(
-        "--data", action="store_true", help=f"write the table to docs/data/{name.replace('_', '-')}.csv"
-    )
+    if "markdown" not in extra:
+        parser.add_argument("--markdown", action="store_true", help="print the tables of the documentation")
+    parser.add_argument("--data", action="store_true", help="write these tables, and their files in docs/data")
     for flag, keywords in extra.items():
         parser.add_argument(flag if flag == "positional" else f"--{flag.replace('_', '-')}", **keywords)
     options = parser.parse_args()
@@ -125,14 +139,30 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table for the documents."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def _header(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the columns of a table, in the order in which they first occur."""
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _cell(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else value
+def _written(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return rows as a data file has them."""
+    header = _header(rows)
+    return [{key: _cell(row.get(key, "")) for key in header} for row in rows]
+
+
+def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _cell(value: object) -> str:
+    """Return a value as a data file has it: what was measured with six digits, what was chosen as it was written."""
+    measured = isinstance(value, float) and len(str(value).strip("-0").replace(".", "")) > pages.MEASURED
+    if measured and abs(float(str(value))) >= 10**pages.MEASURED:
+        return f"{value:.0f}"
+    return f"{value:#.{pages.MEASURED}g}" if measured else str(value)
 
 
 def machine() -> str:

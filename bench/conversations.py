@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import os
 
-from contract import Bench, markdown, start
+from contract import start
 from panel_cells import FIXED, Cell, Panel, jobs_of, judge
 
 ENGINES = [engine for engine in FIXED.engines.values() if engine.prefix_caching]
-
-
-def document(bench: Bench) -> str:
-    """Return the table of docs/panel.md: a row a load."""
-    figures = [f"{key} / stock" for key in ("output_throughput", "mean_e2el_ms", "p99_ttft_ms")]
-    header = ["load", *figures, "output_throughput / best static", "mean_e2el_ms / best static"]
-    return markdown(header, [[row[key] for key in header] for row in bench.rows])
 
 
 def main() -> None:
@@ -27,7 +20,6 @@ def main() -> None:
         "conversations",
         str(__doc__).splitlines()[0],
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
-        markdown={"action": "store_true", "help": "print the table of docs/panel.md as well"},
     )
     choose, compare = FIXED.seeds["choose"][:3], FIXED.seeds["compare"]
     if bench.options.quick:
@@ -42,8 +34,6 @@ def main() -> None:
     made.complete(jobs_of(cells, choose, compare), bench.options.processes)
     for cell in cells:
         judge(bench, made, cell, choose, compare)
-    if bench.options.markdown:
-        print(document(bench))
     bench.finish()
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from contract import markdown, start
+from contract import start
 
 from wait_core import simulate
 from wait_core.planning import goodput_bound, plan
@@ -107,9 +107,9 @@ def tenants(job: tuple[str, float, int, int]) -> dict[str, float]:
     assert both.tenant is not None  # noqa: S101 - two tenants were merged
     mine = both.tenant == 0
 
-    def p99(requests: Requests, who: Any, **settings: Any) -> float:
+    def p99(requests: Requests, of: Any, **settings: Any) -> float:
         run = simulate("adaptive", requests=requests, **(ENGINE | settings)).run
-        return float(np.quantile((run.first_token_ns - run.arrival_ns)[who] * 1e-9, 0.99))
+        return float(np.quantile((run.first_token_ns - run.arrival_ns)[of] * 1e-9, 0.99))
 
     half = {key: value // 2 for key, value in ENGINE.items()}
     # A GPU of half the speed is the same GPU with twice the rate, and all times doubled.
@@ -127,7 +127,6 @@ def main() -> None:
         "deadlines",
         str(__doc__).splitlines()[0],
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
-        markdown={"action": "store_true", "help": "print the tables of docs/adaptive.md as well"},
     )
     seeds = FIXED.seeds["compare"][: 2 if bench.options.quick else 3]
     count = 1500 if bench.options.quick else FIXED.num_requests
@@ -164,17 +163,13 @@ def main() -> None:
             gained = mean("park", "goodput") / mean("adaptive", "goodput")
             bench.claim(f"{where}: goodput, park / adaptive", gained, "", ">= 1")
         bench.claim(f"{where}: requests that finish, park", mean("park", "completed") / count, "", ">= 1")
-    print_markdown = [markdown(list(bench.rows[0]), [list(row.values()) for row in bench.rows])]
-    table = []
+    rows = bench.tables["tenants"] = []
     for name in TENANTS:
         of = [wait for job, wait in zip(jobs_of_tenants, waits, strict=True) if job[0] == name]
         figures = {key: statistics.mean(wait[key] for wait in of) for key in of[0]}
-        table.append([name, *(f"{value:.3f}" for value in figures.values())])
+        rows.append({"steady tenant": name} | {f"p99 TTFT s, {key}": value for key, value in figures.items()})
         ratio = figures["beside a flood, by weight"] / figures["alone at half the speed"]
         bench.claim(f"{name}: p99 TTFT beside a flood / alone at half the speed", ratio, "", "<= 1.5")
-    print_markdown.append(markdown(["steady tenant, p99 TTFT, s", *waits[0]], table))
-    if bench.options.markdown:
-        print("\n\n".join(print_markdown))
     bench.finish()
 
 

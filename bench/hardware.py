@@ -1,9 +1,7 @@
 """GPUs and models by name: the fit of each shipped law, and predictions beside what has been published.
 
 Without the extra `hardware` only what ships is printed. `--make-laws` writes the shipped deployments
-(python/wait_core/hardware/data) anew; `--stairs` prints where the stairs of each end and what an edge is worth;
-`--markdown` prints the tables of docs/hardware.md. bench/hardware_published.json has the published figures, each with
-its source.
+(python/wait_core/hardware/data) anew. bench/hardware_published.json has the published figures, each with its source.
 """
 
 from __future__ import annotations
@@ -13,18 +11,20 @@ import os
 import tempfile
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import ROOT, Bench, markdown, start
+from contract import ROOT, Bench, start
+from pages import Row, markdown
 
 from wait_core import WaitCoreError, hardware, simulate
 from wait_core._core import iteration_seconds
 from wait_core.hardware import catalogue, law, memory, package
-from wait_core.report import table
 from wait_core.workload import sampled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wait_core.hardware import Deployment
 
 DATA = ROOT / "python" / "wait_core" / "hardware" / "data"
@@ -56,6 +56,13 @@ LLAMA_2_7B = {
 """The model of wait-core's first law, fitted to Vidur's profile; the package has no name for it."""
 
 
+ERRORS = ("median", "95 %", "largest")
+"""Of the queries of a region that a law was not fitted to."""
+PARTS = ("weights", "activations", "runtime", "KV cache")
+"""Of a GPU's memory."""
+PAST = "cost a token past it"
+
+
 def make_laws() -> None:
     """Fit every shipped deployment anew, without what is shipped or cached."""
     for old in DATA.glob("*.json"):
@@ -69,7 +76,7 @@ def make_laws() -> None:
             print(f"{made.name}: {made.kv_blocks:,} blocks, {len(made.iteration_time['steps'])} stairs")
 
 
-def stairs(each: Deployment) -> list[list[str]]:
+def stairs(each: Deployment) -> list[dict[str, Any]]:
     """One row a stair's end: tokens, time of the part that depends on tokens alone, and the step to one token more.
 
     The last column is what ending there is worth: time per token one token past the end over that at the end.
@@ -82,11 +89,20 @@ def stairs(each: Deployment) -> list[list[str]]:
             (part["base_ns"] + part["per_token_ns"] * tokens) * 1e-6
             for part, tokens in ((step, end), (following, end + 1))
         )
-        rows.append([each.name, f"{end:,}", f"{at:.2f}", f"{after - at:+.2f}", f"{after / (end + 1) / (at / end):.3f}"])
+        row = {"law": each.name, "tokens": end, "ms": f"{at:.2f}", "next token, ms": f"{after - at:.2f}"}
+        rows.append(row | {PAST: f"{after / (end + 1) / (at / end):.3f}"})
     return rows
 
 
-def fits(bench: Bench) -> list[list[str]]:
+def steepest(rows: Sequence[Row]) -> str:
+    """Return the table of docs/hardware.md of the stairs worth heeding: 64 tokens and more, 5 % and more a token."""
+    worth = [row for row in rows if int(row["tokens"]) >= 64 and float(row[PAST]) >= 1.05]
+    return markdown(
+        list(rows[0]), [[f"{int(text):,}" if name == "tokens" else text for name, text in row.items()] for row in worth]
+    )
+
+
+def fits(bench: Bench) -> list[dict[str, Any]]:
     """One row a shipped deployment: how well its law predicts queries that it was not fitted to."""
     rows = []
     for each in hardware.shipped().values():
@@ -96,12 +112,32 @@ def fits(bench: Bench) -> list[list[str]]:
         bench.claim(
             f"{each.name}: largest 95 % of a region", 100 * max(r.p95_error for r in each.accuracy), "%", "<= 10"
         )
-        errors = [f"{r.median_error:.1%} / {r.p95_error:.1%} / {r.largest_error:.0%}" for r in each.accuracy]
-        rows.append([each.name, str(len(each.iteration_time["steps"])), *errors])
+        row: dict[str, Any] = {"deployment": each.name, "stairs": len(each.iteration_time["steps"])}
+        for region in each.accuracy:
+            row |= {
+                f"{region.name}: {name}, %": 100 * error
+                for name, error in zip(
+                    ERRORS, (region.median_error, region.p95_error, region.largest_error), strict=True
+                )
+            }
+        rows.append(row)
     return rows
 
 
-def startup(bench: Bench) -> list[list[str]]:
+def accuracy(rows: Sequence[Row]) -> str:
+    """Return the table of docs/hardware.md of the errors by region: median, 95 %, largest."""
+    regions = list(dict.fromkeys(name.partition(": ")[0] for name in rows[0] if ": " in name))
+    lines = []
+    for row in rows:
+        line = [row["deployment"], row["stairs"]]
+        for region in regions:
+            median, high, most = (float(row[f"{region}: {name}, %"]) for name in ERRORS)
+            line.append(f"{median:.1f}% / {high:.1f}% / {most:.0f}%")
+        lines.append(line)
+    return markdown(["deployment", "stairs", *regions], lines)
+
+
+def startup(bench: Bench) -> list[dict[str, Any]]:
     """One row a published start-up line of vLLM: what it says of its memory, and what is computed here, GiB."""
     lines = PUBLISHED["startup"]
     rows = []
@@ -117,22 +153,38 @@ def startup(bench: Bench) -> list[list[str]]:
         )  # fmt: skip
         parts = (found.weights, found.activations, found.runtime, found.kv_cache)
         said = (line["weights"], line["activations"], line["runtime"], line["kv_cache"])
-        cells = [
-            "" if value is None else f"{value:.2f} / {part / memory.GIB:.2f}"
-            for value, part in zip(said, parts, strict=True)
-        ]
-        fitted = "yes" if line["fitted"] else "no"
-        if line["kv_cache"] is None:
-            rows.append([line["served"], str(size), *cells, "", fitted])
-            continue
-        off = found.kv_cache / memory.GIB / line["kv_cache"] - 1.0
-        goal = "" if line["fitted"] else "<= 5"
-        bench.claim(f"KV cache of {line['served']}, tp {size}: off by", 100 * abs(off), "%", goal)
-        rows.append([line["served"], str(size), *cells, f"{off:+.1%}", fitted])
+        row: dict[str, Any] = {"model": line["served"], "TP": size}
+        for name, value, part in zip(PARTS, said, parts, strict=True):
+            row |= {f"{name}: vLLM": "" if value is None else f"{value:.2f}"}
+            row |= {f"{name}: here": "" if value is None else f"{part / memory.GIB:.2f}"}
+        row |= {"off": "", "fitted to it": "yes" if line["fitted"] else "no"}
+        if line["kv_cache"] is not None:
+            off = found.kv_cache / memory.GIB / line["kv_cache"] - 1.0
+            goal = "" if line["fitted"] else "<= 5"
+            bench.claim(f"KV cache of {line['served']}, tp {size}: off by", 100 * abs(off), "%", goal)
+            row["off"] = f"{off:+.1%}"
+        rows.append(row)
     return rows
 
 
-def throughput(bench: Bench) -> list[list[str]]:
+def reported(rows: Sequence[Row]) -> str:
+    """Return the table of docs/hardware.md of what vLLM reports of its memory, and what is computed here, GiB."""
+    lines = []
+    for row in rows:
+        pairs = ([row[f"{name}: vLLM"], row[f"{name}: here"]] for name in PARTS)
+        lines.append(
+            [
+                row["model"],
+                row["TP"],
+                *(" / ".join(filter(None, pair)) for pair in pairs),
+                row["off"],
+                row["fitted to it"],
+            ]
+        )
+    return markdown(["vLLM / here, GiB", "TP", *PARTS, "off", "fitted to it"], lines)
+
+
+def throughput(bench: Bench) -> list[dict[str, Any]]:
     """One row a published throughput: output tokens/s there, and simulated here with stock vLLM's policy."""
     rows = []
     for group in PUBLISHED["throughput"]:
@@ -149,11 +201,17 @@ def throughput(bench: Bench) -> list[list[str]]:
             name = f"{row['tp']} x {row['gpu']}, {row['model'].rpartition('/')[2]}"
             lengths = f"{row['input']:,} + {row['output']:,}"
             bench.claim(f"{name}, {lengths}, {group['ran']}: off by", 100 * abs(off), "%", "<= 25")
-            rows.append([name, lengths, group["ran"], f"{row['tokens_s']:,.0f}", f"{found:,.0f}", f"{off:+.0%}"])
+            said = {
+                "GPUs, model": name,
+                "input + output": lengths,
+                "ran": group["ran"],
+                "published": round(row["tokens_s"]),
+            }
+            rows.append(said | {"simulated": round(found), "off": f"{off:+.0%}"})
     return rows
 
 
-def host() -> list[list[str]]:
+def host() -> list[dict[str, Any]]:
     """One row a published time per token of few requests: what it leaves beside the kernels, ms."""
     rows = []
     for row in PUBLISHED["tpot"]:
@@ -162,13 +220,12 @@ def host() -> list[list[str]]:
             each.iteration_time, decodes=row["decodes"], decode_kv=row["decodes"] * row["context"]
         )
         name = f"{row['tp']} x {row['gpu']}, {row['model'].rpartition('/')[2]}"
-        rows.append(
-            [name, str(row["decodes"]), row["ran"], f"{row['ms']:.2f}", f"{kernels:.2f}", f"{row['ms'] - kernels:.2f}"]
-        )
+        said = {"GPUs, model": name, "requests": row["decodes"], "ran": row["ran"], "TPOT, ms": f"{row['ms']:.2f}"}
+        rows.append(said | {"kernels": f"{kernels:.2f}", "left": f"{row['ms'] - kernels:.2f}"})
     return rows
 
 
-def beside_vidur(bench: Bench) -> list[list[str]]:
+def beside_vidur(bench: Bench) -> list[dict[str, Any]]:
     """One row a region: Llama-2-7B on an A100 by the package, over the law that was fitted to Vidur's profile."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "llama-2-7b" / "config.json"
@@ -189,10 +246,11 @@ def beside_vidur(bench: Bench) -> list[list[str]]:
     bench.claim("Llama-2-7B on an A100: KV blocks (vLLM in 2023: 7,351, pull request 2031)", each.kv_blocks, "")
     for name, found in ratios.items():
         bench.claim(f"Llama-2-7B on an A100 over Vidur's, {name}: median", float(np.median(found)), "")
-    return [
-        [name, str(len(found)), *(f"{value:.2f}" for value in np.quantile(found, (0.05, 0.5, 0.95)))]
-        for name, found in ratios.items()
-    ]
+    rows = []
+    for name, found in ratios.items():
+        ends = zip(("5 %", "median", "95 %"), np.quantile(found, (0.05, 0.5, 0.95)), strict=True)
+        rows.append({"Llama-2-7B, A100": name, "queries": len(found)} | {end: f"{value:.2f}" for end, value in ends})
+    return rows
 
 
 def main() -> None:
@@ -201,34 +259,19 @@ def main() -> None:
         "hardware",
         str(__doc__).splitlines()[0],
         make_laws={"action": "store_true", "help": "write the shipped deployments anew; needs the extra"},
-        stairs={"action": "store_true", "help": "print where stairs end, and what an edge is worth"},
-        markdown={"action": "store_true", "help": "print the tables of docs/hardware.md"},
     )
     if bench.options.make_laws:
         make_laws()
         return
-    tables: list[tuple[list[str], list[list[str]]]] = []
-    if bench.options.stairs:
-        rows = [row for each in hardware.shipped().values() for row in stairs(each)]
-        tables.append((["law", "tokens", "ms", "next token, ms", "cost a token past it"], rows))
+    bench.tables["fits"] = fits(bench)
+    bench.tables["stairs"] = [row for each in hardware.shipped().values() for row in stairs(each)]
+    try:
+        print(package.version())
+    except WaitCoreError as error:
+        print(f"what has been published is not compared: {error}")
     else:
-        regions = [region.name for region in next(iter(hardware.shipped().values())).accuracy]
-        tables.append((["deployment", "stairs", *regions], fits(bench)))
-        try:
-            version = package.version()
-        except WaitCoreError as error:
-            print(f"what has been published is not compared: {error}")
-        else:
-            print(version)
-            heads = ["vLLM / here, GiB", "TP", "weights", "activations", "runtime", "KV cache", "off", "fitted to it"]
-            tables.append((heads, startup(bench)))
-            tables.append(
-                (["GPUs, model", "input + output", "ran", "published", "simulated", "off"], throughput(bench))
-            )
-            tables.append((["GPUs, model", "requests", "ran", "TPOT, ms", "kernels", "left"], host()))
-            tables.append((["Llama-2-7B, A100", "queries", "5 %", "median", "95 %"], beside_vidur(bench)))
-    for head, rows in tables:
-        print((markdown if bench.options.markdown else table)(head, rows), end="\n\n")
+        bench.tables |= {"memory": startup(bench), "throughput": throughput(bench), "host": host()}
+        bench.tables["vidur"] = beside_vidur(bench)
     bench.finish()
 
 

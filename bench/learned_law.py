@@ -150,7 +150,6 @@ def main() -> None:
     bench = start(
         "learned_law",
         "The iteration-time law learned online, against the same policy given it.",
-        markdown={"action": "store_true", "help": "print the table of docs/adaptive.md"},
     )
     quick = bench.options.quick
     names = [*shipped(), *MADE_UP]
@@ -200,8 +199,6 @@ def main() -> None:
         silent, timed = (counts[case] for case in CASES)
         bench.claim("instructions of an iteration, learning / not", timed / silent, "", "<= 1.1")
         bench.claim("instructions of learning, a step", timed - silent, "instructions")
-    if bench.options.markdown:
-        print(by_law(bench.rows))
     bench.finish()
 
 

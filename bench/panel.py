@@ -8,13 +8,12 @@ tuning. `--markdown` prints the tables of docs/panel.md, `--data` writes every c
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 
 from contract import ROOT, TRACES, Bench, markdown, start
-from panel_cells import FIXED, KEEP, MAIN, SHOWN, Cell, Panel, available, jobs_of, judge, stock
+from panel_cells import FIXED, MAIN, SHOWN, Cell, Panel, available, jobs_of, judge, stock
 
 from wait_core.report import table
 from wait_core.report.plot_style import LIMIT, new_figure, styles
@@ -102,7 +101,6 @@ def main() -> None:
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
         markdown={"action": "store_true", "help": "print the tables of docs/panel.md as well"},
         figures={"action": "store_true", "help": "draw docs/figures/panel-*.png"},
-        policies={"action": "store_true", "help": "print the figures of every policy on the first engine as well"},
     )
     choose, compare, loads = FIXED.seeds["choose"][:3], FIXED.seeds["compare"], FIXED.loads
     names = set(bench.options.workloads)
@@ -125,10 +123,6 @@ def main() -> None:
     made.complete(jobs_of(cells, choose, compare), bench.options.processes)
     for cell in cells:
         judge(bench, made, cell, choose, compare)
-        if bench.options.policies and cell.engine == MAIN.name:
-            for policy in (stock(MAIN), *SHOWN, "adaptive"):
-                figures = {key: f"{made.mean(cell, policy, key, compare):.4g}" for key in KEEP}
-                print(json.dumps({"cell": str(cell), "policy": policy} | figures))
     if bench.options.figures:
         draw(made, cells, compare)
     if bench.options.markdown:

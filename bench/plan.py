@@ -2,7 +2,7 @@
 
 A plan simulates the workload on its own seeds; its predictions are then compared with other seeds, and for a recorded
 trace, planned from its first half, with its second half. Loads are relative to the capacity bound, the rate that no
-schedule exceeds. `--markdown` prints the tables of docs/planning.md.
+schedule exceeds.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from contract import TRACES, markdown, start
+from contract import TRACES, start
+from pages import Row, markdown
 
 from wait_core import simulate
 from wait_core.planning import PlanReport, plan
-from wait_core.report import table
 from wait_core.simulation.trial import Figures, figures
 from wait_core.workload import Requests, replayed, sampled
 from wait_core.workload.datasets import Dataset, TraceWorkload, panel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from contract import Bench
 
@@ -33,6 +33,7 @@ FIGURES = {
     "peak KV": "peak_kv",
     "preemptions": "preemptions",
 }
+DEFAULT = "clairvoyant"
 PLAN_SEED = 1000
 """First seed that is planned on, never compared with."""
 REGIMES = ("below 3/4 of saturation", "3/4 to 0.98 of it", "0.98 to 1.02 of it", "overload", "other half of a trace")
@@ -73,21 +74,62 @@ def measured(policy: str, requests: Requests) -> Figures:
 
 
 def row(name: str, load: float, report: PlanReport, runs: list[Figures]) -> dict[str, Any]:
-    """One row: predicted / simulated for each figure, and the error of the prediction."""
+    """One row: each figure planned and simulated, and the range of the TTFT from run to run."""
     share = report.request_rate / report.engine_limit.request_rate
-    cells: dict[str, Any] = {"workload": name, "load": load, "of saturated": f"{share:.0%}"}
+    cells: dict[str, Any] = {"workload": name, "load": load, "of saturated, %": round(100 * share)}
     for title, key in FIGURES.items():
-        mean, planned = statistics.mean(getattr(run, key) for run in runs), getattr(report.expected.mean, key)
-        cells[title] = f"{_short(planned)} / {_short(mean)}"
-        cells[f"{title} error"] = f"{planned / mean - 1:+.0%}" if mean else ""
-    spread = [(report.expected.least.ttft_s, report.expected.most.ttft_s)]
-    spread.append((min(run.ttft_s for run in runs), max(run.ttft_s for run in runs)))
-    cells["TTFT by run"] = " / ".join(f"{_short(least)}-{_short(most)}" for least, most in spread)
-    return cells
+        cells[f"{title}: planned"] = float(getattr(report.expected.mean, key))
+        cells[f"{title}: simulated"] = float(statistics.mean(getattr(run, key) for run in runs))
+    least, most = report.expected.least.ttft_s, report.expected.most.ttft_s
+    cells |= {"TTFT s: planned, least": least, "TTFT s: planned, most": most}
+    times = [run.ttft_s for run in runs]
+    return cells | {"TTFT s: simulated, least": min(times), "TTFT s: simulated, most": max(times)}
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _short(value: str) -> str:
+    return f"{float(value):,.0f}" if float(value) >= 99.95 else f"{float(value):.3g}"
+
+
+def cell(row: Row, title: str) -> str:
+    """Return planned / simulated, and the error of the plan."""
+    planned, mean = row[f"{title}: planned"], row[f"{title}: simulated"]
+    error = f" {float(planned) / float(mean) - 1:+.0%}" if float(mean) else ""
+    return f"{_short(planned)} / {_short(mean)}{error}"
+
+
+def _cells(rows: Sequence[Row], columns: Mapping[str, str], *more: str) -> str:
+    lines = []
+    for row in rows:
+        line = [row["workload"], f"{float(row['load']):g}", f"{row['of saturated, %']}%"]
+        line += [cell(row, title) for title in columns.values()]
+        if more:
+            ends = ((row[f"TTFT s: {kind}, {end}"] for end in ("least", "most")) for kind in ("planned", "simulated"))
+            line.append(" / ".join("-".join(map(_short, each)) for each in ends))
+        lines.append(line)
+    return markdown(["workload", "load", "of saturated", *columns, *more], lines)
+
+
+def cells(rows: Sequence[Row]) -> str:
+    """Return the table of docs/planning.md of all cells, where nothing is ever preempted."""
+    return _cells(rows, {title: title for title in list(FIGURES)[:5]}, "TTFT by run")
+
+
+def preempting(rows: Sequence[Row]) -> str:
+    """Return the table of docs/planning.md with preemptions."""
+    columns = {"output tok/s": "output tok/s", "latency s": "latency s", "preemptions a request": "preemptions"}
+    return _cells(rows, columns)
+
+
+def regimes(rows: Sequence[Row]) -> str:
+    """Return the table of docs/planning.md of errors, median / largest, by regime."""
+    header = ["regime", "cells", *list(FIGURES)[:5], "TTFT inside, %"]
+    lines = [
+        [row["regime"], row["cells"]]
+        + [f"{float(row[f'{title}: median']):.1f} / {float(row[f'{title}: largest']):.0f}" for title in header[2:-1]]
+        + [row["TTFT inside, %"]]
+        for row in rows
+    ]
+    return markdown(header, lines)
 
 
 def regime(workload: Dataset | TraceWorkload, report: PlanReport) -> str:
@@ -103,10 +145,10 @@ def main() -> None:
     bench = start(
         "plan",
         str(__doc__).splitlines()[0],
-        policy={"default": "clairvoyant", "help": "what is planned and simulated (%(default)s)"},
-        markdown={"action": "store_true", "help": "print the tables for docs/planning.md"},
+        policy={"default": DEFAULT, "help": "what is planned and simulated (%(default)s)"},
     )
     fixed, policy = panel(), bench.options.policy
+    bench.variant = policy
     count, runs, seeds = (4_000, 5, 2) if bench.options.quick else (20_000, 20, 5)
     errors: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in REGIMES}
     inside: dict[str, list[bool]] = defaultdict(list)
@@ -121,7 +163,12 @@ def main() -> None:
             assert report is not None  # noqa: S101 - it was there a moment ago
             found = [measured(policy, each) for each in others(workload, rate, count, fixed.seeds["compare"][:seeds])]
             bench.rows.append(row(name, load, report, found))
-            print(table(list(bench.rows[-1]), [list(bench.rows[-1].values())]).splitlines()[-1], flush=True)
+            print(
+                name,
+                f"load {load:g}",
+                *(f"{title} {cell(_text(bench.rows[-1]), title)}" for title in FIGURES),
+                flush=True,
+            )
             where = regime(workload, report)
             for key in FIGURES.values():
                 mean = statistics.mean(getattr(run, key) for run in found)
@@ -129,11 +176,14 @@ def main() -> None:
                     errors[where][key].append(abs(getattr(report.expected.mean, key) / mean - 1))
             least, most = report.expected.least.ttft_s, report.expected.most.ttft_s
             inside[where] += [least <= run.ttft_s <= most for run in found]
-    summary = claims(bench, errors, inside)
-    thresholds = gated(bench, count)
-    if bench.options.markdown:
-        print(document(bench.rows, summary, thresholds))
+    bench.tables[f"{policy}-regimes"] = claims(bench, errors, inside)
+    if policy == DEFAULT:
+        bench.tables["thresholds"] = gated(bench, count)
     bench.finish()
+
+
+def _text(row: dict[str, Any]) -> Row:
+    return {key: str(value) for key, value in row.items()}
 
 
 # Bounds in percent on the median and the largest error; what has none is a figure without a goal.
@@ -157,23 +207,24 @@ GOALS = {
 
 def claims(
     bench: Bench, errors: dict[str, dict[str, list[float]]], inside: dict[str, list[bool]]
-) -> list[list[object]]:
+) -> list[dict[str, Any]]:
     """Claim the median and the largest error by regime and figure; return them as a table."""
-    lines: list[list[object]] = []
+    titles = {key: title for title, key in FIGURES.items()}
+    rows = []
     for where, columns in errors.items():
         if not columns:
             continue
-        cells = []
+        row: dict[str, Any] = {"regime": where, "cells": len(columns["ttft_s"])}
         for key, values in columns.items():
             middle, largest = statistics.median(values) * 100, max(values) * 100
             goals = [f"<= {goal}" for goal in GOALS.get(where, {}).get(key, ())] or ["", ""]
             bench.claim(f"{where}: median error of {key}", middle, "%", goals[0])
             bench.claim(f"{where}: largest error of {key}", largest, "%", goals[1])
-            cells.append(f"{middle:.1f} / {largest:.0f}")
+            row |= {f"{titles[key]}: median": middle, f"{titles[key]}: largest": largest}
         share = 100 * statistics.mean(inside[where])
         bench.claim(f"{where}: runs whose TTFT lies between the least and the most of the plan", share, "%")
-        lines.append([where, len(columns["ttft"]), *cells, f"{share:.0f}"])
-    return lines
+        rows.append(row | {"TTFT inside, %": round(share)})
+    return rows
 
 
 # Requests per second at which thresholds are planned, some way from and close to the 24.2/s and 21/s that are served.
@@ -181,10 +232,10 @@ GATED = {"p512d20": (18.0, 20.0, 22.0, 23.0), "two-type": (16.0, 18.0, 20.0, 21.
 FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)
 
 
-def gated(bench: Bench, count: int) -> list[list[object]]:
+def gated(bench: Bench, count: int) -> list[dict[str, Any]]:
     """Thresholds planned for the least latency, with gates, against the same thresholds times a factor."""
     fixed = panel()
-    lines: list[list[object]] = []
+    rows: list[dict[str, Any]] = []
     for name, rates in GATED.items():
         for rate in rates:
             requests = sampled(name, request_rate=rate, num_prompts=count, seed=fixed.seeds["compare"][0])
@@ -204,32 +255,22 @@ def gated(bench: Bench, count: int) -> list[list[object]]:
                     latency[factor] = float(run.e2el_s.mean())
                 best = min(latency, key=lambda factor: latency[factor])
                 each = ", ".join(f"{n:.3g}" for n in thresholds)
-                lines.append([name, f"{rate:g}", policy, each, _short(guess), _short(latency[1.0]),
-                              f"{_short(latency[best])} at {best:g}"])  # fmt: skip
+                rows.append(
+                    {
+                        "workload": name,
+                        "rate": f"{rate:g}",
+                        "policy": policy,
+                        "planned n": each,
+                        "predicted s": guess,
+                        "simulated s": latency[1.0],
+                        "least s": latency[best],
+                        "at the multiple": f"{best:g}",
+                    }
+                )
                 what = f"{policy}, gated, {name} at {rate:g}/s: latency"
                 bench.claim(f"{what} as planned / best multiple", latency[1.0] / latency[best], "", "<= 1.05")
                 bench.claim(f"{what} predicted / simulated", guess / latency[1.0], "")
-    return lines
-
-
-def document(rows: list[dict[str, Any]], summary: list[list[object]], thresholds: list[list[object]]) -> str:
-    """Return the tables for the documents, figures and errors in one cell."""
-    lines = []
-    for cells in rows:
-        each = [f"{cells[title]} {cells[f'{title} error']}".strip() for title in FIGURES]
-        lines.append([cells["workload"], f"{cells['load']:g}", cells["of saturated"], *each, cells["TTFT by run"]])
-    gates = ["workload", "rate", "policy", "planned n", "predicted s", "simulated s", "least, at the multiple"]
-    # Where nothing is ever preempted the column says nothing.
-    shown = [title for title in FIGURES if title != "preemptions" or any(cells[f"{title} error"] for cells in rows)]
-    keep = [0, 1, 2, *(3 + i for i, title in enumerate(FIGURES) if title in shown), 3 + len(FIGURES)]
-    tables = [
-        markdown(gates, thresholds),
-        markdown(["regime", "cells", *list(FIGURES)[:5], "TTFT inside, %"], summary),
-        markdown(
-            ["workload", "load", "of saturated", *shown, "TTFT by run"], [[line[i] for i in keep] for line in lines]
-        ),
-    ]
-    return "\n\n".join(tables)
+    return rows
 
 
 if __name__ == "__main__":

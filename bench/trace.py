@@ -15,7 +15,7 @@ from contract import TRACES, start
 from wait_core import simulate
 from wait_core.workload import replayed
 
-POLICIES = ("vllm", "wait", "nested-wait", "clairvoyant")
+POLICIES = ("vllm", "wait", "nested-wait", "clairvoyant", "adaptive")
 RATES = (3.0, 4.0, 4.5, 5.0, 5.53, 7.0)
 DEFAULT = TRACES / "azure_conv_2023.csv"
 
@@ -40,7 +40,7 @@ def main() -> None:
                 raise RuntimeError(f"{policy} at {rate}/s completed {summary['completed']} of {len(requests)}")
             bench.rows.append(
                 {
-                    "requests/s": rate,
+                    "requests/s": f"{rate:g}",
                     "policy": policy,
                     "output tok/s": summary["output_throughput"],
                     "mean E2E s": summary["mean_e2el_ms"] / 1e3,

@@ -234,7 +234,6 @@ def main() -> None:
         arms={"nargs": "+", "default": list(ARMS), "choices": [*ARMS, LAW, *OPTIONAL], "help": f"({', '.join(ARMS)})"},
         rounds={"type": int, "help": "(those of the settings)"},
         pin={"action": "store_true", "help": "give the engines one core of their own"},
-        markdown={"action": "store_true", "help": "print the tables of docs/vllm-ab.md as well"},
     )
     options = bench.options
     settings = FIXED["settings"][options.settings]
@@ -249,8 +248,6 @@ def main() -> None:
             judge(bench, runs, cell, rounds)
         tabulate(bench, runs, cell, arms_of(settings["cells"][cell], options.arms), rounds)
     if options.markdown:
-        header = bench.header()
-        print(markdown(header, [[row.get(key, "") for key in header] for row in bench.rows]) + "\n")
         verdicts = {True: "holds", False: "missed", None: ""}
         lines = [[c.name, f"{c.value:.3f} {c.unit}".strip(), c.goal, verdicts[c.holds]] for c in bench.claims]
         print(markdown(["claim", "measured", "goal", ""], lines) + "\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contract import Bench, markdown, start
+from contract import Bench, start
 from vllm_ab import FIXED, OPTIONAL, OURS, SHARED, STOCK, WATERMARKS, Runs, gpu
 from vllm_ab_servers import WARM_UP, Bed, Lengths, calibrated
 
@@ -114,7 +114,6 @@ def main() -> None:
             "help": "(%(default)s)",
         },
         keep={"help": "file for the law and the lengths: read where it exists, instead of calibrating"},
-        markdown={"action": "store_true", "help": "print the table of docs/vllm-ab.md as well"},
     )
     options = bench.options
     bench.variant = options.settings
@@ -146,8 +145,6 @@ def main() -> None:
                 bench.rows.append(row | {"preemptions a round": f"{preemptions / len(rounds):.1f}"})
                 if arm == "clairvoyant":
                     bench.claim(f"{name}: {arm} / {STOCK}, output tok/s", ratio, "")
-    if options.markdown:
-        print(markdown(list(bench.rows[0]), [list(row.values()) for row in bench.rows]) + "\n")
     bench.finish()
 
 

@@ -131,19 +131,19 @@ class Engine:
         took = time.perf_counter() - began
         while self.core.scheduler.has_requests():  # let the scheduler see the last finishes
             self.engine.step()
-        told = [len(each) for each in tokens]
-        if told != [output for _, output in lengths]:
+        counts = [len(each) for each in tokens]
+        if counts != [output for _, output in lengths]:
             raise RuntimeError("not every request got its tokens")
-        return self._figures(took, first, last, gaps, told), tokens
+        return self._figures(took, first, last, gaps, counts), tokens
 
     def _figures(
-        self, took: float, first: npt.NDArray[Any], last: npt.NDArray[Any], gaps: list[float], told: list[int]
+        self, took: float, first: npt.NDArray[Any], last: npt.NDArray[Any], gaps: list[float], counts: list[int]
     ) -> dict[str, Any]:
         schedule, update = (np.array(times) for times in self.spent.values())
-        per_token = (last - first) / np.maximum(np.array(told) - 1, 1)
+        per_token = (last - first) / np.maximum(np.array(counts) - 1, 1)
         return {
             "duration": took,
-            "output_throughput": sum(told) / took,
+            "output_throughput": sum(counts) / took,
             "mean_ttft_ms": 1e3 * float(first.mean()),
             "p99_ttft_ms": 1e3 * float(np.quantile(first, 0.99)),
             "mean_tpot_ms": 1e3 * float(per_token.mean()),
@@ -169,7 +169,7 @@ def work(pipe: Any, settings: dict[str, Any], log: str) -> None:
         while (job := pipe.recv()) is not None:
             figures, tokens = engine.serve(*job)
             pipe.send(figures | {"digests": [hashlib.sha256(repr(each).encode()).hexdigest()[:12] for each in tokens]})
-    except BaseException:  # noqa: BLE001  told to the parent, which ends
+    except BaseException:  # noqa: BLE001  reported to the parent, which ends
         pipe.send(traceback.format_exc())
     finally:
         pipe.close()
@@ -193,8 +193,8 @@ class Arm:
         except EOFError:
             answer = "the process ended"
         if not isinstance(answer, dict):
-            told = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
-            sys.exit(f"{self.name}: {told}\n{answer}")
+            log = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            sys.exit(f"{self.name}: {log}\n{answer}")
         return answer
 
     def ask(self, lengths: Lengths, seed: int) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def predicted(law: dict[str, Any], file: Path) -> npt.NDArray[np.float64]:
 
 
 def laws(kept: Kept, compared: dict[str, dict[str, Any]]) -> str:
-    """Return the table of how well laws tell the steps that none was fitted to."""
+    """Return the table of how well laws predict the steps that none was fitted to."""
     held_out = kept.folder / "steps-held-out.jsonl"
     steps = step_log.load([held_out])
     starts = calibration.starts_of(steps)  # a step with prefill may be taken together with the one before it
@@ -106,13 +106,13 @@ def laws(kept: Kept, compared: dict[str, dict[str, Any]]) -> str:
     prefill = np.add.reduceat(steps.prefill_tokens, starts) > 0
     rows = []
     for name, law in compared.items():
-        told = np.add.reduceat(predicted(law, held_out), starts)
+        expected = np.add.reduceat(predicted(law, held_out), starts)
         row = [name]
         for part in (~prefill, prefill):
-            error = told[part] / took[part] - 1
+            error = expected[part] / took[part] - 1
             row += [f"{np.median(np.abs(error)):.1%}", f"{np.median(error):+.1%}"]
-            row.append(f"{told[part].sum() / took[part].sum() - 1:+.1%}")
-        rows.append([*row, f"{told.sum() / took.sum() - 1:+.1%}"])
+            row.append(f"{expected[part].sum() / took[part].sum() - 1:+.1%}")
+        rows.append([*row, f"{expected.sum() / took.sum() - 1:+.1%}"])
     header = ["law"]
     header += [f"{kind}: {what}" for kind in ("decodes", "prefill") for what in ("median error", "signed", "sum")]
     share = f"{took[prefill].sum() / took.sum():.0%}"

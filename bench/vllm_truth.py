@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import markdown, start
+from contract import start
 
 from wait_core import simulate
 from wait_core.hardware import calibration
@@ -119,12 +119,12 @@ def compare_blocks(bench: Bench) -> None:
             found = compare(case)
             bench.rows.append(
                 {
-                    "": group,
+                    "kind": group,
                     "case": case.name,
                     "steps": found.steps,
                     "requests": found.requests,
                     "preemptions: vLLM": found.preemptions,
-                    "core": found.core_preemptions,
+                    "preemptions: core": found.core_preemptions,
                     "steps, tokens differ": found.tokens_differ,
                     "free blocks differ": found.free_differs,
                     "largest": found.largest,
@@ -141,13 +141,11 @@ def main() -> None:
         "vllm_truth",
         str(__doc__).splitlines()[0],
         arm={"help": "run the engine once (what this script calls itself with)"},
-        markdown={"action": "store_true", "help": "print the table of docs/vllm.md as well"},
         blocks={"action": "store_true", "help": "compare the core with vLLM's scheduler, block for block"},
     )
     if bench.options.blocks:
+        bench.variant = "blocks"
         compare_blocks(bench)
-        if bench.options.markdown:
-            print(markdown(list(bench.rows[0]), [list(row.values()) for row in bench.rows]))
         bench.finish()
         return
     if bench.options.arm is not None:
@@ -184,8 +182,7 @@ def main() -> None:
             row: dict[str, Any] = {"policy": arm}
             for name, (engines, simulated) in figures.items():
                 digits = 1 if name.startswith("mean") else 0
-                row |= {f"{name}: engine": f"{engines:,.{digits}f}"}
-                row |= {"simulated" + " " * len(row): f"{simulated:,.{digits}f}"}
+                row |= {f"{name}: engine": f"{engines:.{digits}f}", f"{name}: simulated": f"{simulated:.{digits}f}"}
             bench.rows.append(row)
             rate = tokens / predicted["duration"]
             bench.claim(f"{arm}: simulated / engine, output tok/s", rate * seconds / tokens, "", "<= 1.1")
@@ -193,8 +190,6 @@ def main() -> None:
                 f"{arm}: simulated / engine, mean E2E", 1e-3 * predicted["mean_e2el_ms"] / real["end_s"], "", "<= 1.1"
             )
             bench.claim(f"{arm}: simulated / engine, steps", predicted["iterations"] / real["steps"], "", "<= 1.05")
-    if bench.options.markdown:
-        print(markdown([key.strip() for key in bench.rows[0]], [list(row.values()) for row in bench.rows]))
     bench.finish()
 
 

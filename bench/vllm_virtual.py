@@ -2,7 +2,7 @@
 
 vLLM's scheduler and KV cache manager run in this process on made-up tokens; time passes as an iteration-time law says
 (tests/with_vllm/virtual.py). Clients come in kinds (tests/with_vllm/clients.py): conversations, questions about
-documents, bursts, several samples of a prompt, clients that leave. Prefix caching is on; no scheduler is told the
+documents, bursts, several samples of a prompt, clients that leave. Prefix caching is on; no scheduler knows the
 length of an output. Ours is `adaptive` with no setting, in overload also with the SLO's TTFT stated (`ttft_target`).
 Figures are pooled over seeds and repeat exactly. "Best" is the best of stock and the watermarks, figure by figure.
 
@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from contract import ROOT, markdown, start
+from contract import ROOT, start
 
 sys.path.insert(0, str(ROOT / "tests" / "with_vllm"))
 import clients as kinds
@@ -207,7 +207,7 @@ def judge(bench: Bench, name: str, found: dict[str, Figures]) -> None:
     faster = ours.throughput / stock.throughput
     if cell.scarce:
         bench.claim(f"{name}: output tok/s / stock", faster, "", ">= 1")
-    row: dict[str, Any] = {"cell": name, "tok/s, stock": f"{stock.throughput:,.0f}", "ours / stock": f"{faster:.3f}"}
+    row: dict[str, Any] = {"cell": name, "tok/s, stock": round(stock.throughput), "ours / stock": f"{faster:.3f}"}
     row |= {what: f"{value:.3f}" for what, value in ratios.items()}
     row |= {"median TTFT / best": f"{ratio('median_ttft', min):.3f}"}
     row |= {"preemptions, stock": stock.preemptions, "ours": ours.preemptions}
@@ -231,7 +231,6 @@ def main() -> None:
         str(__doc__).splitlines()[0],
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
         cells={"nargs": "+", "default": list(CELLS), "help": "those whose name has one of these words"},
-        markdown={"action": "store_true", "help": "print the tables of docs/vllm-virtual.md as well"},
     )
     names, seeds = [name for name in CELLS if any(word in name for word in bench.options.cells)], list(SEEDS)
     if bench.options.quick:
@@ -243,10 +242,10 @@ def main() -> None:
         runs = dict(pool.imap_unordered(serve, jobs))
     for name in names:
         judge(bench, name, {arm: Figures([runs[name, arm, seed] for seed in seeds]) for arm in arms(name)})
-    if bench.options.markdown:
-        print(markdown(list(bench.rows[0]), [list(row.values()) for row in bench.rows]), end="\n\n")
-        missed = [[c.name, f"{c.value:.3f}", c.goal] for c in bench.claims if c.holds is False]
-        print(markdown(["goal missed", "measured", "goal"], missed), end="\n\n")
+    missed = [claim for claim in bench.claims if claim.holds is False]
+    bench.tables["missed"] = [
+        {"goal missed": claim.name, "measured": f"{claim.value:.3f}", "goal": claim.goal} for claim in missed
+    ]
     bench.finish()
 
 

@@ -62,8 +62,8 @@ class Served:
 class Door:
     def __init__(self, *reports: dict[str, Any]) -> None:
         self.loads = Loads()
-        for engine, told in enumerate(reports):
-            self.loads.report(engine, told)
+        for engine, each in enumerate(reports):
+            self.loads.report(engine, each)
         self.served = Served()
         self.app = AdmissionMiddleware(self.served, self.loads)
 
@@ -236,10 +236,10 @@ def test_the_routes_that_routers_poll() -> None:
         TIME.now_ns += SECOND // 10
         door.loads.generated(1, 30)
     assert door.get("/get_load") == {"load": 33}
-    told = door.get("/v1/loads")
-    assert told["dp_rank_count"] == 2
-    assert told["timestamp"] == "1970-01-02T00:00:00+00:00"
-    first, second = told["loads"]
+    answer = door.get("/v1/loads")
+    assert answer["dp_rank_count"] == 2
+    assert answer["timestamp"] == "1970-01-02T00:00:00+00:00"
+    first, second = answer["loads"]
     assert first == {
         "dp_rank": 0,
         "num_running_reqs": 8,

@@ -8,6 +8,7 @@ WAIT_CORE_GOLDEN=write python -m pytest tests/test_pictures.py    # where a chan
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from wait_core import hardware, report
+from wait_core.cli import main
+from wait_core.cli.demo import PICTURE
 from wait_core.planning import FleetPlan, FleetTrial, Offer, PlannedEngine
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
@@ -78,6 +81,19 @@ def planned() -> FleetPlan:
     )  # fmt: skip
 
 
+def demonstrated(path: Path) -> None:
+    """Draw what the demo saves."""
+    with contextlib.chdir(path.parent):
+        assert main(["demo", "--num-prompts", "300"]) == 0
+    (path.parent / PICTURE).rename(path)
+
+
+def plotted(path: Path) -> None:
+    """Draw what a plan saves."""
+    traffic = ["--type", "64:32:8", "--num-prompts", "300", "--runs", "2", "--kv-blocks", "600"]
+    assert main(["plan", *traffic, "--policy", "clairvoyant", "--picture", str(path)]) == 0
+
+
 PICTURES: dict[str, Callable[[Path], Any]] = {
     "kv": lambda path: report.kv_over_time(path, KV, capacity_tokens=CAPACITY),
     "cdf": lambda path: report.latency_cdf(path, LATENCY),
@@ -87,6 +103,8 @@ PICTURES: dict[str, Callable[[Path], Any]] = {
     "region": lambda path: report.stability_region(path, [4e4, 1e5, 2e5], REGION, rate=3.0, capacity_tokens=1e5),
     "offers": lambda path: report.offers_picture(path, offered(), title="GPUs for 40 requests/s"),
     "fleet": lambda path: report.fleet_picture(path, planned()),
+    "command-demo": demonstrated,
+    "command-plan": plotted,
 }
 OTHERWISE: dict[str, Callable[[Path], Any]] = {
     "a line is missing": lambda path: report.latency_against_rate(path, RATE, {"vllm": RUNS["vllm"]}),
@@ -145,4 +163,4 @@ def test_every_picture_of_the_package_is_looked_at() -> None:
     drawn = {name for name in report.__all__ if name not in {"bars", "table"}}  # these two print
     text = Path(__file__).read_text(encoding="utf-8")
     assert {name for name in drawn if f"report.{name}(" in text} == drawn
-    assert {path.stem for path in KEPT.glob("*.png")} == set(PICTURES)
+    assert {path.stem for path in KEPT.glob("*.png") if not path.stem.startswith("page-")} == set(PICTURES)

@@ -70,7 +70,7 @@ def serve(port: int, waiting: int) -> None:
         await send({"type": "http.response.body", "body": body})
 
     loads = Loads()
-    told = {
+    report = {
         "running": 8,
         "waiting": waiting,
         "seats": 8,
@@ -78,7 +78,7 @@ def serve(port: int, waiting: int) -> None:
         "used": 400,
         "capacity": 1000,
     }
-    loads.report(0, told | {"wait_ns": 0, "gap_ns": 0, "bounds": {}})
+    loads.report(0, report | {"wait_ns": 0, "gap_ns": 0, "bounds": {}})
     uvicorn.run(AdmissionMiddleware(vllm, loads), host="127.0.0.1", port=port, log_level="error")
 
 

@@ -1,59 +1,26 @@
-"""Tables of benchmarks on the pages are those of the data files that the benchmarks write: docs/data/NAME.csv.
-
-A table that shows rows and columns of such a file says which, in a comment above it:
-
-    <!-- data/NAME.csv where COLUMN = VALUE; VALUE and COLUMN = VALUE -->
-"""
+"""Tables of benchmarks on the pages are those of the data files that the benchmarks write: see bench/pages.py."""
 
 from __future__ import annotations
 
-import csv
 import re
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-MARK = re.compile(r"^<!-- data/(?P<name>\S+)\.csv(?: where (?P<where>.+))? -->\n\n(?P<table>(?:\|.*\n)+)", re.MULTILINE)
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "<!-- data/" in path.read_text(encoding="utf-8"))
 
 sys.path.insert(0, str(ROOT / "bench"))
 
+import pages  # noqa: E402
+from pages import plain, read  # noqa: E402
 
-@dataclass(frozen=True)
-class Shown:
-    """A table on a page, and which rows of which file it shows."""
-
-    name: str
-    where: dict[str, list[str]]
-    header: list[str]
-    rows: list[list[str]]
-
-
-def cells(line: str) -> list[str]:
-    """Return the cells of a line of a table, without marks of code."""
-    return [cell.strip().strip("`") for cell in line.strip()[1:-1].split(" | ")]
-
-
-def shown(page: Path) -> list[Shown]:
-    """Return the tables of a page that name their data."""
-    found = []
-    for match in MARK.finditer(page.read_text(encoding="utf-8")):
-        header, _, *rows = map(cells, match["table"].splitlines())
-        conditions = [part.split(" = ") for part in (match["where"] or "").split(" and ") if part]
-        where = {column: values.split("; ") for column, values in conditions}
-        found.append(Shown(match["name"], where, header, rows))
-    return found
-
-
-def data(name: str) -> list[dict[str, str]]:
-    """Return the rows of a data file."""
-    with (DOCS / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+PAGES = pages.pages()
+FILES = {table.name for page in PAGES for table in pages.tables(page)}
+WITHOUT_TABLE = {"paper-results"}
+"""Files whose tables are made by tests of their own."""
 
 
 def same(cell: str, value: str) -> bool:
@@ -70,14 +37,57 @@ def same(cell: str, value: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_table_that_names_its_data_shows_it(page: Path) -> None:
-    tables = shown(page)
-    assert len(tables) == page.read_text(encoding="utf-8").count("<!-- data/"), "a comment stands above each table"
+    tables = pages.tables(page)
+    text = page.read_text(encoding="utf-8")
+    assert len(tables) == text.count("<!-- data/"), "a comment stands above each table"
     for table in tables:
-        rows = [row for row in data(table.name) if all(row[key] in values for key, values in table.where.items())]
-        assert len(rows) == len(table.rows), table.name
-        for row, line in zip(rows, table.rows, strict=True):
-            for column, cell in zip(table.header, line, strict=True):
+        rows = read(table.name)
+        if table.view is not None:
+            assert table.made_of(rows) in text, table.view
+            continue
+        chosen = table.chosen(rows)
+        assert len(chosen) == len(table.lines), table.name
+        for row, line in zip(chosen, table.lines, strict=True):
+            for column, cell in zip(map(plain, table.header), map(plain, line), strict=True):
                 assert same(cell, row[column]), f"{table.name}: {column} of {line} is {row[column]}"
+
+
+def test_every_data_file_is_shown() -> None:
+    assert {path.stem for path in pages.DATA.glob("*.csv")} == FILES | WITHOUT_TABLE
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("1337", "1,337"),
+        ("2.0", "2.0"),
+        ("-0.25", "-0.25"),
+        ("1884.032", "1,884"),
+        ("4.49495", "4.49"),
+        ("0.630021", "0.630"),
+        ("99.9711", "100"),
+        ("1.000+-0.002", "1.000+-0.002"),
+        ("chat", "chat"),
+        ("", ""),
+    ],
+)
+def test_a_cell_is_written_as_a_page_shows_it(text: str, cell: str) -> None:
+    assert pages.shown(text) == cell
+    assert same(cell, text)
+
+
+def test_pages_are_filled_with_the_rows_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "DOCS", tmp_path)
+    monkeypatch.setattr(pages, "DATA", tmp_path)
+    (tmp_path / "speed.csv").write_text("policy,load,ms\nvllm,0.9,1234.56\nwait,0.9,2\nwait,1.2,3\n")
+    mark = "<!-- data/speed.csv where policy = wait and load = 0.9; 1.2 -->\n\n"
+    page = tmp_path / "page.md"
+    page.write_text(f"# Speed\n\n{mark}| load | `ms` |\n|---|---|\n| 0.9 | 7 |\n\nText.\n")
+    pages.fill("other")
+    assert "| 0.9 | 7 |" in page.read_text()
+    pages.fill("speed")
+    table = "| load | `ms` |\n| --- | --- |\n| 0.9 | 2 |\n| 1.2 | 3 |\n"
+    assert page.read_text() == f"# Speed\n\n{mark}{table}\nText.\n"
 
 
 def test_a_cell_is_the_value_or_its_rounding() -> None:
@@ -88,17 +98,11 @@ def test_a_cell_is_the_value_or_its_rounding() -> None:
     assert not same("vllm", "wait")
 
 
-def test_the_worst_cells_of_the_learned_law_are_those_of_its_data() -> None:
-    from learned_law import by_law
-
-    assert by_law(data("learned-law")) in (DOCS / "adaptive.md").read_text(encoding="utf-8")
-
-
 def test_the_means_of_the_panel_by_engine_are_those_of_its_data() -> None:
     page = (DOCS / "panel.md").read_text(encoding="utf-8")
-    rows = data("panel")
+    rows = read("panel")
     for line in re.findall(r"^\| (?:a100|llama|qwen|gpt).* \| \d+ \| .*", page, re.MULTILINE):
-        engine, count, *means = cells(line)
+        engine, count, *means = (plain(cell) for cell in line[2:-2].split(" | "))
         inside = [row for row in rows if row["engine"] == engine]
         assert len(inside) == int(count), engine
         keys = [f"{key} / stock" for key in ("output_throughput", "mean_e2el_ms", "p99_ttft_ms")]
@@ -116,7 +120,7 @@ def test_the_goals_that_the_panel_misses_are_those_of_its_data() -> None:
     goals = dict(re.findall(r"^\| (\w+ / \w[\w ]*) \| ([<>]= [\d.]+) \| \d+ of \d+ \|$", page, re.MULTILINE))
     listed = set(re.findall(r"^\| (\w+ / [\w ]+) \| (.+), load ([\d.]+) \| ([\d.]+) ", page, re.MULTILINE))
     assert len(goals) == 7
-    for row in data("panel"):
+    for row in read("panel"):
         for figure, goal in goals.items():
             value = row[figure].partition("+-")[0]
             miss = (figure, f"{row['engine']}: {row['workload']}", f"{float(row['load']):g}", value)

@@ -294,10 +294,10 @@ def test_damaged_files_give_a_trace_or_a_trace_error(
         try:
             read = len(load(path, given_name))
         except TraceError as error:
-            told = str(error)
+            said = str(error)
         else:
-            told = f"{path}: {read} requests" if read else "nothing"
-        assert told.startswith(f"{path}:")
+            said = f"{path}: {read} requests" if read else "nothing"
+        assert said.startswith(f"{path}:")
 
 
 def test_a_csv_of_another_format_names_the_missing_column(write: Callable[[str], Path]) -> None:

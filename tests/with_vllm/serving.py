@@ -32,7 +32,7 @@ class Call:
     Attributes
     ----------
     output
-        Tokens after which the model ends the answer. No scheduler is told.
+        Tokens after which the model ends the answer. Schedulers do not know it.
     max_tokens
         What the client asks for at most; none: all that the context has room for.
     leaves_after

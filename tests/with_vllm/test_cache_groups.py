@@ -38,8 +38,8 @@ def settings(**setup: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_groups_are_passed_as_they_are_full_ones_first(layout: tuple[dict[str, Any], ...]) -> None:
-    told = settings(kv_groups=layout)["kv_groups"]
-    assert told == sorted(({"count": 1} | group for group in layout), key=lambda group: group["kind"] != "full")
+    given = settings(kv_groups=layout)["kv_groups"]
+    assert given == sorted(({"count": 1} | group for group in layout), key=lambda group: group["kind"] != "full")
 
 
 def test_one_full_group_needs_no_list() -> None:
@@ -62,11 +62,11 @@ def test_a_window_is_left_later_where_a_step_is_planned_ahead() -> None:
 
 
 def test_blocks_of_another_size_keep_it() -> None:
-    told = settings(kv_groups=({"kind": "full", "block_size": 32}, WINDOWS))
-    assert told["block_size"] == 32, "that of the first group: not the 32 that both sizes divide"
-    assert [group["block_size"] for group in told["kv_groups"]] == [32, 16]
-    told = settings(kv_groups=(FULL, ALIGNED | {"block_size": 64}))
-    assert told["block_size"] == 16
+    given = settings(kv_groups=({"kind": "full", "block_size": 32}, WINDOWS))
+    assert given["block_size"] == 32, "that of the first group: not the 32 that both sizes divide"
+    assert [group["block_size"] for group in given["kv_groups"]] == [32, 16]
+    given = settings(kv_groups=(FULL, ALIGNED | {"block_size": 64}))
+    assert given["block_size"] == 16
 
 
 def test_drafts_take_slots() -> None:
@@ -76,8 +76,8 @@ def test_drafts_take_slots() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.05, 0.5])
 def test_a_watermark_is_a_share_of_all_blocks(share: float) -> None:
     for blocks in (80, 119, 120, 121, 1001):
-        told = settings(num_blocks=blocks, watermark=share)
-        assert int(told["watermark"] * told["kv_blocks"]) == int(share * blocks), blocks
+        given = settings(num_blocks=blocks, watermark=share)
+        assert int(given["watermark"] * given["kv_blocks"]) == int(share * blocks), blocks
 
 
 @pytest.mark.parametrize(

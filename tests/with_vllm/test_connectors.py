@@ -26,7 +26,7 @@ WINDOWS = ({"kind": "full"}, {"kind": "sliding_window", "window": 64, "count": 2
 
 
 def serve(driver: Driver, look: Any = None, aborts: int = 0) -> dict[str, Any]:
-    """Serve 60 requests in memory for about ten; return what was done to whom."""
+    """Serve 60 requests in memory for about ten; return what was done to each."""
     from in_process import random_prompt
 
     draw = random.Random(0)

@@ -1,4 +1,4 @@
-"""docs/tutorial/first-server.md: a server started by its command answers its other commands as the page says."""
+"""first-server.md and vllm.md: servers started by their commands answer their other commands as the pages say."""
 
 from __future__ import annotations
 
@@ -10,37 +10,77 @@ from pathlib import Path
 
 import pytest
 from engine import LLAMA, write_model
-from live import Server, installed_entry_points, write_tokenizer
+from live import Server, get, installed_entry_points, write_tokenizer
 
 from wait_core.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "first-server.md"
+DOCS = Path(__file__).parents[2] / "docs"
 HERE = "http://localhost:8000"
 
 
 @pytest.mark.timeout(400)
 def test_the_first_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    _, serve, ask, doctor, watch = blocks
-    program, _, model, *words = shlex.split(serve)
-    assert program == "vllm"
-    # The page's command on a model of random weights, under the name of the page's, on a free port and a small machine.
-    asked = {flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
-    small = {"dtype": "float32", "enforce-eager": True, "block-size": 32, "num-gpu-blocks-override": 40}
-    weights = write_model(tmp_path / "model")
-    write_tokenizer(weights, LLAMA["vocab_size"])
-    installed_entry_points(tmp_path)
-    server = Server(weights, tmp_path, {**asked, **small, "served-model-name": model}, tmp_path / "server.log")
+    _, serve, ask, doctor, watch = commands("tutorial/first-server.md")
+    server = started(serve, tmp_path)
     try:
         server.wait()
         answer = json.loads(shell(ask.replace(HERE, server.url)))
         assert answer["usage"]["completion_tokens"] > 0
-        main(["doctor", *shlex.split(doctor.replace(HERE, server.url))[2:]])
-        rows = [row.split() for row in capsys.readouterr().out.splitlines()]
-        assert ["its", "scheduler,", "engine", "0", "ok", "wait-core", "schedules"] in rows
+        assert schedules(doctor, server, capsys)
         assert shell(watch.replace(HERE, server.url)).split()[-1] == "1.0"
     finally:
         server.stop()
+
+
+@pytest.mark.timeout(400)
+def test_a_server_with_a_promise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vllm.md adds to the first server: a target, the middleware, a settings file, a file of what is learned."""
+    monkeypatch.chdir(tmp_path)
+    _, plain, promise, check, *_ = commands("vllm.md")
+    settings, serve = promise.replace("\\\n", " ").splitlines()
+    shell(settings)
+    assert serve.split(" ", 1)[1].startswith(plain.strip()), "what the promise is added to"
+    server = started(serve, tmp_path)
+    doctor, watch = check.splitlines()
+    try:
+        server.wait()
+        assert schedules(doctor, server, capsys)
+        assert shell(watch.replace(HERE, server.url)).split()[-1] == "1.0"
+        assert json.loads(get(f"{server.url}/get_load")) == {"load": 0}, "the middleware answers"
+        log = server.log.read_text()
+        assert "ttft_target" in log
+        assert "settings.json" in log
+    finally:
+        server.stop()
+
+
+def commands(page: str) -> list[str]:
+    """Return the blocks of commands of a page."""
+    return re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def started(command: str, folder: Path) -> Server:
+    """Start a page's server: a model of random weights under the name of the page's, a free port, a small machine."""
+    words = shlex.split(command)
+    at = words.index("vllm")
+    variables = dict(word.split("=", 1) for word in words[:at])
+    model, *options = words[at + 2 :]
+    asked = {flag.removeprefix("--"): value for flag, value in zip(options[::2], options[1::2], strict=True)}
+    small = {"dtype": "float32", "enforce-eager": True, "block-size": 32, "num-gpu-blocks-override": 40}
+    small |= {"max-model-len": "256", "served-model-name": model}
+    weights = write_model(folder / "model")
+    write_tokenizer(weights, LLAMA["vocab_size"])
+    installed_entry_points(folder)
+    return Server(weights, folder, small | asked, folder / "server.log", **variables)
+
+
+def schedules(doctor: str, server: Server, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether the page's call of the doctor says that wait-core schedules."""
+    main(["doctor", *shlex.split(doctor.replace(HERE, server.url))[2:]])
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    return ["its", "scheduler,", "engine", "0", "ok", "wait-core", "schedules"] in rows
 
 
 def shell(command: str) -> str:

@@ -119,9 +119,11 @@ def test_the_law_that_is_learned_is_the_law_of_the_clock(
         step = driver.step(compare=lambda scheduled: time.compute(driver, scheduled))
         outputs += (step.outputs or {}).values()
     figures = [detach(each.scheduler_stats) for each in outputs if each.scheduler_stats]
-    told = [each["iteration_time"] for each in figures if each]
-    assert told[-1]["used"]
-    assert told[-1]["seconds"]["decode"] == pytest.approx(iteration_seconds(law, decodes=1, decode_kv=1000), rel=0.1)
+    reported = [each["iteration_time"] for each in figures if each]
+    assert reported[-1]["used"]
+    assert reported[-1]["seconds"]["decode"] == pytest.approx(
+        iteration_seconds(law, decodes=1, decode_kv=1000), rel=0.1
+    )
 
 
 def test_it_outlives_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def law_of(url: str) -> tuple[dict[str, float], int]:
     waves = 0
     while waves < 20:
         waves += 1
-        with ThreadPoolExecutor(8) as pool:  # for both ranks; thirty steps, of which is told once a second
+        with ThreadPoolExecutor(8) as pool:  # for both ranks; thirty steps, reported once a second
             list(pool.map(lambda number: complete(url, number), range(8)))
         shown = samples(get(f"{url}/metrics"))
         if f"wait_core_iteration_time_error_ratio{labels}" in shown:  # it has predicted what it had not learned from

@@ -79,7 +79,7 @@ class Engine(Serving):
             return (yield from super().steps(clients))
 
     def add(self, call: Call, max_tokens: int) -> None:
-        """Queue a request; the model ends its answer after `call.output` tokens, which the scheduler is not told."""
+        """Queue a request; the model ends its answer after `call.output` tokens, which the scheduler does not know."""
         self.driver.add(call.name, call.prompt, max_tokens, ignore_eos=call.ignores_eos)
 
     def abort(self, name: str) -> None:

@@ -81,7 +81,7 @@ def plan_fleet(
     attainment : float
         Share of the requests that must meet it, in (0, 1].
     replicas : int, optional
-        So many and no others: which split and which router is the best?
+        Exactly this many: which split and which router is the best?
     routers : sequence of str
         Routers that are tried, one for all replicas.
     disaggregated : bool
@@ -156,12 +156,7 @@ def plan_fleet(
     within = FleetPlan(
         workload=traffic.name,
         request_rate=traffic.rate,
-        engine=PlannedEngine(
-            policy=policy,
-            capacity=engine.capacity(max(prompt + output for prompt, output, _ in traffic.exact)),
-            iteration_time=law,
-            **kept,
-        ),
+        engine=PlannedEngine.of(engine, max(prompt + output for prompt, output, _ in traffic.exact)),
         gpus_each=gpus_each,
         slo_ttft_ms=slo_ttft_ms,
         slo_tpot_ms=slo_tpot_ms,

@@ -130,7 +130,8 @@ def plan(
     engine = Engine(policy=policy, iteration_time=law, kv_blocks=blocks, block_size=block_size,
                     max_num_seqs=max_num_seqs, token_budget=token_budget, num_types=num_types,
                     settings=cache | further)  # fmt: skip
-    capacity = engine.capacity(max(prompt + output for prompt, output, _ in workload.exact))
+    longest = max(prompt + output for prompt, output, _ in workload.exact)
+    capacity = engine.capacity(longest)
     shortest = min(prompt for prompt, _, _ in workload.exact)
     if capacity < shortest:
         rule = f"{capacity:,} KV tokens do not hold the shortest prompt ({shortest:,})"
@@ -153,15 +154,7 @@ def plan(
         workload=workload.name,
         request_rate=workload.rate,
         types=tuple(workload.grouped),
-        engine=PlannedEngine(
-            policy=policy,
-            kv_blocks=blocks,
-            block_size=block_size,
-            capacity=capacity,
-            max_num_seqs=max_num_seqs,
-            token_budget=token_budget,
-            iteration_time=law,
-        ),
+        engine=PlannedEngine.of(engine, longest),
         stable=stable,
         reasons=() if stable else reasons(workload.rate, limit, wait),
         warnings=warnings(workload, limit, experience),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wait_core.planning.rates import CapacityBound, FluidEquilibrium, FluidLimit, Goodput
     from wait_core.planning.thresholds import NestedThresholds, SafetyBuffer, Segment, WaitThresholds
-    from wait_core.simulation.trial import Expected, SaturatedRate
+    from wait_core.simulation.trial import Engine, Expected, SaturatedRate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,12 @@ class PlannedEngine:
     max_num_seqs: int
     token_budget: int
     iteration_time: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, engine: Engine, longest: int) -> Self:
+        """Describe an engine for requests of at most `longest` tokens, prompt and output."""
+        same = {each.name: getattr(engine, each.name) for each in fields(cls) if each.name != "capacity"}
+        return cls(capacity=engine.capacity(longest), **same)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def described(
     settings: Mapping[str, Any],
     law: Mapping[str, Any],
     *,
-    told: bool,
+    law_known: bool,
     typed: bool,
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated,
     router: str | Mapping[str, Any],
@@ -82,7 +82,7 @@ def described(
 ) -> dict[str, Any]:
     """Return the fleet as the core reads it.
 
-    `told` says whether policies know the law of their engine, `typed` whether they need types.
+    `law_known` says whether policies know the law of their engine, `typed` whether they need types.
     """
     routing = {"router": router} if isinstance(router, str) else dict(router)
     name = known(routing.pop("router", ROUTER))
@@ -92,13 +92,13 @@ def described(
         if typed:
             first.pop("types", None)
             first["policy"] = "vllm"
-        before = pool("prefill", replicas.prefill, first, law, told=told, least=0)
+        before = pool("prefill", replicas.prefill, first, law, law_known=law_known, least=0)
         later = {**settings, "prefix_caching": False}
-        engines = before + pool("decode", replicas.decode, later, law, told=told, least=1)
+        engines = before + pool("decode", replicas.decode, later, law, law_known=law_known, least=1)
         if before:
             prefill = (len(before), known(replicas.prefill_router or name))
     else:
-        engines = pool("replicas", replicas, settings, law, told=told, least=1)
+        engines = pool("replicas", replicas, settings, law, law_known=law_known, least=1)
     if not 0 <= staleness_s <= 1e9:
         raise WaitCoreError(f"staleness_s = {staleness_s}: must be between 0 and 1e9 s")
     for change in changes:
@@ -130,7 +130,7 @@ def pool(
     settings: Mapping[str, Any],
     law: Mapping[str, Any],
     *,
-    told: bool,
+    law_known: bool,
     least: int,
 ) -> list[tuple[dict[str, Any], Any]]:
     """Return the engines of a pool, `least` or more, each with its law."""
@@ -138,14 +138,14 @@ def pool(
     if not least <= count <= MOST_REPLICAS:
         raise WaitCoreError(f"{name} = {count}: must be between {least} and {MOST_REPLICAS}")
     if isinstance(replicas, int):
-        return [engine_of(settings, law, told=told)] * count if count else []
-    return [engine_of(dict(settings) | dict(own), law, told=told) for own in replicas]
+        return [engine_of(settings, law, law_known=law_known)] * count if count else []
+    return [engine_of(dict(settings) | dict(own), law, law_known=law_known) for own in replicas]
 
 
-def engine_of(settings: Mapping[str, Any], law: Mapping[str, Any], *, told: bool) -> tuple[dict[str, Any], Any]:
+def engine_of(settings: Mapping[str, Any], law: Mapping[str, Any], *, law_known: bool) -> tuple[dict[str, Any], Any]:
     """Return the settings of one engine and its law, which a replica may have for itself."""
     core = dict(settings)
     given = core.pop("iteration_time", None)
     own = dict(law) if given is None else hardware.iteration_time(given)
-    core["iteration_time"] = own if told else None
+    core["iteration_time"] = own if law_known else None
     return core | kv_cache_of(own, core), own

@@ -75,5 +75,5 @@ def to_arrow(run: _core.Run, about: Mapping[str, Any]) -> Any:
     except ImportError:
         raise WaitCoreError("to_arrow needs pyarrow: pip install 'wait-core[arrow]'") from None
     arrays = {name: pa.array(column.data, mask=np.ma.getmaskarray(column)) for name, column in columns(run).items()}
-    told = json.dumps({"version": __version__, **about}, default=str)
-    return pa.table(arrays, metadata={"wait_core": told})
+    described = json.dumps({"version": __version__, **about}, default=str)
+    return pa.table(arrays, metadata={"wait_core": described})

@@ -266,8 +266,8 @@ def simulate(
     if iteration_time_knowledge not in KNOWLEDGE:
         rule = f"one of {', '.join(KNOWLEDGE)}"
         raise _core.WaitCoreError(f"iteration_time_knowledge = {iteration_time_knowledge!r}: {rule}")
-    told = gpu if iteration_time_knowledge == "known" else None
-    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": told}
+    known_law = gpu if iteration_time_knowledge == "known" else None
+    defaults: dict[str, Any] = {"policy": policy, "block_size": 16, "iteration_time": known_law}
     if acceptance:
         defaults["num_speculative_tokens"] = len(acceptance)
     core: dict[str, Any] = {**defaults, **settings}
@@ -286,7 +286,7 @@ def simulate(
         fleet = described(
             same,
             gpu,
-            told=told is not None,
+            law_known=known_law is not None,
             typed=policy in TYPED,
             replicas=replicas,
             router=router,

@@ -112,14 +112,8 @@ class Engine:
 
     Attributes
     ----------
-    policy : str
-        As in `wait_core.simulate`.
-    iteration_time : mapping
-        Iteration-time law.
-    kv_blocks, block_size, max_num_seqs, token_budget : int
-        KV blocks, tokens per block, most residents, most tokens per iteration.
-    num_types : int
-        Most request types for policies that need them.
+    policy, iteration_time, kv_blocks, block_size, max_num_seqs, token_budget, num_types
+        As `wait_core.plan` takes them.
     settings : mapping
         More settings of the core.
 

@@ -72,8 +72,8 @@ class AdmissionMiddleware:
         if method == "GET" and path == "/v1/loads":
             engines = self.loads.by_engine()
             now = datetime.fromtimestamp(clock.unix_ns() * 1e-9, UTC)
-            told = {"timestamp": now.isoformat(), "dp_rank_count": len(engines), "loads": engines}
-            return await _answer(send, 200, told)
+            answer = {"timestamp": now.isoformat(), "dp_rank_count": len(engines), "loads": engines}
+            return await _answer(send, 200, answer)
         if method != "POST" or path not in GUARDED:
             return await self.app(scope, receive, send)
         return await self._admit(scope, receive, send)
@@ -168,6 +168,6 @@ def _error(code: int, message: str) -> dict[str, Any]:
 
 async def _answer(send: Send, status: int, content: dict[str, Any], *headers: tuple[bytes, bytes]) -> None:
     body = json.dumps(content).encode()
-    told = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": told})
+    every = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": every})
     await send({"type": "http.response.body", "body": body})

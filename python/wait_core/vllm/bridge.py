@@ -35,7 +35,7 @@ class Bridge:
     not know (it refused it, or the request is a streaming session) is `foreign`: it passes the gate freely and the core
     notices it only through the count of free blocks.
 
-    Reports: what vLLM did with a plan is told to the core at the start of the next step, in one call, together with
+    Reports: what vLLM did with a plan is reported to the core at the start of the next step, in one call, together with
     what finished in between; only requests for which something other than the plan happened are named. So the work
     per step grows with the number of requests that changed, not with those running.
 
@@ -208,7 +208,7 @@ class Bridge:
         return self._forget(name)
 
     def _exchange(self, now_ns: int) -> None:
-        """Look whether another core has taken over, and whom it refuses."""
+        """Look whether another core has taken over, and which requests it refuses."""
         refused = self.control.poll(now_ns, self.scheduler, self._requests, self._arrivals)
         if refused is None:
             return

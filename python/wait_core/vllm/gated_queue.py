@@ -42,7 +42,7 @@ class GatedQueue(RequestQueue):
         self._line[request.request_id] = request
 
     def prepend_request(self, request: Request) -> None:
-        """Put `request` in front of the line, behind the gate."""
+        """Put `request` in front of the queue, behind the gate."""
         self._line[request.request_id] = request
         self._line.move_to_end(request.request_id, last=False)
 
@@ -81,9 +81,9 @@ class GatedQueue(RequestQueue):
             self._line.pop(request.request_id, None)
 
     def last_first(self, names: Collection[str]) -> list[str]:
-        """Return `names`, those in line from the back to the front, as the core is told of them: each before the last.
+        """Return `names` from the back of the queue to its front: the core puts each before the last reported.
 
-        The preempted stand in front, so the line is hardly looked at; by priority it is.
+        The preempted stand in front, so the queue is hardly looked at; by priority it is.
         """
         if not names:
             return []  # nearly every step
@@ -100,7 +100,7 @@ class GatedQueue(RequestQueue):
         return request is not None and self._line.get(getattr(request, "request_id", "")) is request
 
     def __getitem__(self, place: int) -> Request:
-        """Return the request at a place in line, as vLLM's own queue does: a look from outside, not for each step."""
+        """Return the request at a place, as vLLM's own queue does: a look from outside, not for each step."""
         return list(self)[place]
 
     def __bool__(self) -> bool:

@@ -1,4 +1,4 @@
-"""Requests that end while they wait, because they are late: the client is told so, with the reason."""
+"""Requests that end while they wait, because they are late: the client gets the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 
 
 class Late:
-    """Ends what is late with vLLM, and keeps what is to be told of it until vLLM tells of a step.
+    """Ends what is late with vLLM, and keeps its outputs until vLLM returns those of a step.
 
     A request ends with the finish reason "abort": of those that vLLM knows, the one that says neither that the output
     is complete nor that the server is at fault. Its `stop_reason` is "late: " and the bound that it broke. A streamed
@@ -35,7 +35,7 @@ class Late:
         self._scheduler = scheduler
         self._ended: dict[str, int] = {}
         self._due: list[tuple[int, int, str]] = []  # (when, id, bound): a heap
-        self._untold: list[tuple[int, EngineCoreOutput]] = []
+        self._pending: list[tuple[int, EngineCoreOutput]] = []
 
     def watch(self, number: int, request: Request, arrival_ns: int, settings: Settings) -> None:
         """Look at `request` again when it has waited as long as it may."""
@@ -70,7 +70,7 @@ class Late:
             events=request.take_events(),
             trace_headers=request.trace_headers,
         )
-        self._untold.append((request.client_index, output))
+        self._pending.append((request.client_index, output))
         logger.debug("wait-core ends %s, late by %s", request.request_id, bound)
 
     def taken(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ class Late:
 
     def tell(self, outputs: dict[int, EngineCoreOutputs]) -> dict[int, EngineCoreOutputs]:
         """Add to the outputs of a step what has ended since the last one."""
-        untold, self._untold = self._untold, []
-        for client, output in untold:
+        pending, self._pending = self._pending, []
+        for client, output in pending:
             outputs.setdefault(client, EngineCoreOutputs(outputs=[])).outputs.append(output)
         return outputs

@@ -1,4 +1,4 @@
-"""The iteration-time law that the core learns from the engine's own steps: said in the log, and told to /metrics."""
+"""The iteration-time law that the core learns from the engine's own steps: written to the log and to /metrics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EVERY_NS = 1_000_000_000
 CHANGED = 0.1
 """Share by which a step has to take longer or less than was said before it is said again."""
 KV = 1_000
-"""Tokens of context of each decode in the steps by which the law is told."""
+"""Tokens of context of each decode in the steps that show the law."""
 
 
 def examples(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the steps by which a law is told: one decode, all seats, the longest piece of a prompt."""
+    """Return the steps that show a law: one decode, all seats, the longest piece of a prompt."""
     seats, budget = settings["max_num_seqs"], settings["token_budget"]
     return {
         "one decode": {"decodes": 1, "decode_kv": KV},

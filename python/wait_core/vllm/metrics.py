@@ -55,7 +55,7 @@ COUNTERS = {
 }
 """From the names that travel to those shown."""
 BY_REASON = {
-    "holds": "Decisions that held a waiting line, by reason.",
+    "holds": "Decisions that held a queue, by reason.",
     "rejected": "Requests that the core refused to plan, by reason; vLLM serves them ungated.",
     "late": "Requests that ended while they waited, by the bound on their wait.",
     "refused": "Requests that AdmissionMiddleware answered with 503, by the bound on their wait.",

@@ -1,7 +1,7 @@
 """What is overridden in vLLM's scheduler: this page, and nothing else.
 
-The core decides who may be admitted, who pauses and how many tokens a step may take; vLLM does everything else, with
-its own code. docs/vllm.md says why each override is there.
+The core decides which requests may be admitted, which pause and how many tokens a step may take; vLLM does everything
+else, with its own code. docs/vllm.md says why each override is there.
 """
 
 from __future__ import annotations

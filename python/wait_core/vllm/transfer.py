@@ -1,4 +1,4 @@
-"""How a request of vLLM is told to the core: a new one, and all those present when the core is exchanged."""
+"""How a request of vLLM is reported to the core: a new one, and all those present when the core is exchanged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def move(
     """Tell the fresh `core` of every request present, from what vLLM knows of each; return those it refuses.
 
     Residents come first, in the order of their admission, those whose KV is loaded after those that run, then the
-    preempted, then the line, each in vLLM's order.
+    preempted, then the queue, each in vLLM's order.
     """
     numbers = {request.request_id: number for number, request in requests.items()}
     refused: dict[int, WaitCoreError] = {}

@@ -45,7 +45,7 @@ class Watchdog:
         # Once as a warning: a core that stalls again and again must not flood the log; the count tells.
         (logger.debug if self._has_warned else logger.warning)(
             "wait-core: %d requests wait or pause and no token has been scheduled for %.1f s; the gates open until "
-            "tokens flow. First of those admitted, and of those in line: %s",
+            "tokens flow. First of those admitted, and of those queued: %s",
             stuck,
             limit_s,
             why(),

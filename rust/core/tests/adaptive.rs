@@ -76,7 +76,7 @@ fn shortest_expected_work_first_within_the_ageing_time() {
 }
 
 #[test]
-fn behind_a_head_without_memory_only_those_within_the_bounds_are_looked_at() {
+fn behind_a_head_without_memory_only_requests_within_the_bounds_are_considered() {
     for (skip_ahead, expected) in [(0, vec![]), (1, vec![]), (2, vec![4]), (9, vec![4, 5])] {
         let mut core = scheduler(json!({"kv_blocks": 40, "ageing": 60.0, "skip_ahead": skip_ahead}));
         core.add(&request(1, 400, 20, 0)).unwrap();
@@ -194,7 +194,7 @@ fn what_was_learned_is_taken_over_by_another_scheduler() {
 }
 
 #[test]
-fn no_number_of_a_learned_state_can_starve_those_that_wait() {
+fn no_number_of_a_learned_state_can_starve_waiting_requests() {
     // Outputs all alike: admission is paced by what a request costs.
     let settings = json!({"kv_blocks": 200, "max_num_seqs": 256});
     let serve = |core: &mut Scheduler, ids: std::ops::Range<u64>| {
@@ -394,7 +394,7 @@ fn equal_lengths(core: &mut Scheduler, next: &mut RequestId, iterations: u32, re
 /// Each offer was charged to the pace, and nothing was given back: after two thousand of them the batch stayed at a few
 /// requests for thousands of iterations.
 #[test]
-fn offers_that_the_host_does_not_take_do_not_slow_those_that_follow() {
+fn admissions_that_the_host_refuses_do_not_slow_later_ones() {
     let settings = json!({"kv_blocks": 500, "max_num_seqs": 128, "max_model_len": 400});
     let (mut core, mut next) = (scheduler(settings), 0);
     equal_lengths(&mut core, &mut next, 400, false);
@@ -408,7 +408,7 @@ fn offers_that_the_host_does_not_take_do_not_slow_those_that_follow() {
 
 /// A host that admits a whole batch by itself, as with other settings or after it emptied its cache.
 #[test]
-fn a_batch_that_the_host_takes_by_itself_does_not_slow_those_that_follow() {
+fn a_batch_that_the_host_admits_by_itself_does_not_slow_later_ones() {
     let settings = json!({"kv_blocks": 500, "max_num_seqs": 128});
     let (mut core, mut next) = (scheduler(settings), 0);
     equal_lengths(&mut core, &mut next, 400, false);

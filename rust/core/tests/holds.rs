@@ -87,7 +87,7 @@ fn each_that_waits_has_its_own_numbers() {
 }
 
 #[test]
-fn the_watermark_is_charged_to_each_and_the_preempted_go_first() {
+fn the_watermark_is_charged_to_each_and_preempted_requests_go_first() {
     let mut core = scheduler(&json!({"policy": "vllm", "kv_blocks": 10, "block_size": 4, "watermark": 0.2}));
     with(&mut core, &[(1, 20), (2, 16), (3, 20), (4, 8), (5, 8)]);
     core.plan(0);

@@ -302,7 +302,7 @@ fn what_no_longer_fits_waits_until_the_cache_grows_again() {
 }
 
 #[test]
-fn a_reset_of_the_prefix_cache_sends_everyone_back_with_what_they_have() {
+fn a_reset_of_the_prefix_cache_preempts_all_and_keeps_their_outputs() {
     let mut core = small();
     with(&mut core, &[(1, 4), (2, 6), (3, 4)]);
     core.plan(0);

@@ -171,7 +171,7 @@ proptest! {
 
 /// An iteration that only preempts, before the drain, is not a stall after it.
 #[test]
-fn the_evicted_resume_once_drained() {
+fn preempted_requests_resume_once_drained() {
     let sizes = Sizes { blocks: 12, block_size: 1, seats: 4, budget: 4, restart: false };
     let types = json!([{"prompt": 8, "output": 5, "rate": 1.0}, {"prompt": 20, "output": 16, "rate": 1.0}]);
     let thresholds = [1.412_988_853_264_530_7, 1.636_985_441_500_295_6];

@@ -49,7 +49,7 @@ fn serve(core: &mut Scheduler, now_ns: u64) -> Vec<RequestId> {
 }
 
 #[test]
-fn late_requests_let_those_in_time_go_first() {
+fn late_requests_let_requests_in_time_go_first() {
     let mut core = one_seat(1.0);
     (1..=3).for_each(|id| core.add(&request(id, 10, 0)).unwrap());
     (4..=5).for_each(|id| core.add(&request(id, 10, 600 * MS)).unwrap());
@@ -248,7 +248,7 @@ impl Run {
         let view = self.core.view();
         let ids: Vec<_> = view.iter_residents().map(|slot| view.request(slot).id).take(step.finish).collect();
         self.core.complete(&Report { finished: &ids, ..Report::default() }).unwrap();
-        if let Some(id) = step.abort.map(|who| who as u64) {
+        if let Some(id) = step.abort.map(|id| id as u64) {
             self.core.abort(id);
         }
     }

@@ -21,7 +21,7 @@ pub enum StageConvention {
     #[default]
     Vllm,
     /// A decode replica, to which requests come with the KV of their prompts: stage 0 computes the last prompt token alone.
-    /// Only for what is planned: an engine is told of each request what it receives.
+    /// Only for what is planned: an engine learns from each request what it receives.
     #[serde(skip)]
     DecodeOnly,
 }

@@ -82,7 +82,7 @@ fn a_lane_that_decodes_takes_a_block_for_each_full_member() {
 }
 
 #[test]
-fn who_is_parked_gives_its_token_and_its_block_back() {
+fn a_parked_request_gives_back_its_token_and_its_block() {
     let mut world = world();
     let full = world.decoding(1, 4, 0);
     world.decoding(2, 5, 0);
@@ -98,7 +98,7 @@ fn who_is_parked_gives_its_token_and_its_block_back() {
 }
 
 #[test]
-fn who_is_unparked_decodes_with_its_lane() {
+fn an_unparked_request_decodes_with_its_lane() {
     let mut world = world();
     world.decoding(1, 5, 0);
     let (full, half) = (world.parked(2, 8), world.parked(3, 6));
@@ -113,7 +113,7 @@ fn who_is_unparked_decodes_with_its_lane() {
 }
 
 #[test]
-fn room_is_made_by_preempting_who_was_admitted_last() {
+fn preemption_begins_with_the_last_admitted() {
     let mut world = world();
     for id in 1..=5 {
         world.decoding(id, 8, 0);
@@ -130,7 +130,7 @@ fn room_is_made_by_preempting_who_was_admitted_last() {
 }
 
 #[test]
-fn a_lane_planned_after_an_preemption_counts_no_victim() {
+fn a_lane_planned_after_a_preemption_counts_no_victim() {
     let mut world = world();
     for id in 1..=4 {
         world.decoding(id, 8, 0);

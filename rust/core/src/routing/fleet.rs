@@ -108,10 +108,10 @@ impl Standing {
         (now_ns.saturating_sub(*at_ns) <= stale_ns).then_some(load)
     }
 
-    /// Whether a late request was sent of which the last report need not tell yet.
+    /// Whether a late request was sent that the last report need not include yet.
     pub(super) fn has_late(&self) -> bool {
-        let told = |late_ns| self.reported.is_some_and(|(at_ns, _)| at_ns > late_ns);
-        self.late_ns.is_some_and(|late_ns| !told(late_ns))
+        let reported = |late_ns| self.reported.is_some_and(|(at_ns, _)| at_ns > late_ns);
+        self.late_ns.is_some_and(|late_ns| !reported(late_ns))
     }
 
     /// Prompt tokens left to compute.

@@ -124,16 +124,16 @@ pub(super) fn propose(
     let in_time = found.iter().filter(|(_, each)| each.ttft <= latest(each));
     let best = in_time.copied().reduce(|best, each| if each.1.is_better(&best.1) { each } else { best });
     let Some((place, found)) = best else { return Proposal::late(spare) };
-    let foreseen = Proposal {
+    let predicted = Proposal {
         ttft: Some(found.ttft).filter(|ttft| ttft.is_finite()),
         overflow: Some(exceeds(standings[place].what.tokens(), found.needs, found.deviation)),
         spare: Some(spare),
         ..Proposal::default()
     };
     if spare >= 0.0 && shortest > terms.queue && !ordered {
-        return Proposal { hold: Some(DoorHold::AllFull), ..foreseen };
+        return Proposal { hold: Some(DoorHold::AllFull), ..predicted };
     }
-    Proposal { place: Some(place), cached: found.cached, ..foreseen }
+    Proposal { place: Some(place), cached: found.cached, ..predicted }
 }
 
 impl Prediction {

@@ -54,7 +54,7 @@ impl Scheduler {
         view.sweep();
     }
 
-    /// Lanes step, prompts are computed, and each queue that waits is told why.
+    /// Lanes step, prompts are computed, and each waiting queue gets the reason of its hold.
     #[inline]
     fn apply(&mut self) {
         let Self { view, policy, plan, stats, .. } = self;
@@ -88,17 +88,17 @@ impl Scheduler {
             let Some(head) = view.head(queue) else { continue };
             let reason = match plan.hold(queue) {
                 Some(hold) => hold.reason,
-                None => unsaid(view, plan, queue, head),
+                None => find_hold(view, plan, queue, head),
             };
             stats.holds[reason as usize] += 1;
         }
     }
 }
 
-/// The policy said nothing of a queue that waits: its hold is found out.
+/// The hold of a waiting queue of which the policy said nothing.
 #[cold]
-fn unsaid(view: &View, plan: &mut Plan, queue: usize, head: Slot) -> HoldReason {
-    let hold = explain::unsaid(view, plan, queue, head);
+fn find_hold(view: &View, plan: &mut Plan, queue: usize, head: Slot) -> HoldReason {
+    let hold = explain::find_hold(view, plan, queue, head);
     plan.hold_queue(queue, hold);
     hold.reason
 }

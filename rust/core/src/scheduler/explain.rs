@@ -109,7 +109,7 @@ fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
 
 /// What holds a queue with this head for which the policy gave no reason: the preempted requests, or that it is too
 /// large, as all that wait with it are, or lack of memory where the iteration preempted.
-pub(super) fn unsaid(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
+pub(super) fn find_hold(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
     if plan.hold(view.queues()).is_some() {
         return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);
     }

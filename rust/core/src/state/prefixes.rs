@@ -20,7 +20,7 @@ pub(crate) struct Prefixes {
 /// The blocks of one request.
 #[derive(Clone, Debug)]
 struct Chain {
-    /// Of each full block of the prompt, and of the output as far as the host foresees it.
+    /// Of each full block of the prompt, and of the output as far as the host knows it in advance.
     hashes: Box<[u64]>,
     /// Those it holds by name, the first of its blocks.
     named: Vec<Block>,

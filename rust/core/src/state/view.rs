@@ -315,7 +315,7 @@ impl View {
             blocks: 0,
             link: Link::default(),
             rank,
-            hit: self.heeded(request.hit, request.prompt),
+            hit: self.trusted(request.hit, request.prompt),
             receives: request.receives,
             type_id,
             queue,

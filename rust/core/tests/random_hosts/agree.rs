@@ -16,17 +16,17 @@ impl Host {
         let ranked = matches!(self.config.policy, PolicyName::Adaptive) || self.config.order != Order::Fcfs;
         let mut all = Vec::new();
         for queue in 0..view.queues() {
-            let line = named(view.iter_waiting(queue).collect());
+            let found = named(view.iter_waiting(queue).collect());
             let of_type = |id: &&RequestId| view.queues() == 1 || usize::from(ledger.entries[id].type_id) == queue;
             if !ranked {
-                assert_eq!(line, ledger.line.iter().filter(of_type).copied().collect::<Vec<_>>(), "queue {queue}");
+                assert_eq!(found, ledger.queue.iter().filter(of_type).copied().collect::<Vec<_>>(), "queue {queue}");
             }
-            all.extend(line);
+            all.extend(found);
         }
-        let mut line = ledger.line.clone();
-        line.sort_unstable();
+        let mut expected = ledger.queue.clone();
+        expected.sort_unstable();
         all.sort_unstable();
-        assert_eq!(all, line, "the others that wait");
+        assert_eq!(all, expected, "the other waiting requests");
         let (mut decoding, mut decoding_kv) = (0, 0);
         for (&id, entry) in &ledger.entries {
             let slot = view.slot(id).unwrap();

@@ -34,7 +34,7 @@ impl Host {
 
     /// What waits: requests, tokens.
     pub(crate) fn queued(&self) -> (u64, u64) {
-        let waiting = self.ledger.line.iter().chain(&self.ledger.resuming);
+        let waiting = self.ledger.queue.iter().chain(&self.ledger.resuming);
         let tokens = waiting.map(|id| u64::from(self.ledger.entries[id].target()));
         tokens.fold((0, 0), |(count, sum), tokens| (count + 1, sum + tokens))
     }

@@ -1,4 +1,4 @@
-//! A host that keeps its own books, and lies where told to.
+//! A host that keeps its own books, and lies where the test asks for it.
 
 use std::collections::VecDeque;
 
@@ -22,7 +22,7 @@ pub(crate) struct Host {
     /// Blocks in all groups that a block of tokens takes.
     blocks_each: u32,
     /// Which requests end in each iteration that is planned and not completed.
-    flying: VecDeque<Vec<RequestId>>,
+    in_flight: VecDeque<Vec<RequestId>>,
     next_id: RequestId,
     now_ns: u64,
     pub(crate) paused: bool,
@@ -38,7 +38,7 @@ impl Host {
             config,
             lies: world.lies,
             blocks_each: world.blocks_each(),
-            flying: VecDeque::new(),
+            in_flight: VecDeque::new(),
             next_id: 0,
             now_ns: 0,
             paused: false,
@@ -49,7 +49,7 @@ impl Host {
         self.now_ns += 7;
         match op {
             Op::Add(addition) => self.add(addition),
-            Op::Plan { after_ns } if self.flying.len() < AHEAD => {
+            Op::Plan { after_ns } if self.in_flight.len() < AHEAD => {
                 self.now_ns += after_ns;
                 self.plan();
             }
@@ -94,7 +94,7 @@ impl Host {
     fn request(&self, id: RequestId, addition: &Addition) -> Request {
         let &Addition { prompt, output, hint, priority, tenant, type_id, hit, receives, max_wait_ns, behind_ns } =
             addition;
-        let told = match hint {
+        let lengths = match hint {
             0 => (LengthHint::Unknown, None),
             1 => (LengthHint::Predicted { tokens: output + 3, log_error: 0.5 }, None),
             2 => (LengthHint::Exact(output), Some(output)),
@@ -116,7 +116,7 @@ impl Host {
         } else {
             (hit, Vec::new())
         };
-        let (output, max_tokens) = told;
+        let (output, max_tokens) = lengths;
         let labels = Request { type_id, priority, tenant, ..Request::default() };
         Request { id, prompt, max_tokens, output, hit, receives, block_hashes, arrival_ns, max_wait_ns, ..labels }
     }
@@ -176,7 +176,7 @@ impl Host {
         }
         self.check(before.view());
         let ended = |id: &&RequestId| self.ledger.entries[id].emits() && self.ends(**id);
-        self.flying.push_back(self.ledger.residents.iter().filter(ended).copied().collect());
+        self.in_flight.push_back(self.ledger.residents.iter().filter(ended).copied().collect());
     }
 
     fn ends(&self, id: RequestId) -> bool {
@@ -186,7 +186,7 @@ impl Host {
 
     /// Completes the oldest iteration, or makes a false report in between.
     fn report(&mut self, lies: &Lies) {
-        let mut ended = self.flying.pop_front().unwrap_or_default();
+        let mut ended = self.in_flight.pop_front().unwrap_or_default();
         if !self.lies {
             ended.retain(|id| self.ledger.entries.contains_key(id));
         }
@@ -262,8 +262,9 @@ impl Host {
 
     /// A host ends whatever has reached its length, even if no iteration in flight would.
     fn end_what_is_overdue(&mut self) {
-        let flying = |id: &RequestId| self.flying.iter().any(|ending| ending.contains(id));
-        let overdue: Vec<_> = self.ledger.entries.keys().copied().filter(|id| self.ends(*id) && !flying(id)).collect();
+        let in_flight = |id: &RequestId| self.in_flight.iter().any(|ending| ending.contains(id));
+        let overdue: Vec<_> =
+            self.ledger.entries.keys().copied().filter(|id| self.ends(*id) && !in_flight(id)).collect();
         if !overdue.is_empty() {
             self.complete(&Report { finished: &overdue, ..Report::default() });
         }
@@ -279,17 +280,17 @@ impl Host {
         }
         let resuming = &ledger.resuming[..count.min(ledger.resuming.len())];
         assert!(first.iter().map(|(id, _)| id).zip(resuming).all(|(id, other)| id == other), "the preempted first");
-        let waiting = ledger.line.len() + ledger.resuming.len();
+        let waiting = ledger.queue.len() + ledger.resuming.len();
         assert!(first.len() <= waiting && (count == 0 || waiting == 0 || !first.is_empty()));
         assert!(waiting > 0 || self.config.ttft_target.is_some() || core.predicted_wait_ns() == 0, "no request waits");
         for forecast in core.kv_forecast() {
             assert!(self.config.policy == PolicyName::Adaptive, "{forecast:?}");
         }
         if let Some(learned) = core.learned() {
-            let mut heir = Scheduler::new(&self.config).unwrap();
+            let mut successor = Scheduler::new(&self.config).unwrap();
             // With a cache as large as the one from which it learned.
-            heir.set_capacity(self.most_blocks).unwrap();
-            heir.restore(&learned).unwrap();
+            successor.set_capacity(self.most_blocks).unwrap();
+            successor.restore(&learned).unwrap();
         }
         let _ = core.learned_law();
     }
@@ -311,7 +312,7 @@ impl Host {
         self.set_capacity(self.most_blocks);
         self.core.drain();
         let honest = Lies::none();
-        while !self.flying.is_empty() {
+        while !self.in_flight.is_empty() {
             self.report(&honest);
         }
         let free_blocks = u32::try_from(i64::from(self.most_blocks) - self.ledger.held()).unwrap_or(0);
@@ -333,7 +334,7 @@ impl Host {
             assert!(moves || arrives, "stalled: {plan:?}");
             // A host that evicts by itself takes the last admitted, as the core would.
             let last = self.ledger.residents.last().copied().filter(|_| self.config.host_preempts && free < 0);
-            let mut finished = self.flying.pop_front().unwrap();
+            let mut finished = self.in_flight.pop_front().unwrap();
             finished.retain(|id| Some(*id) != last);
             let preempted: Vec<_> = last.into_iter().collect();
             let receiving = self.ledger.entries.iter().filter(|(_, entry)| entry.receiving());

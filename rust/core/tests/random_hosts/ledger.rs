@@ -78,7 +78,7 @@ pub(crate) struct Ledger {
     /// In the order of their admission.
     pub(crate) residents: Vec<RequestId>,
     /// Waiting, never preempted, in the order of arrival; one that a host sent back is first.
-    pub(crate) line: Vec<RequestId>,
+    pub(crate) queue: Vec<RequestId>,
     /// Waiting and preempted, the last first.
     pub(crate) resuming: Vec<RequestId>,
     pub(crate) stats: Stats,
@@ -96,7 +96,7 @@ impl Ledger {
         Self {
             entries: BTreeMap::new(),
             residents: Vec::new(),
-            line: Vec::new(),
+            queue: Vec::new(),
             resuming: Vec::new(),
             stats: Stats::default(),
             kv: Kv::new(config),
@@ -140,7 +140,7 @@ impl Ledger {
     pub(crate) fn add(&mut self, id: RequestId, entry: Entry) {
         let hit = entry.hit;
         self.entries.insert(id, entry);
-        self.line.push(id);
+        self.queue.push(id);
         self.hits(id, hit);
     }
 
@@ -157,7 +157,7 @@ impl Ledger {
     }
 
     fn unlist(&mut self, id: RequestId) {
-        for list in [&mut self.residents, &mut self.line, &mut self.resuming] {
+        for list in [&mut self.residents, &mut self.queue, &mut self.resuming] {
             list.retain(|&other| other != id);
         }
     }
@@ -296,7 +296,7 @@ impl Ledger {
         let found = hit.computed;
         self.release(id, found);
         self.hits(id, hit);
-        if resumed { &mut self.resuming } else { &mut self.line }.insert(0, id);
+        if resumed { &mut self.resuming } else { &mut self.queue }.insert(0, id);
         true
     }
 

@@ -45,7 +45,7 @@ pub(crate) struct State {
     /// Output lengths of those present.
     present: BTreeMap<RequestId, u32>,
     /// Which requests end in each iteration that was planned and not reported, oldest first.
-    flying: Vec<Vec<RequestId>>,
+    in_flight: Vec<Vec<RequestId>>,
 }
 
 impl State {
@@ -59,8 +59,8 @@ impl State {
             matches!(config.policy, PolicyName::NestedWait | PolicyName::Clairvoyant | PolicyName::Adaptive);
         let prompts_alone = config.policy == PolicyName::PrefillFirst;
         let (core, blocks) = (Scheduler::new(&config).unwrap(), cache.blocks);
-        let (arrived, present, flying) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { core, blocks, remembers_ticks, prompts_alone, arrived, present, flying }
+        let (arrived, present, in_flight) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { core, blocks, remembers_ticks, prompts_alone, arrived, present, in_flight }
     }
 
     /// What can happen next.
@@ -68,21 +68,21 @@ impl State {
         let mut calls = Vec::new();
         let all = 0..REQUESTS.len() as RequestId;
         calls.extend(all.filter(|id| !self.arrived.contains(id)).map(Call::Arrive));
-        if self.flying.len() < 2 {
+        if self.in_flight.len() < 2 {
             calls.push(Call::Plan);
         }
         let view = self.core.view();
         for &id in self.present.keys() {
             calls.push(Call::Abort(id));
             let slot = view.slot(id).unwrap();
-            if !self.flying.is_empty() && view.request(slot).phase != Phase::Waiting {
+            if !self.in_flight.is_empty() && view.request(slot).phase != Phase::Waiting {
                 calls.extend([Call::FinishedEarly(id), Call::Preempted(id), Call::Refused(id)]);
                 if view.kv(slot) > 0 {
                     calls.push(Call::Behind(id));
                 }
             }
         }
-        if !self.flying.is_empty() {
+        if !self.in_flight.is_empty() {
             calls.push(Call::Completed);
         }
         let capacity = view.pool().capacity();
@@ -137,7 +137,7 @@ impl State {
 
     fn forget(&mut self, id: RequestId) {
         self.present.remove(&id);
-        self.flying.iter_mut().for_each(|ending| ending.retain(|&other| other != id));
+        self.in_flight.iter_mut().for_each(|ending| ending.retain(|&other| other != id));
     }
 
     fn plan(&mut self, course: &[Call]) {
@@ -155,12 +155,12 @@ impl State {
             let slot = view.slot(id).unwrap();
             view.request(slot).phase == Phase::Decoding && view.stage(slot) >= self.present[&id]
         };
-        self.flying.push(self.present.keys().copied().filter(ended).collect());
+        self.in_flight.push(self.present.keys().copied().filter(ended).collect());
     }
 
     /// Reports the oldest iteration: what ended, and (preempted, refused, progress) as `change` has it.
     fn report(&mut self, change: impl FnOnce(&mut Vec<RequestId>, &mut Deviation)) {
-        let mut ended = self.flying.remove(0);
+        let mut ended = self.in_flight.remove(0);
         let mut deviation = (None, None, None);
         change(&mut ended, &mut deviation);
         ended.sort_unstable();
@@ -181,7 +181,7 @@ impl State {
         let mut last = self.clone();
         last.core.set_capacity(self.blocks).unwrap();
         last.core.drain();
-        while !last.flying.is_empty() {
+        while !last.in_flight.is_empty() {
             last.report(|_, _| ());
         }
         for patience in (0..80).rev() {
@@ -207,7 +207,7 @@ impl State {
     pub(crate) fn key(&self) -> u64 {
         let view = self.core.view();
         let mut hasher = DefaultHasher::new();
-        (&self.arrived.len(), &self.present, &self.flying, view.pool().capacity(), view.pool().used())
+        (&self.arrived.len(), &self.present, &self.in_flight, view.pool().capacity(), view.pool().used())
             .hash(&mut hasher);
         let mut arrived = self.arrived.clone();
         arrived.sort_unstable();

@@ -155,7 +155,7 @@ impl NonnegativeFit {
         lines
     }
 
-    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as it can be told from
+    /// By how much the mean time of some of a cell's observations is off its line, ns, as far as it stands out from
     /// noise: times differ by `SPREAD` from what few columns explain, and a mean by the deviation of a single time over
     /// the root of the count.
     pub(super) fn left(&self, cells: &[Moments], moments: &Moments, line: Line) -> f64 {

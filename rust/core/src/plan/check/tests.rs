@@ -113,7 +113,7 @@ fn a_request_that_has_left_is_not_served() {
 }
 
 #[test]
-fn lanes_take_in_whoever_is_in_none() {
+fn lanes_take_in_requests_that_are_in_none() {
     let parked = "a request is parked that does not decode, or twice";
     assert_eq!(rule(|view, plan| plan.park(view, PREFILLS)), parked);
     assert_eq!(rule(|view, plan| (0..2).for_each(|_| plan.park(view, DECODES))), parked);
@@ -128,7 +128,7 @@ fn lanes_take_in_whoever_is_in_none() {
 }
 
 #[test]
-fn only_who_waits_moves_or_is_refused() {
+fn only_waiting_requests_move_or_are_refused() {
     let moves = "a request changes its queue that does not wait, or goes to none";
     assert_eq!(rule(|_, plan| plan.change_queue(DECODES, 0)), moves);
     assert_eq!(rule(|_, plan| plan.change_queue(WAITS, 1)), moves, "the last queue is that of the preempted");

@@ -205,7 +205,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn no_request_is_lost_and_the_door_forgets_those_that_left(events in prop::collection::vec(event(), 1..200)) {
+    fn no_request_is_lost_and_the_door_forgets_requests_that_left(events in prop::collection::vec(event(), 1..200)) {
         let (mut router, mut now_ns, mut next) = (targeted(2), 0, 0);
         let (mut at_door, mut sent, mut silent) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for event in events {
@@ -266,7 +266,7 @@ proptest! {
             prop_assert!(at_door.iter().chain(&sent).all(|&id| router.knows(id)));
             prop_assert!(router.door.len().1 <= 2 * next as usize);
         }
-        // The load vanishes: the requests left go, one a report at least, though those who left silently never ask again.
+        // The load vanishes: the requests left go, one a report at least, though requests that left silently are never asked for again.
         router.add_replica(0, replica()).unwrap();
         now_ns += 3 * SECOND;
         for id in sent {

@@ -12,12 +12,12 @@ impl View {
     /// Sets how much of a waiting request is in the KV cache; at least one token is left to compute.
     pub(crate) fn set_hit(&mut self, slot: Slot, hit: Hit) {
         let target = self.request(slot).prefill_target();
-        self.table[slot as usize].hit = self.heeded(hit, target);
+        self.table[slot as usize].hit = self.trusted(hit, target);
     }
 
-    /// What is heeded of the hit of a request that has `target` tokens to compute.
+    /// The part of a hit that is trusted, for a request that has `target` tokens to compute.
     #[inline]
-    pub(super) fn heeded(&self, hit: Hit, target: u32) -> Hit {
+    pub(super) fn trusted(&self, hit: Hit, target: u32) -> Hit {
         let computed = hit.computed.min(target - 1);
         Hit { computed, shared: if self.pool.trusts_shares() { hit.shared.min(computed) } else { 0 } }
     }

@@ -129,7 +129,7 @@ fn a_parked_request_keeps_its_kv_and_joins_again() {
 }
 
 #[test]
-fn the_preempted_go_first_with_what_they_keep() {
+fn preempted_requests_go_first_with_what_they_keep() {
     let mut view = view(10, 4, 1, 1);
     let (a, b, c) = (add(&mut view, 1, 4, 0), add(&mut view, 2, 4, 0), add(&mut view, 3, 4, 0));
     run(&mut view, a, 0);
@@ -187,7 +187,7 @@ fn requests_leave_from_every_phase_and_their_place_is_reused() {
 }
 
 #[test]
-fn who_turns_out_to_prefill_still_is_listed_in_the_order_of_admission() {
+fn a_request_found_to_prefill_still_is_listed_in_the_order_of_admission() {
     let mut view = view(10, 4, 1, 1);
     let (a, b) = (add(&mut view, 1, 6, 0), add(&mut view, 2, 6, 0));
     run(&mut view, a, 0);
