@@ -89,42 +89,24 @@ def exponent(sizes: list[int], instructions: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(instructions), 1)[0])
 
 
-def main() -> None:
-    """Print the table, or check it."""
-    bench = start(
-        "instructions",
-        "Instructions per iteration of the core, by callgrind.",
-        check={"action": "store_true", "help": f"fail where a count exceeds the baseline by {100 * TOLERANCE:.0f} %%"},
-        update={"action": "store_true", "help": "write the baseline"},
-        profile={"action": "store_true", "help": "show where the instructions of an iteration go"},
-    )
-    if shutil.which("valgrind") is None:
-        sys.exit("valgrind is not installed (Debian: apt-get install valgrind)")
-    binary = build()
-    if bench.options.profile:
-        for case in CASES:
-            where(bench, binary, case, *CHECKED[0])
-        bench.finish()
-        return
-    if bench.options.check or bench.options.update:
-        counts = {
-            f"{case}: {running} running, {waiting} waiting": round(per_iteration(binary, case, running, waiting))
-            for case in CASES
-            for running, waiting in CHECKED
-            if waiting or case not in FULL
-        }
-        if bench.options.update:
-            BASELINE.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-        baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
-        for name, instructions in counts.items():
-            bound = f"<= {1 + TOLERANCE:g}"
-            bench.claim(
-                f"instructions of an iteration, {name}, against baseline", instructions / baseline[name], "", bound
-            )
-        bench.finish()
-        if not all(claim.holds for claim in bench.claims):
-            sys.exit("a count exceeds its baseline: fix it, or run bench/instructions.py --update and explain why")
-        return
+def against_baseline(bench: Bench, binary: Path) -> None:
+    """Compare some of the counts with the baseline, or write it."""
+    counts = {
+        f"{case}: {running} running, {waiting} waiting": round(per_iteration(binary, case, running, waiting))
+        for case in CASES
+        for running, waiting in CHECKED
+        if waiting or case not in FULL
+    }
+    if bench.options.update:
+        BASELINE.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
+    for name, instructions in counts.items():
+        bound = f"<= {1 + TOLERANCE:g}"
+        bench.claim(f"instructions of an iteration, {name}, against baseline", instructions / baseline[name], "", bound)
+
+
+def every_size(bench: Bench, binary: Path) -> None:
+    """Count at all sizes, and fit how the counts grow."""
     running, waiting = (RUNNING[:3], WAITING[:2]) if bench.options.quick else (RUNNING, WAITING)
     rows: dict[tuple[int, int], dict[str, int]] = {}
     for case in CASES:
@@ -150,7 +132,33 @@ def main() -> None:
             several = per_iteration(binary, f"{policy}, three groups", size, 1_000)
             ratio = several / per_iteration(binary, policy, size, 1_000)
             bench.claim(f"three groups of the KV cache, {policy}, {size:,} running, against one", ratio, "", "<= 1.5")
+
+
+def main() -> None:
+    """Print the table, or check it."""
+    bench = start(
+        "instructions",
+        "Instructions per iteration of the core, by callgrind.",
+        check={"action": "store_true", "help": f"fail where a count exceeds the baseline by {100 * TOLERANCE:.0f} %%"},
+        update={"action": "store_true", "help": "write the baseline"},
+        profile={"action": "store_true", "help": "show where the instructions of an iteration go"},
+    )
+    options = bench.options
+    if options.data and (options.profile or options.check):
+        sys.exit("--data: the documentation has the counts at all sizes, without --profile and --check")
+    if shutil.which("valgrind") is None:
+        sys.exit("valgrind is not installed (Debian: apt-get install valgrind)")
+    binary = build()
+    if options.profile:
+        for case in CASES:
+            where(bench, binary, case, *CHECKED[0])
+    if options.check or options.update:
+        against_baseline(bench, binary)
+    if options.data or not (options.profile or options.check or options.update):
+        every_size(bench, binary)
     bench.finish()
+    if options.check and not all(claim.holds for claim in bench.claims):
+        sys.exit("a count exceeds its baseline: fix it, or run bench/instructions.py --update and explain why")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,15 @@ struct Entry {
     number: u32,
 }
 
+/// Where a key is in an index, or would be; until the index changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    tag: u32,
+    at: usize,
+    /// The number that the key stands for.
+    pub(crate) number: Option<u32>,
+}
+
 /// Numbers below `u32::MAX`, by key.
 #[derive(Clone, Debug)]
 pub(crate) struct Index {
@@ -43,25 +52,39 @@ fn tag(key: u64) -> u32 {
 }
 
 impl Index {
-    /// The number that `key` stands for. `is` says whether that of a number is its key.
+    /// Where `key` is, or would be. `is` says whether that of a number is its key.
+    #[inline(always)]
+    pub(crate) fn locate(&self, key: u64, is: impl Fn(u32) -> bool) -> Place {
+        let tag = tag(key);
+        match self.position(tag, is) {
+            Ok(at) => Place { tag, at, number: Some(self.entries[at].number) },
+            Err(at) => Place { tag, at, number: None },
+        }
+    }
+
+    /// The number that `key` stands for.
     #[inline(always)]
     pub(crate) fn find(&self, key: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
-        self.position(tag(key), is).ok().map(|at| self.entries[at].number)
+        self.locate(key, is).number
     }
 
     /// Have `key` stand for `number`, unless it stands for another: that is then returned.
     pub(crate) fn insert(&mut self, key: u64, number: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
-        let tag = tag(key);
-        match self.position(tag, is) {
-            Ok(at) => Some(self.entries[at].number),
-            Err(at) => {
-                self.entries[at] = Entry { tag, number };
-                self.len += 1;
-                if 2 * self.len > self.entries.len() {
-                    self.grow();
-                }
-                None
-            }
+        let place = self.locate(key, is);
+        if place.number.is_none() {
+            self.insert_at(place, number);
+        }
+        place.number
+    }
+
+    /// Have the key of a place stand for `number`: it stands for none yet.
+    #[inline(always)]
+    pub(crate) fn insert_at(&mut self, place: Place, number: u32) {
+        debug_assert!(place.number.is_none());
+        self.entries[place.at] = Entry { tag: place.tag, number };
+        self.len += 1;
+        if 2 * self.len > self.entries.len() {
+            self.grow();
         }
     }
 
@@ -73,10 +96,19 @@ impl Index {
     }
 
     /// Remove `key`, if it stands for `number`.
-    #[inline(always)]
     pub(crate) fn remove(&mut self, key: u64, number: u32) {
-        let Ok(mut hole) = self.position(tag(key), |found| found == number) else { return };
+        let place = self.locate(key, |found| found == number);
+        if place.number.is_some() {
+            self.remove_at(place);
+        }
+    }
+
+    /// Remove the key of a place.
+    #[inline]
+    pub(crate) fn remove_at(&mut self, place: Place) {
+        debug_assert!(place.number.is_some());
         self.len -= 1;
+        let mut hole = place.at;
         let mut at = hole;
         loop {
             at = self.after(at);
@@ -118,6 +150,7 @@ impl Index {
         }
     }
 
+    #[cold]
     fn grow(&mut self) {
         let larger = vec![EMPTY; 2 * self.entries.len()].into();
         for entry in std::mem::replace(&mut self.entries, larger) {

@@ -4,4 +4,4 @@ pub(crate) mod hash;
 pub(crate) mod index;
 
 pub(crate) use hash::BuildIdHasher;
-pub(crate) use index::Index;
+pub(crate) use index::{Index, Place};

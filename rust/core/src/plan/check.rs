@@ -121,19 +121,19 @@ impl Plan {
     /// The limits of the iteration and the engine are kept, once room has been made.
     fn broken_limit(&self, view: &View) -> Option<&'static str> {
         let limits = view.limits();
-        let admits = self.chunks.iter().any(|chunk| chunk.origin != Origin::Resident);
+        let admits = || self.chunks.iter().any(|chunk| chunk.origin != Origin::Resident);
         // Decodes run however many they are, and a prompt longer than the budget may run alone.
-        let alone = self.decodes == 0 && self.chunks.len() == 1;
-        if self.tokens() > self.budget && !alone && !self.chunks.is_empty() {
+        let alone = || self.decodes == 0 && self.chunks.len() == 1;
+        if self.tokens() > self.budget && !self.chunks.is_empty() && !alone() {
             return Some("more tokens than the budget");
         }
-        if self.residents > limits.max_num_seqs && admits {
+        if self.residents > limits.max_num_seqs && admits() {
             return Some("more residents than seats");
         }
-        if admits && !self.preempted.is_empty() {
+        if !self.preempted.is_empty() && admits() {
             return Some("one request is preempted for another to be admitted");
         }
-        let fits = self.free >= 0 || !admits && (limits.host_preempts || self.residents == 0);
+        let fits = self.free >= 0 || !admits() && (limits.host_preempts || self.residents == 0);
         (!fits).then_some("more blocks than there are")
     }
 

@@ -45,6 +45,9 @@ pub struct Plan {
     number: u64,
     /// By lane: number of the last plan in which it runs.
     ran: Box<[u64]>,
+    /// By lane: members that the plan took out before the lane was to run, and the blocks that their decodes would have
+    /// taken.
+    taken_out: Box<[(u32, i64)]>,
     chunks: Vec<Chunk>,
     /// Lanes step and prompts are computed, as in almost every plan: the next five lists are empty.
     plain: bool,
@@ -62,6 +65,10 @@ pub struct Plan {
     /// Of the prompts.
     prefill_tokens: u32,
     decodes: u32,
+    /// What they take of the budget.
+    decode_tokens: u32,
+    /// KV tokens of the members of the lanes that run, after this iteration.
+    decode_kv: u64,
     /// Tokens that each decode takes of the budget.
     each: u32,
     residents: u32,
@@ -78,6 +85,7 @@ impl Plan {
         let mut plan = Self {
             number: 0,
             ran: vec![0; view.lanes().len()].into(),
+            taken_out: vec![(0, 0); view.lanes().len()].into(),
             chunks: Vec::new(),
             plain: true,
             preempted: Vec::new(),
@@ -91,6 +99,8 @@ impl Plan {
             budget: 0,
             prefill_tokens: 0,
             decodes: 0,
+            decode_tokens: 0,
+            decode_kv: 0,
             each: 0,
             residents: 0,
             wake_ns: None,
@@ -114,10 +124,11 @@ impl Plan {
         self.budget = view.limits().token_budget;
         self.prefill_tokens = 0;
         self.decodes = 0;
+        self.decode_tokens = 0;
+        self.decode_kv = 0;
         self.each = view.limits().decode_tokens;
         self.residents = view.residents();
         self.wake_ns = None;
-        self.shape = BatchShape::default();
     }
 
     // ---- what hosts read ---------------------------------------------------------------------------------------
@@ -181,7 +192,7 @@ impl Plan {
     /// Tokens that the decodes take of the budget: one each, and one for each draft.
     #[inline]
     pub fn decode_tokens(&self) -> u32 {
-        self.decodes.saturating_mul(self.each)
+        self.decode_tokens
     }
 
     /// Nothing to compute.
@@ -237,11 +248,19 @@ impl Plan {
         debug_assert!(!self.runs(lane), "lane {lane} planned twice");
         // Members that the plan has already taken out of the lane must not take a block, even temporarily: it would
         // cost the prefix cache one.
-        let (out, blocks) = if self.plain { (0, 0) } else { self.taken_out(view, lane) };
+        let (out, blocks) = if self.plain { (0, 0) } else { self.taken_out[lane] };
         let members = &view.lanes()[lane];
         self.ran[lane] = self.number;
         self.take(members.block_change() - blocks);
-        self.decodes += members.len() - out;
+        self.set_decodes(self.decodes + members.len() - out);
+        self.decode_kv += members.kv() + u64::from(members.len());
+    }
+
+    /// So many requests decode.
+    #[inline]
+    fn set_decodes(&mut self, decodes: u32) {
+        self.decodes = decodes;
+        self.decode_tokens = decodes.saturating_mul(self.each);
     }
 
     /// Takes blocks, or gives some back (negative).
@@ -324,12 +343,12 @@ impl Plan {
         self.residents += 1;
     }
 
-    #[inline]
     /// Drops the chunk of a request that the host has admitted in another way.
     pub(crate) fn forget(&mut self, slot: Slot) {
         self.chunks.retain(|chunk| chunk.slot != slot);
     }
 
+    #[inline]
     fn push(&mut self, chunk: Chunk) {
         self.prefill_tokens += chunk.tokens;
         self.chunks.push(chunk);
@@ -349,8 +368,7 @@ impl Plan {
 
     /// Describes the batch for the iteration-time law, from the view before it is applied.
     pub(crate) fn measure(&mut self, view: &View) {
-        let lanes = view.lanes().iter().zip(&self.ran).filter(|(_, number)| **number == self.number);
-        let mut kv = lanes.map(|(lane, _)| lane.kv() + u64::from(lane.len())).sum::<u64>();
+        let mut kv = self.decode_kv;
         if !self.plain {
             let (gained, lost) = self.moved_kv(view);
             kv = kv + gained - lost;

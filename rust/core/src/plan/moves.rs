@@ -13,11 +13,15 @@ impl Plan {
         self.retract_decode(view, slot);
     }
 
-    /// Takes back that a member of a lane was to decode.
+    /// Takes back that a member of a lane was to decode, or will be.
     pub(super) fn retract_decode(&mut self, view: &View, slot: Slot) {
-        if self.runs(usize::from(view.request(slot).lane)) {
-            self.take(-view.next_blocks(slot));
-            self.decodes -= 1;
+        let (lane, blocks) = (usize::from(view.request(slot).lane), view.next_blocks(slot));
+        if self.runs(lane) {
+            self.take(-blocks);
+            self.set_decodes(self.decodes - 1);
+        } else {
+            let (members, before) = &mut self.taken_out[lane];
+            (*members, *before) = (*members + 1, *before + blocks);
         }
     }
 
@@ -27,7 +31,7 @@ impl Plan {
         self.plain = false;
         self.unparked.push((slot, lane as u16));
         self.take(view.next_blocks(slot));
-        self.decodes += 1;
+        self.set_decodes(self.decodes + 1);
     }
 
     /// A waiting request goes to another queue; it may be admitted by the same plan.
@@ -49,18 +53,8 @@ impl Plan {
         self.unparked.clear();
         self.moved.clear();
         self.refused.clear();
+        self.taken_out.fill((0, 0));
         self.plain = true;
-    }
-
-    /// Members of a lane that the plan parks or preempts, and the blocks that their decodes would have taken.
-    #[cold]
-    pub(super) fn taken_out(&self, view: &View, lane: usize) -> (u32, i64) {
-        let decodes = |&slot: &Slot| {
-            let request = view.request(slot);
-            request.phase == Phase::Decoding && usize::from(request.lane) == lane
-        };
-        let out = self.parked.iter().copied().chain(self.preempted.iter().map(|&(slot, _)| slot)).filter(decodes);
-        out.fold((0, 0), |(out, blocks), slot| (out + 1, blocks + view.next_blocks(slot)))
     }
 
     /// KV tokens of the decodes that are not their lane's, and those of members of a running lane that do not decode.

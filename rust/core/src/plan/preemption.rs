@@ -41,7 +41,7 @@ impl Plan {
         if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
             self.unparked.remove(at);
             self.take(-view.next_blocks(slot));
-            self.decodes -= 1;
+            self.set_decodes(self.decodes - 1);
         }
         let blocks = view.blocks(slot);
         if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {

@@ -20,7 +20,7 @@ fn world_that(reserves_prompts: bool) -> World {
 
 impl World {
     fn waiting(&mut self, id: RequestId, prompt: u32) -> Slot {
-        self.view.insert(&Request { id, prompt, ..Request::default() }, 100, 0, 0, 0)
+        self.view.insert(self.view.locate(id), &Request { id, prompt, ..Request::default() }, 100, 0, 0, 0)
     }
 
     fn prefilling(&mut self, id: RequestId, prompt: u32, computed: u32) -> Slot {

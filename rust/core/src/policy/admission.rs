@@ -29,9 +29,10 @@ pub(super) fn in_order(
     true
 }
 
-/// The preempted, then queue 0: the order of a policy with one queue.
-pub(super) fn preempted_first(view: &View) -> [usize; 2] {
-    [view.queues(), 0]
+/// The preempted, whose queue is the last, then queue 0: the order of a policy with one queue.
+pub(super) fn preempted_first(view: &View) -> impl Iterator<Item = usize> {
+    // A half-open range: the loop over a closed one costs more than its body.
+    (0..view.queues() + 1).rev()
 }
 
 /// The first request from `slot` on, in the order of its queue, that is not skipped.

@@ -295,6 +295,7 @@ impl Policy for AnyPolicy {
         delegate!(self, policy => policy.learned_law())
     }
 
+    #[inline(always)]
     fn plan(&mut self, view: &View, plan: &mut Plan) {
         delegate!(self, policy => policy.plan(view, plan));
     }

@@ -2,6 +2,7 @@
 
 use super::Scheduler;
 use crate::error::{Error, Result};
+use crate::lookup::Place;
 use crate::model::{LengthHint, Request};
 use crate::policy::{Event, Policy};
 
@@ -13,7 +14,7 @@ impl Scheduler {
     /// run even alone, [`Error::QueueFull`] when a bound on the queue is reached, [`Error::DeadlineUnreachable`] when
     /// it would wait longer than it may. Nothing changes then.
     pub fn add(&mut self, request: &Request) -> Result<()> {
-        let max_tokens = self.admissible(request)?;
+        let (place, max_tokens) = self.admissible(request)?;
         let type_id = self.policy.classify(request);
         let types = self.policy.types();
         if let Some(types) = types.filter(|&types| usize::from(type_id) >= types) {
@@ -21,13 +22,13 @@ impl Scheduler {
         }
         let queue = if types.is_some() { type_id } else { self.tenants.map_or(0, |_| request.tenant) };
         let rank = self.policy.rank(&self.view, request, max_tokens);
-        let slot = self.view.insert(request, max_tokens, type_id, queue, rank);
+        let slot = self.view.insert(place, request, max_tokens, type_id, queue, rank);
         self.policy.observe(&self.view, slot, Event::Arrived);
         Ok(())
     }
 
-    /// Checks a request; returns its `max_tokens` within the model's limit.
-    fn admissible(&self, request: &Request) -> Result<u32> {
+    /// Checks a request; returns where its id will be found, and its `max_tokens` within the model's limit.
+    fn admissible(&self, request: &Request) -> Result<(Place, u32)> {
         let id = request.id;
         if request.prompt == 0 {
             return Err(Error::invalid("prompt_tokens", 0, "must be at least 1"));
@@ -49,7 +50,8 @@ impl Scheduler {
             let rule = "must be an index of tenant_weights";
             return Err(Error::invalid("tenant", request.tenant, rule));
         }
-        if self.view.slot(id).is_some() {
+        let place = self.view.locate(id);
+        if place.number.is_some() {
             return Err(Error::DuplicateId { id });
         }
         let length = self.view.max_model_len();
@@ -81,7 +83,7 @@ impl Scheduler {
         if request.max_wait_ns.is_some() || self.refuses_late {
             self.arrives_in_time(request)?;
         }
-        Ok(request.max_tokens.unwrap_or(room).min(room))
+        Ok((place, request.max_tokens.unwrap_or(room).min(room)))
     }
 
     /// Compares the expected wait with the longest one allowed, for admission and for the first token.

@@ -59,11 +59,7 @@ impl Scheduler {
     fn apply(&mut self) {
         let Self { view, policy, plan, stats, .. } = self;
         stats.iterations += 1;
-        for lane in 0..view.lanes().len() {
-            if plan.runs(lane) {
-                view.step_lane(lane);
-            }
-        }
+        view.step_lanes(|lane| plan.runs(lane));
         let mut ended = false;
         for chunk in plan.chunks() {
             let admits = chunk.origin != Origin::Resident;
@@ -81,7 +77,7 @@ impl Scheduler {
         if ended {
             view.sweep();
         }
-        view.take_back_prefixes(plan.prefixes.take());
+        view.take_back_prefixes(&mut plan.prefixes);
         let resuming = view.queues();
         // A half-open range: the loop over a closed one costs more than its body.
         for queue in 0..resuming + usize::from(view.resuming() > 0) {

@@ -202,7 +202,7 @@ impl Scheduler {
         self.view.count_plan();
         self.view.look_up_hits();
         self.plan.begin(&self.view);
-        self.plan.prefixes = self.view.lend_prefixes();
+        self.view.lend_prefixes(&mut self.plan.prefixes);
         if self.paused {
             self.hold_all();
         } else {
@@ -238,12 +238,13 @@ impl Scheduler {
 
     #[inline(always)]
     pub(crate) fn leave(&mut self, id: RequestId, event: Event) -> bool {
-        let Some(slot) = self.view.slot(id) else {
+        let place = self.view.locate(id);
+        let Some(slot) = place.number else {
             self.stats.unknown_ids += 1;
             return false;
         };
         self.policy.observe(&self.view, slot, event);
-        self.view.remove(slot);
+        self.view.remove(slot, place);
         true
     }
 

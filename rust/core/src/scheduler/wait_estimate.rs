@@ -19,11 +19,10 @@ impl WaitingTime {
     pub(crate) fn step(&mut self, now_ns: u64, waiting: u32, admitted: u32) {
         if admitted > 0 {
             self.learn(now_ns, admitted);
-            self.since_ns = None;
         }
         if waiting == 0 {
             self.since_ns = None;
-        } else if self.since_ns.is_none() {
+        } else if admitted > 0 || self.since_ns.is_none() {
             self.since_ns = Some(now_ns);
         }
     }

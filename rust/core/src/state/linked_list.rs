@@ -129,7 +129,7 @@ mod tests {
         let mut view = View::new(&config, 1, 1, false);
         (0..n)
             .map(|id| {
-                let slot = view.insert(&Request { id, prompt: 1, ..Request::default() }, 1, 0, 0, 0);
+                let slot = view.insert(view.locate(id), &Request { id, prompt: 1, ..Request::default() }, 1, 0, 0, 0);
                 Tracked { link: Link::default(), ..view.request(slot).clone() }
             })
             .collect()

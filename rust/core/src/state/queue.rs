@@ -120,7 +120,14 @@ mod tests {
         let config = crate::Config { kv_blocks: 8, ..crate::Config::default() };
         let mut view = View::new(&config, 1, 1, false);
         let mut tracked = |(id, &rank): (usize, &i64)| {
-            let slot = view.insert(&Request { id: id as u64, prompt: 1, ..Request::default() }, 1, 0, 0, 0);
+            let slot = view.insert(
+                view.locate(id as u64),
+                &Request { id: id as u64, prompt: 1, ..Request::default() },
+                1,
+                0,
+                0,
+                0,
+            );
             Tracked { link: Link::default(), rank, ..view.request(slot).clone() }
         };
         ranks.iter().enumerate().map(&mut tracked).collect()

@@ -1,7 +1,7 @@
 //! Everything a policy may read, updated incrementally: no query here rescans the requests.
 
 use crate::config::{Config, MAX_COUNT};
-use crate::lookup::Index;
+use crate::lookup::{Index, Place};
 use crate::memory::{BlockPool, KvLayout, Lane};
 use crate::model::{Request, RequestId, Slot};
 use crate::state::Prefixes;
@@ -122,7 +122,13 @@ impl View {
     /// The slot of a request, if it is present.
     #[inline(always)]
     pub fn slot(&self, id: RequestId) -> Option<Slot> {
-        self.index.find(id, |slot| self.request(slot).id == id)
+        self.locate(id).number
+    }
+
+    /// Where the slot of a request is found, or would be.
+    #[inline(always)]
+    pub(crate) fn locate(&self, id: RequestId) -> Place {
+        self.index.locate(id, |slot| self.request(slot).id == id)
     }
 
     /// Requests present, waiting or resident.
@@ -233,14 +239,14 @@ impl View {
 
     /// Blocks that a request holds.
     pub fn blocks(&self, slot: Slot) -> u32 {
+        self.blocks_at(slot, self.kv(slot))
+    }
+
+    /// The same of a request with `kv` tokens: what was counted last, unless its lane has stepped since.
+    #[inline]
+    fn blocks_at(&self, slot: Slot, kv: u32) -> u32 {
         let request = self.request(slot);
-        match request.phase {
-            Phase::Decoding => match self.kv(slot) {
-                kv if kv == request.computed => request.blocks,
-                kv => self.layout.decoding(kv),
-            },
-            _ => request.blocks,
-        }
+        if kv == request.computed { request.blocks } else { self.layout.decoding(kv) }
     }
 
     /// Blocks that a decoding request holds beyond what its decode needs; nothing once it has stepped.
@@ -262,8 +268,10 @@ impl View {
     }
 
     /// Blocks that the request takes when it decodes its next token, less those it frees.
+    #[inline]
     pub fn next_blocks(&self, slot: Slot) -> i64 {
-        i64::from(self.layout.decoding(self.kv(slot) + 1)) - i64::from(self.blocks(slot))
+        let kv = self.kv(slot);
+        i64::from(self.layout.decoding(kv + 1)) - i64::from(self.blocks_at(slot, kv))
     }
 
     /// The host's clock at this plan, ns; never goes backwards.
@@ -302,7 +310,16 @@ impl View {
         self.plans.wrapping_sub(self.request(slot).admitted)
     }
 
-    pub(crate) fn insert(&mut self, request: &Request, max_tokens: u32, type_id: u16, queue: u16, rank: i64) -> Slot {
+    /// A new request waits; `place` is where its id would be.
+    pub(crate) fn insert(
+        &mut self,
+        place: Place,
+        request: &Request,
+        max_tokens: u32,
+        type_id: u16,
+        queue: u16,
+        rank: i64,
+    ) -> Slot {
         let tracked = Tracked {
             id: request.id,
             arrival_ns: request.arrival_ns,
@@ -331,7 +348,7 @@ impl View {
             self.table.push(tracked);
             (self.table.len() - 1) as Slot
         };
-        self.index.insert(request.id, slot, |_| false);
+        self.index.insert_at(place, slot);
         if let Some(prefixes) = &mut self.prefixes {
             prefixes.insert(slot, if request.receives { &[] } else { &request.block_hashes });
         }

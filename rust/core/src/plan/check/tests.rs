@@ -12,7 +12,7 @@ fn world() -> View {
     let mut view = View::new(&config, 2, 1, true);
     for (slot, prompt) in [5, 5, 8, 4, 6, 30].into_iter().enumerate() {
         let request = Request { id: slot as RequestId + 100, prompt, ..Request::default() };
-        assert_eq!(view.insert(&request, 100, 0, 0, 0), slot as Slot);
+        assert_eq!(view.insert(view.locate(request.id), &request, 100, 0, 0, 0), slot as Slot);
     }
     for (slot, computed, blocks) in [(0, 5, 2), (1, 5, 2), (2, 2, 2), (3, 4, 1)] {
         view.admit(slot, Hit::default(), false);
@@ -105,7 +105,7 @@ fn a_request_is_admitted_once_and_only_if_it_waits() {
 fn a_request_that_has_left_is_not_served() {
     let mut view = world();
     let mut plan = Plan::new(&view);
-    view.remove(LONG);
+    view.remove(LONG, view.locate(view.request(LONG).id));
     plan.begin(&view);
     plan.admit(&view, LONG, 2);
     assert!(plan.guard(&view).is_some());
@@ -187,7 +187,7 @@ fn a_host_that_preempts_is_not_overrun_by_admissions() {
     let config = Config { kv_blocks: 2, block_size: 4, host_preempts: true, ..Config::default() };
     let mut view = View::new(&config, 1, 1, true);
     let mut plan = Plan::new(&view);
-    let slot = view.insert(&Request { id: 1, prompt: 9, ..Request::default() }, 1, 0, 0, 0);
+    let slot = view.insert(view.locate(1), &Request { id: 1, prompt: 9, ..Request::default() }, 1, 0, 0, 0);
     plan.begin(&view);
     plan.admit(&view, slot, 9);
     assert_eq!(plan.guard(&view), Some("more blocks than there are"));

@@ -17,6 +17,8 @@ use crate::state::{Phase, View};
 struct Queue {
     queue: VecDeque<(Slot, u64, u64)>,
     len: u32,
+    /// How many have come with the current plan.
+    came: u32,
 }
 
 /// The queues' record of a request.
@@ -68,6 +70,11 @@ impl Boundaries {
         self.queues[k].len
     }
 
+    /// Members of lane `k` at the boundary behind it, in the current plan.
+    pub(super) fn reached(&self, k: usize) -> u32 {
+        self.queues.get(k + 1).map_or(0, |behind| behind.came)
+    }
+
     /// Since when the first request waits for segment `k`, ns.
     pub(super) fn waiting_since_ns(&mut self, k: usize) -> Option<u64> {
         let (queue, seats) = (&mut self.queues[k], &self.seats);
@@ -113,6 +120,7 @@ impl Boundaries {
         reached.clear();
         for lane in 0..self.calendars.len() {
             let tick = view.lanes()[lane].tick();
+            let before = reached.len();
             while let Some(&Reverse((_, stamp, slot))) = self.calendars[lane].peek().filter(|entry| entry.0.0 <= tick) {
                 self.calendars[lane].pop();
                 if self.seats[slot as usize].stamp == stamp && view.request(slot).phase == Phase::Decoding {
@@ -122,6 +130,7 @@ impl Boundaries {
                     reached.push(slot);
                 }
             }
+            self.queues[lane + 1].came = (reached.len() - before) as u32;
         }
     }
 

@@ -26,8 +26,6 @@ pub struct NestedWait {
     boundaries: Boundaries,
     /// Members at the boundary behind their lane, in the current plan.
     reached: Vec<Slot>,
-    /// How many of them, by lane.
-    leaving: Vec<u32>,
     /// By segment, with literal boundaries: how many at the front of its queue have entered, and decode from the next
     /// service on.
     entering: Vec<u32>,
@@ -58,7 +56,6 @@ impl NestedWait {
         Ok(Self {
             gates: last_stage.iter().zip(&thresholds).map(gate).collect(),
             reached: Vec::new(),
-            leaving: vec![0; last_stage.len()],
             entering: vec![0; last_stage.len()],
             literal: config.literal_boundaries,
             boundaries: Boundaries::new(last_stage),
@@ -74,12 +71,10 @@ impl NestedWait {
 
     /// Opens the gates of the segments to be served, and returns their number.
     fn begin(&mut self, view: &View, plan: &mut Plan, conserving: bool) -> usize {
-        self.leaving.fill(0);
-        self.reached.iter().for_each(|&slot| self.leaving[usize::from(view.request(slot).lane)] += 1);
         let segments = self.gates.len();
         let (mut served, mut nested) = (0, true);
         for k in 0..segments {
-            let mut inside = view.lanes()[k].len() - self.leaving[k];
+            let mut inside = view.lanes()[k].len() - self.boundaries.reached(k);
             let (waiting, since_ns) = if k == 0 {
                 inside += view.prefilling().len() as u32;
                 let head = admission::first_from(view, plan, view.head(0));

@@ -44,13 +44,15 @@ impl View {
     }
 
     /// Hands the prefix cache to a plan that is being made.
-    pub(crate) fn lend_prefixes(&mut self) -> Option<Box<Prefixes>> {
-        self.prefixes.take()
+    #[inline]
+    pub(crate) fn lend_prefixes(&mut self, to: &mut Option<Box<Prefixes>>) {
+        std::mem::swap(&mut self.prefixes, to);
     }
 
     /// The plan is applied: the prefix cache comes back.
-    pub(crate) fn take_back_prefixes(&mut self, prefixes: Option<Box<Prefixes>>) {
-        self.prefixes = prefixes;
+    #[inline]
+    pub(crate) fn take_back_prefixes(&mut self, from: &mut Option<Box<Prefixes>>) {
+        std::mem::swap(&mut self.prefixes, from);
         if let Some(prefixes) = &self.prefixes {
             self.pool.count_once(prefixes.held());
         }

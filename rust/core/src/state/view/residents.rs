@@ -1,6 +1,7 @@
 //! The transitions of a request from its admission until it leaves the KV cache.
 
 use super::View;
+use crate::lookup::Place;
 use crate::model::{Hit, Slot};
 use crate::state::Phase;
 
@@ -113,11 +114,12 @@ impl View {
         }
     }
 
-    /// Every member of a lane gains a token.
+    /// Every member of the lanes that run gains a token.
     #[inline]
-    pub(crate) fn step_lane(&mut self, lane: usize) {
-        let change = self.lanes[lane].step();
-        self.pool.take(change);
+    pub(crate) fn step_lanes(&mut self, runs: impl Fn(usize) -> bool) {
+        for (_, lane) in self.lanes.iter_mut().enumerate().filter(|(lane, _)| runs(*lane)) {
+            self.pool.take(lane.step());
+        }
     }
 
     /// Decoding → parked.
@@ -186,8 +188,8 @@ impl View {
         }
     }
 
-    /// Any state → gone.
-    pub(crate) fn remove(&mut self, slot: Slot) {
+    /// Any state → gone; `place` is where it was found.
+    pub(crate) fn remove(&mut self, slot: Slot, place: Place) {
         match self.request(slot).phase {
             Phase::Waiting => self.dequeue(slot),
             _ => self.release(slot, u32::MAX),
@@ -195,7 +197,7 @@ impl View {
         let request = &mut self.table[slot as usize];
         // A slot without output left is free.
         request.max_tokens = 0;
-        self.index.remove(request.id, slot);
+        self.index.remove_at(place);
         self.vacant.push(slot);
     }
 }

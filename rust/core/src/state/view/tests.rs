@@ -7,6 +7,7 @@ fn view(kv_blocks: u32, block_size: u32, lanes: usize, queues: usize) -> View {
 
 fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
     let slot = view.insert(
+        view.locate(id),
         &Request { id, prompt, ..Request::default() },
         100,
         type_id,
@@ -15,6 +16,10 @@ fn add(view: &mut View, id: RequestId, prompt: u32, type_id: u16) -> Slot {
     );
     view.check();
     slot
+}
+
+fn remove(view: &mut View, slot: Slot) {
+    view.remove(slot, view.locate(view.request(slot).id));
 }
 
 /// Admits a request, computes its whole prompt and lets it join a lane.
@@ -53,7 +58,8 @@ fn a_type_may_be_a_label_and_no_queue() {
 #[test]
 fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() {
     let mut view = view(20, 4, 1, 2);
-    let mut ranked = |id, rank| view.insert(&Request { id, prompt: 5, ..Request::default() }, 100, 0, 0, rank);
+    let mut ranked =
+        |id, rank| view.insert(view.locate(id), &Request { id, prompt: 5, ..Request::default() }, 100, 0, 0, rank);
     let slots = [ranked(1, 3), ranked(2, 5), ranked(3, 7), ranked(4, 5)];
     for slot in [slots[2], slots[1], slots[0]] {
         view.change_queue(slot, 1);
@@ -64,7 +70,7 @@ fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() 
     view.send_back(slots[1], u32::MAX, 0, false);
     view.check();
     assert_eq!(ids(&view, view.iter_waiting(1)), [1, 2, 3]);
-    view.remove(slots[2]);
+    remove(&mut view, slots[2]);
     view.check();
     assert_eq!((view.waiting(0), view.waiting(1), view.waiting_tokens()), (1, 2, 15));
 }
@@ -73,7 +79,7 @@ fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() 
 fn a_shared_prefix_leaves_at_least_one_token_to_compute() {
     let mut view = view(10, 4, 1, 1);
     let request = Request { id: 1, prompt: 5, hit: Hit { computed: 9, shared: 9 }, ..Request::default() };
-    let slot = view.insert(&request, 10, 0, 0, 0);
+    let slot = view.insert(view.locate(request.id), &request, 10, 0, 0, 0);
     assert_eq!(view.request(slot).hit, Hit { computed: 4, shared: 0 }, "a host that reports no free blocks pays");
     view.pool_mut().reconcile(10);
     view.set_hit(slot, request.hit);
@@ -104,7 +110,7 @@ fn a_step_moves_every_member_of_its_lane_and_no_other() {
     run(&mut view, a, 0);
     run(&mut view, b, 1);
     assert_eq!((view.next_blocks(a), view.next_blocks(b), view.pool().used()), (1, 0, 3));
-    view.step_lane(0);
+    view.step_lanes(|lane| lane == 0);
     view.check();
     assert_eq!((view.kv(a), view.stage(a), view.kv(b), view.stage(b)), (5, 2, 6, 1));
     assert_eq!((view.blocks(a), view.pool().used(), view.next_blocks(a)), (2, 4, 0));
@@ -116,10 +122,10 @@ fn a_parked_request_keeps_its_kv_and_joins_again() {
     let (a, b) = (add(&mut view, 1, 7, 0), add(&mut view, 2, 3, 0));
     run(&mut view, a, 0);
     run(&mut view, b, 0);
-    view.step_lane(0);
+    view.step_lanes(|lane| lane == 0);
     view.park(a);
     view.check();
-    view.step_lane(0);
+    view.step_lanes(|lane| lane == 0);
     assert_eq!((view.request(a).phase, view.kv(a), view.blocks(a), view.stage(a)), (Phase::Parked, 8, 2, 2));
     view.join(a, 1);
     view.sweep();
@@ -134,7 +140,7 @@ fn preempted_requests_go_first_with_what_they_keep() {
     let (a, b, c) = (add(&mut view, 1, 4, 0), add(&mut view, 2, 4, 0), add(&mut view, 3, 4, 0));
     run(&mut view, a, 0);
     run(&mut view, b, 0);
-    view.step_lane(0);
+    view.step_lanes(|lane| lane == 0);
     assert_eq!(view.last_resident(), Some(b));
     assert_eq!((view.resident_before(b), view.resident_before(a)), (Some(a), None));
     for slot in [b, a] {
@@ -178,7 +184,7 @@ fn requests_leave_from_every_phase_and_their_place_is_reused() {
             view.park(a);
         }
         assert_eq!(view.request(a).phase, phase);
-        view.remove(a);
+        remove(&mut view, a);
         view.check();
         assert_eq!((view.len(), view.slot(1), view.pool().used(), view.residents()), (1, None, 2, 1), "{phase:?}");
         assert_eq!(add(&mut view, 3, 1, 0), a, "a vacant place is taken first");
@@ -209,7 +215,7 @@ fn a_chunk_of_the_only_resident_keeps_the_hosts_correction() {
     view.pool_mut().reconcile(9); // one of its two blocks is shared
     view.set_computed(slot, 12, 3);
     assert_eq!(view.pool().free(), 8);
-    view.remove(slot);
+    remove(&mut view, slot);
     assert_eq!(view.pool().free(), 10);
 }
 

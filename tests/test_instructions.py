@@ -1,0 +1,52 @@
+"""bench/instructions.py writes the whole table, whatever else it is asked for."""
+
+import csv
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import contract
+import instructions
+from callgrind import Profile
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where it writes; what it counts is 1,000 instructions an iteration."""
+
+    def run(_binary: Path, _case: str, _running: int, _waiting: int, iterations: int) -> Profile:
+        return Profile(files=Counter({"step.rs": 1_000 * iterations}))
+
+    monkeypatch.setattr(instructions, "run", run)
+    monkeypatch.setattr(instructions, "build", lambda: tmp_path / "step")
+    monkeypatch.setattr(instructions.shutil, "which", lambda _: "valgrind")
+    monkeypatch.setattr(instructions, "BASELINE", tmp_path / "instructions.json")
+    monkeypatch.setattr(contract, "DATA", tmp_path)
+    return tmp_path
+
+
+def test_a_new_baseline_and_the_table_are_written_at_once(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["instructions.py", "--update", "--data"])
+    instructions.main()
+    baseline = json.loads((written / "instructions.json").read_text(encoding="utf-8"))
+    assert set(baseline.values()) == {1_000}
+    with (written / "instructions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sizes = {(int(row["running"]), int(row["waiting"])) for row in rows}
+    assert sizes == {(size, 1_000) for size in instructions.RUNNING} | {(256, size) for size in instructions.WAITING}
+    assert all(row[case] == "1000" for row in rows for case in ("vllm", "wait", "nested-wait", "adaptive"))
+
+
+@pytest.mark.parametrize("asked", ["--profile", "--check"])
+def test_the_table_is_never_written_without_its_sizes(
+    asked: str, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["instructions.py", asked, "--data"])
+    with pytest.raises(SystemExit, match="all sizes"):
+        instructions.main()
+    assert not list(written.iterdir())
