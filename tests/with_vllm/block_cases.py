@@ -114,6 +114,24 @@ PREFIX_CACHING = (
     ),
 )
 
+CHUNKS = {"kind": "chunked_local", "chunk": 64, "block_size": 16, "count": 3}
+SHARED: dict[str, Any] = {"prefixes": 4, "prefix_caching": True, **LONG}
+SEVERAL_GROUPS_CACHED = (
+    Case("full and window, shared prompts", (FULL, window(100)), kv_blocks=250, preempts=30, **SHARED),
+    Case("full and window, shared prompts, memory ample", (FULL, window(100)), kv_blocks=4000, **SHARED),
+    Case("full and window, multi-turn", (FULL, window(100)), kv_blocks=250, preempts=10, **TURNS),
+    Case("full and window, multi-turn, memory ample", (FULL, window(100)), kv_blocks=8000, **TURNS),
+    Case("full and window, multi-turn, shared prompts", (FULL, window(40)), prefixes=3, kv_blocks=200, **TURNS),
+    Case("full and window, multi-turn, few tokens", (FULL, window(100)), kv_blocks=250, token_budget=32, **TURNS),
+    Case("five windows to one, multi-turn", (FULL, window(64, 5)), kv_blocks=500, **TURNS),
+    Case("two kinds of windows, multi-turn", (FULL, window(64, 2), window(200)), kv_blocks=500, **TURNS),
+    Case("windows only, multi-turn", (window(100),), kv_blocks=100, **TURNS),
+    Case("windows, large blocks, multi-turn", (FULL, window(100, 2) | {"block_size": 32}), kv_blocks=300, **TURNS),
+    Case("chunks, shared prompts", (FULL, CHUNKS), kv_blocks=400, **SHARED),
+    Case("chunks, multi-turn", (FULL, CHUNKS), kv_blocks=400, **TURNS),
+    Case("aligned states, multi-turn", (FULL, STATES | {"aligned": True}), kv_blocks=250, **TURNS),
+)
+
 SPECULATION = (
     Case("drafts", draft_tokens=3, kv_blocks=90),
     Case("drafts, memory ample", draft_tokens=3, kv_blocks=2000),
@@ -133,5 +151,6 @@ ALL = {
     "one full group": ONE_FULL_GROUP,
     "several groups": SEVERAL_GROUPS,
     "prefix caching": PREFIX_CACHING,
+    "prefix caching, several groups": SEVERAL_GROUPS_CACHED,
     "speculation": SPECULATION,
 }

@@ -103,12 +103,22 @@ fn what_is_cached_gives_way_least_recently_used_first() {
 }
 
 #[test]
-fn a_group_with_a_window_asks_for_the_hosts_word() {
-    let settings =
-        json!({"kv_blocks": 40, "prefix_caching": true, "kv_groups": [{"kind": "sliding_window", "window": 9}]});
-    let settings = settings.as_object().unwrap().clone();
-    let error = wait_core::Config::from_map(settings).unwrap_err().to_string();
-    assert!(error.contains("prefix_caching") && error.contains("reports hits"), "{error}");
+fn groups_that_vllm_would_not_cache_are_refused_by_name() {
+    let refused = |groups: serde_json::Value| {
+        let settings = json!({"kv_blocks": 40, "prefix_caching": true, "kv_groups": groups});
+        wait_core::Config::from_map(settings.as_object().unwrap().clone()).unwrap_err().to_string()
+    };
+    let full = json!({"kind": "full"});
+    for (group, expected) in [
+        (json!({"kind": "state", "blocks": 1}), "kv_groups[1].aligned = false: with prefix_caching must be true"),
+        (json!({"kind": "sliding_window", "window": 9, "block_size": 8}), "kv_groups[1].block_size = 8: "),
+        (json!({"kind": "full", "block_size": 16 * 65_537}), "kv_groups[1].block_size = "),
+        (json!({"kind": "chunked_local", "chunk": 64, "block_size": 32}), "kv_groups[1].kind = chunked_local: "),
+    ] {
+        let error = refused(json!([full, group]));
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(refused(json!([{"kind": "chunked_local", "chunk": 64}])).contains("needs a full group"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod fits;
 mod hold;
 mod moves;
 mod preemption;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -240,8 +241,12 @@ impl Plan {
         let (out, blocks) = if self.plain { (0, 0) } else { self.taken_out(view, lane) };
         let members = &view.lanes()[lane];
         self.ran[lane] = self.number;
-        self.take(members.block_change() - blocks);
+        let change = members.block_change() - blocks;
         self.decodes += members.len() - out;
+        match &self.prefixes {
+            Some(prefixes) if prefixes.has_groups() => self.step_members(view, lane, change),
+            _ => self.take(change),
+        }
     }
 
     /// Takes blocks, or gives some back (negative).
@@ -282,9 +287,9 @@ impl Plan {
             last,
             origin: Origin::Resident,
         });
-        self.take(i64::from(blocks) - i64::from(held));
+        self.step(slot, start, held, i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {
-            prefixes.fill(slot, start + tokens);
+            prefixes.fill(slot, start + tokens, blocks);
         }
     }
 
@@ -309,14 +314,20 @@ impl Plan {
         let tokens = tokens.min(most).min(view.prefill_chunk());
         debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
         let reserves = view.limits().reserves_prompts && !request.receives;
-        let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
+        let after = || layout.after(start, start + tokens);
+        // With a hit the copy of a state comes on top.
+        let blocks = match reserves {
+            true if layout.groups().is_empty() => layout.demand(target),
+            true => layout.demand(target).max(after()),
+            false => after(),
+        };
         let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
         let last = start + tokens == target;
         self.push(Chunk { slot, id: request.id, hit, start, tokens, blocks, last, origin });
         if let Some(prefixes) = &mut self.prefixes {
             let hit_blocks = if found.is_some() { layout.filled(hit.computed) } else { 0 };
             prefixes.take(i64::from(blocks) - i64::from(hit_blocks));
-            prefixes.fill(slot, start + tokens);
+            prefixes.fill(slot, start + tokens, blocks);
             self.free -= prefixes.held() - before;
         } else {
             self.free -= i64::from(blocks.saturating_sub(layout.filled(hit.shared)));

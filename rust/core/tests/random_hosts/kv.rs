@@ -32,6 +32,16 @@ impl Kv {
         }
     }
 
+    /// Of each group that caches blocks of tokens: their size, and the tokens that are not held when a step starts.
+    pub(crate) fn cached_groups(&self) -> impl Iterator<Item = (u32, Box<dyn Fn(u32) -> u32>)> {
+        let groups = self.groups.iter().filter(|group| !matches!(group.kind, GroupKind::State { .. }));
+        let each = |group: &KvGroup| (0..group.count).map(|_| *group).collect::<Vec<_>>();
+        groups.flat_map(each).map(|group| {
+            let keeps: Box<dyn Fn(u32) -> u32> = Box::new(move |start| Self::keeps(group.kind, start));
+            (group.block_size.unwrap_or(self.block_size), keeps)
+        })
+    }
+
     /// Blocks after a step from `start` to `end` tokens: all that hold a token to which a later one attends.
     pub(crate) fn after(&self, start: u32, end: u32) -> u32 {
         self.sum(|kind, size| match kind {
