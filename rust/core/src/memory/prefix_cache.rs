@@ -11,8 +11,8 @@
 //! blocks are all alike and need no more than a count: taking any number of them is O(1), and only named blocks, which
 //! are evicted one by one, are linked.
 //!
-//! Not modelled are a KV connector that reports a failed load (`evict_blocks`), and names of partly filled blocks, which vLLM
-//! gives where groups have blocks of different sizes.
+//! Not modelled are a KV connector that reports a failed load (`evict_blocks`), and names for a part of a block, by which vLLM
+//! finds states whose blocks are larger than those that are hashed.
 
 #[cfg(test)]
 mod tests;

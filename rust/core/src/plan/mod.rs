@@ -67,6 +67,8 @@ pub struct Plan {
     each: u32,
     residents: u32,
     wake_ns: Option<u64>,
+    /// Named blocks that have left windows ahead of the step that was to give them back.
+    owed: u32,
     /// The prefix cache, from which the plan takes blocks while it is being made.
     pub(crate) prefixes: Option<Box<Prefixes>>,
     shape: BatchShape,
@@ -95,6 +97,7 @@ impl Plan {
             each: 0,
             residents: 0,
             wake_ns: None,
+            owed: 0,
             prefixes: None,
             shape: BatchShape::default(),
             marks: check::Marks::default(),

@@ -13,7 +13,7 @@ impl Plan {
         match &mut self.prefixes {
             Some(prefixes) if prefixes.has_groups() => {
                 let before = prefixes.held();
-                let left = prefixes.leave_groups(slot, start, held);
+                let left = prefixes.leave_groups(slot, start, held) + std::mem::take(&mut self.owed);
                 prefixes.take(blocks + i64::from(left));
                 self.free -= prefixes.held() - before;
             }
@@ -26,7 +26,7 @@ impl Plan {
     pub(super) fn step_members(&mut self, view: &View, lane: usize, blocks: i64) {
         let Some(prefixes) = &mut self.prefixes else { return };
         let before = prefixes.held();
-        let mut left = 0;
+        let mut left = std::mem::take(&mut self.owed);
         for slot in view.iter_residents() {
             let request = view.request(slot);
             let stays = request.phase == Phase::Decoding && usize::from(request.lane) == lane;
@@ -37,6 +37,19 @@ impl Plan {
         }
         prefixes.take(blocks + i64::from(left));
         self.free -= prefixes.held() - before;
+    }
+
+    /// A resident gives back what leaves its windows before others are preempted, whose blocks are then reused later. Its
+    /// step, or that of its lane, has to follow. Returns how many of the blocks stay, because others hold them.
+    #[cold]
+    pub(crate) fn leave(&mut self, view: &View, slot: Slot) -> i64 {
+        let Some(prefixes) = self.prefixes.as_mut().filter(|prefixes| prefixes.has_groups()) else { return 0 };
+        let before = prefixes.held();
+        let left = prefixes.leave_groups(slot, view.kv(slot), view.blocks(slot));
+        let freed = before - prefixes.held();
+        self.owed += left;
+        self.free += freed;
+        i64::from(left) - freed
     }
 
     /// As `own_blocks`: the blocks of the whole prompt behind what is found, and those that it finds and no request holds. A

@@ -6,6 +6,8 @@
 //! view does.
 
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use crate::memory::{Block, CachedBlocks, CachedGroups, KvLayout, PrefixCache};
 use crate::model::{Hit, Slot};
