@@ -124,24 +124,14 @@ impl Ledger {
 
     /// Blocks that the residents hold if every computed block exists once in each group.
     pub(crate) fn distinct(&self) -> i64 {
-        let residents = || self.entries.values().filter(|entry| entry.resident);
-        let shared = |(size, window): (u32, Box<dyn Fn(u32) -> u32>)| {
-            let named = |entry: &Entry| entry.hashes.len().min((entry.kv / self.kv.block_size) as usize);
-            // The last hash of each full block that is held still.
-            let held = |entry: &Entry| {
-                let start = match entry.last {
-                    LastStep::Stood => 0,
-                    LastStep::Decoded => entry.kv - 1,
-                    LastStep::Prefilled { start, .. } => start,
-                };
-                let each = (size / self.kv.block_size) as usize;
-                let blocks = window(start) / size..(named(entry) / each) as u32;
-                blocks.map(|block| entry.hashes[(block as usize + 1) * each - 1]).collect::<Vec<_>>()
-            };
-            let all: Vec<u64> = residents().flat_map(held).collect();
-            all.len() as i64 - all.iter().collect::<BTreeSet<_>>().len() as i64
+        let start = |entry: &Entry| match entry.last {
+            LastStep::Stood => 0,
+            LastStep::Decoded => entry.kv - 1,
+            LastStep::Prefilled { start, .. } => start,
         };
-        self.held() - self.kv.cached_groups().map(shared).sum::<i64>()
+        let residents = self.entries.values().filter(|entry| entry.resident);
+        let computed: Vec<_> = residents.map(|entry| (&entry.hashes[..], start(entry), entry.kv)).collect();
+        self.held() - self.kv.duplicates(&computed)
     }
 
     /// Blocks of all residents.
