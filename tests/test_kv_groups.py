@@ -167,7 +167,7 @@ def test_a_deployment_brings_its_groups(capsys: pytest.CaptureFixture[str]) -> N
         assert main(["simulate", *ASKED, "--json", *options]) == 0
         found = json.loads(capsys.readouterr().out)
         blocks.append((found["kv_blocks"], "peak_kv_blocks_by_group" in found))
-    assert blocks == [(each.kv_cache()["kv_blocks"], True), (each.kv_blocks, False), (9000, True)]
+    assert blocks == [(each.kv_cache()["kv_blocks"], True)] * 2 + [(9000, True)]
     assert main(["compare", *ASKED, "--json", "--policies", "vllm", "adaptive"]) == 0
     assert all(json.loads(line)["peak_kv_blocks_by_group"] for line in capsys.readouterr().out.splitlines())
     assert main(["plan", *ASKED, "--json", "--runs", "1"]) == 0
@@ -178,3 +178,28 @@ def test_a_deployment_brings_its_groups(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     assert "18 sliding-window layers of 128 tokens keep that much in the KV cache" in shown
     assert "108,099 blocks for the groups 1 x full, 1 x sliding_window" in shown
+
+
+def test_conversations_find_their_turns_in_every_group() -> None:
+    offered: dict[str, Any] = {"dataset_name": "multi-turn", "request_rate": 9.0, "num_prompts": 300}
+    each = hardware.shipped()[GPT_OSS].settings()
+    cold, warm = (simulate("vllm", **offered, **each, prefix_caching=caching).summary() for caching in (False, True))
+    assert (cold["prefix_hit_rate"], warm["completed"]) == (0, 300)
+    assert warm["prefill_tokens"] + warm["cached_tokens"] == cold["prefill_tokens"]
+    # With memory for all of it, what is cached is what one full group would have: all that was said before.
+    full = simulate("vllm", **offered, **hardware.shipped()[GPT_OSS].settings(as_full=True), prefix_caching=True)
+    assert warm["prefix_hit_rate"] == pytest.approx(full.summary()["prefix_hit_rate"], abs=0.01)
+    assert warm["prefix_hit_rate"] > 0.5
+    # A window gives its blocks back, and they are reused first: the pool lasts for more conversations.
+    scarce = {name: value for name, value in each.items() if name != "kv_blocks"} | {"kv_blocks": 6000}
+    found = simulate("vllm", **offered, **scarce, prefix_caching=True).summary()
+    assert 0 < found["prefix_hit_rate"] < warm["prefix_hit_rate"]
+    assert found["completed"] == 300
+
+
+def test_what_cannot_be_cached_is_refused_with_what_to_change() -> None:
+    groups: Any = [{"kind": "full"}, {"kind": "state", "blocks": 1}]
+    with pytest.raises(WaitCoreError, match=r"kv_groups\[1\].aligned = false: with prefix_caching must be true"):
+        simulate(
+            "vllm", dataset_name="multi-turn", request_rate=9, kv_groups=groups, kv_blocks=9000, prefix_caching=True
+        )

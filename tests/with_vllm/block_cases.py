@@ -46,6 +46,7 @@ ONE_FULL_GROUP = (
 
 LONG: dict[str, Any] = {"prompt": (1, 500), "output": (1, 300)}
 STATES = {"kind": "state", "blocks": 1, "count": 3}
+CHUNKS = {"kind": "chunked_local", "chunk": 64, "block_size": 16, "count": 3}
 SEVERAL_GROUPS = (
     Case("window", (FULL, window(100)), kv_blocks=250, preempts=30, **LONG),
     Case("window, memory ample", (FULL, window(100)), kv_blocks=4000, **LONG),
@@ -62,7 +63,7 @@ SEVERAL_GROUPS = (
     ),
     Case(
         "chunks",
-        (FULL, {"kind": "chunked_local", "chunk": 64, "block_size": 16, "count": 3}),
+        (FULL, CHUNKS),
         kv_blocks=400,
         preempts=10,
         **LONG,
@@ -114,6 +115,53 @@ PREFIX_CACHING = (
     ),
 )
 
+SHARED: dict[str, Any] = {"prefixes": 4, "prefix_caching": True, **LONG}
+SEVERAL_GROUPS_CACHED = (
+    Case("full and window, shared prompts", (FULL, window(100)), kv_blocks=250, preempts=15, **SHARED),
+    Case("full and window, shared prompts, memory ample", (FULL, window(100)), kv_blocks=4000, **SHARED),
+    Case("full and window, multi-turn", (FULL, window(100)), kv_blocks=250, preempts=5, **TURNS),
+    Case("full and window, multi-turn, memory ample", (FULL, window(100)), kv_blocks=8000, **TURNS),
+    Case("full and window, both", (FULL, window(40)), prefixes=3, kv_blocks=200, preempts=5, **TURNS),
+    Case("full and window, few tokens", (FULL, window(100)), kv_blocks=250, token_budget=32, preempts=1, **TURNS),
+    Case(
+        "full and window, threshold",
+        (FULL, window(100)),
+        kv_blocks=250,
+        long_prefill_token_threshold=40,
+        preempts=10,
+        differs="what prefills and decodes leave in one step vLLM reuses in the order of their admission",
+        **TURNS,
+    ),
+    Case("full and window, watermark", (FULL, window(100)), kv_blocks=250, watermark=0.1, **TURNS),
+    Case("five windows to one, multi-turn", (FULL, window(64, 5)), kv_blocks=500, preempts=5, **TURNS),
+    Case("two kinds of windows, multi-turn", (FULL, window(64, 2), window(200)), kv_blocks=500, preempts=5, **TURNS),
+    Case("windows only, multi-turn", (window(100),), kv_blocks=100, preempts=5, **TURNS),
+    Case(
+        "windows of large blocks, multi-turn",
+        (FULL, window(100, 2) | {"block_size": 32}),
+        kv_blocks=300,
+        preempts=5,
+        **TURNS,
+    ),
+    Case("chunks, shared prompts", (FULL, CHUNKS), kv_blocks=400, preempts=5, **SHARED),
+    Case("chunks, multi-turn", (FULL, CHUNKS), kv_blocks=400, preempts=2, **TURNS),
+    Case(
+        "full and window, one step ahead",
+        (FULL, window(100)),
+        kv_blocks=250,
+        ahead=1,
+        differs="vLLM frees what is outside the window of processed tokens: one step later than the core",
+        **TURNS,
+    ),
+    Case(
+        "aligned states, multi-turn",
+        (FULL, STATES | {"aligned": True}),
+        kv_blocks=250,
+        differs="vLLM cuts prompts at the block boundaries at which it keeps a state",
+        **TURNS,
+    ),
+)
+
 SPECULATION = (
     Case("drafts", draft_tokens=3, kv_blocks=90),
     Case("drafts, memory ample", draft_tokens=3, kv_blocks=2000),
@@ -133,5 +181,6 @@ ALL = {
     "one full group": ONE_FULL_GROUP,
     "several groups": SEVERAL_GROUPS,
     "prefix caching": PREFIX_CACHING,
+    "prefix caching, several groups": SEVERAL_GROUPS_CACHED,
     "speculation": SPECULATION,
 }

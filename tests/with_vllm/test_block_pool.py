@@ -1,12 +1,14 @@
-"""What vLLM's KV cache manager does, block for block: the record that the core's prefix cache is tested against.
+"""What vLLM's KV cache manager does, block for block: the records that the core's prefix cache is tested against.
 
-The core's own tests replay the record. Here it is made again, by the vLLM that is installed. After a change:
+The core's own tests replay the records. Here they are made again, by the vLLM that is installed. After a change:
 
     python tests/with_vllm/test_block_pool.py
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import random
 from collections import defaultdict
@@ -18,10 +20,23 @@ from engine import ENVIRONMENT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-RECORD = Path(__file__).parents[2] / "rust" / "core" / "tests" / "data" / "block_pool.txt"
+DATA = Path(__file__).parents[2] / "rust" / "core" / "tests" / "data"
+RECORD = DATA / "block_pool.txt"
+RECORD_OF_GROUPS = DATA / "block_pool_groups.txt"
 BLOCK_SIZE = 4
 BLOCKS = 24  # and one that vLLM keeps for itself
 STEPS = 500
+FULL = {"kind": "full", "block_size": 4, "count": 1}
+WINDOW = {"kind": "sliding_window", "window": 6, "block_size": 4, "count": 1}
+CHUNKS = {"kind": "chunked_local", "chunk": 8, "block_size": 4, "count": 2}
+GROUPS = (
+    (FULL, WINDOW),
+    (FULL, WINDOW | {"window": 11, "count": 2}, WINDOW),
+    (WINDOW, WINDOW | {"window": 14}),
+    (FULL, WINDOW | {"block_size": 8}),
+    (FULL | {"block_size": 8}, WINDOW | {"block_size": 8}, WINDOW),
+    (FULL, CHUNKS),
+)
 
 
 class Recorder:
@@ -145,6 +160,142 @@ class Recorder:
         self._free()
 
 
+class GroupRecorder:
+    """The same with several groups.
+
+    groups BLOCKS JSON              a new cache of BLOCKS blocks
+    find TARGET TOKENS HELD HASH…   of TARGET tokens TOKENS are found; a request holds HELD of their blocks
+    join REQUEST                    it holds them now
+    step REQUEST START END HASH…    its tokens up to END are computed; output has filled blocks with these hashes
+    leave REQUEST START             its next step is to begin at START, and only what it no longer needs is freed
+    give REQUEST                    it freed all its blocks
+    free ANONYMOUS GROUP:HASH…      what is free now, in the order in which it will be taken
+    """
+
+    def __init__(self, groups: tuple[dict[str, Any], ...], seed: int) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from in_process import Setup, kv_cache_spec
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core.kv_cache_manager import KVCacheManager
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+
+        function = get_hash_fn_by_name("sha256")
+        init_none_hash(function)
+        self._hasher = get_request_block_hasher(BLOCK_SIZE, function)
+        specs = [kv_cache_spec(group, Setup()) for group in groups for _ in range(group["count"])]
+        blocks = BLOCKS * len(specs)
+        self.manager = KVCacheManager(
+            KVCacheConfig(
+                num_blocks=blocks + 1,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)],
+            ),
+            max_model_len=256,
+            scheduler_block_size=math.lcm(*(spec.block_size for spec in specs)),
+            hash_block_size=BLOCK_SIZE,
+        )
+        self.random = random.Random(seed)
+        self.requests: list[Any] = []
+        self.preempted: list[Any] = []
+        self._told: dict[str, int] = {}  # hashes in the record, by request
+        self.lines = [f"groups {blocks} {json.dumps(groups)}"]
+        self._hashes: defaultdict[bytes, int] = defaultdict(lambda: len(self._hashes) + 1)
+        self._created = 0
+
+    def _write(self, what: str, *numbers: Any) -> None:
+        self.lines.append(" ".join(map(str, [what, *numbers])))
+
+    def _create(self) -> Any:
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        self._created += 1
+        forks = [self.random.choice([1, 1, 2]) for _ in range(self.random.randint(0, 9))]
+        prompt = [token for token in forks for _ in range(BLOCK_SIZE)]
+        prompt += [3] * self.random.randint(0 if prompt else 1, BLOCK_SIZE - 1)
+        return Request(
+            request_id=str(self._created),
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(temperature=0.0, max_tokens=64),
+            pooling_params=None,
+            block_hasher=self._hasher,
+        )
+
+    def _schedule(self, request: Any) -> bool:
+        joins = request not in self.requests
+        cached, hits = None, 0
+        if joins:
+            cached, hits, _ = self.manager.get_computed_blocks(request)
+            skipped = [
+                manager.get_num_skipped_tokens(hits) // manager.block_size
+                for manager in self.manager.coordinator.single_type_managers
+            ]
+            joined = [block for blocks, first in zip(cached.blocks, skipped, strict=True) for block in blocks[first:]]
+            held = sum(block.ref_cnt > 0 for block in joined)
+            hashes = [self._hashes[bytes(value)] for value in request.block_hashes]
+            self._write("find", request.num_tokens, hits, held, *hashes)
+            self._told[request.request_id] = len(hashes)
+        start = request.num_computed_tokens + hits
+        new = self.random.randint(1, request.num_tokens - start)
+        if self.manager.allocate_slots(request, new, hits, cached) is None:
+            if not joins:
+                self._write("leave", request.request_id, start)
+            return False
+        if joins:
+            self._write("join", request.request_id)
+        request.num_computed_tokens = start + new
+        told = self._told[request.request_id]
+        more = [self._hashes[bytes(value)] for value in request.block_hashes[told:]]
+        self._told[request.request_id] = told + len(more)
+        self._write("step", request.request_id, start, start + new, *more)
+        return True
+
+    def _give(self, request: Any) -> None:
+        self._write("give", request.request_id)
+        self.manager.free(request)
+        self.requests.remove(request)
+
+    def _free(self) -> None:
+        from vllm.v1.core.kv_cache_utils import get_block_hash, get_group_id
+
+        keys = [block.block_hash for block in self.manager.block_pool.free_block_queue.get_all_free_blocks()]
+        named = [key for key in keys if key is not None]
+        anonymous = len(keys) - len(named)
+        assert keys[anonymous:] == named, "a named block in front of an anonymous one"
+        hashes = (self._hashes[bytes(get_block_hash(key))] for key in named)
+        self._write("free", anonymous, *(f"{get_group_id(key)}:{of}" for key, of in zip(named, hashes, strict=True)))
+
+    def step(self) -> None:
+        """Do one thing to one request."""
+        request = self.random.choice(self.requests) if self.requests else None
+        if request is None or self.random.random() < 0.35:
+            waiting = self.preempted.pop() if self.preempted and self.random.random() < 0.5 else self._create()
+            if self._schedule(waiting):
+                self.requests.append(waiting)
+        elif self.random.random() < 0.3:
+            self._give(request)
+        else:
+            if request.num_computed_tokens == request.num_tokens:
+                request.append_output_token_ids(self.random.randint(1, 2))
+            if not self._schedule(request):
+                self._give(request)
+                request.num_computed_tokens = 0
+                self.preempted.append(request)
+        self._free()
+
+
+def record_of_groups() -> str:
+    lines = []
+    for seed, groups in enumerate(GROUPS):
+        recorder = GroupRecorder(groups, seed)
+        for _ in range(STEPS // 4):
+            recorder.step()
+        lines += recorder.lines
+    return "\n".join([*lines, ""])
+
+
 def record() -> str:
     recorder = Recorder(seed=1)
     for _ in range(STEPS):
@@ -156,5 +307,10 @@ def test_the_record_is_what_vllm_does() -> None:
     assert record() == RECORD.read_text()
 
 
+def test_the_record_of_groups_is_what_vllm_does() -> None:
+    assert record_of_groups() == RECORD_OF_GROUPS.read_text()
+
+
 if __name__ == "__main__":
     RECORD.write_text(record())
+    RECORD_OF_GROUPS.write_text(record_of_groups())

@@ -155,7 +155,7 @@ def simulation_of(
     if deployment is not None:
         if "kv_groups" in settings and "kv_blocks" not in settings:
             raise WaitCoreError("kv_blocks is missing: the size of a block of your kv_groups is unknown")
-        engine = deployment.settings(as_full=bool(settings.get("prefix_caching")))
+        engine = deployment.settings()
     asked = {
         "max_concurrency": arguments.max_concurrency,
         "overhead_s": arguments.overhead,

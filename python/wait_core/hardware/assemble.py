@@ -210,7 +210,7 @@ def _notes(model: Model, gpu: str, groups: list[CacheGroup], kernels: package.Ke
     windows = [group for group in groups if group.kind != FULL]
     if windows:
         layers = " and ".join(f"{group.layers} {group.kind} layers of {group.window:,} tokens" for group in windows)
-        notes.append(f"{layers} keep that much in the KV cache; with prefix_caching they count as full attention")
+        notes.append(f"{layers} keep that much in the KV cache")
     if model.kv_cache_dtype == "fp8":
         notes.append("the KV cache holds fp8 values")
     if gpu not in memory.REPORTED:

@@ -157,8 +157,7 @@ class Deployment:
         Parameters
         ----------
         as_full : bool
-            Count all layers as full ones, as vLLM does with --disable-hybrid-kv-cache-manager; needed for
-            `prefix_caching`.
+            Count all layers as full ones, as vLLM does with --disable-hybrid-kv-cache-manager.
 
         """
         if as_full or [group.kind for group in self.cache_groups] == [FULL]:

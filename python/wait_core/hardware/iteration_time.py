@@ -100,7 +100,7 @@ def kv_cache_of(law: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         raise WaitCoreError("kv_blocks is missing: how large the blocks of your kv_groups are is not known")
     if law == iteration_time(A100):
         return {"kv_blocks": kv_blocks_of(law, settings["block_size"])}
-    return _deployment_of(law, settings["block_size"]).kv_cache(as_full=bool(settings.get("prefix_caching")))
+    return _deployment_of(law, settings["block_size"]).kv_cache()
 
 
 def kv_bytes_of(law: Mapping[str, Any], block_size: int = 16) -> int:

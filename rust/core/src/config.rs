@@ -118,9 +118,9 @@ pub struct Config {
     /// Groups of the KV cache, each with blocks of its own from `kv_blocks`: full attention, sliding windows, chunked-local
     /// attention, constant states (one group of full attention). [at most 1,024 groups]
     pub kv_groups: Vec<KvGroup>,
-    /// Whether the scheduler keeps the prefix cache itself, for requests that carry the hashes of their blocks: it
-    /// knows what is cached, and counts a shared block once. Only with one group of full attention; otherwise, or where
-    /// the host has a prefix cache of its own, the host reports the hit of each request (false).
+    /// Whether the scheduler keeps the prefix cache itself, for requests that carry the hashes of their blocks of
+    /// `block_size` tokens: it knows what is cached in each group, and counts a shared block once. Where the host has a
+    /// prefix cache of its own, it reports the hit of each request instead (false).
     pub prefix_caching: bool,
     /// Draft tokens that a decode verifies, as in vLLM's setting of that name: each takes one more token of the budget,
     /// and one more slot (0). [0 to 1,024 tokens]

@@ -103,12 +103,22 @@ fn what_is_cached_gives_way_least_recently_used_first() {
 }
 
 #[test]
-fn a_group_with_a_window_asks_for_the_hosts_word() {
-    let settings =
-        json!({"kv_blocks": 40, "prefix_caching": true, "kv_groups": [{"kind": "sliding_window", "window": 9}]});
-    let settings = settings.as_object().unwrap().clone();
-    let error = wait_core::Config::from_map(settings).unwrap_err().to_string();
-    assert!(error.contains("prefix_caching") && error.contains("reports hits"), "{error}");
+fn groups_that_vllm_would_not_cache_are_refused_by_name() {
+    let refused = |groups: serde_json::Value| {
+        let settings = json!({"kv_blocks": 40, "prefix_caching": true, "kv_groups": groups});
+        wait_core::Config::from_map(settings.as_object().unwrap().clone()).unwrap_err().to_string()
+    };
+    let full = json!({"kind": "full"});
+    for (group, expected) in [
+        (json!({"kind": "state", "blocks": 1}), "kv_groups[1].aligned = false: with prefix_caching must be true"),
+        (json!({"kind": "sliding_window", "window": 9, "block_size": 8}), "kv_groups[1].block_size = 8: "),
+        (json!({"kind": "full", "block_size": 16 * 65_537}), "kv_groups[1].block_size = "),
+        (json!({"kind": "chunked_local", "chunk": 64, "block_size": 32}), "kv_groups[1].kind = chunked_local: "),
+    ] {
+        let error = refused(json!([full, group]));
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(refused(json!([{"kind": "chunked_local", "chunk": 64}])).contains("needs a full group"));
 }
 
 #[test]
@@ -122,4 +132,66 @@ fn a_request_that_is_evicted_takes_no_block_that_the_cache_then_lacks() {
     finish(&mut core, &[1]);
     // The first took the last of the two blocks that became free, and the other one is found.
     assert_eq!(chunks(&mut core), [(2, 4, 5)]);
+}
+
+/// Blocks of four tokens in groups of these kinds beside one of full attention.
+fn grouped(blocks: u32, group: serde_json::Value) -> Scheduler {
+    let groups = json!([{"kind": "full"}, group]);
+    let settings =
+        json!({"kv_blocks": blocks, "block_size": 4, "kv_groups": groups, "prefix_caching": true, "policy": "vllm"});
+    scheduler(&settings)
+}
+
+fn windowed(blocks: u32) -> Scheduler {
+    grouped(blocks, json!({"kind": "sliding_window", "window": 9}))
+}
+
+#[test]
+fn what_has_left_a_window_is_found_until_it_is_taken() {
+    let mut core = windowed(80);
+    core.add(&prompt(1, 40, 4)).unwrap();
+    (0..2).for_each(|_| _ = core.plan(0));
+    // 41 tokens: all in one group, and in the other all but the eight blocks that token 41 does not attend to.
+    assert_eq!(core.view().pool().used(), 11 + 3);
+    core.add(&prompt(2, 40, 4)).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 16, 24)]);
+    // Four full blocks are shared; of the window it takes the two before its first token, which no request held.
+    assert_eq!(core.view().pool().used(), 11 + 3 + (10 - 4) + 8);
+    finish(&mut core, &[1, 2]);
+    assert_eq!(core.view().pool().used(), 0);
+}
+
+#[test]
+fn what_one_group_lacks_is_not_found_though_another_has_it() {
+    let mut core = windowed(40);
+    core.add(&prompt(1, 40, 4)).unwrap();
+    (0..2).for_each(|_| _ = core.plan(0));
+    // Of the eight blocks that have left the window the last six are taken, those of the system prompt among them.
+    core.add(&prompt(3, 48, 0)).unwrap();
+    assert_eq!(chunks(&mut core), [(3, 0, 48)]);
+    finish(&mut core, &[3]);
+    core.add(&prompt(2, 40, 4)).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 8, 32)]);
+}
+
+#[test]
+fn a_state_is_found_where_one_was_kept() {
+    let mut core = grouped(80, json!({"kind": "state", "blocks": 1, "aligned": true}));
+    core.add(&prompt(1, 18, 4)).unwrap();
+    core.plan(0);
+    for (id, system, found) in [(2, 3, 0), (3, 4, 16)] {
+        core.add(&prompt(id, 19, system)).unwrap();
+        assert_eq!(chunks(&mut core), [(id, found, 19 - found)]);
+    }
+}
+
+#[test]
+fn what_was_not_computed_is_not_found_even_if_it_has_left_the_window() {
+    let mut core = windowed(80);
+    core.add(&prompt(1, 40, 9)).unwrap();
+    (0..2).for_each(|_| _ = core.plan(0));
+    core.complete(&Report { progress: &[(1, 6)], ..Report::default() }).unwrap();
+    core.add(&prompt(2, 40, 9)).unwrap();
+    core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 4, 36)]);
 }

@@ -77,9 +77,8 @@ impl Config {
         count("kv_blocks", self.kv_blocks, MAX_COUNT)?;
         count("block_size", self.block_size, MAX_BLOCK_SIZE)?;
         KvGroup::validate(&self.kv_groups, self.block_size)?;
-        if self.prefix_caching && !self.kv_layout().groups().is_empty() {
-            let rule = "needs one group of full attention; with others the host reports hits";
-            return Err(Error::invalid("prefix_caching", true, rule));
+        if self.prefix_caching {
+            KvGroup::validate_cached(&self.kv_groups, self.block_size)?;
         }
         let ahead = [
             ("num_speculative_tokens", self.num_speculative_tokens),

@@ -202,4 +202,54 @@ impl KvGroup {
         }
         Ok(())
     }
+
+    /// Checks that groups, which are valid, can be cached by the hashes of blocks of `block_size` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the group and why it is not cached.
+    pub(crate) fn validate_cached(groups: &[Self], block_size: u32) -> Result<()> {
+        let size = |group: &Self| group.block_size.unwrap_or(block_size);
+        let has_full = groups.iter().any(|group| group.kind == GroupKind::Full);
+        let mut multiple = 1_u64;
+        for (i, group) in groups.iter().enumerate() {
+            let refuse = |what: &str, value: String, rule: &str| {
+                Err(Error::invalid(format!("kv_groups[{i}].{what}"), value, format!("with prefix_caching {rule}")))
+            };
+            if !size(group).is_multiple_of(block_size) {
+                return refuse(
+                    "block_size",
+                    size(group).to_string(),
+                    "must be a multiple of block_size, by which it is hashed",
+                );
+            }
+            multiple = common_multiple(multiple, size(group).into());
+            if multiple > MAX_WINDOW.into() {
+                let rule = "must have a smaller common multiple with the others: what is found is a multiple of it";
+                return refuse("block_size", size(group).to_string(), rule);
+            }
+            match group.kind {
+                GroupKind::State { aligned: false, .. } => {
+                    let rule = "must be true: as in vLLM, a state that is not kept at block boundaries is not cached";
+                    return refuse("aligned", "false".to_owned(), rule);
+                }
+                GroupKind::ChunkedLocal { .. }
+                    if !has_full || groups.iter().any(|other| size(other) != size(group)) =>
+                {
+                    let rule = "needs a full group, and blocks of one size in all groups, as in vLLM";
+                    return refuse("kind", "chunked_local".to_owned(), rule);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The least number that both divide.
+pub(super) fn common_multiple(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
 }

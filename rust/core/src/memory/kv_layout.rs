@@ -15,6 +15,7 @@
 
 use std::num::NonZeroU32;
 
+use super::cached_groups::CachedGroups;
 use super::footprint::Footprint;
 use super::kv_group::{GroupKind, KvGroup};
 
@@ -168,6 +169,19 @@ impl KvLayout {
         self.groups.iter().fold(Footprint::default(), each)
     }
 
+    /// Most blocks that what a request of `tokens` has yet to compute behind a hit of `found` tokens takes at any time, by
+    /// vLLM's rule: a group's bound less all the blocks that the hit spares it, those outside its window included.
+    #[cold]
+    pub(crate) fn demand_behind(&self, found: u32, tokens: u32) -> u32 {
+        self.sum(|group| group.demand(tokens).saturating_sub(group.blocks * u64::from(found / group.size)))
+    }
+
+    /// How the groups are cached; none for one group of full attention.
+    pub(crate) fn cached_groups(&self) -> Option<CachedGroups> {
+        let groups = self.groups.iter().zip(&self.needs);
+        (!self.groups.is_empty()).then(|| CachedGroups::new(self.block_size, groups))
+    }
+
     /// Most tokens, at most `bound`, that a request running alone in this many blocks may have.
     pub(crate) fn largest(&self, blocks: u32, bound: u32) -> u32 {
         let (mut low, mut high) = (0, bound);
@@ -182,7 +196,7 @@ impl KvLayout {
 /// What a group takes, its kind resolved: `blocks` for each `size` tokens up to the end of a step, less `blocks` times
 /// `freed` for each `period` tokens that lie `kept` tokens or more before its start; and what does not grow.
 #[derive(Clone, Copy, Debug)]
-struct GroupNeeds {
+pub(super) struct GroupNeeds {
     /// Blocks for each block of tokens: the count of equal groups, 0 of states.
     blocks: u64,
     size: NonZeroU32,
@@ -230,7 +244,7 @@ impl GroupNeeds {
 
     /// Blocks of tokens that are not held when a step starts with so many tokens.
     #[inline]
-    fn before(&self, start: u32) -> u32 {
+    pub(super) fn before(&self, start: u32) -> u32 {
         start.saturating_sub(self.kept) / self.period * self.freed
     }
 

@@ -2,6 +2,7 @@
 
 mod block_counters;
 mod block_pool;
+mod cached_groups;
 mod footprint;
 mod kv_group;
 mod kv_layout;
@@ -9,6 +10,7 @@ mod lane;
 mod prefix_cache;
 
 pub use block_pool::BlockPool;
+pub(crate) use cached_groups::CachedGroups;
 pub(crate) use footprint::Footprint;
 pub use kv_group::{GroupKind, KvGroup};
 pub use kv_layout::KvLayout;

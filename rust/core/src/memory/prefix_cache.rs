@@ -1,6 +1,6 @@
 //! Which prefixes the KV cache has, which requests hold their blocks, and which block is taken next.
 //!
-//! This is vLLM 0.32's `BlockPool` for one full-attention group, block for block. A block is *held* while a request has
+//! This is vLLM 0.32's `BlockPool`, block for block. A block is *held* while a request has
 //! a reference to it, and *free* otherwise. A full block of known tokens is *named* by a hash, which identifies the
 //! whole prefix that ends there: equal hashes are equal prefixes. A named block that no request holds stays cached
 //! until it is taken for something else. All other blocks are *anonymous*.
@@ -11,8 +11,8 @@
 //! blocks are all alike and need no more than a count: taking any number of them is O(1), and only named blocks, which
 //! are evicted one by one, are linked.
 //!
-//! Not modelled are the ways in which vLLM unnames a block that is deep in the queue: a KV connector that reports a failed load
-//! (`evict_blocks`), and copies of partly filled blocks, which one full-attention group never makes.
+//! Not modelled are a KV connector that reports a failed load (`evict_blocks`), and names for a part of a block, by which vLLM
+//! finds states whose blocks are larger than those that are hashed.
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +24,11 @@ use crate::lookup::Index;
 /// A hash alone would not say which block it is: two requests that compute the same block at once hold one each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block(u32);
+
+impl Block {
+    /// No named block: an anonymous one, or one that was given back.
+    pub(crate) const NONE: Self = Self(NIL);
+}
 
 /// How much of a prefix is cached, in blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,19 +132,65 @@ impl PrefixCache {
         let mut hit = Hit::default();
         for &hash in hashes {
             let Some(block) = self.first(hash) else { break };
-            let named = &mut self.named[block as usize];
-            named.holders += 1;
-            if named.holders == 1 {
-                self.unlink(QUEUE, block);
-                self.queued -= 1;
-                self.held += 1;
-            } else {
-                hit.held += 1;
-            }
+            hit.held += u32::from(!self.hold(block));
             hit.blocks += 1;
             blocks.push(Block(block));
         }
         hit
+    }
+
+    /// One more request holds a named block; true if it was free.
+    #[inline]
+    fn hold(&mut self, block: u32) -> bool {
+        let named = &mut self.named[block as usize];
+        named.holders += 1;
+        let was_free = named.holders == 1;
+        if was_free {
+            self.unlink(QUEUE, block);
+            self.queued -= 1;
+            self.held += 1;
+        }
+        was_free
+    }
+
+    /// Whether a block with this hash is cached, and if so, whether a request holds it.
+    pub(crate) fn find(&self, hash: u64) -> Option<bool> {
+        self.first(hash).map(|block| self.named[block as usize].holders > 0)
+    }
+
+    /// Hold the block with this hash, if it is cached.
+    pub(crate) fn take_named(&mut self, hash: u64) -> Option<Block> {
+        let block = self.first(hash)?;
+        self.hold(block);
+        Some(Block(block))
+    }
+
+    /// Cache something that no request holds in a free block, the last to be evicted; or if it is cached already, have it
+    /// evicted last. Without a free block nothing is kept.
+    pub(crate) fn keep(&mut self, hash: u64) {
+        match self.first(hash) {
+            None => {
+                self.take(1);
+                let block = self.name(hash);
+                self.give(&[block], 0);
+            }
+            Some(block) if self.named[block as usize].holders == 0 => {
+                self.unlink(QUEUE, block);
+                self.link(QUEUE, block, NIL);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Forget what has this hash and is not held, because it was not computed after all.
+    pub(crate) fn drop_free(&mut self, hash: u64) {
+        while let Some(block) = self.first(hash)
+            && self.named[block as usize].holders == 0
+        {
+            self.unlink(QUEUE, block);
+            self.queued -= 1;
+            self.forget(block);
+        }
     }
 
     /// Take `blocks` anonymous blocks. What was cached in them, least recently freed first, is evicted.

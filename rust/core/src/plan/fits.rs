@@ -25,8 +25,11 @@ impl Plan {
     #[inline(always)]
     pub fn own_blocks(&self, view: &View, slot: Slot) -> u32 {
         let (request, layout) = (view.request(slot), view.layout());
-        let found = self.prefixes.as_ref().and_then(|prefixes| prefixes.hit(slot, request.prefill_target()));
-        match found {
+        let Some(prefixes) = &self.prefixes else { return request.own_blocks(layout) };
+        if prefixes.has_groups() {
+            return self.own_blocks_of_groups(view, slot);
+        }
+        match prefixes.hit(slot, request.prefill_target()) {
             Some(hit) => layout.demand(request.prefill_target()) - layout.filled(hit.shared),
             None => request.own_blocks(layout),
         }

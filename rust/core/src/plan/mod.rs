@@ -15,6 +15,7 @@ mod fits;
 mod hold;
 mod moves;
 mod preemption;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -73,6 +74,8 @@ pub struct Plan {
     each: u32,
     residents: u32,
     wake_ns: Option<u64>,
+    /// Named blocks that have left windows ahead of the step that was to give them back.
+    owed: u32,
     /// The prefix cache, from which the plan takes blocks while it is being made.
     pub(crate) prefixes: Option<Box<Prefixes>>,
     shape: BatchShape,
@@ -104,6 +107,7 @@ impl Plan {
             each: 0,
             residents: 0,
             wake_ns: None,
+            owed: 0,
             prefixes: None,
             shape: BatchShape::default(),
             marks: check::Marks::default(),
@@ -251,9 +255,13 @@ impl Plan {
         let (out, blocks) = if self.plain { (0, 0) } else { self.taken_out[lane] };
         let members = &view.lanes()[lane];
         self.ran[lane] = self.number;
-        self.take(members.block_change() - blocks);
+        let change = members.block_change() - blocks;
         self.set_decodes(self.decodes + members.len() - out);
         self.decode_kv += members.kv() + u64::from(members.len());
+        match &self.prefixes {
+            Some(prefixes) if prefixes.has_groups() => self.step_members(view, lane, change),
+            _ => self.take(change),
+        }
     }
 
     /// So many requests decode.
@@ -301,9 +309,9 @@ impl Plan {
             last,
             origin: Origin::Resident,
         });
-        self.take(i64::from(blocks) - i64::from(held));
+        self.step(slot, start, held, i64::from(blocks) - i64::from(held));
         if let Some(prefixes) = &mut self.prefixes {
-            prefixes.fill(slot, start + tokens);
+            prefixes.fill(slot, start + tokens, blocks);
         }
     }
 
@@ -328,14 +336,20 @@ impl Plan {
         let tokens = tokens.min(most).min(view.prefill_chunk());
         debug_assert!(tokens > 0 || request.receives, "an admission computes at least one token");
         let reserves = view.limits().reserves_prompts && !request.receives;
-        let blocks = if reserves { layout.demand(target) } else { layout.after(start, start + tokens) };
+        let after = || layout.after(start, start + tokens);
+        // With a hit the copy of a state comes on top.
+        let blocks = match reserves {
+            true if layout.groups().is_empty() => layout.demand(target),
+            true => layout.demand(target).max(after()),
+            false => after(),
+        };
         let origin = if request.preemptions > 0 { Origin::Resumed } else { Origin::Admitted };
         let last = start + tokens == target;
         self.push(Chunk { slot, id: request.id, hit, start, tokens, blocks, last, origin });
         if let Some(prefixes) = &mut self.prefixes {
             let hit_blocks = if found.is_some() { layout.filled(hit.computed) } else { 0 };
             prefixes.take(i64::from(blocks) - i64::from(hit_blocks));
-            prefixes.fill(slot, start + tokens);
+            prefixes.fill(slot, start + tokens, blocks);
             self.free -= prefixes.held() - before;
         } else {
             self.free -= i64::from(blocks.saturating_sub(layout.filled(hit.shared)));

@@ -30,7 +30,7 @@ impl Plan {
         debug_assert!(self.runs(lane), "lane {lane} stands");
         self.plain = false;
         self.unparked.push((slot, lane as u16));
-        self.take(view.next_blocks(slot));
+        self.step(slot, view.kv(slot), view.blocks(slot), view.next_blocks(slot));
         self.set_decodes(self.decodes + 1);
     }
 

@@ -71,7 +71,7 @@ fn preempt_in_order(view: &View, plan: &mut Plan) {
         let start = view.kv(slot);
         let kept = i64::from(layout.after(start, start + ahead));
         let taken = i64::from(layout.after(start, start + tokens + ahead)) - kept;
-        free += i64::from(view.blocks(slot)) - kept - taken;
+        free += i64::from(view.blocks(slot)) - kept - taken - plan.leave(view, slot);
         while free < 0 {
             let (before, last) = (plan.free(), plan.last_resident(view));
             if !plan.preempt_last(view) || last == Some(slot) {

@@ -8,6 +8,6 @@ pub(crate) mod queue;
 mod tracked;
 mod view;
 
-pub(crate) use prefixes::Prefixes;
+pub(crate) use prefixes::{Found, Prefixes};
 pub use tracked::{Phase, Tracked};
 pub use view::{Limits, View};

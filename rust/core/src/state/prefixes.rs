@@ -5,14 +5,22 @@
 //! owns this, because the blocks it takes decide what the next request in the same plan finds; at all other times the
 //! view does.
 
-use crate::memory::{Block, CachedBlocks, PrefixCache};
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use crate::memory::{Block, CachedBlocks, CachedGroups, KvLayout, PrefixCache};
 use crate::model::{Hit, Slot};
+pub(crate) use rows::Found;
+use rows::Held;
 
 /// Requests with hashes, and the cache that they share with all others.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefixes {
     cache: PrefixCache,
     block_size: u32,
+    /// Unless there is one group of full attention.
+    groups: Option<CachedGroups>,
     /// By slot.
     chains: Vec<Option<Box<Chain>>>,
 }
@@ -24,11 +32,19 @@ struct Chain {
     hashes: Box<[u64]>,
     /// Those it holds by name, the first of its blocks.
     named: Vec<Block>,
+    /// Instead, where there are several groups: those of each.
+    rows: Box<[Held]>,
 }
 
 impl Prefixes {
-    pub(crate) fn new(blocks: u32, block_size: u32) -> Self {
-        Self { cache: PrefixCache::new(blocks), block_size, chains: Vec::new() }
+    pub(crate) fn new(blocks: u32, layout: &KvLayout) -> Self {
+        let (cache, groups) = (PrefixCache::new(blocks), layout.cached_groups());
+        Self { cache, block_size: layout.block_size(), groups, chains: Vec::new() }
+    }
+
+    /// Whether requests give back named blocks while they run.
+    pub(crate) fn has_groups(&self) -> bool {
+        self.groups.is_some()
     }
 
     /// Blocks that a request holds.
@@ -54,8 +70,12 @@ impl Prefixes {
         if self.chains.len() <= at {
             self.chains.resize(at + 1, None);
         }
-        self.chains[at] = (!hashes.is_empty())
-            .then(|| Box::new(Chain { hashes: hashes.into(), named: Vec::with_capacity(hashes.len()) }));
+        self.chains[at] = (!hashes.is_empty()).then(|| {
+            let rows = self.groups.as_ref().map_or(&[][..], CachedGroups::rows);
+            let rows: Box<[Held]> = rows.iter().map(|_| Held::new(hashes.len())).collect();
+            let named = Vec::with_capacity(if rows.is_empty() { hashes.len() } else { 0 });
+            Box::new(Chain { hashes: hashes.into(), named, rows })
+        });
     }
 
     fn chain(&self, slot: Slot) -> Option<&Chain> {
@@ -68,6 +88,9 @@ impl Prefixes {
 
     /// What a waiting request that has `target` tokens to compute finds; none for one without hashes.
     pub(crate) fn hit(&self, slot: Slot, target: u32) -> Option<Hit> {
+        if self.groups.is_some() {
+            return self.hit_in_groups(slot, target);
+        }
         let chain = self.chain(slot)?;
         let found = self.cache.hit(looked_up(&chain.hashes, target, self.block_size));
         Some(self.in_tokens(found))
@@ -75,6 +98,11 @@ impl Prefixes {
 
     /// A request is admitted: it holds what it finds. None for one without hashes.
     pub(crate) fn admit(&mut self, slot: Slot, target: u32) -> Option<Hit> {
+        if self.groups.is_some() {
+            let hit = self.hit_in_groups(slot, target)?;
+            self.join_groups(slot, hit.computed);
+            return Some(hit);
+        }
         let chain = self.chains.get_mut(slot as usize)?.as_deref_mut()?;
         let found = self.cache.take_prefix(looked_up(&chain.hashes, target, self.block_size), &mut chain.named);
         Some(self.in_tokens(found))
@@ -88,8 +116,11 @@ impl Prefixes {
         }
     }
 
-    /// A request has computed this many tokens, or is about to: the blocks that they fill get their names.
-    pub(crate) fn fill(&mut self, slot: Slot, tokens: u32) {
+    /// A request of `blocks` blocks has computed this many tokens, or is about to: the blocks that they fill get their names.
+    pub(crate) fn fill(&mut self, slot: Slot, tokens: u32, blocks: u32) {
+        if self.groups.is_some() {
+            return self.fill_groups(slot, tokens, blocks, true);
+        }
         let Some(Some(chain)) = self.chains.get_mut(slot as usize) else { return };
         let full = ((tokens / self.block_size) as usize).min(chain.hashes.len());
         for at in chain.named.len()..full {
@@ -99,12 +130,15 @@ impl Prefixes {
 
     /// Blocks that it holds by name.
     pub(crate) fn named(&self, slot: Slot) -> u32 {
-        self.chain(slot).map_or(0, |chain| chain.named.len() as u32)
+        self.chain(slot).map_or(0, |chain| chain.named.len() as u32 + chain.rows.iter().map(Held::named).sum::<u32>())
     }
 
     /// A request has computed no more than this many tokens, whatever was planned: only the blocks that they fill keep
     /// their names.
     pub(crate) fn unfill(&mut self, slot: Slot, tokens: u32) {
+        if self.groups.is_some() {
+            return self.unfill_groups(slot, tokens);
+        }
         let Some(Some(chain)) = self.chains.get_mut(slot as usize) else { return };
         let full = (tokens / self.block_size) as usize;
         while chain.named.len() > full
@@ -117,7 +151,12 @@ impl Prefixes {
     /// A request that has computed `kv` tokens leaves the cache, with all of its blocks; what it computed remains
     /// cached, but nothing that was only planned.
     pub(crate) fn release(&mut self, slot: Slot, blocks: u32, kv: u32) {
-        self.fill(slot, kv.min(blocks * self.block_size));
+        if self.groups.is_some() {
+            self.fill_groups(slot, kv, blocks, false);
+            self.unfill_groups(slot, kv);
+            return self.release_groups(slot, blocks);
+        }
+        self.fill(slot, kv.min(blocks * self.block_size), blocks);
         self.unfill(slot, kv);
         match self.chains.get_mut(slot as usize) {
             Some(Some(chain)) => {

@@ -68,7 +68,7 @@ impl View {
             vacant: Vec::new(),
             index: Index::default(),
             limits: Limits::new(config, reserves_prompts),
-            prefixes: config.prefix_caching.then(|| Box::new(Prefixes::new(config.kv_blocks, config.block_size))),
+            prefixes: config.prefix_caching.then(|| Box::new(Prefixes::new(config.kv_blocks, &layout))),
             pool: BlockPool::new(config.kv_blocks, config.block_size),
             lanes: vec![Lane::new(&layout); lanes],
             largest: layout.largest(config.kv_blocks, MAX_COUNT),

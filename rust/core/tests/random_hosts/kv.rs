@@ -1,5 +1,7 @@
 //! Blocks, counted one by one from what the kinds of KV cache keep, and a pool of them.
 
+use std::collections::BTreeSet;
+
 use wait_core::{Config, GroupKind, KvGroup};
 
 #[derive(Clone, Debug)]
@@ -30,6 +32,24 @@ impl Kv {
             GroupKind::ChunkedLocal { chunk } => start - start % chunk,
             GroupKind::Full | GroupKind::State { .. } => 0,
         }
+    }
+
+    /// Blocks that are computed twice, by these hashes of each request, where its last step began, and its tokens.
+    pub(crate) fn duplicates(&self, requests: &[(&[u64], u32, u32)]) -> i64 {
+        let of_group = |group: &KvGroup| {
+            let size = group.block_size.unwrap_or(self.block_size);
+            let each = (size / self.block_size) as usize;
+            // The last hash of each full block that is held still.
+            let held = |&(hashes, start, kv): &(&[u64], u32, u32)| {
+                let full = hashes.len().min((kv / self.block_size) as usize) / each;
+                let blocks = (Self::keeps(group.kind, start) / size) as usize..full;
+                blocks.map(|block| hashes[(block + 1) * each - 1]).collect::<Vec<_>>()
+            };
+            let all: Vec<u64> = requests.iter().flat_map(held).collect();
+            let twice = all.len() - all.iter().collect::<BTreeSet<_>>().len();
+            i64::from(group.count) * twice as i64
+        };
+        self.groups.iter().filter(|group| !matches!(group.kind, GroupKind::State { .. })).map(of_group).sum()
     }
 
     /// Blocks after a step from `start` to `end` tokens: all that hold a token to which a later one attends.

@@ -122,14 +122,16 @@ impl Ledger {
         self.computed.extend(self.entries[&id].hashes.iter().take(full));
     }
 
-    /// Blocks that the residents hold if every computed block exists once.
+    /// Blocks that the residents hold if every computed block exists once in each group.
     pub(crate) fn distinct(&self) -> i64 {
-        let size = self.kv.block_size;
-        let named = |entry: &Entry| entry.hashes.len().min((entry.kv / size) as usize);
-        let residents = || self.entries.values().filter(|entry| entry.resident);
-        let names: BTreeSet<u64> = residents().flat_map(|entry| entry.hashes[..named(entry)].iter().copied()).collect();
-        let others: i64 = residents().map(|entry| i64::from(entry.blocks) - named(entry) as i64).sum();
-        names.len() as i64 + others
+        let start = |entry: &Entry| match entry.last {
+            LastStep::Stood => 0,
+            LastStep::Decoded => entry.kv - 1,
+            LastStep::Prefilled { start, .. } => start,
+        };
+        let residents = self.entries.values().filter(|entry| entry.resident);
+        let computed: Vec<_> = residents.map(|entry| (&entry.hashes[..], start(entry), entry.kv)).collect();
+        self.held() - self.kv.duplicates(&computed)
     }
 
     /// Blocks of all residents.

@@ -87,8 +87,19 @@ impl World {
                 json!({"kind": "full", "count": 2}),
                 json!({"kind": "sliding_window", "window": 5, "block_size": half}),
             ],
+            5 => vec![
+                json!({"kind": "full", "block_size": 2 * b}),
+                json!({"kind": "sliding_window", "window": 2 * b + 1}),
+            ],
+            6 => vec![json!({"kind": "full"}), json!({"kind": "chunked_local", "chunk": 2 * b, "count": 2})],
+            7 => vec![json!({"kind": "state", "blocks": 1, "aligned": true, "count": 2}), json!({"kind": "full"})],
             _ => vec![],
         }
+    }
+
+    /// Whether the core can keep a prefix cache for these groups.
+    fn cacheable(kinds: usize) -> bool {
+        ![2, 3, 4].contains(&kinds)
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -118,11 +129,11 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
     let rarely = |most: u32| prop::option::weighted(0.2, 1..most);
     let bounds = (rarely(12), prop::option::weighted(0.1, 20..200u64));
     let sizes = (2..24u32, prop_oneof![Just(1), Just(2), Just(4), Just(16)], 1..9u32, 0..40u32);
-    let cache = (prop_oneof![3 => Just(0), 4 => 1..6usize], prop_oneof![5 => Just(0), 1 => 1..4u32], any::<bool>());
+    let cache = (prop_oneof![3 => Just(0), 4 => 1..8usize], prop_oneof![5 => Just(0), 1 => 1..4u32], any::<bool>());
     (0..policies().len(), sizes, rarely(16), rarely(12), bounds, cache, any::<bool>()).prop_map(
         |(policy, (capacity, block_size, seats, extra_budget), prefill_chunk, shorter, max_queued, cache, lies)| {
             let (kinds, lookahead, caches) = cache;
-            let caching = caches && kinds == 0;
+            let caching = caches && World::cacheable(kinds);
             World {
                 policy,
                 capacity,

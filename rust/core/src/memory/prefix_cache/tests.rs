@@ -8,7 +8,7 @@ use pool::Pool;
 
 impl PrefixCache {
     /// The queue of free blocks: how many anonymous ones, and the hashes of the named ones behind them.
-    fn queue(&self) -> (i64, Vec<u64>) {
+    pub(crate) fn queue(&self) -> (i64, Vec<u64>) {
         let after = |at: u32| self.named[at as usize].links[QUEUE].next;
         let blocks = std::iter::successors(Some(after(NIL)), |&at| Some(after(at))).take_while(|&at| at != NIL);
         let hashes: Vec<u64> = blocks.map(|at| self.named[at as usize].hash).collect();

@@ -29,11 +29,17 @@ impl View {
     /// Sets what a prefilling request has computed and holds.
     #[inline]
     pub(crate) fn set_computed(&mut self, slot: Slot, computed: u32, blocks: u32) {
-        self.unfill(slot, computed);
         let request = &mut self.table[slot as usize];
         let held = std::mem::replace(&mut request.blocks, blocks);
         request.computed = computed;
-        self.take(i64::from(blocks) - i64::from(held));
+        let change = i64::from(blocks) - i64::from(held);
+        self.pool.take(change);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.unfill(slot, computed);
+            let left = prefixes.leave_groups(slot, computed.saturating_sub(1), held);
+            prefixes.take(change + i64::from(left));
+            self.pool.count_once(prefixes.held());
+        }
     }
 
     /// The KV of a waiting request will come from elsewhere.
