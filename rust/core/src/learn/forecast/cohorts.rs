@@ -202,13 +202,10 @@ impl Forecast {
             self.expose(place);
         }
         let at = &mut self.places[place];
+        let was_empty = at.all.count == 0;
         at.change(count, base, columns, self.tick);
-        let empty = at.all.count == 0;
-        let (word, bit) = (&mut self.used[place / WORD], 1 << (place % WORD));
-        if empty {
-            *word &= !bit;
-        } else {
-            *word |= bit;
+        if was_empty != (at.all.count == 0) {
+            self.used[place / WORD] ^= 1 << (place % WORD);
         }
     }
 

@@ -213,6 +213,7 @@ impl Forecast {
     }
 
     /// What the members of a place hold now.
+    #[inline(always)]
     fn stand(&self, place: usize, row: usize) -> Occupied {
         let all = &self.places[place].all;
         let (place, row) = (place as u32, row as u32);

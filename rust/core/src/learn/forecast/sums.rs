@@ -24,10 +24,13 @@ impl Sums {
         self.count += count;
         self.base += base;
         if columns < COLUMNS {
-            self.ended[columns] += count as i32;
+            let ended = &mut self.ended[columns];
+            let had_none = *ended == 0;
+            *ended += count as i32;
             self.ended_base[columns] += base;
-            let bit = 1 << columns;
-            self.ending = if self.ended[columns] == 0 { self.ending & !bit } else { self.ending | bit };
+            if had_none != (*ended == 0) {
+                self.ending ^= 1 << columns;
+            }
         }
     }
 

@@ -15,13 +15,13 @@ struct Node {
 /// Numbers, each due at a tick, in lists by tick.
 #[derive(Clone, Debug)]
 pub(super) struct Wheel {
-    places: Vec<u32>,
+    places: Box<[u32; PLACES]>,
     nodes: Vec<Node>,
 }
 
 impl Wheel {
     pub(super) fn new() -> Self {
-        Self { places: vec![NIL; PLACES], nodes: Vec::new() }
+        Self { places: Box::new([NIL; PLACES]), nodes: Vec::new() }
     }
 
     /// Schedules `number` at a tick after `now`; it may come up earlier.
