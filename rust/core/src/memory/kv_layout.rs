@@ -41,6 +41,8 @@ pub struct KvLayout {
     needs: Box<[GroupNeeds]>,
     /// Slots that a decode allocates ahead of its token, for drafts.
     lookahead: u32,
+    /// Blocks more while the copies of a request's states are kept.
+    copies: u32,
 }
 
 impl KvLayout {
@@ -56,8 +58,9 @@ impl KvLayout {
         if merged == [KvGroup { kind: GroupKind::Full, block_size: Some(block_size), count: 1 }] {
             merged.clear();
         }
-        let needs = merged.iter().map(|group| GroupNeeds::new(group, block_size, step_tokens)).collect();
-        Self { block_size, groups: merged.into(), needs, lookahead }
+        let needs: Box<[_]> = merged.iter().map(|group| GroupNeeds::new(group, block_size, step_tokens)).collect();
+        let copies = u32::try_from(needs.iter().map(|group| group.copies).sum::<u64>()).unwrap_or(u32::MAX);
+        Self { block_size, groups: merged.into(), needs, lookahead, copies }
     }
 
     /// Tokens per block, of the first group.
@@ -141,10 +144,13 @@ impl KvLayout {
     pub(crate) fn lifetime(&self, tokens: u32) -> u32 {
         // The last token gets no KV; the slots for its drafts are taken nevertheless.
         let demand = self.demand(tokens.max(tokens.saturating_sub(1).saturating_add(self.lookahead)));
-        if self.groups.is_empty() {
-            return demand;
-        }
-        demand.saturating_add(self.sum(|group| group.copies))
+        demand.saturating_add(self.copies)
+    }
+
+    /// Most blocks that a request takes while its prompt of `tokens` is computed, with those copies.
+    #[inline]
+    pub(crate) fn prefill(&self, tokens: u32) -> u32 {
+        self.demand(tokens).saturating_add(self.copies)
     }
 
     /// What a request takes on average over its place in its blocks, in tokens of the first group.

@@ -80,9 +80,12 @@ impl Tracked {
         self.hit.computed.min(self.prefill_target() - 1)
     }
 
-    /// Blocks that this prefill takes at most, beside those that are shared.
+    /// Blocks that this prefill takes at most, beside those that are shared; behind a hit it begins with copies of states.
+    #[inline]
     pub fn own_blocks(&self, layout: &KvLayout) -> u32 {
-        layout.demand(self.prefill_target()).saturating_sub(self.shared_blocks(layout))
+        let target = self.prefill_target();
+        let blocks = if self.hit.computed > 0 { layout.prefill(target) } else { layout.demand(target) };
+        blocks.saturating_sub(self.shared_blocks(layout))
     }
 
     /// Blocks that are shared.

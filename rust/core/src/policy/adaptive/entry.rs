@@ -99,7 +99,7 @@ impl Adaptive {
             // A prompt that is being transferred takes no tokens of this iteration.
             let computes = view.request(slot).phase == Phase::Prefilling;
             entry.backlog += if computes { prompt - view.kv(slot) } else { 0 };
-            entry.free -= i64::from(view.layout().demand(prompt)) - i64::from(view.blocks(slot));
+            entry.free -= i64::from(view.layout().prefill(prompt)) - i64::from(view.blocks(slot));
             entry.join(&candidate, self.forecast.footprint(), prompt);
             self.beside.push(candidate);
         }
@@ -124,7 +124,8 @@ impl Adaptive {
             return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
         }
         let request = view.request(slot);
-        let (prompt, blocks) = (request.prefill_target(), request.own_blocks(view.layout()));
+        let prompt = request.prefill_target();
+        let blocks = view.layout().prefill(prompt).saturating_sub(request.shared_blocks(view.layout()));
         if i64::from(blocks) > entry.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks, entry.free as f64));
         }
