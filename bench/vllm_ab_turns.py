@@ -162,5 +162,5 @@ def figured(served: Served, target_s: float | None) -> dict[str, float]:
         "preemptions": served.preemptions,
     }
     if target_s is not None:
-        figures["in_time"] = (ttft <= target_s).mean()
+        figures["in_time"] = served.in_time(target_s)
     return {name: float(value) for name, value in figures.items()}

@@ -7,7 +7,9 @@ import importlib.metadata
 import json
 import socket
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,13 +30,28 @@ vllm:strange{engine="0"} notanumber
 """
 
 
+@pytest.fixture(autouse=True)
+def _declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry points that pyproject.toml declares, whatever the installed package had when it was built."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    points = [
+        importlib.metadata.EntryPoint(name, target, group)
+        for group, named in project["entry-points"].items()
+        for name, target in named.items()
+    ]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [p for p in points if p.group == group])
+
+
 @contextlib.contextmanager
-def server(text: str) -> Iterator[str]:
+def server(text: str, load: str | None = None) -> Iterator[str]:
+    """Serve `text` at /metrics, and `load`, if it has one, as the middleware does."""
+    pages = {"/metrics": text} | ({} if load is None else {"/get_load": load})
+
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/metrics" else 404)
+            self.send_response(200 if self.path in pages else 404)
             self.end_headers()
-            self.wfile.write(text.encode())
+            self.wfile.write(pages.get(self.path, "").encode())
 
         def log_message(self, *_arguments: object) -> None:
             pass
@@ -67,6 +84,9 @@ def test_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["numpy"] == ("ok", importlib.metadata.version("numpy"))
     assert found["the core decides"][0] == "ok"
     assert found["metrics for vLLM"] == ("ok", "wait_core.vllm.metrics:WaitCoreStatLogger")
+    assert found["vLLM says why it refuses"] == ("ok", "wait_core.vllm.refusal:register")
+    for name in ("--scheduler-cls wait_core.vllm.WaitScheduler", "--middleware wait_core.vllm.AdmissionMiddleware"):
+        assert found[name][0] == "ok"
     assert {"vllm", "matplotlib", "scipy", "tqdm"} <= set(found)
     assert not {"mkdocs-material", "pytest"} & set(found), "a user need not install what a developer needs"
     assert main(["doctor"]) == 0
@@ -92,6 +112,26 @@ def test_what_does_not_fit_is_a_fault(capsys: pytest.CaptureFixture[str], monkey
     versions.pop("tqdm")
     status, found = findings(capsys)
     assert (status, found["tqdm"]) == (1, ("FAULT", "needed: pip install tqdm"))
+
+
+def test_an_entry_point_that_is_missing_left_out_or_leads_nowhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(doctor.PLUGINS.values())
+    monkeypatch.setenv("VLLM_PLUGINS", "lora_resolver")
+    status, found = findings(capsys)
+    assert status == 1
+    for name in names:
+        assert found[name] == ("FAULT", "VLLM_PLUGINS=lora_resolver leaves it out: add wait_core")
+    monkeypatch.setenv("VLLM_PLUGINS", "lora_resolver,wait_core")
+    assert findings(capsys)[0] == 0
+    point = importlib.metadata.EntryPoint("wait_core", "wait_core.vllm.refusal:absent", "")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if "general" in group else [])
+    found = findings(capsys)[1]
+    assert found[names[0]] == ("FAULT", "no entry point vllm.stat_logger_plugins: reinstall the package")
+    assert found[names[1]][0] == "FAULT"
+    assert "no such name" in found[names[1]][1]
+    assert doctor._defined("wait_core.absent:thing")[0] == "FAULT"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +164,15 @@ def test_a_server_that_wait_core_schedules(capsys: pytest.CaptureFixture[str]) -
     assert status == 0
     assert found["its scheduler, engine 0"] == ("ok", "wait-core schedules")
     assert found["its policy"] == ("ok", "adaptive, active")
+    assert found["its middleware"] == (
+        "absent",
+        "vLLM is started without --middleware wait_core.vllm.AdmissionMiddleware",
+    )
+    with server(ACTIVE, '{"load": 3}') as url:
+        assert findings(capsys, "--url", url)[1]["its middleware"] == ("ok", "/get_load: 3")
+    with server(ACTIVE, "[]") as url:
+        status, found = findings(capsys, "--url", url)
+    assert (status, found["its middleware"][0]) == (1, "FAULT")
 
 
 def test_a_server_that_it_does_not(capsys: pytest.CaptureFixture[str]) -> None:

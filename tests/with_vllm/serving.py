@@ -57,10 +57,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Served:
-    """What one run came to: one entry a request, by arrival, in ns and tokens."""
+    """What one run came to: one entry a request, by arrival, in ns and tokens.
+
+    Attributes
+    ----------
+    first_ns
+        When the first token came; None where the request ended without one.
+    """
 
     arrival_ns: Column
-    first_ns: Column
+    first_ns: list[int | None]
     end_ns: Column
     output: Column
     steps: int
@@ -74,8 +80,13 @@ class Served:
 
     @property
     def ttft(self) -> npt.NDArray[np.float64]:
-        """Time to first token in seconds, by request."""
-        return _seconds(self.first_ns - self.arrival_ns)
+        """Time to first token in seconds, of the requests that got one."""
+        waits = [first - came for came, first in zip(self.arrival_ns, self.first_ns, strict=True) if first is not None]
+        return _seconds(np.array(waits, np.int64))
+
+    def in_time(self, target_s: float) -> float:
+        """Share of all requests whose first token came within a time."""
+        return float((self.ttft <= target_s).sum() / len(self.first_ns))
 
     @property
     def e2e(self) -> npt.NDArray[np.float64]:
@@ -103,7 +114,7 @@ class _Open:
     call: Call
     asked: _Asked
     arrival_ns: int
-    first_ns: int = 0
+    first_ns: int | None = None
     end_ns: int = 0
     tokens: list[int] = field(default_factory=list)
 
@@ -184,10 +195,15 @@ class Serving(ABC):
                     raise RuntimeError(f"{len(self.open)} requests wait for ever")
             yield
         done.sort(key=lambda one: (one.arrival_ns, one.call.name))
-        times = ("arrival_ns", "first_ns", "end_ns")
-        column = {name: np.array([getattr(one, name) for one in done], np.int64) for name in times}
-        output = np.array([len(one.tokens) for one in done], np.int64)
-        return Served(**column, output=output, steps=steps, preemptions=preemptions, hit_tokens=hits)
+        return Served(
+            arrival_ns=np.array([one.arrival_ns for one in done], np.int64),
+            first_ns=[one.first_ns for one in done],
+            end_ns=np.array([one.end_ns for one in done], np.int64),
+            output=np.array([len(one.tokens) for one in done], np.int64),
+            steps=steps,
+            preemptions=preemptions,
+            hit_tokens=hits,
+        )
 
     def _calls(self, client: Client, answers: Answers | None) -> None:
         try:

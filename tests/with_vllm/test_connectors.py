@@ -162,3 +162,24 @@ def test_the_engine_loads_what_another_has_stored(run: Run, async_scheduling: bo
         assert result["adapter"]["foreign"] == result["adapter"]["watchdog"] == 0
         assert result["tokens"] == computed["tokens"]
         assert result["free_blocks_at_end"] == result["usable_blocks"]
+
+
+def test_the_engine_stores_while_memory_is_short(run: Run, tmp_path: Path) -> None:
+    """vLLM's ExampleConnector does not survive a preemption: where stock without it preempts, ours with it does not."""
+    workload: dict[str, Any] = {"async_scheduling": True, "prompt_tokens": (40, 150), "requests": 60}
+    scarce = {"num_gpu_blocks_override": 60, "max_num_batched_tokens": 8192}
+    stock = run(**workload, engine=scarce)
+    transfer: dict[str, Any] = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    transfer |= {"kv_connector_extra_config": {"shared_storage_path": str(tmp_path)}}
+    mine = run(
+        **workload,
+        engine=scarce | {"kv_transfer_config": transfer},
+        scheduler_cls="wait_core.vllm.WaitScheduler",
+        wait_core={"overflow_probability": 1e-6},
+    )
+    assert stock["preemptions"] > 5
+    assert mine["preemptions"] == 0
+    assert mine["adapter"]["active"]
+    assert mine["tokens"] == stock["tokens"]
+    assert mine["free_blocks_at_end"] == mine["usable_blocks"]
+    assert any(tmp_path.iterdir()), "it has stored"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from wait_core.hardware import iteration_time
@@ -58,9 +59,25 @@ def test_a_run_repeats_exactly_and_every_request_is_served() -> None:
     run = runs[0]
     assert len(run.output) == 24 * 4
     assert (run.output > 0).all()
-    assert (run.arrival_ns < run.first_ns).all()
-    assert (run.first_ns <= run.end_ns).all()
+    first_ns = np.array(run.first_ns, np.int64)
+    assert (run.arrival_ns < first_ns).all()
+    assert (first_ns <= run.end_ns).all()
     assert run.preemptions > 0, "memory binds"
+
+
+def test_a_request_that_ends_without_a_token_has_no_time_to_one() -> None:
+    from in_process import Setup
+    from virtual import Engine
+
+    wait_core = {"ttft_target": 0.5, "late": "refuse"}
+    setup = Setup("WaitScheduler", wait_core, num_blocks=1025, max_num_seqs=8, max_model_len=4096)
+    run = Engine(setup, iteration_time("a100")).run(documents())
+    ended = [tokens == 0 for tokens in run.output]
+    assert 0 < sum(ended) < len(ended)
+    assert [first is None for first in run.first_ns] == ended
+    assert len(run.ttft) == len(ended) - sum(ended)
+    assert (run.ttft > 0).all()
+    assert 0 < run.in_time(0.5) <= len(run.ttft) / len(ended)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,22 @@
 """`wait-core doctor`: what is installed, whether it fits together, and whether a server's scheduler is active.
 
-vLLM is not imported, which would take seconds and a GPU: only its version and entry points are read.
+vLLM is not imported, which would take seconds and a GPU: only versions, entry points and sources are read.
 """
 
 from __future__ import annotations
 
+import ast
 import http.client
 import importlib.metadata
+import importlib.util
 import json
+import os
 import platform
 import re
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
@@ -25,7 +29,13 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-PLUGIN = "vllm.stat_logger_plugins"
+PLUGINS = {"vllm.stat_logger_plugins": "metrics for vLLM", "vllm.general_plugins": "vLLM says why it refuses"}
+"""Groups of entry points in which vLLM looks for ours, and what each is for."""
+NAMED = {
+    "wait_core.vllm.scheduler:WaitScheduler": "--scheduler-cls wait_core.vllm.WaitScheduler",
+    "wait_core.vllm.admission:AdmissionMiddleware": "--middleware wait_core.vllm.AdmissionMiddleware",
+}
+"""Where the classes are that vLLM is told to use, and how."""
 FAULT, ABSENT, GOOD = "FAULT", "absent", "ok"
 OF_DEVELOPERS = {"all", "docs", "test"}
 """Extras that no user needs to install."""
@@ -79,9 +89,33 @@ def _others() -> Iterator[Finding]:
             uses.setdefault(wanted.name, (wanted, of[0]))
     for wanted, extra in uses.values():
         yield _installed(wanted, extra)
-    plugins = [each.value for each in importlib.metadata.entry_points(group=PLUGIN) if each.name == "wait_core"]
-    state = GOOD if plugins else FAULT
-    yield "metrics for vLLM", state, plugins[0] if plugins else f"no entry point {PLUGIN}: reinstall the package"
+    yield from map(_plugin, PLUGINS)
+    for target, subject in NAMED.items():
+        yield subject, *_defined(target)
+
+
+def _plugin(group: str) -> Finding:
+    """Check the entry point by which vLLM finds a part of ours by itself."""
+    subject = PLUGINS[group]
+    allowed = os.environ.get("VLLM_PLUGINS")
+    found = [each.value for each in importlib.metadata.entry_points(group=group) if each.name == "wait_core"]
+    if not found:
+        return subject, FAULT, f"no entry point {group}: reinstall the package"
+    if allowed is not None and "wait_core" not in allowed.split(","):
+        return subject, FAULT, f"VLLM_PLUGINS={allowed} leaves it out: add wait_core"
+    return subject, *_defined(found[0])
+
+
+def _defined(target: str) -> tuple[str, str]:
+    """Whether what `target` names, as module:name, is in the source that Python would import."""
+    module, _, name = target.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+        tree = ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
+    except (ImportError, OSError, SyntaxError) as error:
+        return FAULT, f"{target}: {error}: reinstall the package"
+    defined = any(isinstance(each, ast.ClassDef | ast.FunctionDef) and each.name == name for each in tree.body)
+    return (GOOD, target) if defined else (FAULT, f"{target}: no such name in {module}: reinstall the package")
 
 
 def _installed(wanted: Requirement, extra: str) -> Finding:
@@ -131,11 +165,27 @@ def _server(url: str, timeout: float) -> Iterator[Finding]:
         engine = f"engine {labels.get('engine', '0')}"
         said = "wait-core schedules" if value == 1 else "an error of wait-core left scheduling to vLLM: see its log"
         yield f"its scheduler, {engine}", GOOD if value == 1 else FAULT, said
+    yield _middleware(url.rstrip("/"), timeout)
     for name, labels, value in samples:
         if name == "wait_core_policy_info" and value == 1:
             yield "its policy", GOOD, f"{labels.get('policy', '?')}, {labels.get('mode', '?')}"
         elif name == "wait_core_watchdog_total" and value > 0:
             yield "its watchdog", FAULT, f"opened the gates {value:,.0f} times: the policy does not fit the traffic"
+
+
+def _middleware(url: str, timeout: float) -> Finding:
+    """Whether the middleware answers what routers ask, which vLLM itself does not."""
+    subject = "its middleware"
+    try:
+        with urllib.request.urlopen(f"{url}/get_load", timeout=timeout) as answer:  # noqa: S310  as above
+            load = json.loads(answer.read(MOST_BYTES))["load"]
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.NOT_FOUND:
+            return subject, ABSENT, "vLLM is started without --middleware wait_core.vllm.AdmissionMiddleware"
+        return subject, FAULT, f"{url}/get_load: {error}"
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError, KeyError, TypeError) as error:
+        return subject, FAULT, f"{url}/get_load: {getattr(error, 'reason', error)}"
+    return subject, GOOD, f"/get_load: {load}"
 
 
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:

@@ -45,6 +45,23 @@ fn a_level_of_priority_outweighs_the_ageing_time_and_no_more() {
 }
 
 #[test]
+fn a_long_prompt_takes_of_an_iteration_no_more_than_its_chunk() {
+    let settings = json!({"kv_blocks": 1000, "token_budget": 1024, "long_prefill_token_threshold": 400});
+    let mut core = scheduler(settings.clone());
+    core.add(&request(1, 2000, 10, 0)).unwrap();
+    core.add(&request(2, 10, 10, 0)).unwrap();
+    assert_eq!(admitted(&mut core), [1, 2], "600 tokens are left for the second");
+    let chunks: Vec<_> = core.last_plan().chunks().iter().map(|chunk| chunk.tokens).collect();
+    assert_eq!(chunks, [400, 10]);
+    // Three of 800 tokens: two whole chunks, and what is left for the third.
+    let mut core = scheduler(settings);
+    (1..=3).for_each(|id| core.add(&request(id, 800, 10, 0)).unwrap());
+    assert_eq!(admitted(&mut core), [1, 2, 3]);
+    let chunks: Vec<_> = core.last_plan().chunks().iter().map(|chunk| chunk.tokens).collect();
+    assert_eq!(chunks, [400, 400, 224]);
+}
+
+#[test]
 fn without_ageing_the_most_important_goes_first_however_long_others_wait() {
     for order in ["fcfs", "srpt"] {
         let mut core = scheduler(json!({"kv_blocks": 100, "ageing": null, "order": order}));

@@ -85,7 +85,7 @@ pub(crate) struct Ledger {
     pub(crate) kv: Kv,
     pub(crate) pool: Pool,
     /// Hashes of the blocks that were computed before the last plan.
-    computed: BTreeSet<u64>,
+    pub(crate) computed: BTreeSet<u64>,
     /// The longest that a request may ever have been.
     pub(crate) model_len: u32,
     restarts: bool,
@@ -105,33 +105,6 @@ impl Ledger {
             model_len: wait_core::Scheduler::new(config).unwrap().view().max_model_len(),
             restarts: config.preemption == Preemption::Restart,
         }
-    }
-
-    /// Whether all of these blocks have been computed, or are by a resident in this iteration.
-    fn known(&self, hashes: &[u64]) -> bool {
-        let size = self.kv.block_size;
-        let residents = || self.entries.values().filter(|entry| entry.resident);
-        let full = |entry: &'_ Entry| entry.hashes.len().min((entry.kv / size) as usize);
-        let runs = |hash| residents().any(|entry| entry.hashes[..full(entry)].contains(hash));
-        hashes.iter().all(|hash| self.computed.contains(hash) || runs(hash))
-    }
-
-    /// The first `kv` tokens of a request are computed, whatever is reported later.
-    fn note(&mut self, id: RequestId, kv: u32) {
-        let full = (kv / self.kv.block_size) as usize;
-        self.computed.extend(self.entries[&id].hashes.iter().take(full));
-    }
-
-    /// Blocks that the residents hold if every computed block exists once in each group.
-    pub(crate) fn distinct(&self) -> i64 {
-        let start = |entry: &Entry| match entry.last {
-            LastStep::Stood => 0,
-            LastStep::Decoded => entry.kv - 1,
-            LastStep::Prefilled { start, .. } => start,
-        };
-        let residents = self.entries.values().filter(|entry| entry.resident);
-        let computed: Vec<_> = residents.map(|entry| (&entry.hashes[..], start(entry), entry.kv)).collect();
-        self.held() - self.kv.duplicates(&computed)
     }
 
     /// Blocks of all residents.
@@ -318,6 +291,12 @@ impl Ledger {
                     _ => (entry.stage(), entry.kv),
                 };
                 self.preempt(id, kv, stage);
+            }
+        }
+        if !(report.refused.is_empty() && report.preempted.is_empty()) {
+            // The others have run, and computed what they found of a request that has not.
+            for id in self.residents.clone() {
+                self.note(id, self.entries[&id].kv);
             }
         }
         for &(id, kv) in report.progress {

@@ -5,6 +5,7 @@
 //! Debug builds also recount the whole state after each plan and each report (`src/state/invariants.rs`).
 
 mod agree;
+mod cached;
 mod checks;
 mod door;
 mod host;

@@ -24,6 +24,8 @@ pub(super) struct Entry {
     pub(super) seats: u32,
     /// Prefill tokens of the residents and of the requests that enter.
     pub(super) backlog: u32,
+    /// Those of them that are computed in this iteration: of a long prompt its next chunk.
+    chunks: u32,
     /// The decodes once all prompts are computed.
     decodes: u32,
     kv: u64,
@@ -90,6 +92,7 @@ impl Adaptive {
             free: plan.free(),
             seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
             backlog: 0,
+            chunks: 0,
             decodes: plan.decodes(),
             kv: view.lanes()[0].kv(),
         };
@@ -98,7 +101,7 @@ impl Adaptive {
             let prompt = view.request(slot).prefill_target();
             // A prompt that is being transferred takes no tokens of this iteration.
             let computes = view.request(slot).phase == Phase::Prefilling;
-            entry.backlog += if computes { prompt - view.kv(slot) } else { 0 };
+            entry.compute(view, if computes { prompt - view.kv(slot) } else { 0 });
             entry.free -= i64::from(view.layout().prefill(prompt)) - i64::from(view.blocks(slot));
             entry.join(&candidate, self.forecast.footprint(), prompt);
             self.beside.push(candidate);
@@ -119,7 +122,7 @@ impl Adaptive {
         if entry.seats == 0 {
             return Err(Hold::new(HoldReason::BatchCap, seats + 1, seats));
         }
-        let tokens = plan.decode_tokens().saturating_add(entry.backlog);
+        let tokens = plan.decode_tokens().saturating_add(entry.chunks);
         if tokens >= view.limits().token_budget {
             return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
         }
@@ -135,7 +138,7 @@ impl Adaptive {
             self.fits(view, entry, &candidate, left)?;
             self.keeps_pace(view, entry, prompt)?;
         }
-        entry.backlog = entry.backlog.saturating_add(prompt - request.computed_on_admission());
+        entry.compute(view, prompt - request.computed_on_admission());
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
         entry.join(&candidate, self.forecast.footprint(), prompt);
@@ -230,6 +233,12 @@ impl Entry {
         let tokens = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
         let blocks = i64::from(view.layout().demand(tokens as u32).max(1));
         (self.free.max(0) / blocks).min(i64::from(self.seats)) as u32
+    }
+
+    /// Adds prompt tokens of one request.
+    fn compute(&mut self, view: &View, tokens: u32) {
+        self.backlog = self.backlog.saturating_add(tokens);
+        self.chunks = self.chunks.saturating_add(tokens.min(view.prefill_chunk()));
     }
 
     /// Adds one request, with this many tokens in the cache once its prefill ends.
