@@ -2,15 +2,16 @@
 
 use std::ops::ControlFlow;
 
+use common::{change, conserves, conversations, dataset, run};
 use wait_core::Config;
 use wait_core::config::PolicyName;
 use wait_core::model::IterationTime;
 use wait_core::routing::{RouterName, Routing};
-use wait_sim::dataset::{Component, Dataset, Lengths, Phase, Process};
 use wait_sim::{
-    Arrival, Change, ChangeKind, Conversations, Fleet, FleetRun, Hint, NEVER_NS, PrefillPool, Requests, Sampled, Setup,
-    SimError, Slo, Summary, Transfer,
+    Arrival, ChangeKind, Fleet, Hint, NEVER_NS, PrefillPool, Sampled, Setup, SimError, Slo, Summary, Transfer,
 };
+
+mod common;
 
 /// 1 ms for each token.
 const SLOW: Transfer = Transfer { bytes_per_token: 1e6, bandwidth: 1e9, latency_s: 0.0 };
@@ -29,10 +30,6 @@ fn by_hand(prefill: usize, decode: usize, blocks: [u32; 2], transfer: Transfer) 
         staleness_ns: 0,
         changes: Vec::new(),
     }
-}
-
-fn run<'a>(fleet: &Fleet, requests: impl Into<Requests<'a>>) -> FleetRun {
-    wait_sim::fleet(fleet, requests, |_| ControlFlow::Continue(())).unwrap()
 }
 
 fn arrival(at_ns: u64, prompt: u32, output: u32) -> Arrival {
@@ -91,20 +88,12 @@ fn what_either_pool_refuses_fails_and_outputs_end_at_max_tokens() {
     assert_eq!(each, [(2, 1), (1, 1)]);
 }
 
-fn dataset(conversations: Option<Conversations>) -> Dataset {
-    let lengths = |mu, high| Lengths::Lognormal { mu, sigma: 0.8, low: 1, high };
-    let component = Component { name: "one".into(), weight: 1.0, prompt: lengths(5.0, 800), output: lengths(4.0, 800) };
-    let phases = vec![Phase { start: 0.0, components: vec![component] }];
-    Dataset { arrivals: Process::Poisson, phases, conversations }
-}
-
 fn chat() -> Sampled {
-    dataset(None).sample(150, 12.0, 5).unwrap()
+    dataset(1, 4.0, None).sample(150, 12.0, 5).unwrap()
 }
 
 fn turns() -> Sampled {
-    let conversations = Conversations { turns: 4.0, think_s: 1.0, think_sigma: 0.5, system: 64, max_length: 4000 };
-    dataset(Some(conversations)).sample(120, 3.0, 3).unwrap()
+    dataset(1, 4.0, Some(conversations())).sample(120, 3.0, 3).unwrap()
 }
 
 fn fleet_of(policy: PolicyName, [prefill, decode]: [usize; 2], router: RouterName, caches: bool) -> Fleet {
@@ -120,18 +109,6 @@ fn fleet_of(policy: PolicyName, [prefill, decode]: [usize; 2], router: RouterNam
         prefill: Some(PrefillPool { replicas: prefill, routing }),
         staleness_ns: 100_000_000,
         changes: Vec::new(),
-    }
-}
-
-/// Every request ends once, and after it began.
-fn conserves(found: &FleetRun, requests: usize) {
-    let run = &found.run;
-    assert_eq!(run.completed + run.failed, requests);
-    assert_eq!(run.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count(), run.completed);
-    for i in (0..requests).filter(|&i| run.finished_ns[i] != NEVER_NS) {
-        let times = [run.arrival_ns[i], run.admitted_ns[i], run.first_token_ns[i], run.finished_ns[i]];
-        assert!(times.is_sorted(), "{i}: {times:?}");
-        assert!((found.served.replica_of[i] as usize) < found.served.replicas.len());
     }
 }
 
@@ -165,7 +142,6 @@ fn all_tokens_come_once() {
 
 #[test]
 fn every_request_ends_once_whatever_happens_to_replicas_of_either_pool() {
-    let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
     for router in RouterName::ALL {
         for (sampled, caches) in [(chat(), false), (turns(), true)] {
             let requests = sampled.requests();
@@ -197,12 +173,12 @@ fn every_request_ends_once_whatever_happens_to_replicas_of_either_pool() {
 fn without_decode_replicas_requests_wait_or_fail_clearly() {
     let sampled = chat();
     let mut fleet = fleet_of(PolicyName::Adaptive, [1, 1], RouterName::Forecast, false);
-    fleet.changes = vec![Change { at_ns: 0, replica: 1, kind: ChangeKind::Fail }];
+    fleet.changes = vec![change(0, 1, ChangeKind::Fail)];
     let found = run(&fleet, sampled.requests());
     conserves(&found, 150);
     let one_token = found.run.output.iter().filter(|&&output| output == 1).count();
     assert_eq!((found.run.completed, found.served.replicas[0].completed), (one_token, 150));
-    fleet.changes.push(Change { at_ns: 60_000_000_000, replica: 1, kind: ChangeKind::Join });
+    fleet.changes.push(change(60_000, 1, ChangeKind::Join));
     let found = run(&fleet, sampled.requests());
     assert_eq!((found.run.completed, found.run.failed), (150, 0));
 }
@@ -238,9 +214,9 @@ fn a_decode_only_fleet_is_the_decode_only_engine() {
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let sampled = chat();
-    let refused = |change: fn(&mut Fleet)| {
+    let refused = |spoil: fn(&mut Fleet)| {
         let mut bad = fleet_of(PolicyName::Vllm, [1, 1], RouterName::Random, false);
-        change(&mut bad);
+        spoil(&mut bad);
         let refused = wait_sim::fleet(&bad, sampled.requests(), |_| ControlFlow::Continue(())).unwrap_err();
         assert!(matches!(refused, SimError::Refused(_)));
         refused.to_string()

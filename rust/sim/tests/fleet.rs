@@ -2,27 +2,17 @@
 
 use std::ops::ControlFlow;
 
+use common::{change, conserves, conversations, dataset, run};
 use wait_core::Config;
 use wait_core::config::PolicyName;
 use wait_core::model::IterationTime;
 use wait_core::routing::{RouterName, Routing};
-use wait_sim::dataset::{Component, Dataset, Lengths, Phase, Process};
-use wait_sim::{
-    Arrival, Change, ChangeKind, Conversations, Fleet, FleetRun, Follow, NEVER_NS, Requests, Sampled, Setup, SimError,
-};
+use wait_sim::{Arrival, ChangeKind, Fleet, FleetRun, Follow, NEVER_NS, Requests, Sampled, Setup, SimError};
+
+mod common;
 
 fn config(policy: PolicyName) -> Config {
     Config { policy, kv_blocks: 600, max_num_seqs: 64, iteration_time: Some(IterationTime::A100), ..Config::default() }
-}
-
-fn dataset(conversations: Option<Conversations>) -> Dataset {
-    let lengths = |mu, high| Lengths::Lognormal { mu, sigma: 0.8, low: 4, high };
-    let component = Component { name: "one".into(), weight: 1.0, prompt: lengths(5.0, 800), output: lengths(4.5, 800) };
-    Dataset {
-        arrivals: Process::Poisson,
-        phases: vec![Phase { start: 0.0, components: vec![component] }],
-        conversations,
-    }
 }
 
 fn fleet_of(policy: PolicyName, replicas: usize, router: RouterName, staleness_ns: u64) -> Fleet {
@@ -40,31 +30,13 @@ fn go(_: usize) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-fn run(fleet: &Fleet, requests: Requests) -> FleetRun {
-    wait_sim::fleet(fleet, requests, go).unwrap()
-}
-
 fn turns() -> Sampled {
-    let conversations = Conversations { turns: 4.0, think_s: 1.0, think_sigma: 0.5, system: 64, max_length: 4000 };
-    dataset(Some(conversations)).sample(300, 8.0, 3).unwrap()
-}
-
-/// Every request ends once, and after it began.
-fn conserves(found: &FleetRun, requests: usize) {
-    let run = &found.run;
-    assert_eq!(run.completed + run.failed, requests);
-    assert_eq!(run.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count(), run.completed);
-    for i in (0..requests).filter(|&i| run.finished_ns[i] != NEVER_NS) {
-        let times = [run.arrival_ns[i], run.admitted_ns[i], run.first_token_ns[i], run.finished_ns[i]];
-        assert!(times.is_sorted(), "{i}: {times:?}");
-        assert!((found.served.replica_of[i] as usize) < found.served.replicas.len());
-    }
-    assert_eq!(found.served.replicas.iter().map(|run| run.completed).sum::<usize>(), run.completed);
+    dataset(4, 4.5, Some(conversations())).sample(300, 8.0, 3).unwrap()
 }
 
 #[test]
 fn one_replica_is_an_engine_to_the_bit() {
-    let (sampled, chat) = (turns(), dataset(None).sample(300, 12.0, 5).unwrap());
+    let (sampled, chat) = (turns(), dataset(4, 4.5, None).sample(300, 12.0, 5).unwrap());
     for policy in [PolicyName::Adaptive, PolicyName::Vllm] {
         for (requests, caches) in [(chat.requests(), false), (sampled.requests(), true)] {
             for router in RouterName::ALL {
@@ -121,8 +93,7 @@ fn one_replica_refuses_and_opens_its_gates_as_an_engine_does() {
 
 #[test]
 fn every_request_ends_once_whatever_happens_to_replicas() {
-    let (sampled, chat) = (turns(), dataset(None).sample(400, 30.0, 5).unwrap());
-    let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
+    let (sampled, chat) = (turns(), dataset(4, 4.5, None).sample(400, 30.0, 5).unwrap());
     for router in RouterName::ALL {
         for (requests, caches) in [(chat.requests(), false), (sampled.requests(), true)] {
             for staleness_ns in [0, 1_000_000_000] {
@@ -141,7 +112,8 @@ fn every_request_ends_once_whatever_happens_to_replicas() {
                 ];
                 let found = run(&fleet, requests);
                 conserves(&found, requests.arrivals.len());
-                assert_eq!(found.run.failed, 0, "{router:?}");
+                let done: usize = found.served.replicas.iter().map(|run| run.completed).sum();
+                assert_eq!((found.run.failed, done), (0, found.run.completed), "{router:?}");
                 assert!(found.served.resent > 0, "{router:?}");
                 assert!(found.served.replicas.iter().all(|run| run.completed > 0), "{router:?}: each served some");
                 assert!(run(&fleet, requests) == found, "the same inputs give the same");
@@ -162,18 +134,17 @@ fn every_request_ends_once_whatever_happens_to_replicas() {
 
 #[test]
 fn without_replicas_requests_wait_at_the_door_or_fail_clearly() {
-    let chat = dataset(None).sample(100, 30.0, 5).unwrap();
+    let chat = dataset(4, 4.5, None).sample(100, 30.0, 5).unwrap();
     for router in RouterName::ALL {
         let mut fleet = fleet_of(PolicyName::Adaptive, 2, router, 0);
-        let change = |at_ns, replica, kind| Change { at_ns, replica, kind };
         fleet.changes = vec![change(0, 0, ChangeKind::Fail), change(0, 1, ChangeKind::Fail)];
         let found = run(&fleet, chat.requests());
         assert_eq!((found.run.completed, found.run.failed, found.served.held), (0, 100, 100), "{router:?}");
-        fleet.changes.push(change(60_000_000_000, 1, ChangeKind::Join));
+        fleet.changes.push(change(60_000, 1, ChangeKind::Join));
         let found = run(&fleet, chat.requests());
         assert_eq!((found.run.completed, found.run.failed), (100, 0), "{router:?}");
         assert!(found.run.admitted_ns.iter().all(|&ns| ns >= 60_000_000_000));
-        fleet.changes = (0..2).map(|at| change(1_000_000_000, at, ChangeKind::Drain)).collect();
+        fleet.changes = (0..2).map(|at| change(1_000, at, ChangeKind::Drain)).collect();
         let found = run(&fleet, chat.requests());
         conserves(&found, 100);
         assert!(found.run.completed > 20 && found.run.failed > 20, "{router:?}: what was there ends");
@@ -182,17 +153,17 @@ fn without_replicas_requests_wait_at_the_door_or_fail_clearly() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
-    let chat = dataset(None).sample(10, 30.0, 5).unwrap();
-    let refused = |change: fn(&mut Fleet)| {
+    let chat = dataset(4, 4.5, None).sample(10, 30.0, 5).unwrap();
+    let refused = |spoil: fn(&mut Fleet)| {
         let mut bad = fleet_of(PolicyName::Adaptive, 2, RouterName::Forecast, 0);
-        change(&mut bad);
+        spoil(&mut bad);
         wait_sim::fleet(&bad, chat.requests(), go).unwrap_err().to_string()
     };
     assert!(refused(|fleet| fleet.engines.clear()).starts_with("replicas = 0: must be between 1 and"));
     assert!(refused(|fleet| fleet.engines[1].0.kv_blocks = 0).starts_with("kv_blocks = 0"));
     assert!(refused(|fleet| fleet.routing.stale_after = f64::NAN).starts_with("stale_after = NaN"));
     assert!(refused(|fleet| fleet.setup.max_concurrency = Some(0)).starts_with("max_concurrency = 0"));
-    let strange = |fleet: &mut Fleet| fleet.changes = vec![Change { at_ns: 0, replica: 2, kind: ChangeKind::Fail }];
+    let strange = |fleet: &mut Fleet| fleet.changes = vec![change(0, 2, ChangeKind::Fail)];
     assert!(refused(strange).starts_with("changes.replica = 2: must be below 2"));
     let blocks = |fleet: &mut Fleet| {
         fleet.engines[0].0.prefix_caching = true;
@@ -200,14 +171,14 @@ fn what_does_not_fit_is_refused_by_name() {
     };
     assert!(refused(blocks).starts_with("block_size = 32: 16 on another replica"));
     let fleet = fleet_of(PolicyName::Adaptive, 2, RouterName::Forecast, 0);
-    let many = dataset(None).sample(30_000, 3000.0, 5).unwrap();
+    let many = dataset(4, 4.5, None).sample(30_000, 3000.0, 5).unwrap();
     let stopped = wait_sim::fleet(&fleet, many.requests(), |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(SimError::Interrupted { offered: 30_000, .. })));
 }
 
 #[test]
 fn a_target_at_the_door_serves_more_in_time_and_loses_no_request() {
-    let chat = dataset(None).sample(1500, 90.0, 5).unwrap();
+    let chat = dataset(4, 4.5, None).sample(1500, 90.0, 5).unwrap();
     let in_time = |found: &FleetRun| {
         let late = |(&first, &sent): (&u64, &u64)| first == NEVER_NS || first - sent > 2_000_000_000;
         let run = &found.run;
@@ -229,7 +200,6 @@ fn a_target_at_the_door_serves_more_in_time_and_loses_no_request() {
         );
         assert!(run(&fleet, chat.requests()) == with, "the same inputs give the same");
         // What happens to replicas loses no request either, though all are late once none is left for a while.
-        let change = |at_ms: u64, replica, kind| Change { at_ns: at_ms * 1_000_000, replica, kind };
         fleet.changes = (0..4).map(|at| change(3_000, at, ChangeKind::Fail)).collect();
         fleet.changes.extend((0..4).map(|at| change(9_000, at, ChangeKind::Join)));
         let gone = run(&fleet, chat.requests());

@@ -11,8 +11,8 @@ use crate::record::Run;
 pub(super) struct Replica<'a> {
     /// Which pool it is in.
     pub(super) pool: usize,
-    /// None while it is not there.
-    pub(super) engine: Option<Engine<'a>>,
+    /// None while it is not there. It is large, and leaves its place at each iteration.
+    pub(super) engine: Option<Box<Engine<'a>>>,
     /// Requests that its engine takes in before its next iteration, and when they were sent.
     pub(super) inbox: VecDeque<(u32, u64)>,
     /// Under way in an iteration that ends at the engine's time.
@@ -28,7 +28,7 @@ pub(super) struct Replica<'a> {
 }
 
 impl<'a> Replica<'a> {
-    pub(super) fn new(pool: usize, engine: Option<Engine<'a>>) -> Self {
+    pub(super) fn new(pool: usize, engine: Option<Box<Engine<'a>>>) -> Self {
         Self {
             pool,
             engine,

@@ -69,7 +69,7 @@ impl<'a> World<'a> {
                 let (config, law) = &fleet.engines[at];
                 let engine = Engine::new(&stage.setup, (config, law), pool.requests, at)?;
                 grouped |= !engine.scheduler.view().layout().groups().is_empty();
-                replicas.push(Replica::new(number, (!joins_later(at)).then_some(engine)));
+                replicas.push(Replica::new(number, (!joins_later(at)).then(|| Box::new(engine))));
             }
             pools.push(pool);
         }
@@ -168,7 +168,7 @@ impl<'a> World<'a> {
                     let number = at + self.replicas.len() * self.replicas[at].before.len();
                     let mut engine = Engine::new(&pool.stage.setup, (config, law), pool.requests, number)?;
                     engine.now_ns = self.now_ns;
-                    self.replicas[at].engine = Some(engine);
+                    self.replicas[at].engine = Some(Box::new(engine));
                     self.joins(at)?;
                 }
                 // One that drains takes requests again.
@@ -310,7 +310,7 @@ impl<'a> World<'a> {
 
     pub(super) fn finish(self, offered: &[Arrival]) -> FleetRun {
         let of = |replica: Replica| {
-            let now = replica.engine.map(Engine::finish);
+            let now = replica.engine.map(|engine| engine.finish());
             merged(replica.before.into_iter().chain(now).collect())
         };
         let mut replicas: Vec<_> = self.replicas.into_iter().map(of).collect();
