@@ -135,7 +135,7 @@ fn a_request_that_is_evicted_takes_no_block_that_the_cache_then_lacks() {
 }
 
 /// Blocks of four tokens in groups of these kinds beside one of full attention.
-fn grouped(blocks: u32, group: serde_json::Value) -> Scheduler {
+fn grouped(blocks: u32, group: &serde_json::Value) -> Scheduler {
     let groups = json!([{"kind": "full"}, group]);
     let settings =
         json!({"kv_blocks": blocks, "block_size": 4, "kv_groups": groups, "prefix_caching": true, "policy": "vllm"});
@@ -143,7 +143,7 @@ fn grouped(blocks: u32, group: serde_json::Value) -> Scheduler {
 }
 
 fn windowed(blocks: u32) -> Scheduler {
-    grouped(blocks, json!({"kind": "sliding_window", "window": 9}))
+    grouped(blocks, &json!({"kind": "sliding_window", "window": 9}))
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn what_one_group_lacks_is_not_found_though_another_has_it() {
 
 #[test]
 fn a_state_is_found_where_one_was_kept() {
-    let mut core = grouped(80, json!({"kind": "state", "blocks": 1, "aligned": true}));
+    let mut core = grouped(80, &json!({"kind": "state", "blocks": 1, "aligned": true}));
     core.add(&prompt(1, 18, 4)).unwrap();
     core.plan(0);
     for (id, system, found) in [(2, 3, 0), (3, 4, 16)] {

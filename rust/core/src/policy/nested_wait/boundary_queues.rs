@@ -15,7 +15,7 @@ use crate::state::{Phase, View};
 /// The queue before one segment. Void entries are skipped; `len` counts the others.
 #[derive(Clone, Debug, Default)]
 struct Queue {
-    queue: VecDeque<(Slot, u64, u64)>,
+    entries: VecDeque<(Slot, u64, u64)>,
     len: u32,
     /// How many have come with the current plan.
     came: u32,
@@ -78,10 +78,10 @@ impl Boundaries {
     /// Since when the first request waits for segment `k`, ns.
     pub(super) fn waiting_since_ns(&mut self, k: usize) -> Option<u64> {
         let (queue, seats) = (&mut self.queues[k], &self.seats);
-        while queue.queue.front().is_some_and(|&(slot, stamp, _)| seats[slot as usize].stamp != stamp) {
-            queue.queue.pop_front();
+        while queue.entries.front().is_some_and(|&(slot, stamp, _)| seats[slot as usize].stamp != stamp) {
+            queue.entries.pop_front();
         }
-        queue.queue.front().map(|&(_, _, since_ns)| since_ns)
+        queue.entries.front().map(|&(_, _, since_ns)| since_ns)
     }
 
     /// Gives a request a new stamp and the queue it waits in (0 for none); returns the one it had.
@@ -125,7 +125,7 @@ impl Boundaries {
                 self.calendars[lane].pop();
                 if self.seats[slot as usize].stamp == stamp && view.request(slot).phase == Phase::Decoding {
                     self.seat(slot, lane + 1);
-                    self.queues[lane + 1].queue.push_back((slot, self.stamp, view.now_ns()));
+                    self.queues[lane + 1].entries.push_back((slot, self.stamp, view.now_ns()));
                     self.queues[lane + 1].len += 1;
                     reached.push(slot);
                 }
@@ -137,7 +137,7 @@ impl Boundaries {
     /// Moves the first request in the queue before segment `k` into its lane.
     pub(super) fn take(&mut self, view: &View, k: usize) -> Option<Slot> {
         self.waiting_since_ns(k)?;
-        let (slot, ..) = self.queues[k].queue.pop_front()?;
+        let (slot, ..) = self.queues[k].entries.pop_front()?;
         self.queues[k].len -= 1;
         let width = self.last_stage[k] - self.last_stage[k - 1];
         self.follow(slot, k, view.lanes()[k].tick() + i64::from(width));
