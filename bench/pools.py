@@ -11,7 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from contract import markdown, start
+from contract import start
 
 from wait_core import plan_fleet
 
@@ -51,7 +51,7 @@ def planned(objective: Objective, count: int) -> FleetPlan:
 
 def main() -> None:
     """Plan for both objectives."""
-    bench = start("pools", __doc__ or "", markdown={"action": "store_true", "help": "print the table of docs/fleet.md"})
+    bench = start("pools", __doc__ or "")
     count = 500 if bench.options.quick else REQUESTS
     # The core runs without Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -75,8 +75,6 @@ def main() -> None:
                 }
             )
         bench.claim(f"{objective}: GPUs, apart / together", gpus["apart"] / gpus["together"], "ratio")
-    if bench.options.markdown:
-        print(markdown(bench.header(), [list(row.values()) for row in bench.rows]))
     bench.finish()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,7 +25,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(instructions, "run", run)
     monkeypatch.setattr(instructions, "build", lambda: tmp_path / "step")
-    monkeypatch.setattr(instructions.shutil, "which", lambda _: "valgrind")
+    monkeypatch.setattr(shutil, "which", lambda _: "valgrind")
     monkeypatch.setattr(instructions, "BASELINE", tmp_path / "instructions.json")
     monkeypatch.setattr(contract, "DATA", tmp_path)
     return tmp_path
