@@ -84,6 +84,7 @@ SEVERAL_GROUPS = (
         kv_blocks=250,
         ahead=1,
         differs="vLLM frees what is outside the window of processed tokens: one step later than the core",
+        apart=200,
         **LONG,
     ),
     Case(
@@ -91,6 +92,7 @@ SEVERAL_GROUPS = (
         (FULL, STATES | {"aligned": True}),
         kv_blocks=250,
         differs="vLLM cuts prompts at the block boundaries at which it keeps a state",
+        apart=100,
         **LONG,
     ),
 )
@@ -111,6 +113,7 @@ PREFIX_CACHING = (
         kv_blocks=150,
         ahead=1,
         differs="vLLM caches a block of output when its last token is known: one step later than the core",
+        apart=2,
         **TURNS,
     ),
 )
@@ -130,6 +133,7 @@ SEVERAL_GROUPS_CACHED = (
         long_prefill_token_threshold=40,
         preempts=10,
         differs="what prefills and decodes leave in one step vLLM reuses in the order of their admission",
+        apart=150,
         **TURNS,
     ),
     Case("full and window, watermark", (FULL, window(100)), kv_blocks=250, watermark=0.1, **TURNS),
@@ -151,6 +155,7 @@ SEVERAL_GROUPS_CACHED = (
         kv_blocks=250,
         ahead=1,
         differs="vLLM frees what is outside the window of processed tokens: one step later than the core",
+        apart=250,
         **TURNS,
     ),
     Case(
@@ -158,6 +163,7 @@ SEVERAL_GROUPS_CACHED = (
         (FULL, STATES | {"aligned": True}),
         kv_blocks=250,
         differs="vLLM cuts prompts at the block boundaries at which it keeps a state",
+        apart=200,
         **TURNS,
     ),
 )
@@ -174,6 +180,7 @@ SPECULATION = (
         drafts_vary=True,
         kv_blocks=90,
         differs="where fewer drafts are found than there may be, the core counts the tokens and slots of all",
+        apart=40,
     ),
 )
 

@@ -68,6 +68,7 @@ class Case:
     seed: int = 0
     preempts: int = 0  # at least this often, or the case does not test what it should
     differs: str = ""  # why both do not agree yet
+    apart: int = 0  # most free blocks between them where they do not
 
     def demands(self) -> list[Demand]:
         """Draw the requests."""

@@ -8,11 +8,7 @@ from block_truth import Case, Comparison, Seen, compare
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CASES = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.xfail(reason=case.differs)] if case.differs else [])
-    for cases in ALL.values()
-    for case in cases
-]
+CASES = [pytest.param(case, id=case.name) for cases in ALL.values() for case in cases]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -20,7 +16,12 @@ def test_the_core_counts_as_vllm_does(case: Case) -> None:
     found = compare(case)
     assert found.steps > 500
     assert found.preemptions >= case.preempts
-    assert found.exact, found.first
+    if not case.differs:
+        assert found.exact, found.first
+        return
+    assert not found.exact, f"they agree now: {case.differs}"
+    assert found.largest <= case.apart
+    assert found.core_preemptions == pytest.approx(found.preemptions, rel=0.2, abs=9)
 
 
 def test_a_difference_is_seen() -> None:
