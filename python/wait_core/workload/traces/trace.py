@@ -77,7 +77,8 @@ class Trace:
     def __post_init__(self) -> None:
         n = len(self.prompt_tokens)
         if n == 0:
-            raise WaitCoreError(f"prompt_tokens: a trace needs at least one request (dropped: {dict(self.dropped)})")
+            dropped = dict(sorted(self.dropped.items()))
+            raise WaitCoreError(f"prompt_tokens: a trace needs at least one request (dropped: {dropped})")
         columns = {
             "prompt_tokens": (self.prompt_tokens, np.uint32, n),
             "output_tokens": (self.output_tokens, np.uint32, n),
