@@ -51,10 +51,14 @@ def medians(scheduler: str) -> Callable[[Object], str]:
     return lambda result: span((row["p50 us"] for row in result["table"] if row["scheduler"] == scheduler), " µs")
 
 
-def instructions(case: str) -> Callable[[Object], str]:
-    """Read the instructions of one case at 256 running, whatever waits."""
+def instructions(*cases: str) -> Callable[[Object], str]:
+    """Read the instructions of these cases at 256 running, whatever waits."""
     return lambda result: span(
-        row["instructions"] for row in result["table"] if row["case"] == case and row["running"] == 256
+        float(row[case])
+        for row in result["table"]
+        if int(row["running"]) == 256
+        for case in cases
+        if row.get(case) not in {None, ""}
     )
 
 
@@ -95,7 +99,11 @@ ROWS = (
     ),
     Row("vLLM's own step on that queue", "decision", medians("vLLM's AsyncScheduler"), vllm=True),
     Row("instructions of an iteration, 256 running: `vllm`", "instructions", instructions("vllm")),
-    Row("the same: `adaptive`", "instructions", instructions("adaptive")),
+    Row(
+        "the same: `adaptive`, and with memory full",
+        "instructions",
+        instructions("adaptive", "adaptive, memory full"),
+    ),
     Row(
         "adapter's `schedule()`, against stock",
         "vllm_overhead",
