@@ -258,9 +258,10 @@ impl Plan {
         let change = members.block_change() - blocks;
         self.set_decodes(self.decodes + members.len() - out);
         self.decode_kv += members.kv() + u64::from(members.len());
-        match &self.prefixes {
-            Some(prefixes) if prefixes.has_groups() => self.step_members(view, lane, change),
-            _ => self.take(change),
+        if self.prefixes.is_some() {
+            self.step_cached(view, lane, change);
+        } else {
+            self.free -= change;
         }
     }
 

@@ -21,10 +21,13 @@ impl Plan {
         }
     }
 
-    /// The members of a lane decode, those excepted that the plan has taken out of it; together they take `blocks` blocks.
+    /// The members of a lane decode, those excepted that the plan has taken out of it; together they take `blocks` blocks of
+    /// a cache that keeps prefixes.
     #[cold]
-    pub(super) fn step_members(&mut self, view: &View, lane: usize, blocks: i64) {
-        let Some(prefixes) = &mut self.prefixes else { return };
+    pub(super) fn step_cached(&mut self, view: &View, lane: usize, blocks: i64) {
+        let Some(prefixes) = self.prefixes.as_mut().filter(|prefixes| prefixes.has_groups()) else {
+            return self.take(blocks);
+        };
         let before = prefixes.held();
         let mut left = std::mem::take(&mut self.owed);
         for slot in view.iter_residents() {
@@ -41,8 +44,13 @@ impl Plan {
 
     /// A resident gives back what leaves its windows before others are preempted, whose blocks are then reused later. Its
     /// step, or that of its lane, has to follow. Returns how many of the blocks stay, because others hold them.
-    #[cold]
+    #[inline]
     pub(crate) fn leave(&mut self, view: &View, slot: Slot) -> i64 {
+        if self.prefixes.is_some() { self.leave_cached(view, slot) } else { 0 }
+    }
+
+    #[cold]
+    fn leave_cached(&mut self, view: &View, slot: Slot) -> i64 {
         let Some(prefixes) = self.prefixes.as_mut().filter(|prefixes| prefixes.has_groups()) else { return 0 };
         let before = prefixes.held();
         let left = prefixes.leave_groups(slot, view.kv(slot), view.blocks(slot));
