@@ -146,8 +146,7 @@ impl PrefixCache {
         named.holders += 1;
         let was_free = named.holders == 1;
         if was_free {
-            self.unlink(QUEUE, block);
-            self.queued -= 1;
+            self.leave_queue(block);
             self.held += 1;
         }
         was_free
@@ -187,8 +186,7 @@ impl PrefixCache {
         while let Some(block) = self.first(hash)
             && self.named[block as usize].holders == 0
         {
-            self.unlink(QUEUE, block);
-            self.queued -= 1;
+            self.leave_queue(block);
             self.forget(block);
         }
     }
@@ -272,10 +270,16 @@ impl PrefixCache {
     fn evict(&mut self) {
         while i64::from(self.queued) > self.free().max(0) {
             let block = self.named[NIL as usize].links[QUEUE].next;
-            self.unlink(QUEUE, block);
-            self.queued -= 1;
+            self.leave_queue(block);
             self.forget(block);
         }
+    }
+
+    /// A named block is no longer among the free ones.
+    #[inline]
+    fn leave_queue(&mut self, block: u32) {
+        self.unlink(QUEUE, block);
+        self.queued -= 1;
     }
 
     /// Take the name off a block that is not in the queue.

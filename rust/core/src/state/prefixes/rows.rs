@@ -52,6 +52,14 @@ impl Held {
         self.blocks.push(name.map_or(Block::NONE, |hash| cache.name(hash)));
     }
 
+    /// A state has passed `full` boundaries: the one after the last of them is kept, if it is new.
+    fn pass(&mut self, full: u32, key: impl Fn(u32) -> u64, cache: &mut PrefixCache) {
+        if full > self.from {
+            self.from = full;
+            cache.keep(key(full - 1));
+        }
+    }
+
     /// Gives back all blocks before `to`, and says how many had a name.
     fn give(&mut self, to: u32, cache: &mut PrefixCache) -> u32 {
         let before = self.named;
@@ -105,10 +113,7 @@ impl Prefixes {
         for (row, held) in groups.rows().iter().zip(rows) {
             let full = row.full(end);
             if row.is_state() {
-                held.from = full;
-                if full > 0 {
-                    cache.keep(row.key(hashes, full - 1));
-                }
+                held.pass(full, |block| row.key(hashes, block), cache);
                 continue;
             }
             held.from = row.left(end);
@@ -128,10 +133,8 @@ impl Prefixes {
         for (row, held) in groups.rows().iter().zip(rows) {
             if row.is_state() {
                 // Decodes pass each boundary.
-                let full = row.full(start);
-                if full > held.from && start == groups.cacheable(hashes, start) {
-                    held.from = full;
-                    cache.keep(row.key(hashes, full - 1));
+                if start == groups.cacheable(hashes, start) {
+                    held.pass(row.full(start), |block| row.key(hashes, block), cache);
                 }
                 continue;
             }
@@ -158,9 +161,8 @@ impl Prefixes {
         for (row, held) in groups.rows().iter().zip(rows) {
             let full = row.full(cacheable);
             if row.is_state() {
-                if full > held.from && (cut || tokens == cacheable) {
-                    held.from = full;
-                    cache.keep(row.key(hashes, full - 1));
+                if cut || tokens == cacheable {
+                    held.pass(full, |block| row.key(hashes, block), cache);
                 }
                 continue;
             }
