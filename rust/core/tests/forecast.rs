@@ -1,28 +1,10 @@
 //! What `adaptive` expects of the memory, and which requests it admits by that.
 
-use serde_json::{Value, json};
-use wait_core::{Config, Hit, LengthHint, Report, Request, RequestId, Scheduler};
+mod common;
 
-const SECOND: u64 = 1_000_000_000;
-
-fn scheduler(settings: Value) -> Scheduler {
-    let Value::Object(mut all) = settings else { unreachable!() };
-    all.insert("policy".into(), json!("adaptive"));
-    Scheduler::new(&Config::from_map(all).unwrap()).unwrap()
-}
-
-fn request(id: RequestId, prompt: u32, output: u32, arrival_s: u64) -> Request {
-    Request { id, prompt, output: LengthHint::Exact(output), arrival_ns: arrival_s * SECOND, ..Request::default() }
-}
-
-fn queue(core: &Scheduler) -> Vec<RequestId> {
-    let view = core.view();
-    view.iter_waiting(0).map(|slot| view.request(slot).id).collect()
-}
-
-fn admitted(core: &mut Scheduler) -> Vec<RequestId> {
-    core.plan(0).chunks().iter().map(|chunk| chunk.id).collect()
-}
+use common::adaptive::{admitted, queue, request, scheduler};
+use serde_json::json;
+use wait_core::{Hit, Report, Request, RequestId, Scheduler};
 
 fn hit(tokens: u32) -> Hit {
     Hit { computed: tokens, shared: tokens }

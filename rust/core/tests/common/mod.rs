@@ -1,6 +1,8 @@
 //! Small schedulers to drive by hand.
 #![allow(dead_code)] // no test file uses all of it
 
+pub(crate) mod adaptive;
+
 use serde_json::json;
 use wait_core::{Config, Phase, Request, RequestId, Scheduler};
 
