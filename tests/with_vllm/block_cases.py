@@ -6,6 +6,8 @@ from typing import Any
 
 from block_truth import Case
 
+A_STEP_LATER = "vLLM frees what is outside the window of processed tokens: one step later than the core"
+CUT = "vLLM cuts prompts at the block boundaries at which it keeps a state"
 FULL = {"kind": "full", "block_size": 16}
 
 
@@ -83,7 +85,7 @@ SEVERAL_GROUPS = (
         (FULL, window(64, 2)),
         kv_blocks=250,
         ahead=1,
-        differs="vLLM frees what is outside the window of processed tokens: one step later than the core",
+        differs=A_STEP_LATER,
         apart=200,
         **LONG,
     ),
@@ -91,7 +93,7 @@ SEVERAL_GROUPS = (
         "aligned states",
         (FULL, STATES | {"aligned": True}),
         kv_blocks=250,
-        differs="vLLM cuts prompts at the block boundaries at which it keeps a state",
+        differs=CUT,
         apart=100,
         **LONG,
     ),
@@ -154,7 +156,7 @@ SEVERAL_GROUPS_CACHED = (
         (FULL, window(100)),
         kv_blocks=250,
         ahead=1,
-        differs="vLLM frees what is outside the window of processed tokens: one step later than the core",
+        differs=A_STEP_LATER,
         apart=250,
         **TURNS,
     ),
@@ -162,7 +164,7 @@ SEVERAL_GROUPS_CACHED = (
         "aligned states, multi-turn",
         (FULL, STATES | {"aligned": True}),
         kv_blocks=250,
-        differs="vLLM cuts prompts at the block boundaries at which it keeps a state",
+        differs=CUT,
         apart=200,
         **TURNS,
     ),

@@ -39,35 +39,32 @@ GROUPS = (
 )
 
 
-class Recorder:
-    """Serves requests with few distinct prefixes, and writes down what that did to the blocks.
+def _set_environment() -> None:
+    """Set what vLLM reads when it is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
-    hit  BLOCKS HELD HASH…          looked up: BLOCKS leading blocks are cached, HELD of which a request holds
-    join REQUEST BLOCKS HELD HASH…  the same, and the request holds them now
-    take REQUEST BLOCKS             it got new blocks
-    name REQUEST HASH…              its next blocks got these hashes
-    give REQUEST                    it freed all its blocks
-    free ANONYMOUS HASH…            what is free now, in the order in which it will be taken
-    """
 
-    def __init__(self, seed: int) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import torch
+class _Recorder:
+    """Serves requests with few distinct prefixes by a KV cache manager of vLLM, and writes down what that did."""
+
+    gives: float
+    """How often a request is ended rather than run."""
+
+    def __init__(self, specs: list[Any], blocks: int, seed: int) -> None:
         from vllm.utils.hashing import get_hash_fn_by_name
         from vllm.v1.core.kv_cache_manager import KVCacheManager
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 
         function = get_hash_fn_by_name("sha256")
         init_none_hash(function)
         self._hasher = get_request_block_hasher(BLOCK_SIZE, function)
-        spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
-        groups = [KVCacheGroupSpec(["layer"], spec)]
+        groups = [KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)]
         self.manager = KVCacheManager(
-            KVCacheConfig(num_blocks=BLOCKS + 1, kv_cache_tensors=[], kv_cache_groups=groups),
+            KVCacheConfig(num_blocks=blocks + 1, kv_cache_tensors=[], kv_cache_groups=groups),
             max_model_len=256,
-            scheduler_block_size=BLOCK_SIZE,
+            scheduler_block_size=math.lcm(*(spec.block_size for spec in specs)),
             hash_block_size=BLOCK_SIZE,
         )
         self.random = random.Random(seed)
@@ -89,7 +86,7 @@ class Recorder:
 
         self._created += 1
         # A fork at each block, and a tail that may be empty: many prompts are equal, and many end with a full block.
-        prompt = [token for _ in range(self.random.randint(0, 6)) for token in [self.random.randint(1, 2)] * BLOCK_SIZE]
+        prompt = [token for token in self._forks() for _ in range(BLOCK_SIZE)]
         prompt += [3] * self.random.randint(0 if prompt else 1, BLOCK_SIZE - 1)
         return Request(
             request_id=str(self._created),
@@ -99,8 +96,79 @@ class Recorder:
             block_hasher=self._hasher,
         )
 
+    def _forks(self) -> list[int]:
+        """Draw a token for each block."""
+        raise NotImplementedError
+
     def _schedule(self, request: Any) -> bool:
         """Compute some of the request's tokens: what a scheduler does with a request in one step."""
+        raise NotImplementedError
+
+    def _shown(self, key: Any) -> Any:
+        """Return how a named block is written."""
+        raise NotImplementedError
+
+    def _give(self, request: Any) -> None:
+        self._write("give", request.request_id)
+        self.manager.free(request)
+        self.requests.remove(request)
+
+    def _free(self) -> None:
+        keys = [block.block_hash for block in self.manager.block_pool.free_block_queue.get_all_free_blocks()]
+        named = [key for key in keys if key is not None]
+        anonymous = len(keys) - len(named)
+        assert keys[anonymous:] == named, "a named block in front of an anonymous one"
+        self._write("free", anonymous, *map(self._shown, named))
+
+    def step(self) -> None:
+        """Do one thing to one request."""
+        request = self.random.choice(self.requests) if self.requests else None
+        if request is None or self.random.random() < 0.35:
+            waiting = self.preempted.pop() if self.preempted and self.random.random() < 0.5 else self._create()
+            if self._schedule(waiting):
+                self.requests.append(waiting)
+        elif self.random.random() < self.gives:
+            self._give(request)
+        else:
+            if request.num_computed_tokens == request.num_tokens:
+                request.append_output_token_ids(self.random.randint(1, 2))
+            if not self._schedule(request):
+                self._give(request)
+                request.num_computed_tokens = 0
+                self.preempted.append(request)
+        self._free()
+
+
+class Recorder(_Recorder):
+    """One group of full attention.
+
+    hit  BLOCKS HELD HASH…          looked up: BLOCKS leading blocks are cached, HELD of which a request holds
+    join REQUEST BLOCKS HELD HASH…  the same, and the request holds them now
+    take REQUEST BLOCKS             it got new blocks
+    name REQUEST HASH…              its next blocks got these hashes
+    give REQUEST                    it freed all its blocks
+    free ANONYMOUS HASH…            what is free now, in the order in which it will be taken
+    """
+
+    gives = 0.35
+
+    def __init__(self, seed: int) -> None:
+        _set_environment()
+        import torch
+        from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+        spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        super().__init__([spec], BLOCKS, seed)
+
+    def _forks(self) -> list[int]:
+        return [self.random.randint(1, 2) for _ in range(self.random.randint(0, 6))]
+
+    def _shown(self, key: Any) -> Any:
+        from vllm.v1.core.kv_cache_utils import get_block_hash
+
+        return self._hashes[bytes(get_block_hash(key))]
+
+    def _schedule(self, request: Any) -> bool:
         manager = self.manager.coordinator.single_type_managers[0]
         joins = request not in self.requests
         cached, hits = None, 0
@@ -127,41 +195,9 @@ class Recorder:
             self._write("name", request.request_id, *self._names(hashes))
         return True
 
-    def _give(self, request: Any) -> None:
-        self._write("give", request.request_id)
-        self.manager.free(request)
-        self.requests.remove(request)
 
-    def _free(self) -> None:
-        from vllm.v1.core.kv_cache_utils import get_block_hash
-
-        keys = [block.block_hash for block in self.manager.block_pool.free_block_queue.get_all_free_blocks()]
-        named = [key for key in keys if key is not None]
-        anonymous = len(keys) - len(named)
-        assert keys[anonymous:] == named, "a named block in front of an anonymous one"
-        self._write("free", anonymous, *self._names(map(get_block_hash, named)))
-
-    def step(self) -> None:
-        """Do one thing to one request."""
-        request = self.random.choice(self.requests) if self.requests else None
-        if request is None or self.random.random() < 0.35:
-            waiting = self.preempted.pop() if self.preempted and self.random.random() < 0.5 else self._create()
-            if self._schedule(waiting):
-                self.requests.append(waiting)
-        elif self.random.random() < 0.35:
-            self._give(request)
-        else:
-            if request.num_computed_tokens == request.num_tokens:
-                request.append_output_token_ids(self.random.randint(1, 2))
-            if not self._schedule(request):
-                self._give(request)
-                request.num_computed_tokens = 0
-                self.preempted.append(request)
-        self._free()
-
-
-class GroupRecorder:
-    """The same with several groups.
+class GroupRecorder(_Recorder):
+    """Several groups.
 
     groups BLOCKS JSON              a new cache of BLOCKS blocks
     find TARGET TOKENS HELD HASH…   of TARGET tokens TOKENS are found; a request holds HELD of their blocks
@@ -172,56 +208,25 @@ class GroupRecorder:
     free ANONYMOUS GROUP:HASH…      what is free now, in the order in which it will be taken
     """
 
-    def __init__(self, groups: tuple[dict[str, Any], ...], seed: int) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from in_process import Setup, kv_cache_spec
-        from vllm.utils.hashing import get_hash_fn_by_name
-        from vllm.v1.core.kv_cache_manager import KVCacheManager
-        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-        from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+    gives = 0.3
 
-        function = get_hash_fn_by_name("sha256")
-        init_none_hash(function)
-        self._hasher = get_request_block_hasher(BLOCK_SIZE, function)
+    def __init__(self, groups: tuple[dict[str, Any], ...], seed: int) -> None:
+        _set_environment()
+        from in_process import Setup, kv_cache_spec
+
         specs = [kv_cache_spec(group, Setup()) for group in groups for _ in range(group["count"])]
         blocks = BLOCKS * len(specs)
-        self.manager = KVCacheManager(
-            KVCacheConfig(
-                num_blocks=blocks + 1,
-                kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec([f"layer{i}"], spec) for i, spec in enumerate(specs)],
-            ),
-            max_model_len=256,
-            scheduler_block_size=math.lcm(*(spec.block_size for spec in specs)),
-            hash_block_size=BLOCK_SIZE,
-        )
-        self.random = random.Random(seed)
-        self.requests: list[Any] = []
-        self.preempted: list[Any] = []
-        self._told: dict[str, int] = {}  # hashes in the record, by request
-        self.lines = [f"groups {blocks} {json.dumps(groups)}"]
-        self._hashes: defaultdict[bytes, int] = defaultdict(lambda: len(self._hashes) + 1)
-        self._created = 0
+        super().__init__(specs, blocks, seed)
+        self._reported: dict[str, int] = {}  # hashes in the record, by request
+        self.lines.append(f"groups {blocks} {json.dumps(groups)}")
 
-    def _write(self, what: str, *numbers: Any) -> None:
-        self.lines.append(" ".join(map(str, [what, *numbers])))
+    def _forks(self) -> list[int]:
+        return [self.random.choice([1, 1, 2]) for _ in range(self.random.randint(0, 9))]
 
-    def _create(self) -> Any:
-        from vllm import SamplingParams
-        from vllm.v1.request import Request
+    def _shown(self, key: Any) -> Any:
+        from vllm.v1.core.kv_cache_utils import get_block_hash, get_group_id
 
-        self._created += 1
-        forks = [self.random.choice([1, 1, 2]) for _ in range(self.random.randint(0, 9))]
-        prompt = [token for token in forks for _ in range(BLOCK_SIZE)]
-        prompt += [3] * self.random.randint(0 if prompt else 1, BLOCK_SIZE - 1)
-        return Request(
-            request_id=str(self._created),
-            prompt_token_ids=prompt,
-            sampling_params=SamplingParams(temperature=0.0, max_tokens=64),
-            pooling_params=None,
-            block_hasher=self._hasher,
-        )
+        return f"{get_group_id(key)}:{self._hashes[bytes(get_block_hash(key))]}"
 
     def _schedule(self, request: Any) -> bool:
         joins = request not in self.requests
@@ -234,9 +239,9 @@ class GroupRecorder:
             ]
             joined = [block for blocks, first in zip(cached.blocks, skipped, strict=True) for block in blocks[first:]]
             held = sum(block.ref_cnt > 0 for block in joined)
-            hashes = [self._hashes[bytes(value)] for value in request.block_hashes]
+            hashes = self._names(request.block_hashes)
             self._write("find", request.num_tokens, hits, held, *hashes)
-            self._told[request.request_id] = len(hashes)
+            self._reported[request.request_id] = len(hashes)
         start = request.num_computed_tokens + hits
         new = self.random.randint(1, request.num_tokens - start)
         if self.manager.allocate_slots(request, new, hits, cached) is None:
@@ -246,44 +251,11 @@ class GroupRecorder:
         if joins:
             self._write("join", request.request_id)
         request.num_computed_tokens = start + new
-        told = self._told[request.request_id]
-        more = [self._hashes[bytes(value)] for value in request.block_hashes[told:]]
-        self._told[request.request_id] = told + len(more)
+        reported = self._reported[request.request_id]
+        more = self._names(request.block_hashes[reported:])
+        self._reported[request.request_id] = reported + len(more)
         self._write("step", request.request_id, start, start + new, *more)
         return True
-
-    def _give(self, request: Any) -> None:
-        self._write("give", request.request_id)
-        self.manager.free(request)
-        self.requests.remove(request)
-
-    def _free(self) -> None:
-        from vllm.v1.core.kv_cache_utils import get_block_hash, get_group_id
-
-        keys = [block.block_hash for block in self.manager.block_pool.free_block_queue.get_all_free_blocks()]
-        named = [key for key in keys if key is not None]
-        anonymous = len(keys) - len(named)
-        assert keys[anonymous:] == named, "a named block in front of an anonymous one"
-        hashes = (self._hashes[bytes(get_block_hash(key))] for key in named)
-        self._write("free", anonymous, *(f"{get_group_id(key)}:{of}" for key, of in zip(named, hashes, strict=True)))
-
-    def step(self) -> None:
-        """Do one thing to one request."""
-        request = self.random.choice(self.requests) if self.requests else None
-        if request is None or self.random.random() < 0.35:
-            waiting = self.preempted.pop() if self.preempted and self.random.random() < 0.5 else self._create()
-            if self._schedule(waiting):
-                self.requests.append(waiting)
-        elif self.random.random() < 0.3:
-            self._give(request)
-        else:
-            if request.num_computed_tokens == request.num_tokens:
-                request.append_output_token_ids(self.random.randint(1, 2))
-            if not self._schedule(request):
-                self._give(request)
-                request.num_computed_tokens = 0
-                self.preempted.append(request)
-        self._free()
 
 
 def record_of_groups() -> str:
