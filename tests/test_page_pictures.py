@@ -8,25 +8,23 @@ WAIT_CORE_GOLDEN=write python -m pytest tests/test_page_pictures.py    # where a
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from test_html_report import CHROMIUM, chromium
-from test_pictures import KEPT, ROOM, difference, small
+from test_pictures import difference, kept_like, small
 
 from wait_core.cli import main
 
 pytest.importorskip("jinja2", reason="pages of HTML need Jinja2: pip install 'wait-core[report]'")
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
 
-from matplotlib.image import imread, imsave
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import numpy.typing as npt
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the pages with")
@@ -72,12 +70,8 @@ def test_the_charts_of_a_page_look_as_they_did(name: str, tmp_path: Path) -> Non
     assert main([*PAGES[name], "--report", str(report)]) == 0
     html = charts(report)
     image = seen(html, tmp_path)
-    path = KEPT / f"page-{name}.png"
-    if os.environ.get("WAIT_CORE_GOLDEN") == "write":
-        imsave(path, image)
-    kept = np.asarray(imread(path), np.float64)[:, :, :3]
-    assert np.abs(np.subtract(image.shape, kept.shape)).max() <= ROOM, "another size"
-    assert difference(image, kept) <= MOST, path
+    kept = kept_like(image, f"page-{name}")
+    assert difference(image, kept) <= MOST, name
     for change, (pattern, replacement) in OTHERWISE.items():
         other = seen(re.sub(pattern, replacement, html, count=1), tmp_path)
         assert difference(other, kept) > MOST, change

@@ -142,15 +142,20 @@ def difference(image: npt.NDArray[np.float64], kept: npt.NDArray[np.float64]) ->
     return min(float(np.abs(np.roll(one, shift, axis=(0, 1)) - two)[inner, inner].max()) for shift in shifts)
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_looks_as_it_did(name: str, tmp_path: Path) -> None:
-    image = small(PICTURES[name], tmp_path / "picture.png")
+def kept_like(image: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
+    """Return the picture kept under a name, which must have the size of `image`; it is written first where asked."""
     path = KEPT / f"{name}.png"
     if os.environ.get("WAIT_CORE_GOLDEN") == "write":
         imsave(path, image)
     kept = np.asarray(imread(path), np.float64)[:, :, :3]
-    assert np.abs(np.subtract(image.shape, kept.shape)).max() <= ROOM, "another size"
-    assert difference(image, kept) <= MOST, path
+    assert np.abs(np.subtract(image.shape, kept.shape)).max() <= ROOM, f"{path}: another size"
+    return kept
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_looks_as_it_did(name: str, tmp_path: Path) -> None:
+    image = small(PICTURES[name], tmp_path / "picture.png")
+    assert difference(image, kept_like(image, name)) <= MOST, name
 
 
 @pytest.mark.parametrize("change", OTHERWISE)

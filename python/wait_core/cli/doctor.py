@@ -39,6 +39,8 @@ NAMED = {
 FAULT, ABSENT, GOOD = "FAULT", "absent", "ok"
 OF_DEVELOPERS = {"all", "docs", "test"}
 """Extras that no user needs to install."""
+UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
+"""What reading from a server may raise."""
 MOST_BYTES = 1 << 24
 """Most bytes read of a server's metrics."""
 
@@ -150,12 +152,11 @@ def _server(url: str, timeout: float) -> Iterator[Finding]:
     if not address.startswith(("http://", "https://")):
         raise WaitCoreError(f"--url {url}: expected http://HOST:PORT")
     try:
-        with urllib.request.urlopen(address, timeout=timeout) as answer:  # noqa: S310  http or https, as checked
-            text = answer.read(MOST_BYTES).decode("utf-8", "replace")
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        text = _answer(address, timeout)
+    except UNREACHABLE as error:
         yield "server", FAULT, f"{address}: {getattr(error, 'reason', error)}"
         return
-    samples = list(_samples(text))
+    samples = list(_samples(text.decode("utf-8", "replace")))
     active = [(labels, value) for name, labels, value in samples if name == "wait_core_active"]
     yield "server", GOOD, f"{address}: {len(samples):,} samples"
     if not active:
@@ -173,17 +174,23 @@ def _server(url: str, timeout: float) -> Iterator[Finding]:
             yield "its watchdog", FAULT, f"opened the gates {value:,.0f} times: the policy does not fit the traffic"
 
 
+def _answer(address: str, timeout: float) -> bytes:
+    """Return the first `MOST_BYTES` of what is at an address; raises one of `UNREACHABLE`."""
+    with urllib.request.urlopen(address, timeout=timeout) as answer:  # noqa: S310  http or https, as checked
+        read: bytes = answer.read(MOST_BYTES)
+    return read
+
+
 def _middleware(url: str, timeout: float) -> Finding:
     """Whether the middleware answers what routers ask, which vLLM itself does not."""
     subject = "its middleware"
     try:
-        with urllib.request.urlopen(f"{url}/get_load", timeout=timeout) as answer:  # noqa: S310  as above
-            load = json.loads(answer.read(MOST_BYTES))["load"]
+        load = json.loads(_answer(f"{url}/get_load", timeout))["load"]
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.NOT_FOUND:
             return subject, ABSENT, "vLLM is started without --middleware wait_core.vllm.AdmissionMiddleware"
         return subject, FAULT, f"{url}/get_load: {error}"
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError, KeyError, TypeError) as error:
+    except (*UNREACHABLE, KeyError, TypeError) as error:
         return subject, FAULT, f"{url}/get_load: {getattr(error, 'reason', error)}"
     return subject, GOOD, f"/get_load: {load}"
 
