@@ -37,19 +37,41 @@ fn chunk(view: &View, slot: Slot) -> u32 {
     (view.request(slot).prefill_target() - view.kv(slot)).min(view.prefill_chunk())
 }
 
-/// Preempts until each resident finds its blocks at its turn: blocks that a later resident frees outside its window
-/// come too late for it. Where there is room for everything, no request is preempted.
-fn make_room_in_order(view: &View, plan: &mut Plan) {
-    let layout = view.layout();
-    let chunks = |&slot: &Slot| {
-        let start = view.kv(slot);
-        i64::from(layout.after(start, start + chunk(view, slot))) - i64::from(layout.after(start, start))
-    };
-    if view.lanes()[0].blocks_taken() + view.prefilling().iter().map(chunks).sum::<i64>() > plan.free() {
-        preempt_in_order(view, plan);
+/// Blocks that a running resident takes in this iteration if it computes all it can.
+fn demand(view: &View, slot: Slot) -> i64 {
+    match view.request(slot).phase {
+        Phase::Prefilling => {
+            let (layout, start) = (view.layout(), view.kv(slot));
+            i64::from(layout.after(start, start + chunk(view, slot))) - i64::from(layout.after(start, start))
+        }
+        Phase::Decoding => view.next_blocks(slot),
+        Phase::Parked | Phase::Receiving | Phase::Waiting => 0,
     }
 }
 
+/// Preempts until each resident finds its blocks at its turn. Where there is room for everything, no request is preempted;
+/// where all have their tokens and none gives blocks back, it is enough to take from the total what the last would take.
+fn make_room_in_order(view: &View, plan: &mut Plan) {
+    let lane = &view.lanes()[0];
+    let mut total = lane.blocks_taken() + view.prefilling().iter().map(|&slot| demand(view, slot)).sum::<i64>();
+    if total <= plan.free() {
+        return;
+    }
+    let decodes = lane.len().saturating_mul(view.limits().decode_tokens);
+    let tokens = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(decodes, u32::saturating_add);
+    let alike = view.layout().groups().is_empty() && view.parked().is_empty();
+    if !alike || tokens > view.limits().token_budget {
+        return preempt_in_order(view, plan);
+    }
+    while total > plan.free() {
+        total -= plan.last_resident(view).map_or(0, |slot| demand(view, slot));
+        if !plan.preempt_last(view) {
+            return;
+        }
+    }
+}
+
+/// Blocks that a later resident frees outside its window come too late for those before it, and so do tokens.
 #[cold]
 fn preempt_in_order(view: &View, plan: &mut Plan) {
     let layout = view.layout();

@@ -154,11 +154,15 @@ impl Adaptive {
         pool.tokens() as f64 + saved - self.shared as f64
     }
 
-    /// Memory: every request up to `max_tokens`, or the forecast and its margin at every horizon, admissions paced where
-    /// outputs are alike. The request would leave `left` tokens of the cache free.
+    /// Memory: every request up to `max_tokens`, or admissions at the pace of alike outputs, and the forecast and its margin
+    /// at every horizon. The request would leave `left` tokens of the cache free.
     fn fits(&mut self, view: &View, entry: &mut Entry, candidate: &Candidate, left: f64) -> Result<(), Hold> {
         if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
+        }
+        if self.has(Part::Pacing) && !self.pace.admits(&self.traffic, self.entering.len()) {
+            let enter = self.entering.len() as f64;
+            return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions(&self.traffic)));
         }
         let (slot, iteration) = match &self.budget {
             Some(budget) => budget.worth(view, entry.decodes, entry.kv),
@@ -169,14 +173,8 @@ impl Adaptive {
         let growth = self.forecast.footprint().steepest() * f64::from(entry.decodes + 1);
         let most = Most { now: entry.capacity - left, growth };
         let margin = self.margin.of(candidate.kv, Waiting { slot, first }, entry.capacity, most);
-        if let Some(needs) = self.overflow(entry, candidate, &margin) {
-            return Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity));
-        }
-        if self.has(Part::Pacing) && !self.pace.admits(&self.traffic, self.entering.len()) {
-            let enter = self.entering.len() as f64;
-            return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions(&self.traffic)));
-        }
-        Ok(())
+        let needs = self.overflow(entry, candidate, &margin);
+        needs.map_or(Ok(()), |needs| Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity)))
     }
 
     /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. Evaluates
