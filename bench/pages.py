@@ -78,7 +78,12 @@ def is_number(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """Return a cell of a data file as a page shows it: thousands apart, and three digits of what was measured."""
+    """Return a cell of a data file as a page shows it: thousands apart, and three digits of what was measured.
+
+    Ratios and their intervals have three decimal places.
+    """
+    if "+-" in text:
+        return "+-".join(f"{float(part):.3f}" for part in text.split("+-"))
     if not is_number(text):
         return text
     whole, _, fraction = text.partition(".")

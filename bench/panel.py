@@ -11,51 +11,51 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+from typing import TYPE_CHECKING
 
-from contract import ROOT, TRACES, Bench, markdown, start
-from panel_cells import FIXED, MAIN, SHOWN, Cell, Panel, available, jobs_of, judge, stock
+from contract import ROOT, TRACES, Claim, markdown, start
+from panel_cells import FIXED, GOALS, MAIN, SHOWN, Cell, Panel, available, jobs_of, judge, stock
 
-from wait_core.report import table
 from wait_core.report.plot_style import LIMIT, new_figure, styles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ENGINES = [name for name, engine in FIXED.engines.items() if not engine.prefix_caching]
 
 
-def verdicts(bench: Bench) -> tuple[dict[str, str], list[list[str]]]:
-    """Count the goals that hold by kind, and list those that miss."""
-    held: dict[str, list[bool]] = {}
-    misses = []
-    for claim in bench.claims:
-        cell, _, kind = claim.name.rpartition(": ")
-        held.setdefault(kind, []).append(claim.holds is True)
-        if not held[kind][-1]:
-            misses.append([kind, cell, f"{claim.value:.3f} {claim.unit}".strip(), claim.goal])
-    misses.sort(key=lambda miss: list(held).index(miss[0]))
-    return {kind: f"{sum(each)} of {len(each)}" for kind, each in held.items()}, misses
+def judged(row: Mapping[str, str], figure: str) -> Claim:
+    """Return a ratio of a cell as a claim."""
+    ratio, _, half = row[figure].partition("+-")
+    cell = f"{row['engine']}: {row['workload']}, load {float(row['load']):g}"
+    return Claim(cell, float(ratio), f"+-{float(half or 0):.3f}", GOALS[figure])
 
 
-def by_engine(bench: Bench) -> str:
+def goals(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return how many cells hold each goal."""
+    held = {figure: sum(judged(row, figure).holds is True for row in rows) for figure in GOALS}
+    lines = [[figure, goal, f"{held[figure]} of {len(rows)}"] for figure, goal in GOALS.items()]
+    return markdown(["figure", "goal", "holds"], lines)
+
+
+def engines(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a row an engine: geometric means of the ratios over its cells, and the best static pairs' budgets."""
     keys = [f"{key} / stock" for key in ("output_throughput", "mean_e2el_ms", "p99_ttft_ms")]
     keys += [f"{key} / best static" for key in ("output_throughput", "mean_e2el_ms")]
-    rows: list[list[object]] = []
-    for name in dict.fromkeys(row["engine"] for row in bench.rows):
-        cells = [row for row in bench.rows if row["engine"] == name]
-        ratios = ([float(cell[key].partition("+-")[0]) for cell in cells] for key in keys)
+    lines: list[list[object]] = []
+    for name in dict.fromkeys(row["engine"] for row in rows):
+        cells = [row for row in rows if row["engine"] == name]
+        means = [f"{statistics.geometric_mean(judged(cell, key).value for cell in cells):.3f}" for key in keys]
         budgets = sorted({int(cell["least E2E"].rpartition("/")[2]) for cell in cells})
-        means = [f"{statistics.geometric_mean(each):.3f}" for each in ratios]
-        rows.append([name, len(cells), *means, ", ".join(map(str, budgets))])
-    return markdown(["engine", "cells", *keys, "budgets of the best static pairs"], rows)
+        lines.append([name, len(cells), *means, ", ".join(map(str, budgets))])
+    return markdown(["engine", "cells", *keys, "budgets of the best static pairs"], lines)
 
 
-def document(bench: Bench) -> str:
-    """Return the tables of docs/panel.md: how many goals hold, the means by engine, and the goals that miss."""
-    counts, misses = verdicts(bench)
-    goals = {claim.name.rpartition(": ")[2]: claim.goal for claim in bench.claims}
-    tables = [markdown(["figure", "goal", "holds"], [[kind, goals[kind], count] for kind, count in counts.items()])]
-    tables.append(by_engine(bench))
-    tables.append(markdown(["figure", "engine: workload, load", "measured", "goal"], misses))
-    return "\n\n".join(tables)
+def missed(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return the cells that miss a goal, goal by goal."""
+    claims = [(figure, judged(row, figure)) for figure in GOALS for row in rows]
+    lines = [[figure, it.name, f"{it.value:.3f} {it.unit}", it.goal] for figure, it in claims if not it.holds]
+    return markdown(["figure", "engine: workload, load", "measured", "goal"], lines)
 
 
 def draw(made: Panel, cells: list[Cell], compare: tuple[int, ...]) -> None:
@@ -99,7 +99,6 @@ def main() -> None:
         engines={"nargs": "+", "default": ENGINES, "choices": ENGINES, "help": "(all)"},
         workloads={"nargs": "+", "default": list(FIXED.workloads), "help": "(all)"},
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
-        markdown={"action": "store_true", "help": "print the tables of docs/panel.md as well"},
         figures={"action": "store_true", "help": "draw docs/figures/panel-*.png"},
     )
     choose, compare, loads = FIXED.seeds["choose"][:3], FIXED.seeds["compare"], FIXED.loads
@@ -107,14 +106,14 @@ def main() -> None:
     if bench.options.quick:
         choose, compare, loads = choose[:1], compare[:2], (0.9, 1.2)
         names &= {"chat", "lognormal-870", "p512d1000", "two-kinds", "lognormal-short"}
-    engines = [FIXED.engines[name] for name in bench.options.engines]
+    chosen = [FIXED.engines[name] for name in bench.options.engines]
     if missing := sorted(
-        {name for on in engines for name in on.workloads} & names - {n for e in engines for n in available(e)}
+        {name for on in chosen for name in on.workloads} & names - {n for e in chosen for n in available(e)}
     ):
         print(f"skipped, their traces are not in {TRACES} (set WAIT_CORE_TRACES): {', '.join(missing)}")
     cells = [
         Cell(on.name, name, load)
-        for on in engines
+        for on in chosen
         for name in available(on)
         if name in names
         for load in (on.loads or loads)
@@ -125,13 +124,8 @@ def main() -> None:
         judge(bench, made, cell, choose, compare)
     if bench.options.figures:
         draw(made, cells, compare)
-    if bench.options.markdown:
-        print(document(bench))
-    counts, _ = verdicts(bench)
-    print(table(["figure", "goals that hold"], [list(each) for each in counts.items()]))
     bench.finish()
-    held = sum(claim.holds is True for claim in bench.claims)
-    print(f"{held} of {len(bench.claims)} goals hold", file=sys.stderr)
+    print(goals(bench.rows), file=sys.stderr)
 
 
 if __name__ == "__main__":

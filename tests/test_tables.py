@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import statistics
 import sys
 from pathlib import Path
 
@@ -27,6 +25,8 @@ def same(cell: str, value: str) -> bool:
     """Whether a cell is this value, or the same number rounded."""
     if cell == value:
         return True
+    if "+-" in value:
+        return all(map(same, cell.split("+-"), value.split("+-")))
     try:
         number, exact = float(cell.replace(",", "")), float(value)
     except ValueError:
@@ -66,7 +66,7 @@ def test_every_data_file_is_shown() -> None:
         ("4.49495", "4.49"),
         ("0.630021", "0.630"),
         ("99.9711", "100"),
-        ("1.000+-0.002", "1.000+-0.002"),
+        ("1.0204+-0.0017", "1.020+-0.002"),
         ("chat", "chat"),
         ("", ""),
     ],
@@ -94,39 +94,6 @@ def test_a_cell_is_the_value_or_its_rounding() -> None:
     assert same("2,562", "2562.31")
     assert same("0.95", "0.9479")
     assert not same("0.95", "0.9561")
-    assert same("1.000+-0.002", "1.000+-0.002")
+    assert same("1.020+-0.002", "1.0204+-0.0017")
+    assert not same("1.020+-0.002", "1.0206+-0.0017")
     assert not same("vllm", "wait")
-
-
-def test_the_means_of_the_panel_by_engine_are_those_of_its_data() -> None:
-    page = (DOCS / "panel.md").read_text(encoding="utf-8")
-    rows = read("panel")
-    for line in re.findall(r"^\| (?:a100|llama|qwen|gpt).* \| \d+ \| .*", page, re.MULTILINE):
-        engine, count, *means = (plain(cell) for cell in line[2:-2].split(" | "))
-        inside = [row for row in rows if row["engine"] == engine]
-        assert len(inside) == int(count), engine
-        keys = [f"{key} / stock" for key in ("output_throughput", "mean_e2el_ms", "p99_ttft_ms")]
-        keys += [f"{key} / best static" for key in ("output_throughput", "mean_e2el_ms")]
-        for key, mean in zip(keys, means, strict=False):
-            exact = statistics.geometric_mean(float(row[key].partition("+-")[0]) for row in inside)
-            assert float(mean) == pytest.approx(exact, abs=0.0011), f"{engine}: {key}"
-        rows = [row for row in rows if row["engine"] != engine]
-    assert rows == [], "every engine has a line"
-
-
-def test_the_goals_that_the_panel_misses_are_those_of_its_data() -> None:
-    """A ratio that rounds to its goal may be on either side of it."""
-    page = (DOCS / "panel.md").read_text(encoding="utf-8")
-    goals = dict(re.findall(r"^\| (\w+ / \w[\w ]*) \| ([<>]= [\d.]+) \| \d+ of \d+ \|$", page, re.MULTILINE))
-    listed = set(re.findall(r"^\| (\w+ / [\w ]+) \| (.+), load ([\d.]+) \| ([\d.]+) ", page, re.MULTILINE))
-    assert len(goals) == 7
-    for row in read("panel"):
-        for figure, goal in goals.items():
-            value = row[figure].partition("+-")[0]
-            miss = (figure, f"{row['engine']}: {row['workload']}", f"{float(row['load']):g}", value)
-            sign, bound = goal.split()
-            beyond = float(value) - float(bound) if sign == "<=" else float(bound) - float(value)
-            if abs(beyond) > 1e-9:
-                assert (miss in listed) == (beyond > 0), miss
-            listed.discard(miss)
-    assert listed == set(), "every miss is a cell"
