@@ -52,6 +52,11 @@ class Claim:
         sign, bound = self.goal.split()
         return self.value >= float(bound) if sign == ">=" else self.value <= float(bound)
 
+    @property
+    def verdict(self) -> str:
+        """The same in a word; empty without a goal."""
+        return {True: "holds", False: "missed", None: ""}[self.holds]
+
 
 @dataclass
 class Bench:
@@ -93,8 +98,7 @@ class Bench:
         for rows in [self.rows, *self.tables.values()]:
             if header := _header(rows):
                 print(table(header, [[row.get(key, "") for key in header] for row in rows]), end="\n\n")
-        verdicts = {True: "holds", False: "MISSED", None: ""}
-        cells = [[claim.name, claim.value, claim.unit, claim.goal, verdicts[claim.holds]] for claim in self.claims]
+        cells = [[claim.name, claim.value, claim.unit, claim.goal, claim.verdict] for claim in self.claims]
         if cells:
             print(table(["claim", "value", "unit", "goal", ""], cells))
         if self.options.json:

@@ -14,13 +14,15 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from callgrind import Profile, profile
-from contract import start
+from contract import Claim, markdown, start
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from contract import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +33,8 @@ ITERATIONS = (128, 320)
 CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, steps timed")
 FULL = CASES[-2:]
 """Those in which memory is full, and others wait."""
-MOST_GROWTH = 0.2
-"""Largest exponent of the instructions in the number that run."""
+MOST_GROWTH = {"waiting": 0.05, "running": 0.2}
+"""Largest exponent of the instructions in the number that wait, and in the number that run."""
 GROUPS = ("vllm", "adaptive")
 """Policies that are counted with three groups of the KV cache too."""
 MOST_OF_GROUPS = 8_192
@@ -84,9 +86,35 @@ def source(path: str) -> str:
     return f"in {core}" if core else "in the standard library: slices, vectors, memcpy"
 
 
-def exponent(sizes: list[int], instructions: list[float]) -> float:
+def exponent(counts: Mapping[int, float]) -> float:
     """Slope of log(instructions) against log(size): 0 is flat, 1 is linear."""
-    return float(np.polyfit(np.log(sizes), np.log(instructions), 1)[0])
+    return float(np.polyfit(np.log(list(counts)), np.log(list(counts.values())), 1)[0])
+
+
+def growth(rows: Sequence[Mapping[str, Any]], case: str) -> list[Claim]:
+    """Return how the instructions of a case grow, in each number that it was counted at several of."""
+    cells = [(int(row["running"]), int(row["waiting"]), float(row[case])) for row in rows if row.get(case)]
+    running = {size: cost for size, waiting, cost in cells if waiting == 1_000}
+    fits = [("waiting", "in waiting", {max(size, 1): cost for running, size, cost in cells if running == 256})]
+    # Up to SPREAD as many pass a stage in an iteration whatever runs; beyond, it grows with what runs.
+    for most in sorted({min(SPREAD, max(running)), max(running)}):
+        counts = {size: cost for size, cost in running.items() if size <= most}
+        fits.append(("running", f"in running, {min(counts):,} to {max(counts):,}", counts))
+    return [
+        Claim(name, exponent(counts), "", f"<= {MOST_GROWTH[number]}")
+        for number, name, counts in fits
+        if len(counts) > 1
+    ]
+
+
+def exponents(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return the table of the fitted exponents, of the cases that were counted at all sizes."""
+    cases = [case for case in CASES if case not in FULL]
+    lines = []
+    for claims in zip(*(growth(rows, case) for case in cases), strict=True):
+        cells = [f"{round(claim.value, 4) or 0:.2g}" + ("" if claim.holds else ", missed") for claim in claims]
+        lines.append([claims[0].name, *cells, claims[0].goal])
+    return markdown(["fitted exponent", *(f"`{case}`" for case in cases), "goal"], lines)
 
 
 def against_baseline(bench: Bench, binary: Path) -> None:
@@ -118,15 +146,10 @@ def every_size(bench: Bench, binary: Path) -> None:
         cells += [(256, size, cost) for size, cost in zip(waiting, by_waiting, strict=True)]
         for seats, queue, cost in cells:
             rows.setdefault((seats, queue), {"running": seats, "waiting": queue})[case] = round(cost)
-        if len(sizes) > 1:
-            bench.claim(f"exponent in running, {case}", exponent(list(sizes), by_running), "", f"<= {MOST_GROWTH}")
-            # Up to here as many pass a stage in an iteration whatever runs; beyond, it grows with what runs.
-            same = [size for size in sizes if size <= SPREAD]
-            growth = exponent(same, by_running[: len(same)])
-            bench.claim(f"exponent in running up to {SPREAD:,}, {case}", growth, "", f"<= {MOST_GROWTH}")
-        growth = exponent([max(size, 1) for size in waiting], by_waiting)
-        bench.claim(f"exponent in waiting, {case}", growth, "", "<= 0.05")
     bench.rows = list(rows.values())
+    for case in CASES:
+        for claim in growth(bench.rows, case):
+            bench.claim(f"exponent {claim.name}, {case}", claim.value, "", claim.goal)
     for policy in GROUPS:
         for size in (size for size in running[1:] if size <= MOST_OF_GROUPS):
             several = per_iteration(binary, f"{policy}, three groups", size, 1_000)

@@ -166,6 +166,7 @@ def mooncake(requests: Requests, path: Path) -> None:
 
 def side_by_side(bench: Bench, environment: str, n: int, rounds: int) -> None:
     """Run the same requests here and in the mocker of `environment`, by turns."""
+    rows = bench.tables["mocker"] = []
     command = [f"{environment}/bin/python", str(Path(__file__).with_name("dynamo_replay.py"))]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -194,6 +195,17 @@ def side_by_side(bench: Bench, environment: str, n: int, rounds: int) -> None:
                 bench.claim(f"ratio of processor time, {name}", other_s / cpu_s, "", ">= 1")
                 prefilled = reply["committed_prefill_tokens"] / run("vllm", requests)["prefill_tokens"]
                 bench.claim(f"prefill tokens it computed over ours, {name}", prefilled, "")
+                rows.append(
+                    {
+                        "workload": workload,
+                        "arrivals": load,
+                        "requests": n,
+                        "ours, M tokens/s": tokens / cpu_s / 1e6,
+                        "the mocker's": tokens / other_s / 1e6,
+                        "its time / ours": other_s / cpu_s,
+                        "its prefill tokens / ours": prefilled,
+                    }
+                )
         other.stdin.close()
 
 

@@ -54,6 +54,17 @@ def test_the_table_is_never_written_without_its_sizes(
     assert not list(written.iterdir())
 
 
+def test_the_exponents_are_those_of_the_rows_and_say_what_is_missed() -> None:
+    rows = [{"running": str(size), "waiting": "1000", "vllm": "500", "wait": str(size)} for size in (16, 256, 65_536)]
+    rows.append({"running": "256", "waiting": "0", "vllm": "500", "wait": "256"})
+    rows = [row | {"nested-wait": "7", "adaptive": str(int(int(row["running"]) ** 0.5))} for row in rows]
+    assert instructions.exponents(rows).splitlines()[2:] == [
+        "| in waiting | 0 | 0 | 0 | 0 | <= 0.05 |",
+        "| in running, 16 to 256 | 0 | 1, missed | 0 | 0.5, missed | <= 0.2 |",
+        "| in running, 16 to 65,536 | 0 | 1, missed | 0 | 0.5, missed | <= 0.2 |",
+    ]
+
+
 def test_the_readme_has_the_counts_of_the_data_file() -> None:
     root = Path(__file__).resolve().parent.parent
     with (root / "docs" / "data" / "instructions.csv").open(encoding="utf-8", newline="") as file:
