@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "with_vllm"))
 import engine
 
+REQUESTS, FEWER = 48, 24
+"""Enough that memory binds; fewer with --quick."""
 BLOCKS, BLOCK_SIZE, SEATS, BUDGET, LENGTH = 79, 32, 32, 512, 512
 MODEL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
 MODEL |= {"num_key_value_heads": 8, "head_dim": 64}
@@ -159,7 +161,7 @@ def main() -> None:
         shown |= {key: statistics.mean(answer[key].values()) for key in ("first_s", "end_s")}
         print(json.dumps(shown))
         return
-    count = 48 if bench.options.quick else 120
+    count = FEWER if bench.options.quick else REQUESTS
     with tempfile.TemporaryDirectory(prefix="wait-core-truth-") as folder:
         log = Path(folder) / "calibration.jsonl"
         serve("vllm", 1, count, log)
