@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import real_model
-from contract import ROOT, Bench, interval, markdown, start
+from contract import ROOT, Bench, interval, start
 from vllm_ab_servers import Bed, calibrated
 from vllm_ab_turns import Turns
 
@@ -247,10 +247,10 @@ def main() -> None:
         if set(options.arms) >= set(ARMS):
             judge(bench, runs, cell, rounds)
         tabulate(bench, runs, cell, arms_of(settings["cells"][cell], options.arms), rounds)
-    if options.markdown:
-        verdicts = {True: "holds", False: "missed", None: ""}
-        lines = [[c.name, f"{c.value:.3f} {c.unit}".strip(), c.goal, verdicts[c.holds]] for c in bench.claims]
-        print(markdown(["claim", "measured", "goal", ""], lines) + "\n")
+    bench.tables[f"{options.settings}-claims"] = [
+        {"claim": it.name, "measured": f"{it.value:.3f}{it.unit}", "goal": it.goal, "verdict": it.verdict}
+        for it in bench.claims
+    ]
     bench.finish()
 
 
