@@ -9,7 +9,7 @@ tokens of KV cache. Output lengths are hidden from the scheduler. All requests o
 Parts (all, unless some are named):
 `calibrate`     one engine under stock's rule logs its steps; the report fits a law to half of them
 `chat-like`, `long outputs`     the arms side by side, and whether the tokens of a request served alone agree
-`report`        the tables, from what --folder keeps
+`report`        the tables and claims, from what --folder keeps
 
     VENV/bin/python bench/vllm_gpu.py      VENV with vLLM for your GPU, wait-core in it, and scipy
 """
@@ -288,6 +288,7 @@ def main() -> None:
     parts = ["calibrate", *CELLS, "report"]
     folder = ROOT / "bench" / "results" / "vllm-gpu"
     overrides = "JSON: arguments of vLLM's engine; `model`: fields of the model's config.json"
+    compared = "names or files of laws to compare too; the first is simulated as the fitted one is"
     bench = start(
         "vllm_gpu",
         str(__doc__),
@@ -297,7 +298,7 @@ def main() -> None:
         arms={"nargs": "+", "choices": list(ARMS), "default": list(ARMS), "help": "the first is compared with"},
         engine={"type": json.loads, "default": {}, "help": overrides},
         seconds={"type": float, "default": float("inf"), "help": "begin no round that would end later than this"},
-        laws={"nargs": "*", "default": ["llama-3.1-8b-h100-sxm"], "help": "names or files of laws to compare too"},
+        laws={"nargs": "*", "default": ["llama-3.1-8b-h100-sxm"], "help": compared},
     )
     asked = bench.options
     if unknown := set(asked.positional) - set(parts):
@@ -311,7 +312,8 @@ def main() -> None:
         if cell in chosen:
             bed.compare(cell, asked.arms, asked.rounds, asked.seconds)
     if "report" in chosen:
-        print(report(asked.folder, asked.laws))
+        report(bench, asked.folder, asked.laws)
+        bench.finish()
 
 
 if __name__ == "__main__":

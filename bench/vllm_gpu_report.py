@@ -9,7 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contract import interval, markdown
+from contract import interval
 from vllm_gpu_cells import ARMS, CELLS, FIXED, OURS, STOCK, drawn
 
 from wait_core import simulate
@@ -21,6 +21,11 @@ from wait_core.workload import Requests
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from contract import Bench
+
+Rows = list[dict[str, Any]]
+RATIOS = {"tok/s": "output_throughput", "TTFT": "mean_ttft_ms", "E2E": "mean_e2el_ms"}
+"""What is compared with stock's, round by round."""
 
 
 class Kept:
@@ -44,11 +49,11 @@ class Kept:
 def ratio(runs: dict[int, dict[str, Any]], stock: dict[int, dict[str, Any]], key: str) -> str:
     """Return the mean of paired ratios and half its 95 % interval."""
     found, half = interval([run[key] / stock[number][key] for number, run in runs.items()])
-    return f"{found:.3f} +-{half:.3f}"
+    return f"{found:.3f}+-{half:.3f}"
 
 
-def side_by_side(kept: Kept) -> str:
-    """Return the table of the arms."""
+def side_by_side(bench: Bench, kept: Kept) -> Rows:
+    """Return the table of the arms, and claim how many answers are stock's."""
     rows = []
     for cell in CELLS:
         stock = kept.rounds(cell, STOCK)
@@ -60,31 +65,38 @@ def side_by_side(kept: Kept) -> str:
             def of(key: str, runs: dict[int, dict[str, Any]] = runs) -> float:
                 return mean(float(run[key]) for run in runs.values())
 
-            pairs = [(run["digests"], stock[number]["digests"]) for number, run in runs.items()]
-            same = mean(mine == theirs for pair in pairs for mine, theirs in zip(*pair, strict=True))
-            row = [cell, arm, len(runs), f"{of('output_throughput'):,.0f}"]
-            row += [f"{of(key) / 1e3:.2f}" for key in ("mean_ttft_ms", "p99_ttft_ms", "mean_e2el_ms", "p99_e2el_ms")]
-            row += [f"{of('mean_tpot_ms'):.2f}", f"{of('p99_itl_ms'):.1f}", f"{of('preemptions'):,.0f}"]
-            ratios = [ratio(runs, stock, key) for key in ("output_throughput", "mean_ttft_ms", "mean_e2el_ms")]
-            rows.append([*row, *(ratios if arm != STOCK else [""] * 3), f"{same:.1%}"])
-    header = ["cell", "arm", "rounds", "tok/s", "mean TTFT (s)", "p99 TTFT (s)", "mean E2E (s)", "p99 E2E (s)"]
-    header += ["mean TPOT (ms)", "p99 ITL (ms)", "preemptions", "tok/s / stock's", "TTFT / stock's", "E2E / stock's"]
-    return markdown([*header, "same tokens as stock's"], rows)
+            row = {"cell": cell, "arm": arm, "rounds": len(runs), "tok/s": f"{of('output_throughput'):.0f}"}
+            for title, key in (("TTFT", "ttft_ms"), ("E2E", "e2el_ms")):
+                row |= {f"{what} {title} (s)": f"{of(f'{what}_{key}') / 1e3:.2f}" for what in ("mean", "p99")}
+            row |= {"mean TPOT (ms)": f"{of('mean_tpot_ms'):.2f}", "p99 ITL (ms)": f"{of('p99_itl_ms'):.1f}"}
+            row["preemptions"] = f"{of('preemptions'):.0f}"
+            if arm != STOCK:
+                for title, key in RATIOS.items():
+                    row[f"{title} / stock's"] = ratio(runs, stock, key)
+                pairs = [(run["digests"], stock[number]["digests"]) for number, run in runs.items()]
+                same = mean(mine == theirs for pair in pairs for mine, theirs in zip(*pair, strict=True))
+                bench.claim(f"{cell}: answers the same as stock's, {arm}", same, "share")
+            rows.append(row)
+    return rows
 
 
-def overhead(kept: Kept) -> str:
+def overhead(kept: Kept) -> Rows:
     """Return the table of what the schedulers cost."""
     rows = []
-    for cell in CELLS:
-        for arm in ARMS:
-            if runs := list(kept.rounds(cell, arm).values()):
-                step_ms = mean(1e3 * run["duration"] / run["steps"] for run in runs)
-                costs = [f"{mean(run[key] for run in runs):.0f}" for key in ("schedule_us", "update_us")]
-                share = mean(run["scheduler_s"] / run["duration"] for run in runs)
-                rows.append([cell, arm, f"{mean(run['steps'] for run in runs):,.0f}", f"{step_ms:.2f}", *costs])
-                rows[-1].append(f"{share:.1%}")
-    header = ["cell", "arm", "steps a round", "time a step (ms)", "schedule (us)", "update_from_output (us)"]
-    return markdown([*header, "both, share of the time"], rows)
+    for cell, arm in product(CELLS, ARMS):
+        if runs := list(kept.rounds(cell, arm).values()):
+            rows.append(
+                {
+                    "cell": cell,
+                    "arm": arm,
+                    "steps a round": f"{mean(run['steps'] for run in runs):.0f}",
+                    "time a step (ms)": f"{mean(1e3 * run['duration'] / run['steps'] for run in runs):.2f}",
+                    "schedule (us)": f"{mean(run['schedule_us'] for run in runs):.0f}",
+                    "update_from_output (us)": f"{mean(run['update_us'] for run in runs):.0f}",
+                    "both, share of the time": f"{mean(run['scheduler_s'] / run['duration'] for run in runs):.1%}",
+                }
+            )
+    return rows
 
 
 def predicted(law: dict[str, Any], file: Path) -> npt.NDArray[np.float64]:
@@ -97,7 +109,7 @@ def predicted(law: dict[str, Any], file: Path) -> npt.NDArray[np.float64]:
     return np.array(found)
 
 
-def laws(kept: Kept, compared: dict[str, dict[str, Any]]) -> str:
+def laws(bench: Bench, kept: Kept, compared: dict[str, dict[str, Any]]) -> Rows:
     """Return the table of how well laws predict the steps that none was fitted to."""
     held_out = kept.folder / "steps-held-out.jsonl"
     steps = step_log.load([held_out])
@@ -107,21 +119,23 @@ def laws(kept: Kept, compared: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, law in compared.items():
         expected = np.add.reduceat(predicted(law, held_out), starts)
-        row = [name]
-        for part in (~prefill, prefill):
+        row = {"law": name}
+        for kind, part in (("decodes", ~prefill), ("prefill", prefill)):
             error = expected[part] / took[part] - 1
-            row += [f"{np.median(np.abs(error)):.1%}", f"{np.median(error):+.1%}"]
-            row.append(f"{expected[part].sum() / took[part].sum() - 1:+.1%}")
-        rows.append([*row, f"{expected.sum() / took.sum() - 1:+.1%}"])
-    header = ["law"]
-    header += [f"{kind}: {what}" for kind in ("decodes", "prefill") for what in ("median error", "signed", "sum")]
-    share = f"{took[prefill].sum() / took.sum():.0%}"
-    text = f"{len(steps):,} steps that the law was not fitted to; those with prefill took {share} of the time:"
-    return f"{text}\n\n{markdown([*header, 'sum of all'], rows)}"
+            row[f"{kind}: median error"] = f"{np.median(np.abs(error)):.1%}"
+            row[f"{kind}: signed"] = f"{np.median(error):+.1%}"
+            row[f"{kind}: sum"] = f"{expected[part].sum() / took[part].sum() - 1:+.1%}"
+        rows.append(row | {"sum of all": f"{expected.sum() / took.sum() - 1:+.1%}"})
+    bench.claim("steps that no law was fitted to", len(steps), "")
+    bench.claim("those with prefill, of their time", float(took[prefill].sum() / took.sum()), "share")
+    return rows
 
 
-def simulated(kept: Kept, laws: dict[str, dict[str, Any]]) -> str:
-    """Return the table of the arms, simulated with the same requests under each law, all just started."""
+def simulated(kept: Kept, laws: dict[str, dict[str, Any]]) -> Rows:
+    """Return the table of the arms, simulated with the same requests under each law, all just started.
+
+    Preemptions are those under the first law.
+    """
     engine = FIXED["engine"]
     settings: dict[str, Any] = {
         "kv_blocks": kept.of("about")[0]["usable blocks"],
@@ -133,21 +147,24 @@ def simulated(kept: Kept, laws: dict[str, dict[str, Any]]) -> str:
     }
     rows = []
     for cell, arm in product(CELLS, ARMS):
-        runs = kept.rounds(cell, arm)
+        runs = list(kept.rounds(cell, arm).values())
         if not runs:
             continue
-        row = [cell, arm, f"{mean(run['preemptions'] for run in runs.values()):,.0f}"]
-        row.append(f"{mean(run['output_throughput'] for run in runs.values()):,.0f}")
         policy = {"policy": "adaptive", "lengths": "hidden"} if arm == OURS else {"policy": "vllm", **ARMS[arm]}
-        for i, law in enumerate(laws.values()):
-            served = [requests(cell, run) for run in runs.values()]
-            figures = [simulate(requests=each, iteration_time=law, **settings, **policy).summary() for each in served]
-            if i == 0:
-                row.insert(3, f"{mean(each['preemptions'] for each in figures):,.0f}")
-            row.append(f"{mean(each['output_throughput'] for each in figures):,.0f}")
+        served = [requests(cell, run) for run in runs]
+        found = {
+            name: [simulate(requests=each, iteration_time=law, **settings, **policy).summary() for each in served]
+            for name, law in laws.items()
+        }
+        row = {"cell": cell, "arm": arm}
+        for title, key, shown in (
+            ("preemptions", "preemptions", [next(iter(laws))]),
+            ("tok/s", "output_throughput", laws),
+        ):
+            row[f"{title}: engine"] = f"{mean(run[key] for run in runs):.0f}"
+            row |= {f"{title}: {name}": f"{mean(each[key] for each in found[name]):.0f}" for name in shown}
         rows.append(row)
-    header = ["cell", "arm", "preemptions", "simulated", "tok/s", *(f"simulated: {name}" for name in laws)]
-    return markdown(header, rows)
+    return rows
 
 
 def requests(cell: str, run: dict[str, Any]) -> Requests:
@@ -157,25 +174,26 @@ def requests(cell: str, run: dict[str, Any]) -> Requests:
     return Requests(name=cell, arrival_ns=np.zeros(count, np.uint64), prompt=prompt, output=output, rate=np.inf)
 
 
-def report(folder: Path, shipped: list[str]) -> str:
-    """Return the tables."""
+def report(bench: Bench, folder: Path, shipped: list[str]) -> None:
+    """Fill the tables and the claims of the benchmark from what a folder keeps."""
     kept = Kept(folder)
+    for about in kept.of("about"):
+        bench.gpu = about["gpu"]
     ran = [{key: value for key, value in line.items() if key not in {"kind", "arm"}} for line in kept.of("about")]
-    parts = list(dict.fromkeys(map(json.dumps, ran)))
-    if kept.of("run"):
-        parts += [side_by_side(kept), overhead(kept)]
-    alone = [[line["cell"], *line["same"].values()] for line in kept.of("alone")]
-    if alone:
-        parts.append("One request at a time, all its tokens as stock's:")
-        names = list(kept.of("alone")[0]["same"])
-        rows = []
-        for cell in dict.fromkeys(row[0] for row in alone):
-            answers = [row[1:] for row in alone if row[0] == cell]
-            rows.append([cell, *(f"{sum(column)} of {len(column)}" for column in zip(*answers, strict=True))])
-        parts.append(markdown(["cell", *names], rows))
+    print(*dict.fromkeys(map(json.dumps, ran)), sep="\n", end="\n\n")
+    bench.rows, bench.tables["overhead"] = side_by_side(bench, kept), overhead(kept)
+    for cell in CELLS:
+        same = [line["same"] for line in kept.of("alone", cell=cell)]
+        for arm in same[0] if same else ():
+            bench.claim(
+                f"{cell}: one request at a time, all its tokens as stock's, {arm}",
+                mean(each[arm] for each in same),
+                "share",
+            )
     if (folder / "steps-held-out.jsonl").exists():
-        fitted = calibration.fit(step_log.load([folder / "steps-fitted.jsonl"])).iteration_time
+        fitted = calibration.fit(step_log.load([folder / "steps-fitted.jsonl"]))
+        bench.claim("steps that the law was fitted to", fitted.iterations, "")
         named = {Path(name).name.removesuffix(".json"): iteration_time(name) for name in shipped}
-        parts.append(laws(kept, {"fitted": fitted} | named))
-        parts.append(simulated(kept, {"fitted": fitted} | named))
-    return "\n\n".join(parts)
+        compared = {"fitted": fitted.iteration_time} | named
+        bench.tables["laws"] = laws(bench, kept, compared)
+        bench.tables["simulated"] = simulated(kept, dict(list(compared.items())[:2]))
