@@ -18,9 +18,9 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from contract import Bench, interval, markdown, start
+from contract import Bench, Claim, interval, markdown, start
 from panel_cells import FIXED, OVERLOAD, carried
 
 from wait_core import _core, simulate
@@ -29,6 +29,9 @@ from wait_core.hardware import iteration_time
 from wait_core.hardware.iteration_time import kv_cache_of
 from wait_core.workload import Dataset, Requests, sampled
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 SLO = {"slo_ttft_ms": 1e3 * FIXED.slo["ttft_s"], "slo_tpot_ms": 1e3 * FIXED.slo["tpot_s"]}
 OURS, STOCK = "forecast", "power-of-two"
 STATED = {f"{name}, SLO stated": name for name in (OURS, STOCK)}
@@ -36,6 +39,8 @@ AT_DOOR = f"{OURS}, target at the door"
 TOLD = {AT_DOOR: OURS} | STATED
 OF_GOODPUT = ((AT_DOOR, STOCK), (OURS, STOCK), tuple(STATED), (next(iter(STATED)), STOCK))
 KEPT = ("p99_ttft_ms", "mean_e2el_ms", "goodput", "prefix_hit_rate", "mean_ttft_ms", "mean_tpot_ms")
+GOALS = {"best other": "<= 1", "goodput": ">= 1.1", "prefix hit rate": ">= 0.95"}
+"""Of `forecast` against the best other router, of its goodput and of its share of cached prompts."""
 PAIRS = {"p99_ttft_ms": "p99 TTFT", "mean_e2el_ms": "mean E2E"}
 A100: dict[str, Any] = {"iteration_time": "a100", "kv_blocks": FIXED.kv_blocks, "max_num_seqs": FIXED.max_num_seqs}
 H100: dict[str, Any] = {"iteration_time": "llama-3.1-8b-h100-sxm"}
@@ -182,13 +187,14 @@ def judge(bench: Bench, cell: Cell, made: dict[str, list[dict[str, float]]]) -> 
         best = min(others, key={other: mean(other, key) for other in others}.__getitem__)
         value, half = ratio(OURS, best, key)
         # A ratio within its interval is not distinguished from 1.
-        bench.claim(f"{cell}: {name} / {best}", value - min(half, value), f"{value:.3f}+-{half:.3f}", "<= 1")
-        row |= {f"best other, {name}": best, f"{name} / best other": f"{value:.3f}+-{half:.3f}"}
+        shown = f"{value:.3f}+-{half:.3f}"
+        bench.claim(f"{cell}: {name} / {best}", value - min(half, value), shown, GOALS["best other"])
+        row |= {f"best other, {name}": best, f"{name} / best other": shown}
     if cell.load >= 1.0:
         for mine, other in OF_GOODPUT:
             value, half = ratio(mine, other, "goodput")
             # Only where the engines of both know the target, or of neither, is it the router's doing.
-            goal = ">= 1.1" if (mine in STATED) == (other in STATED) else ""
+            goal = GOALS["goodput"] if (mine in STATED) == (other in STATED) else ""
             bench.claim(f"{cell}: goodput, {mine} / {other}", value, f"+-{half:.3f}", goal)
             row[f"goodput, {mine} / {other}"] = f"{value:.3f}+-{half:.3f}"
         for key, name in PAIRS.items():
@@ -197,7 +203,7 @@ def judge(bench: Bench, cell: Cell, made: dict[str, list[dict[str, float]]]) -> 
             row[f"{name}, {AT_DOOR} / {STOCK}"] = f"{value:.3f}+-{half:.3f}"
     if KINDS[cell.kind].caches:
         value, half = ratio(OURS, "prefix-affinity", "prefix_hit_rate")
-        bench.claim(f"{cell}: prefix hit rate / prefix-affinity", value, f"+-{half:.3f}", ">= 0.95")
+        bench.claim(f"{cell}: prefix hit rate / prefix-affinity", value, f"+-{half:.3f}", GOALS["prefix hit rate"])
         row["prefix hit rate / prefix-affinity"] = f"{value:.3f}+-{half:.3f}"
     for router in made:
         row |= {f"{name}, {router}": f"{mean(router, key):.0f}" for key, name in PAIRS.items()}
@@ -220,45 +226,35 @@ def speed(bench: Bench, count: int) -> None:
     bench.claim(f"64 engines, {count:,} requests: completed", report.summary()["completed"] / count, "share", ">= 1")
 
 
-def tables(bench: Bench) -> str:
-    """Return the tables of docs/fleet.md."""
-    kinds: dict[str, list[bool]] = {}
-    for claim in bench.claims:
-        if claim.holds is not None:
-            name = claim.name.rpartition(": ")[2]
-            name = name if name.startswith("goodput") else name.partition(" / ")[0]
-            kinds.setdefault(f"{name} ({claim.goal})", []).append(claim.holds)
-    counts = [[name, f"{sum(each)} of {len(each)}"] for name, each in kinds.items()]
-    for name in PAIRS.values():
-        means = [float(row[f"{name} / best other"].partition("+-")[0]) for row in bench.rows]
-        counts.append([f"{name}: the mean ratio itself <= 1", f"{sum(mean <= 1 for mean in means)} of {len(means)}"])
-    over = [row for row in bench.rows if row["load"] >= 1.0]
-    ratio = f"goodput, {AT_DOOR} / {STOCK}"
+def goals(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return how many cells hold each goal."""
+    lines: list[list[str]] = []
+
+    def count(name: str, goal: str, ratios: list[str], *, within: bool = False) -> None:
+        found = [[float(part) for part in ratio.split("+-")] for ratio in ratios if ratio]
+        claims = [Claim(name, value - min(half, value) * within, "", goal) for value, half in found]
+        lines.append([name, goal, f"{sum(claim.holds is True for claim in claims)} of {len(claims)}"])
+
+    for figure in (f"{name} / best other" for name in PAIRS.values()):
+        ratios = [row[figure] for row in rows]
+        count(f"{figure}, within its interval", GOALS["best other"], ratios, within=True)
+        count(f"{figure}, the mean itself", GOALS["best other"], ratios)
+    for mine, other in OF_GOODPUT:
+        if (mine in STATED) == (other in STATED):
+            figure = f"goodput, {mine} / {other}"
+            count(figure, GOALS["goodput"], [row[figure] for row in rows])
+    figure, stock = f"goodput, {AT_DOOR} / {STOCK}", f"goodput, {STOCK}"
     # More than all requests cannot be in time.
-    within = [float(row[ratio].partition("+-")[0]) for row in over if 1.1 * float(row[f"goodput, {STOCK}"]) <= 1.0]
-    counts.append(
-        [f"{ratio} (>= 1.1) where {STOCK}'s is at most 1 / 1.1", f"{sum(r >= 1.1 for r in within)} of {len(within)}"]
-    )
-    first = ["kind", "replicas", "load", "staleness"]
-    columns = (
-        first + [f"{name} / best other" for name in PAIRS.values()] + [f"best other, {name}" for name in PAIRS.values()]
-    )
-    known = [STOCK, OURS, AT_DOOR, *STATED]
-    goodput = {f"goodput, {name}": name for name in known} | {ratio: "at the door / power-of-two"}
-    goodput |= {f"{name}, {AT_DOOR} / {STOCK}": f"{name}, the same" for name in PAIRS.values()}
-    parts = [
-        markdown(["goal", "holds"], counts),
-        markdown(columns, [[row.get(key, "") for key in columns] for row in bench.rows]),
-        markdown(first[:3] + list(goodput.values()), [[row[key] for key in first[:3] + list(goodput)] for row in over]),
-    ]
-    return "\n\n".join(parts)
+    possible = [row[figure] for row in rows if 1.1 * float(row[stock]) <= 1.0]
+    count(f"{figure}, where that of {STOCK} is at most 1 / 1.1", GOALS["goodput"], possible)
+    figure = "prefix hit rate / prefix-affinity"
+    count(figure, GOALS["prefix hit rate"], [row[figure] for row in rows])
+    return markdown(["figure", "goal", "holds"], lines)
 
 
 def main() -> None:
     """Run the cells."""
-    bench = start(
-        "fleet", __doc__ or "", markdown={"action": "store_true", "help": "print the tables of docs/fleet.md"}
-    )
+    bench = start("fleet", __doc__ or "")
     quick = bench.options.quick
     cells, seeds, share = (QUICK, (2, 3), 0.25) if quick else (CELLS, (2, 3, 4), 1.0)
     jobs = [(cell, router, seed) for cell in cells for router in routers(cell) for seed in seeds]
@@ -271,8 +267,6 @@ def main() -> None:
         found = dict(zip(jobs, pool.map(lambda job: run(job[0], job[1], job[2], share), jobs), strict=True))
     for cell in cells:
         judge(bench, cell, {router: [found[cell, router, seed] for seed in seeds] for router in routers(cell)})
-    if bench.options.markdown:
-        print(tables(bench))
     bench.finish()
 
 
