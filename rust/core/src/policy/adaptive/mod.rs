@@ -331,7 +331,8 @@ impl Policy for Adaptive {
         let backlog = if preempts || view.waiting_total() == 0 {
             let left = |slot: &Slot| view.request(*slot).prefill_target() - view.kv(*slot);
             let tokens = view.prefilling().iter().map(left).sum();
-            Backlog { tokens, beyond: 0, requests: view.prefilling().len() as u32, held: preempts, late: false }
+            let held = view.waiting_total().max(u32::from(preempts));
+            Backlog { tokens, beyond: 0, requests: view.prefilling().len() as u32, held, late: false }
         } else {
             let mut entry = self.entry(view, plan);
             let short_of_tokens = self.collect(view, plan, &mut entry);
@@ -340,7 +341,7 @@ impl Policy for Adaptive {
             let late =
                 !plan.refused().is_empty() || (tenant_queues..view.queues()).any(|queue| view.waiting(queue) > 0);
             let beyond = if short_of_tokens { entry.would_fit(view).min(held) } else { 0 };
-            Backlog { tokens: entry.backlog, beyond, requests, held: held > 0, late }
+            Backlog { tokens: entry.backlog, beyond, requests, held, late }
         };
         if let Some(budget) = &mut self.budget {
             let tokens = budget.choose(view, plan.decode_tokens(), &backlog);

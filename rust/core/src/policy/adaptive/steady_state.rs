@@ -22,13 +22,16 @@ pub(super) struct Expected {
     pub(super) decoding: f64,
     /// Prompt tokens of an iteration that computes any.
     pub(super) prompts: f64,
+    /// By how many per cent requests wait longer for memory if they stay longer by one.
+    pub(super) elasticity: f64,
 }
 
 /// The steady state under a budget of `n` tokens where memory and slots hold `residents` requests.
 pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -> Expected {
     let budget = n as f64;
     let (mut low, mut high) = (0.0, residents.min(budget));
-    let mut found = Expected { rate: 0.0, first_token: f64::INFINITY, decoding: f64::INFINITY, prompts: budget };
+    let (first_token, decoding) = (f64::INFINITY, f64::INFINITY);
+    let mut found = Expected { rate: 0.0, first_token, decoding, prompts: budget, elasticity: 0.0 };
     for _ in 0..BISECTIONS {
         let decodes = f64::midpoint(low, high);
         match balance(law, mix, budget, decodes, residents) {
@@ -70,9 +73,16 @@ fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents:
     if used >= 1.0 || rate > arrivals {
         return None;
     }
+    let (queueing, elasticity) = waiting(prefilling + decoding, used, residents);
+    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts, elasticity })
+}
+
+/// The wait for room that is `used` to this share by requests that stay so long; and its elasticity in that time, to
+/// which `used` is proportional.
+fn waiting(stay: f64, used: f64, residents: f64) -> (f64, f64) {
     let exponent = libm::sqrt(2.0 * residents + 2.0) - 1.0;
-    let queueing = (prefilling + decoding) / residents * libm::pow(used, exponent) / (1.0 - used);
-    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts })
+    let wait = stay / residents * libm::pow(used, exponent) / (1.0 - used);
+    (wait, 1.0 + exponent + used / (1.0 - used))
 }
 
 #[cfg(test)]
@@ -100,6 +110,15 @@ mod tests {
         let rate = |n| expected(&IterationTime::A100, &mix(1e9), n, 200.0).rate;
         let best = (200..2048).step_by(8).max_by(|a, b| rate(*a).total_cmp(&rate(*b))).unwrap();
         assert_eq!(best, 384);
+    }
+
+    #[test]
+    fn requests_that_stay_longer_wait_longer_by_the_elasticity() {
+        for (used, residents) in [(0.3, 8.0), (0.9, 60.0), (0.99, 256.0)] {
+            let (wait, elasticity) = waiting(10.0, used, residents);
+            let (longer, _) = waiting(10.0 * (1.0 + 1e-6), used * (1.0 + 1e-6), residents);
+            assert!(((longer / wait - 1.0) / 1e-6 / elasticity - 1.0).abs() < 1e-3, "{used}, {residents}");
+        }
     }
 
     #[test]

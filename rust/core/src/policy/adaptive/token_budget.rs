@@ -7,9 +7,10 @@
 //!
 //! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
 //! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
-//! add to their iterations. A second of the former is weighted by how much longer a request takes than its first token.
-//! Where memory and slots have not been short, no budget is taken that brings the last of these first tokens much later:
-//! where they have, first tokens wait for the decodes to end, and gain more by that than they lose here.
+//! add to their iterations. Both count as shares of what they take: a second of the former weighs as much more as a
+//! request takes longer than its first token. But of the time until then a share q has been spent waiting for memory
+//! or slots, and that part grows with the decodes, by its elasticity ε: delaying them costs 1 + ε q times as much.
+//! Where q is near 0, no budget is taken that brings the last of these first tokens much later.
 
 use super::steady_state::expected;
 use super::traffic::Mix;
@@ -27,9 +28,11 @@ const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
 /// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
-/// factor, unless memory or slots were short, or requests late, in this share of the recent iterations.
+/// factor, unless this share of the waiting was for memory or slots.
 const LATER: f64 = 1.2;
-const SCARCE: f64 = 0.01;
+const SCARCE: f64 = 0.02;
+/// Iterations over which that share is taken: memory runs full in stretches of hundreds.
+const LONG: f64 = 16_384.0;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
@@ -42,8 +45,8 @@ pub(super) struct Backlog {
     pub(super) requests: u32,
     /// Requests beyond these that only the tokens of an iteration keep from entering.
     pub(super) beyond: u32,
-    /// Whether requests are held, for whatever reason.
-    pub(super) held: bool,
+    /// Requests that are held, for whatever reason.
+    pub(super) held: u32,
     /// Whether requests are late for their target: parked, or refused in this plan.
     pub(super) late: bool,
 }
@@ -63,8 +66,9 @@ pub(super) struct TokenBudget {
     refreshed: i64,
     /// Share of the recent iterations in which requests were held.
     held: f64,
-    /// Share in which memory or slots were short, or requests late.
-    scarce: f64,
+    /// Requests without their first token in the iterations so far, and those of them held for memory or slots, fading.
+    pending: f64,
+    waiting: f64,
     /// Prompt tokens computed, the seconds they added to their iterations, and iterations, fading.
     prompt_tokens: f64,
     prompt_s: f64,
@@ -74,7 +78,7 @@ pub(super) struct TokenBudget {
 impl Backlog {
     /// Whether memory or slots are short, and not only the tokens of an iteration.
     pub(super) fn is_scarce(&self) -> bool {
-        self.held && self.beyond == 0
+        self.held > 0 && self.beyond == 0
     }
 }
 
@@ -89,7 +93,8 @@ impl TokenBudget {
             weight: WEIGHT,
             refreshed: 0,
             held: 0.0,
-            scarce: 0.0,
+            pending: 0.0,
+            waiting: 0.0,
             prompt_tokens: f64::from(most),
             prompt_s: law.token_seconds(u64::from(most)),
             iterations: 1.0,
@@ -119,18 +124,26 @@ impl TokenBudget {
         let room = view.pool().tokens() as f64 / mix.held;
         let residents = room.min(f64::from(limits.max_num_seqs)).max(1.0);
         let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
-        self.weight = (1.0 + configured.decoding / configured.first_token).clamp(1.0, MOST_WEIGHT);
+        let (longer, short) = (configured.decoding / configured.first_token, self.short());
+        self.weight = (1.0 + longer * (1.0 - short) / (1.0 + configured.elasticity * short)).min(MOST_WEIGHT);
         let overload = Mix { rate: f64::INFINITY, ..mix };
         let passing = self.edges.iter().map(|&n| (n, expected(&self.law, &overload, n, residents)));
         let best = passing.reduce(|best, next| if next.1.rate >= best.1.rate { next } else { best });
         self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
     }
 
+    /// Share of the time until the first token that requests waited for memory or slots.
+    fn short(&self) -> f64 {
+        if self.pending > 0.0 { self.waiting / self.pending } else { 0.0 }
+    }
+
     /// The token budget of an iteration with this many tokens of decodes beside the prompts to be computed.
     pub(super) fn choose(&mut self, view: &View, decodes: u32, backlog: &Backlog) -> u32 {
         let most = u64::from(view.limits().token_budget);
-        self.held += (f64::from(backlog.held) - self.held) / RECENT;
-        self.scarce += (f64::from(backlog.is_scarce() || backlog.late) - self.scarce) / RECENT;
+        self.held += (f64::from(backlog.held > 0) - self.held) / RECENT;
+        let short = if backlog.is_scarce() || backlog.late { backlog.held } else { 0 };
+        self.pending += f64::from(backlog.requests.saturating_add(backlog.held)) - self.pending / LONG;
+        self.waiting += f64::from(short) - self.waiting / LONG;
         let decodes = u64::from(decodes);
         if !self.chooses || backlog.tokens == 0 || decodes >= most {
             return most as u32;
@@ -171,7 +184,7 @@ impl TokenBudget {
         };
         let all = (decodes + tokens).min(most);
         let (least, time) = delay(all);
-        let latest = if self.scarce > SCARCE { f64::INFINITY } else { LATER * time };
+        let latest = if self.short() > SCARCE { f64::INFINITY } else { LATER * time };
         let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
         let delays = edges.map(|n| (delay(n), n)).filter(|((_, time), _)| *time <= latest);
         let delays = delays.map(|((delay, _), n)| (delay, n));
