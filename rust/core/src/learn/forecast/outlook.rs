@@ -3,7 +3,7 @@
 //! Horizons are evaluated part by part, the nearest first: beyond some part little is left, which a bound shows
 //! (`bounds.rs`).
 
-use super::bounds::OCTAVES;
+use super::bounds::{Bounded, OCTAVES};
 use super::cohorts::{YOUNG, young_row};
 use super::sums::Sums;
 use super::{CERTAIN, COLUMNS, Candidate, Forecast, HORIZONS, MODEL_ERROR, POOLED, STRIDE, columns};
@@ -52,6 +52,7 @@ pub(crate) struct Moments {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outlook {
     parts: [Option<(Span<PART>, usize)>; PARTS],
+    pub(super) bounded: [Option<Bounded>; PARTS],
 }
 
 /// A place with members.

@@ -158,3 +158,28 @@ impl Place {
         passed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squares_are_exact_though_their_terms_exceed_64_bits_and_never_too_small() {
+        let at = |tick: i64, kv: &[i64]| {
+            let mut all = Squared::NONE;
+            for kv in kv {
+                all.add(Squared::one(tick - kv));
+            }
+            all.at(tick).map(|sum| sum as i128)
+        };
+        let kv = [1, 77, 131_072, 1 << 30];
+        let squares: i128 = kv.iter().map(|&kv| i128::from(kv).pow(2)).sum();
+        let sum: i128 = kv.iter().map(|&kv| i128::from(kv)).sum();
+        for tick in [0, 1_000, 1 << 40, 1 << 50] {
+            assert_eq!(at(tick, &kv), [4, sum, squares as f64 as i128], "at {tick}");
+        }
+        let [count, kv, bound] = at(5, &[1 << 31; 3]);
+        assert_eq!((count, kv), (3, 3 << 31));
+        assert!(bound >= 3 << 62);
+    }
+}
