@@ -5,13 +5,15 @@
 //! sum of their constants. Requests that joined together and have the same latest end, a cohort, change their row, or
 //! pass a horizon before their certain end (`max_tokens`, or a known length), at a tick that is known in advance, and
 //! so does a request whose part of a KV group stops growing: a timing wheel moves each of them once, at that tick. A
-//! step costs what moves in it, a forecast (rows in use) × horizons; neither depends on the number of residents.
+//! step costs what moves in it, a forecast (rows in use) × horizons, a bound for it a few sums by octave of progress
+//! (`bounds.rs`); none depends on the number of residents.
 
 #![allow(clippy::needless_range_loop)] // several columns move together, and the loops vectorise as they stand
 
 use crate::learn::{Curve, ROWS, row_of, row_start, row_width};
 use crate::memory::Footprint;
 
+mod bounds;
 mod chances;
 mod cohorts;
 mod outlook;
@@ -21,13 +23,14 @@ mod sums;
 mod tests;
 mod wheel;
 
+use self::bounds::{OCTAVES, Octave};
 use self::chances::{Chances, Targets};
 use self::cohorts::{Cohort, Member, RECENT, YOUNG};
 use self::outlook::Occupied;
 pub(crate) use self::outlook::{Moments, Outlook, PART, PARTS, Span};
 pub use self::overflow::KvForecast;
 pub(crate) use self::overflow::forecast;
-use self::sums::{Place, Sums};
+use self::sums::{Place, Squared, Sums, Tally};
 use self::wheel::Wheel;
 
 /// Horizons, iterations ahead.
@@ -37,9 +40,8 @@ pub(crate) const HORIZONS: [u32; COLUMNS] = [
 ];
 pub(crate) const COLUMNS: usize = 24;
 const NIL: u32 = u32::MAX;
-/// Rows of a class, as they are stored: whole words of bits.
+/// Rows of a class, as they are stored.
 const STRIDE: usize = 128;
-const WORD: usize = u64::BITS as usize;
 /// Class of the requests whose length is known.
 pub(crate) const CERTAIN: usize = 0;
 /// Class of the requests without a label.
@@ -59,11 +61,10 @@ pub(crate) struct Forecast {
     places: Vec<Place>,
     /// For each place and group of the footprint that stops growing, the members of which it still grows.
     growing: Vec<Sums>,
-    /// A bit for each place that has members.
-    used: Vec<u64>,
-    /// By row, and a bit for those that follow from the curve in force.
+    /// By class, then by octave of progress.
+    octaves: Vec<Octave>,
+    /// By row.
     chances: Vec<Chances>,
-    fresh: Vec<u64>,
     /// By row, the stages that the young have passed there.
     exposure: Vec<[i64; YOUNG]>,
     /// The places that have members, those of known length first.
@@ -80,8 +81,8 @@ pub(crate) struct Forecast {
     /// By slot.
     members: Vec<Member>,
     cohorts: Vec<Cohort>,
-    /// By cohort, then by group: how many of it still grow, and the sum of their bases.
-    cohort_growing: Vec<(i64, i64)>,
+    /// By cohort, then by group: those of it that still grow.
+    cohort_growing: Vec<Tally>,
     vacant: Vec<u32>,
     recent: Vec<u32>,
     /// When cohorts change, and when members fill a group.
@@ -141,9 +142,8 @@ impl Forecast {
             footprint,
             places: Vec::new(),
             growing: Vec::new(),
-            used: Vec::new(),
+            octaves: Vec::new(),
             chances: Vec::new(),
-            fresh: Vec::new(),
             exposure: Vec::new(),
             occupied: Vec::new(),
             certain: 0,
@@ -174,9 +174,8 @@ impl Forecast {
         self.places.resize(rows, Place::EMPTY);
         self.exposure.push([0; YOUNG]);
         self.growing.resize(rows * self.footprint.plateaus().len(), Sums::NONE);
+        self.octaves.resize(rows / STRIDE * OCTAVES, Octave::EMPTY);
         self.chances.resize(rows, Chances::CERTAIN);
-        self.used.resize(rows / WORD, 0);
-        self.fresh.resize(rows / WORD, 0);
         self.curves.push(Curve::default());
         #[cfg(test)]
         self.versions.push(0);
@@ -198,7 +197,8 @@ impl Forecast {
         {
             self.versions[class] += 1;
         }
-        self.fresh[class * STRIDE / WORD..(class + 1) * STRIDE / WORD].fill(0);
+        self.chances[class * STRIDE..][..STRIDE].iter_mut().for_each(|chances| chances.fresh = false);
+        self.octaves[class * OCTAVES..][..OCTAVES].iter_mut().for_each(|octave| octave.fresh = false);
         self.stale = true;
     }
 
@@ -221,17 +221,9 @@ impl Forecast {
     /// Brings the chances of a row up to date.
     #[inline]
     fn refresh(&mut self, index: usize) {
-        if self.fresh[index / WORD] & (1 << (index % WORD)) == 0 {
-            self.set_chances(index);
-        }
-    }
-
-    #[cold]
-    fn set_chances(&mut self, index: usize) {
-        self.fresh[index / WORD] |= 1 << (index % WORD);
-        let (class, row) = (index / STRIDE, index % STRIDE);
-        if class != CERTAIN {
-            self.chances[index].set(&self.curves[class], row, &self.targets[row], &self.rise);
+        if !self.chances[index].fresh {
+            let (class, row) = (index / STRIDE, index % STRIDE);
+            self.chances[index].set(&self.curves[class], row, &self.targets[row]);
         }
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 mod tests;
 
 /// Rows to the octave.
-const OCTAVE: u32 = 8;
+pub(crate) const OCTAVE: u32 = 8;
 /// Rows in all; the last one is open.
 pub(crate) const ROWS: usize = 120;
 /// Before anything is seen, the share that reaches stage s is (1 + s/tokens)^-shape. With this shape few outputs are very

@@ -3,7 +3,7 @@
 //! All members of a lane gain a token in each step, so those that have n ≡ r (mod m) tokens do so together from then on:
 //! one counter for each residue, and the index of the residue that is due, determine what a step does.
 
-use super::kv_group::{GroupKind, KvGroup};
+use super::kv_group::GroupKind;
 use super::kv_layout::KvLayout;
 
 /// Members by residue of their tokens; those are due whose tokens + `ahead` are a multiple of the period.
@@ -64,19 +64,18 @@ impl Phases {
     }
 }
 
-/// The blocks of one kind of group.
+/// The blocks of several groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BlockCounters {
-    count: i64,
-    /// Members whose blocks are full.
-    fill: Phases,
-    release: Release,
+    /// Groups whose blocks are full at the same tokens, counted together: how many, and the members by when that is.
+    fills: Box<[(i64, Phases)]>,
+    /// Of each kind of group that frees blocks: how many groups, and what a step frees in one.
+    releases: Box<[(i64, Release)]>,
 }
 
 /// What a step frees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Release {
-    Nothing,
     /// A block of each member that the window has just left behind.
     Window {
         /// Members with at least a window of tokens.
@@ -85,96 +84,121 @@ enum Release {
         within: Phases,
     },
     /// All blocks of the chunk that each of these members has completed.
-    Chunk {
-        complete: Phases,
-        blocks: i64,
-    },
+    Chunk { complete: Phases, blocks: i64 },
     /// The copy of a state, one step after it was made.
-    Copy {
-        copied: Phases,
-    },
+    Copy { copied: Phases },
 }
 
 impl BlockCounters {
-    /// None for a state that neither grows nor shrinks.
-    pub(super) fn new(group: &KvGroup, layout: &KvLayout) -> Option<Self> {
-        let size = group.block_size.unwrap_or(layout.block_size());
-        let release = match group.kind {
-            GroupKind::State { aligned: false, .. } => return None,
-            GroupKind::State { aligned: true, .. } => Release::Copy { copied: Phases::new(size, size - 1) },
-            GroupKind::Full => Release::Nothing,
-            GroupKind::SlidingWindow { window } => {
-                // At n tokens the step frees by n − W + 1.
-                let ahead = (1 + size - window % size) % size;
-                Release::Window { beyond: Phases::new(size, ahead), within: Phases::new(window, 1) }
+    pub(super) fn new(layout: &KvLayout) -> Self {
+        let (mut fills, mut releases) = (Vec::<(i64, Phases)>::new(), Vec::new());
+        for group in layout.groups() {
+            let (count, size) = (i64::from(group.count), group.block_size.unwrap_or(layout.block_size()));
+            let ahead = match group.kind {
+                // A state that is not copied neither grows nor shrinks.
+                GroupKind::State { aligned: false, .. } => continue,
+                GroupKind::State { aligned: true, .. } => 0,
+                _ => layout.lookahead(),
+            };
+            let fill = Phases::new(size, ahead);
+            match fills.iter_mut().find(|(_, other)| *other == fill) {
+                Some((groups, _)) => *groups += count,
+                None => fills.push((count, fill)),
             }
-            GroupKind::ChunkedLocal { chunk } => {
-                Release::Chunk { complete: Phases::new(chunk, 0), blocks: i64::from(chunk / size) }
-            }
-        };
-        let ahead = if matches!(release, Release::Copy { .. }) { 0 } else { layout.lookahead() };
-        Some(Self { count: i64::from(group.count), fill: Phases::new(size, ahead), release })
+            releases.extend(Release::new(group.kind, size).map(|release| (count, release)));
+        }
+        Self { fills: fills.into(), releases: releases.into() }
     }
 
-    #[inline]
+    #[cold]
     pub(super) fn insert(&mut self, kv: u32) {
-        self.fill.insert(kv);
-        match &mut self.release {
-            Release::Nothing => {}
-            Release::Window { within, .. } if kv < within.period() => within.insert(kv),
-            Release::Window { beyond, .. } => beyond.insert(kv),
-            Release::Chunk { complete, .. } => complete.insert(kv),
-            Release::Copy { copied } => copied.insert(kv),
-        }
+        self.fills.iter_mut().for_each(|(_, fill)| fill.insert(kv));
+        self.releases.iter_mut().for_each(|(_, release)| release.phases(kv).insert(kv));
     }
 
-    #[inline]
+    #[cold]
     pub(super) fn remove(&mut self, kv: u32) {
-        self.fill.remove(kv);
-        match &mut self.release {
-            Release::Nothing => {}
-            Release::Window { within, .. } if kv < within.period() => within.remove(kv),
-            Release::Window { beyond, .. } => beyond.remove(kv),
-            Release::Chunk { complete, .. } => complete.remove(kv),
-            Release::Copy { copied } => copied.remove(kv),
-        }
+        self.fills.iter_mut().for_each(|(_, fill)| fill.remove(kv));
+        self.releases.iter_mut().for_each(|(_, release)| release.phases(kv).remove(kv));
     }
 
     pub(super) fn clear(&mut self) {
-        self.fill.clear();
-        match &mut self.release {
-            Release::Nothing => {}
-            Release::Window { beyond, within } => {
-                beyond.clear();
-                within.clear();
-            }
-            Release::Chunk { complete, .. } => complete.clear(),
-            Release::Copy { copied } => copied.clear(),
-        }
+        self.fills.iter_mut().for_each(|(_, fill)| fill.clear());
+        self.releases.iter_mut().for_each(|(_, release)| release.clear());
     }
 
     /// Blocks that the next step takes.
     pub(super) fn taken(&self) -> i64 {
-        self.count * i64::from(self.fill.due())
+        self.fills.iter().map(|(groups, fill)| groups * i64::from(fill.due())).sum()
     }
 
     /// Blocks that the next step takes, less those it frees.
+    #[cold]
     pub(super) fn change(&self) -> i64 {
-        let freed = match &self.release {
-            Release::Nothing => 0,
-            Release::Window { beyond, .. } => i64::from(beyond.due()),
-            Release::Chunk { complete, blocks } => blocks * i64::from(complete.due()),
-            Release::Copy { copied } => i64::from(copied.due()),
-        };
-        self.count * (i64::from(self.fill.due()) - freed)
+        self.taken() - self.releases.iter().map(|(groups, release)| groups * release.due()).sum::<i64>()
     }
 
     /// The lane steps.
+    #[cold]
     pub(super) fn advance(&mut self) {
-        self.fill.advance();
-        match &mut self.release {
-            Release::Nothing => {}
-            Release::Window { beyond, within } => {
+        self.fills.iter_mut().for_each(|(_, fill)| fill.advance());
+        self.releases.iter_mut().for_each(|(_, release)| release.advance());
+    }
+}
+
+impl Release {
+    /// Nothing for full attention.
+    fn new(kind: GroupKind, size: u32) -> Option<Self> {
+        match kind {
+            GroupKind::Full => None,
+            GroupKind::SlidingWindow { window } => {
+                // At n tokens the step frees by n − W + 1.
+                let ahead = (1 + size - window % size) % size;
+                Some(Self::Window { beyond: Phases::new(size, ahead), within: Phases::new(window, 1) })
+            }
+            GroupKind::ChunkedLocal { chunk } => {
+                Some(Self::Chunk { complete: Phases::new(chunk, 0), blocks: i64::from(chunk / size) })
+            }
+            GroupKind::State { .. } => Some(Self::Copy { copied: Phases::new(size, size - 1) }),
+        }
+    }
+
+    /// The counters in which a member with `kv` tokens is.
+    #[inline]
+    fn phases(&mut self, kv: u32) -> &mut Phases {
+        match self {
+            Self::Window { within, .. } if kv < within.period() => within,
+            Self::Window { beyond, .. } => beyond,
+            Self::Chunk { complete, .. } => complete,
+            Self::Copy { copied } => copied,
+        }
+    }
+
+    fn clear(&mut self) {
+        match self {
+            Self::Window { beyond, within } => {
+                beyond.clear();
+                within.clear();
+            }
+            Self::Chunk { complete, .. } => complete.clear(),
+            Self::Copy { copied } => copied.clear(),
+        }
+    }
+
+    /// Blocks that the next step frees in one group.
+    #[inline]
+    fn due(&self) -> i64 {
+        match self {
+            Self::Window { beyond, .. } => i64::from(beyond.due()),
+            Self::Chunk { complete, blocks } => blocks * i64::from(complete.due()),
+            Self::Copy { copied } => i64::from(copied.due()),
+        }
+    }
+
+    #[inline]
+    fn advance(&mut self) {
+        match self {
+            Self::Window { beyond, within } => {
                 let whole = within.take_due();
                 within.advance();
                 beyond.advance();
@@ -182,8 +206,8 @@ impl BlockCounters {
                     *beyond.at(within.period()) += whole;
                 }
             }
-            Release::Chunk { complete, .. } => complete.advance(),
-            Release::Copy { copied } => copied.advance(),
+            Self::Chunk { complete, .. } => complete.advance(),
+            Self::Copy { copied } => copied.advance(),
         }
     }
 }

@@ -97,6 +97,11 @@ impl Footprint {
         self.slope + self.plateaus.iter().map(|group| group.slope).sum::<f64>()
     }
 
+    /// Slope and offset of a line that what n tokens take does not exceed, on average over its place in its blocks.
+    pub(crate) fn line_above(&self) -> (f64, f64) {
+        (self.slope, self.fixed() + self.plateaus.iter().map(|group| group.peak).sum::<f64>())
+    }
+
     /// What a whole block in each group takes beside the tokens in it, and the states: no request takes more than this
     /// and `steepest` for each of its tokens.
     pub(crate) fn most_beside(&self) -> f64 {

@@ -41,7 +41,7 @@ pub struct Lane {
 enum Blocks {
     /// One group of full attention.
     One(Phases),
-    Several(Box<[BlockCounters]>),
+    Several(Box<BlockCounters>),
 }
 
 impl Lane {
@@ -49,7 +49,7 @@ impl Lane {
         let blocks = if layout.groups().is_empty() {
             Blocks::One(Phases::new(layout.block_size(), layout.lookahead()))
         } else {
-            Blocks::Several(layout.groups().iter().filter_map(|group| BlockCounters::new(group, layout)).collect())
+            Blocks::Several(Box::new(BlockCounters::new(layout)))
         };
         Self { tick: 0, len: 0, kv: 0, blocks, surplus: 0 }
     }
@@ -60,7 +60,7 @@ impl Lane {
         (lane.len, lane.kv, lane.surplus) = (0, 0, 0);
         match &mut lane.blocks {
             Blocks::One(phases) => phases.clear(),
-            Blocks::Several(groups) => groups.iter_mut().for_each(BlockCounters::clear),
+            Blocks::Several(groups) => groups.clear(),
         }
         lane
     }
@@ -90,7 +90,7 @@ impl Lane {
     pub fn block_change(&self) -> i64 {
         let change = match &self.blocks {
             Blocks::One(phases) => i64::from(phases.due()),
-            Blocks::Several(groups) => change(groups),
+            Blocks::Several(groups) => groups.change(),
         };
         change - self.surplus
     }
@@ -100,7 +100,7 @@ impl Lane {
     pub fn blocks_taken(&self) -> i64 {
         match &self.blocks {
             Blocks::One(_) => self.block_change(),
-            Blocks::Several(groups) => groups.iter().map(BlockCounters::taken).sum::<i64>() + (-self.surplus).max(0),
+            Blocks::Several(groups) => groups.taken() + (-self.surplus).max(0),
         }
     }
 
@@ -111,7 +111,7 @@ impl Lane {
         let base = self.tick - i64::from(kv);
         match &mut self.blocks {
             Blocks::One(phases) => phases.insert(kv),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.insert(kv)),
+            Blocks::Several(groups) => groups.insert(kv),
         }
         self.len += 1;
         self.kv += u64::from(kv);
@@ -125,7 +125,7 @@ impl Lane {
         let kv = self.kv_of(base);
         match &mut self.blocks {
             Blocks::One(phases) => phases.remove(kv),
-            Blocks::Several(groups) => groups.iter_mut().for_each(|group| group.remove(kv)),
+            Blocks::Several(groups) => groups.remove(kv),
         }
         self.len -= 1;
         self.kv -= u64::from(kv);
@@ -147,16 +147,10 @@ impl Lane {
         self.surplus = 0;
         match &mut self.blocks {
             Blocks::One(phases) => phases.advance(),
-            Blocks::Several(groups) => groups.iter_mut().for_each(BlockCounters::advance),
+            Blocks::Several(groups) => groups.advance(),
         }
         change
     }
-}
-
-/// Blocks that a step takes in all groups, less those it frees.
-#[cold]
-fn change(groups: &[BlockCounters]) -> i64 {
-    groups.iter().map(BlockCounters::change).sum()
 }
 
 #[cfg(test)]

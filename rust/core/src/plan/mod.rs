@@ -5,6 +5,7 @@
 
 pub use self::chunk::{Chunk, Origin};
 pub use self::hold::{Hold, HoldReason, Refusal};
+use self::moves::TakenOut;
 use crate::memory::BlockPool;
 use crate::model::{BatchShape, Hit, RequestId, Slot};
 use crate::state::{Prefixes, View};
@@ -46,9 +47,8 @@ pub struct Plan {
     number: u64,
     /// By lane: number of the last plan in which it runs.
     ran: Box<[u64]>,
-    /// By lane: members that the plan took out before the lane was to run, and the blocks that their decodes would have
-    /// taken.
-    taken_out: Box<[(u32, i64)]>,
+    /// By lane: what the plan took out before the lane was to run.
+    taken_out: Box<[TakenOut]>,
     chunks: Vec<Chunk>,
     /// Lanes step and prompts are computed, as in almost every plan: the next five lists are empty.
     plain: bool,
@@ -68,7 +68,7 @@ pub struct Plan {
     decodes: u32,
     /// What they take of the budget.
     decode_tokens: u32,
-    /// KV tokens of the members of the lanes that run, after this iteration.
+    /// KV tokens of the requests that decode, after this iteration.
     decode_kv: u64,
     /// Tokens that each decode takes of the budget.
     each: u32,
@@ -88,7 +88,7 @@ impl Plan {
         let mut plan = Self {
             number: 0,
             ran: vec![0; view.lanes().len()].into(),
-            taken_out: vec![(0, 0); view.lanes().len()].into(),
+            taken_out: vec![TakenOut::default(); view.lanes().len()].into(),
             chunks: Vec::new(),
             plain: true,
             preempted: Vec::new(),
@@ -250,14 +250,18 @@ impl Plan {
     #[inline(always)]
     pub fn decode(&mut self, view: &View, lane: usize) {
         debug_assert!(!self.runs(lane), "lane {lane} planned twice");
-        // Members that the plan has already taken out of the lane must not take a block, even temporarily: it would
-        // cost the prefix cache one.
-        let (out, blocks) = if self.plain { (0, 0) } else { self.taken_out[lane] };
         let members = &view.lanes()[lane];
         self.ran[lane] = self.number;
-        let change = members.block_change() - blocks;
-        self.set_decodes(self.decodes + members.len() - out);
+        let (mut decodes, mut change) = (self.decodes + members.len(), members.block_change());
         self.decode_kv += members.kv() + u64::from(members.len());
+        // Members that the plan has already taken out of the lane must not take a block, even temporarily: it would
+        // cost the prefix cache one.
+        if !self.plain {
+            let out = self.taken_out[lane];
+            (decodes, change) = (decodes - out.members, change - out.blocks);
+            self.decode_kv -= out.kv;
+        }
+        self.set_decodes(decodes);
         if self.prefixes.is_some() {
             self.step_cached(view, lane, change);
         } else {
@@ -381,14 +385,10 @@ impl Plan {
 
     // ---- what the scheduler does with it -----------------------------------------------------------------------
 
-    /// Describes the batch for the iteration-time law, from the view before it is applied.
-    pub(crate) fn measure(&mut self, view: &View) {
-        let mut kv = self.decode_kv;
-        if !self.plain {
-            let (gained, lost) = self.moved_kv(view);
-            kv = kv + gained - lost;
-        }
-        self.shape = BatchShape { decodes: u64::from(self.decode_tokens()), decode_kv: kv, ..BatchShape::default() };
+    /// Describes the batch for the iteration-time law.
+    pub(crate) fn measure(&mut self) {
+        let (decodes, decode_kv) = (u64::from(self.decode_tokens()), self.decode_kv);
+        self.shape = BatchShape { decodes, decode_kv, ..BatchShape::default() };
         // Nothing is computed of a request whose KV is being transferred.
         for chunk in self.chunks.iter().filter(|chunk| chunk.tokens > 0) {
             self.shape.add_prefill(u64::from(chunk.tokens), u64::from(chunk.start));

@@ -3,7 +3,17 @@
 
 use super::{HoldReason, Plan, Refusal};
 use crate::model::Slot;
-use crate::state::{Phase, View};
+use crate::state::View;
+
+/// Members that were taken out of a lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TakenOut {
+    pub(super) members: u32,
+    /// Blocks that their decodes would have taken.
+    pub(super) blocks: i64,
+    /// KV tokens that they would have held then.
+    pub(super) kv: u64,
+}
 
 impl Plan {
     /// Takes a request out of its lane; it keeps its KV, and may join another lane in the same plan.
@@ -15,23 +25,34 @@ impl Plan {
 
     /// Takes back that a member of a lane was to decode, or will be.
     pub(super) fn retract_decode(&mut self, view: &View, slot: Slot) {
-        let (lane, blocks) = (usize::from(view.request(slot).lane), view.next_blocks(slot));
+        let lane = usize::from(view.request(slot).lane);
         if self.runs(lane) {
-            self.take(-blocks);
-            self.set_decodes(self.decodes - 1);
+            self.stop_decode(view, slot);
         } else {
-            let (members, before) = &mut self.taken_out[lane];
-            (*members, *before) = (*members + 1, *before + blocks);
+            let out = &mut self.taken_out[lane];
+            out.members += 1;
+            out.blocks += view.next_blocks(slot);
+            out.kv += u64::from(view.kv(slot)) + 1;
         }
+    }
+
+    /// A request that was to decode does not.
+    pub(super) fn stop_decode(&mut self, view: &View, slot: Slot) {
+        let (kv, blocks) = (view.kv(slot), view.next_blocks(slot));
+        self.take(-blocks);
+        self.set_decodes(self.decodes - 1);
+        self.decode_kv -= u64::from(kv) + 1;
     }
 
     /// A parked request joins `lane`, which runs, and decodes with it.
     pub fn unpark(&mut self, view: &View, slot: Slot, lane: usize) {
         debug_assert!(self.runs(lane), "lane {lane} stands");
+        let (kv, held, blocks) = (view.kv(slot), view.blocks(slot), view.next_blocks(slot));
         self.plain = false;
         self.unparked.push((slot, lane as u16));
-        self.step(slot, view.kv(slot), view.blocks(slot), view.next_blocks(slot));
+        self.step(slot, kv, held, blocks);
         self.set_decodes(self.decodes + 1);
+        self.decode_kv += u64::from(kv) + 1;
     }
 
     /// A waiting request goes to another queue; it may be admitted by the same plan.
@@ -53,20 +74,7 @@ impl Plan {
         self.unparked.clear();
         self.moved.clear();
         self.refused.clear();
-        self.taken_out.fill((0, 0));
+        self.taken_out.fill(TakenOut::default());
         self.plain = true;
-    }
-
-    /// KV tokens of the decodes that are not their lane's, and those of members of a running lane that do not decode.
-    #[cold]
-    pub(super) fn moved_kv(&self, view: &View) -> (u64, u64) {
-        let in_running_lane = |slot: Slot| {
-            let request = view.request(slot);
-            request.phase == Phase::Decoding && self.runs(usize::from(request.lane))
-        };
-        let after = |slot: Slot| u64::from(view.kv(slot)) + 1;
-        let out = self.preempted.iter().map(|&(slot, _)| slot).chain(self.parked.iter().copied());
-        let lost = out.filter(|&slot| in_running_lane(slot)).map(after).sum();
-        (self.unparked.iter().map(|&(slot, _)| after(slot)).sum(), lost)
     }
 }

@@ -40,8 +40,7 @@ impl Plan {
         }
         if let Some(at) = self.unparked.iter().position(|&(other, _)| other == slot) {
             self.unparked.remove(at);
-            self.take(-view.next_blocks(slot));
-            self.set_decodes(self.decodes - 1);
+            self.stop_decode(view, slot);
         }
         let blocks = view.blocks(slot);
         if let Some(at) = self.chunks.iter().position(|chunk| chunk.slot == slot) {

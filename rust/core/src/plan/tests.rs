@@ -77,7 +77,7 @@ fn a_lane_that_decodes_takes_a_block_for_each_full_member() {
     let (view, plan) = world.begin();
     plan.decode(view, 0);
     assert_eq!(sums(plan), (10 - 6 - 2, 3, 3, 4));
-    plan.measure(view);
+    plan.measure();
     assert_eq!(*plan.shape(), BatchShape { decodes: 3, decode_kv: 5 + 6 + 9, ..BatchShape::default() });
 }
 
@@ -93,7 +93,7 @@ fn a_parked_request_gives_back_its_token_and_its_block() {
     plan.park(view, still); // its lane stands: it was to decode nothing
     assert_eq!(sums(plan), (10 - 4, 1, 1, 3));
     assert_eq!(plan.parked(), [full, still]);
-    plan.measure(view);
+    plan.measure();
     assert_eq!((plan.shape().decodes, plan.shape().decode_kv), (1, 6));
 }
 
@@ -108,7 +108,7 @@ fn an_unparked_request_decodes_with_its_lane() {
     plan.unpark(view, half, 0);
     assert_eq!(sums(plan), (10 - 6 - 1, 3, 3, 3));
     assert_eq!(plan.unparked(), [(full, 0), (half, 0)]);
-    plan.measure(view);
+    plan.measure();
     assert_eq!((plan.shape().decodes, plan.shape().decode_kv), (3, 6 + 9 + 7));
 }
 
@@ -125,7 +125,7 @@ fn preemption_begins_with_the_last_admitted() {
     // Each preemption gives two blocks and the one it was about to take.
     assert_eq!(sums(plan), (1, 3, 3, 3));
     assert_eq!(plan.preempted().iter().map(|&(_, id)| id).collect::<Vec<_>>(), [5, 4]);
-    plan.measure(view);
+    plan.measure();
     assert_eq!((plan.shape().decodes, plan.shape().decode_kv), (3, 27));
 }
 
@@ -142,7 +142,7 @@ fn a_lane_planned_after_a_preemption_counts_no_victim() {
     assert_eq!((plan.preempted(), plan.free()), (&[(victim, 5)][..], 1));
     plan.decode(view, 1);
     assert_eq!(sums(plan), (1, 0, 0, 4));
-    plan.measure(view);
+    plan.measure();
     assert_eq!(*plan.shape(), BatchShape::default());
 }
 
@@ -208,7 +208,7 @@ fn prefills_go_on_in_order_as_far_as_the_budget_reaches() {
     assert_eq!((sums(plan), plan.tokens_left()), ((10 - 5 - 1 - 2, 16, 1, 4), 0));
     plan.continue_prefill(view, c);
     assert_eq!(plan.chunks().len(), 2, "no token is left for the third");
-    plan.measure(view);
+    plan.measure();
     let expected = BatchShape {
         decodes: 1,
         decode_kv: 6,

@@ -11,7 +11,7 @@ impl Scheduler {
     /// Assumes that the plan happens.
     #[inline]
     pub(super) fn carry_out(&mut self) {
-        self.plan.measure(&self.view);
+        self.plan.measure();
         if self.plan.tokens() > 0 {
             // Plans are numbered from 1.
             self.policy.step(Step::Planned { iteration: self.stats.iterations + 1, shape: self.plan.shape() });

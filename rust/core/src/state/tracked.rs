@@ -81,7 +81,7 @@ impl Tracked {
     }
 
     /// Blocks that this prefill takes at most, beside those that are shared; behind a hit it begins with copies of states.
-    #[inline]
+    #[inline(always)]
     pub fn own_blocks(&self, layout: &KvLayout) -> u32 {
         let target = self.prefill_target();
         let blocks = if self.hit.computed > 0 { layout.prefill(target) } else { layout.demand(target) };

@@ -238,6 +238,7 @@ impl View {
     }
 
     /// Blocks that a request holds.
+    #[inline]
     pub fn blocks(&self, slot: Slot) -> u32 {
         self.blocks_at(slot, self.kv(slot))
     }

@@ -1,10 +1,15 @@
 //! The chance that a member of a row still runs at a horizon.
 
-use super::{COLUMNS, HORIZONS, PART, PARTS, middle};
+use super::{COLUMNS, HORIZONS, middle};
 use crate::learn::{Curve, ROWS, row_of, row_start, row_width};
 
-/// For each horizon, the row in which the middle of a row will be, and how far into it.
-pub(super) type Targets = [(u16, f64); COLUMNS];
+/// Where the middle of a row is, as its first stages count, and where it will be at each horizon: a row, and how far
+/// into it.
+#[derive(Clone, Debug)]
+pub(super) struct Targets {
+    now: f64,
+    ahead: [(u16, f64); COLUMNS],
+}
 
 /// Where the rows will be.
 pub(super) fn targets() -> Vec<Targets> {
@@ -14,15 +19,8 @@ pub(super) fn targets() -> Vec<Targets> {
         let into = (stage - f64::from(row_start(target))) / f64::from(row_width(target));
         (target as u16, into.min(1.0))
     };
-    (0..ROWS).map(|row| HORIZONS.map(|h| target(row, h))).collect()
-}
-
-/// Bounds for all horizons from one on: the largest, over them, of the chance p times 1 and the rise r up to the
-/// horizon, and of p (1 − p) times 1, 2r and r².
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bound {
-    pub(super) mean: [f64; 2],
-    pub(super) variance: [f64; 3],
+    let of = |row| Targets { now: 0.5 - 0.5 / f64::from(row_width(row)), ahead: HORIZONS.map(|h| target(row, h)) };
+    (0..ROWS).map(of).collect()
 }
 
 /// Of one row, by horizon.
@@ -32,33 +30,22 @@ pub(super) struct Chances {
     pub(super) alive: [f64; COLUMNS],
     /// p (1 − p)
     pub(super) spread: [f64; COLUMNS],
-    /// By part, from its first horizon on.
-    pub(super) bounds: [Bound; PARTS],
+    /// Whether they follow from the curve in force.
+    pub(super) fresh: bool,
 }
 
 impl Chances {
     /// Of requests that are certain to run.
-    pub(super) const CERTAIN: Self = Self {
-        alive: [1.0; COLUMNS],
-        spread: [0.0; COLUMNS],
-        bounds: [Bound { mean: [1.0, f64::INFINITY], variance: [0.0; 3] }; PARTS],
-    };
+    pub(super) const CERTAIN: Self = Self { alive: [1.0; COLUMNS], spread: [0.0; COLUMNS], fresh: true };
 
-    pub(super) fn set(&mut self, curve: &Curve, row: usize, targets: &Targets, rise: &[f64; COLUMNS]) {
-        let now = curve.alive(row, 0.5 - 0.5 / f64::from(row_width(row)));
-        for (alive, &(target, into)) in self.alive.iter_mut().zip(targets) {
-            *alive = (curve.alive(usize::from(target), into) / now).min(1.0);
+    #[cold]
+    pub(super) fn set(&mut self, curve: &Curve, row: usize, targets: &Targets) {
+        let now = curve.alive(row, targets.now);
+        for (alive, &(target, into)) in self.alive.iter_mut().zip(&targets.ahead) {
+            let share = curve.alive(usize::from(target), into) / now;
+            *alive = if share < 1.0 { share } else { 1.0 };
         }
         self.spread = self.alive.map(|alive| alive * (1.0 - alive));
-        let mut bound = Bound { mean: [0.0; 2], variance: [0.0; 3] };
-        for part in (0..PARTS).rev() {
-            for j in part * PART..(part + 1) * PART {
-                let (alive, spread, rise) = (self.alive[j], self.spread[j], rise[j]);
-                let ([alive_most, risen], [one, first, second]) = (bound.mean, bound.variance);
-                bound.mean = [alive_most.max(alive), risen.max(alive * rise)];
-                bound.variance = [one.max(spread), first.max(2.0 * spread * rise), second.max(spread * rise * rise)];
-            }
-            self.bounds[part] = bound;
-        }
+        self.fresh = true;
     }
 }

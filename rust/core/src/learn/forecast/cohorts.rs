@@ -1,6 +1,7 @@
 //! Members as they join, step and leave: where each is counted, and when that changes next.
 
-use super::{Candidate, Forecast, HORIZONS, NIL, ROWS, STRIDE, WORD, columns, row_of, row_start, row_width};
+use super::bounds::octave_of;
+use super::{Candidate, Forecast, HORIZONS, NIL, ROWS, STRIDE, Squared, Tally, columns, row_of, row_start, row_width};
 use crate::model::Slot;
 
 /// The last cohorts, among which a request looks for its own.
@@ -40,9 +41,7 @@ pub(super) struct Cohort {
     place: u32,
     /// Horizons before which it may still run.
     columns: u32,
-    members: u32,
-    /// Sum of their bases.
-    base: i64,
+    members: Squared,
     /// Tick minus stage.
     birth: i64,
     /// Tick at which it ends at the latest.
@@ -72,7 +71,7 @@ impl Forecast {
 
     /// Counts the stages that the young members of a place have passed, row by row: all came by the same rows.
     fn expose(&mut self, place: usize) {
-        let members = self.places[place].all.count;
+        let members = self.places[place].sums.all.count;
         if members > 0 {
             let passed = self.places[place].drain(self.tick) / members;
             let next = young_row(place, self.tick - 1) % STRIDE + 1;
@@ -108,14 +107,21 @@ impl Forecast {
             self.members.resize(slot as usize + 1, Member::NONE);
         }
         self.members[slot as usize] = Member { cohort, full: 0, base };
-        self.cohorts[cohort as usize].members += 1;
-        self.count(cohort, 1, base);
+        let member = Squared::one(base);
+        let joined = &mut self.cohorts[cohort as usize];
+        joined.members.add(member);
+        let (place, columns) = (joined.place as usize, joined.columns as usize);
+        self.count_in(place, member.tally, columns);
+        self.octaves[octave_of(place)].members.add(member);
         self.population[candidate.class] += 1;
         self.reserve(slot, 1);
-        if !self.footprint.plateaus().is_empty() {
-            for group in 0..self.footprint.plateaus().len() {
-                self.count_growing(cohort, group, 1, base);
+        let groups = self.footprint.plateaus().len();
+        if groups > 0 {
+            for group in 0..groups {
+                self.cohort_growing[cohort as usize * groups + group].add(member.tally);
+                self.growing[place * groups + group].add(member.tally, columns);
             }
+            self.fills.reserve(self.members.len());
             self.fill(slot);
         }
     }
@@ -126,18 +132,21 @@ impl Forecast {
         self.stale = true;
         self.reserve(slot, -1);
         for group in full as usize..self.footprint.plateaus().len() {
-            self.count_growing(cohort, group, -1, base);
+            self.stop_growing(cohort, group, base);
         }
         self.fills.cancel(slot);
-        self.count(cohort, -1, base);
         self.members[slot as usize] = Member::NONE;
+        let member = Squared::one(base);
         let left = &mut self.cohorts[cohort as usize];
-        left.members -= 1;
-        let (class, birth) = (left.place as usize / STRIDE, left.birth);
-        if left.members == 0 {
+        left.members.take(member);
+        let (place, columns, birth) = (left.place as usize, left.columns as usize, left.birth);
+        if left.members.tally.count == 0 {
             self.changes.cancel(cohort);
             self.vacant.push(cohort);
         }
+        self.count_out(place, member.tally, columns);
+        self.octaves[octave_of(place)].members.take(member);
+        let class = place / STRIDE;
         self.population[class] -= 1;
         Some((class, (self.tick - birth) as u32))
     }
@@ -151,7 +160,8 @@ impl Forecast {
     fn cohort(&mut self, class: usize, birth: i64, end: i64) -> u32 {
         let same = |&&at: &&u32| {
             let other = &self.cohorts[at as usize];
-            other.members > 0 && (other.place as usize / STRIDE, other.birth, other.end) == (class, birth, end)
+            other.members.tally.count > 0
+                && (other.place as usize / STRIDE, other.birth, other.end) == (class, birth, end)
         };
         if let Some(&at) = self.recent.iter().find(same) {
             return at;
@@ -160,7 +170,7 @@ impl Forecast {
         let (leaving, place) =
             if row < YOUNG { (birth + YOUNG as i64, birth as usize % YOUNG) } else { (birth + STARTS[row + 1], row) };
         let place = (class * STRIDE + place) as u32;
-        let mut new = Cohort { place, columns: 0, members: 0, base: 0, birth, end, leaving, closing: 0 };
+        let mut new = Cohort { place, columns: 0, members: Squared::NONE, birth, end, leaving, closing: 0 };
         new.close(self.tick);
         let groups = self.footprint.plateaus().len();
         let at = if let Some(at) = self.vacant.pop() {
@@ -168,7 +178,8 @@ impl Forecast {
             at
         } else {
             self.cohorts.push(new);
-            self.cohort_growing.resize(self.cohorts.len() * groups, (0, 0));
+            self.cohort_growing.resize(self.cohorts.len() * groups, Tally::NONE);
+            self.changes.reserve(self.cohorts.len());
             (self.cohorts.len() - 1) as u32
         };
         self.changes.schedule(at, self.tick, new.due());
@@ -179,34 +190,29 @@ impl Forecast {
         at
     }
 
-    /// Adds this many members to a cohort and its place.
-    fn count(&mut self, cohort: u32, count: i64, base: i64) {
-        let cohort = &mut self.cohorts[cohort as usize];
-        cohort.base += count * base;
-        let (place, columns) = (cohort.place, cohort.columns);
-        self.change(place as usize, count, count * base, columns as usize);
-    }
-
-    /// Adds this many members to those of a cohort and its place whose part of a group still grows.
-    fn count_growing(&mut self, cohort: u32, group: usize, count: i64, base: i64) {
+    /// Counts a member no longer among those of its cohort and place whose part of a group still grows.
+    fn stop_growing(&mut self, cohort: u32, group: usize, base: i64) {
         let groups = self.footprint.plateaus().len();
-        let growing = &mut self.cohort_growing[cohort as usize * groups + group];
-        (growing.0, growing.1) = (growing.0 + count, growing.1 + count * base);
+        let member = Tally { count: 1, base };
+        self.cohort_growing[cohort as usize * groups + group].take(member);
         let Cohort { place, columns, .. } = self.cohorts[cohort as usize];
-        self.growing[place as usize * groups + group].change(count, count * base, columns as usize);
+        self.growing[place as usize * groups + group].take(member, columns as usize);
     }
 
     #[inline]
-    fn change(&mut self, place: usize, count: i64, base: i64, columns: usize) {
+    fn count_in(&mut self, place: usize, members: Tally, columns: usize) {
         if place % STRIDE < YOUNG {
             self.expose(place);
         }
-        let at = &mut self.places[place];
-        let was_empty = at.all.count == 0;
-        at.change(count, base, columns, self.tick);
-        if was_empty != (at.all.count == 0) {
-            self.used[place / WORD] ^= 1 << (place % WORD);
+        self.places[place].add(members, columns, self.tick);
+    }
+
+    #[inline]
+    fn count_out(&mut self, place: usize, members: Tally, columns: usize) {
+        if place % STRIDE < YOUNG {
+            self.expose(place);
         }
+        self.places[place].take(members, columns, self.tick);
     }
 
     /// Counts the most that a member takes, or no longer counts it.
@@ -220,32 +226,38 @@ impl Forecast {
     }
 
     /// Moves a cohort to its current place, and notes when that changes next.
+    #[inline]
     fn move_on(&mut self, at: u32) {
         let tick = self.tick;
         let cohort = &mut self.cohorts[at as usize];
         let (from, before) = (cohort.place as usize, cohort.columns as usize);
-        while tick >= cohort.leaving {
-            let row = (cohort.place as usize % STRIDE + 1).max(YOUNG);
-            cohort.place = (cohort.place as usize / STRIDE * STRIDE + row) as u32;
-            cohort.leaving = cohort.birth + STARTS[(row + 1) % STRIDE];
+        if tick >= cohort.leaving {
+            let first = from / STRIDE * STRIDE;
+            let to = (from + 1).max(first + YOUNG);
+            cohort.place = to as u32;
+            cohort.leaving = cohort.birth + STARTS[(to + 1) % STRIDE];
         }
         if tick >= cohort.closing {
             cohort.close(tick);
         }
-        let Cohort { place, columns, members, base, .. } = *cohort;
+        let Cohort { place, columns, members, .. } = *cohort;
         self.changes.schedule(at, tick, cohort.due());
-        let (to, columns, members) = (place as usize, columns as usize, i64::from(members));
+        let (to, columns) = (place as usize, columns as usize);
         if (to, columns) == (from, before) {
             return;
         }
-        self.change(from, -members, -base, before);
-        self.change(to, members, base, columns);
+        self.count_out(from, members.tally, before);
+        self.count_in(to, members.tally, columns);
+        if octave_of(from) != octave_of(to) {
+            self.octaves[octave_of(from)].members.take(members);
+            self.octaves[octave_of(to)].members.add(members);
+        }
         let groups = self.footprint.plateaus().len();
         for group in 0..groups {
-            let (count, base) = self.cohort_growing[at as usize * groups + group];
-            if count > 0 {
-                self.growing[from * groups + group].change(-count, -base, before);
-                self.growing[to * groups + group].change(count, base, columns);
+            let growing = self.cohort_growing[at as usize * groups + group];
+            if growing.count > 0 {
+                self.growing[from * groups + group].take(growing, before);
+                self.growing[to * groups + group].add(growing, columns);
             }
         }
     }
@@ -260,7 +272,7 @@ impl Forecast {
                 self.fills.schedule(slot, self.tick, due);
                 break;
             }
-            self.count_growing(cohort, group, -1, base);
+            self.stop_growing(cohort, group, base);
             group += 1;
         }
         self.members[slot as usize].full = group as u32;

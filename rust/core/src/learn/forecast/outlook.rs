@@ -1,12 +1,12 @@
 //! What is expected at each horizon: sums over the rows that have members.
 //!
-//! Horizons are evaluated part by part, the nearest first: beyond some part little is left, which a bound shows at a
-//! fraction of the cost of the sums.
+//! Horizons are evaluated part by part, the nearest first: beyond some part little is left, which a bound shows
+//! (`bounds.rs`).
 
-use super::chances::Bound;
+use super::bounds::{Bounded, OCTAVES};
 use super::cohorts::{YOUNG, young_row};
 use super::sums::Sums;
-use super::{CERTAIN, COLUMNS, Candidate, Forecast, HORIZONS, MODEL_ERROR, POOLED, STRIDE, WORD, columns};
+use super::{CERTAIN, COLUMNS, Candidate, Forecast, HORIZONS, MODEL_ERROR, POOLED, STRIDE, columns};
 use crate::memory::Footprint;
 
 /// Horizons of a part, and the number of parts.
@@ -52,6 +52,7 @@ pub(crate) struct Moments {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outlook {
     parts: [Option<(Span<PART>, usize)>; PARTS],
+    pub(super) bounded: [Option<Bounded>; PARTS],
 }
 
 /// A place with members.
@@ -66,8 +67,6 @@ pub(super) struct Occupied {
     count: f64,
     /// KV of a member now, on average: of the groups that no longer grow, for good.
     each: f64,
-    /// Most that the groups that still grow will add to it.
-    growth: f64,
 }
 
 impl<const N: usize> Span<N> {
@@ -95,7 +94,7 @@ impl Outlook {
 }
 
 /// Standard deviation of what is held, the error of the curves included.
-fn deviation(mean: f64, variance: f64) -> f64 {
+pub(super) fn deviation(mean: f64, variance: f64) -> f64 {
     let error = MODEL_ERROR * mean;
     libm::sqrt(variance + error * error)
 }
@@ -127,35 +126,6 @@ impl Forecast {
             self.add(&mut span, candidate);
         }
         span
-    }
-
-    /// Mean and standard deviation that no horizon of a part, or of a later one, exceeds; none where there is no bound but
-    /// the sums themselves.
-    pub(crate) fn bound(&mut self, part: usize, beside: &[Candidate], candidate: &Candidate) -> Option<(f64, f64)> {
-        self.gather();
-        if self.certain > 0 {
-            return None;
-        }
-        let (mut mean, mut variance) = (0.0, 0.0);
-        let mut add = |bound: &Bound, count: f64, each: f64| {
-            let [alive, longer] = bound.mean;
-            let [one, first, second] = bound.variance;
-            mean += count * (each * alive + longer);
-            variance += count * (each * (each * one + first) + second);
-        };
-        for row in &self.occupied {
-            add(&self.chances[row.row as usize].bounds[part], row.count, row.each + row.growth);
-        }
-        for candidate in beside.iter().chain([candidate]) {
-            if candidate.class == CERTAIN {
-                return None;
-            }
-            let most: f64 = self.footprint.plateaus().iter().map(|group| group.peak).sum();
-            let each = self.footprint.slope() * f64::from(candidate.kv) + self.footprint.fixed() + most;
-            let row = self.refreshed(candidate);
-            add(&self.chances[row].bounds[part], 1.0, each);
-        }
-        Some((mean, deviation(mean, variance)))
     }
 
     /// Adds a request to a span.
@@ -196,17 +166,21 @@ impl Forecast {
         }
         let mut occupied = std::mem::take(&mut self.occupied);
         occupied.clear();
-        for word in 0..self.used.len() {
-            if word == POOLED * STRIDE / WORD {
+        for octave in 0..self.octaves.len() {
+            if octave == POOLED * OCTAVES {
                 self.certain = occupied.len();
             }
-            let mut bits = self.used[word];
-            while bits != 0 {
-                let place = word * WORD + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                let row = if place % STRIDE < YOUNG { young_row(place, self.tick) } else { place };
-                self.refresh(row);
-                occupied.push(self.stand(place, row));
+            if self.octaves[octave].is_empty() {
+                continue;
+            }
+            let places = octave * STRIDE / OCTAVES..(octave + 1) * STRIDE / OCTAVES;
+            let young = places.start % STRIDE < YOUNG;
+            for place in places {
+                if !self.places[place].is_empty() {
+                    let row = if young { young_row(place, self.tick) } else { place };
+                    self.refresh(row);
+                    occupied.push(self.stand(place, row));
+                }
             }
         }
         self.occupied = occupied;
@@ -215,25 +189,24 @@ impl Forecast {
     /// What the members of a place hold now.
     #[inline(always)]
     fn stand(&self, place: usize, row: usize) -> Occupied {
-        let all = &self.places[place].all;
-        let (place, row) = (place as u32, row as u32);
-        let (count, kv) = all.all(self.tick);
+        let sums = &self.places[place].sums;
+        let (place, row, ending) = (place as u32, row as u32, sums.ending);
+        let (count, kv) = sums.all.at(self.tick);
         let mut each = self.footprint.slope() * kv / count + self.footprint.fixed();
-        let (mut grows, mut growth) = (false, 0.0);
+        let mut grows = false;
         if self.growing.is_empty() {
-            return Occupied { place, row, ending: all.ending, grows, count, each, growth };
+            return Occupied { place, row, ending, grows, count, each };
         }
         for (group, growing) in self.footprint.plateaus().iter().zip(self.growing_of(place)) {
-            if growing.count == 0 {
+            if growing.all.count == 0 {
                 each += group.level;
                 continue;
             }
-            let share = growing.count as f64 / count;
+            let share = growing.all.count as f64 / count;
             each += group.level * (1.0 - share);
-            growth += group.peak * share;
             grows = true;
         }
-        Occupied { place, row, ending: all.ending, grows, count, each, growth }
+        Occupied { place, row, ending, grows, count, each }
     }
 
     /// Sums N columns from `first` on over all members. In the variance, and in what the groups that still grow will
@@ -281,7 +254,7 @@ impl Forecast {
         }
         if row.grows {
             for (group, growing) in self.footprint.plateaus().iter().zip(self.growing_of(place)) {
-                let (count, kv) = growing.all(self.tick);
+                let (count, kv) = growing.all.at(self.tick);
                 if count > 0.0 {
                     let (now, share) = (kv / count, count / row.count);
                     let (slope, full, window) = (share * group.slope, share * group.level, f64::from(group.window));
@@ -301,7 +274,7 @@ impl Forecast {
             }
             return (running, each);
         }
-        let (count, kv) = self.places[place as usize].all.running::<N>(first, self.tick);
+        let (count, kv) = self.places[place as usize].sums.running::<N>(first, self.tick);
         let mut running = [0.0; N];
         for j in 0..N {
             running[j] = self.footprint.slope() * kv[j] + (rise[j] + self.footprint.fixed()) * count[j];

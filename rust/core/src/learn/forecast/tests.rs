@@ -188,10 +188,16 @@ proptest! {
             prop_assert!(close(with[j][2], expected[j][2] + added[j][2]));
         }
         for part in 0..PARTS {
-            let Some((mean, deviation)) = lane.forecast.bound(part, &[], &candidate) else {
+            let mut outlook = Outlook::default();
+            let Some((mean, deviation)) = lane.forecast.bound(&mut outlook, part, &[], &candidate) else {
                 prop_assert!(residents.iter().any(|r| r.class == CERTAIN));
                 continue;
             };
+            // What was bounded before is only added to.
+            let beside = [candidate; 3];
+            let added = lane.forecast.bound(&mut outlook, part, &beside, &candidate);
+            prop_assert_eq!(added, lane.forecast.bound(&mut Outlook::default(), part, &beside, &candidate));
+            prop_assert!(added.is_some_and(|(more, _)| more > mean));
             for j in part * PART..COLUMNS {
                 prop_assert!(with[j][1] <= mean * (1.0 + 1e-12), "the mean at {} exceeds the bound of {part}", HORIZONS[j]);
                 let of_column = deviation_of(with[j]);

@@ -196,7 +196,7 @@ impl Adaptive {
             // A bound is tried where it held last, and occasionally one part earlier.
             if part + usize::from(self.forecast.tick() % EAGER == 0) >= looked.summed
                 && !entry.outlook.has_seen(part)
-                && let Some((mean, deviation)) = self.forecast.bound(part, &self.beside, candidate)
+                && let Some((mean, deviation)) = self.forecast.bound(&mut entry.outlook, part, &self.beside, candidate)
                 && margin.is_clear(mean, deviation)
             {
                 looked.summed = part;

@@ -142,7 +142,8 @@ impl RequestMargin {
                     (allowed, deviations(allowed.max(LEAST)))
                 }
             };
-            let needs = if no_request_leaves(all_stay - mean, variance) > p {
+            // Nothing is likelier than 1: skip the exponential.
+            let needs = if p < 1.0 && no_request_leaves(all_stay - mean, variance) > p {
                 all_stay
             } else {
                 all_stay.min(mean + z * deviation)

@@ -6,8 +6,7 @@
 //! makes them void. Stamps ascend in the order in which requests join, which is the order among those that arrive at a
 //! boundary together.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::model::Slot;
 use crate::state::{Phase, View};
@@ -33,8 +32,8 @@ struct Seat {
 pub(super) struct Boundaries {
     /// Last stage of each segment; requests never leave the last segment.
     last_stage: Vec<u32>,
-    /// For each lane but the last: (tick at the boundary, stamp, request).
-    calendars: Vec<BinaryHeap<Reverse<(i64, u64, Slot)>>>,
+    /// For each lane but the last, ascending: (tick at the boundary, stamp, request).
+    calendars: Vec<VecDeque<(i64, u64, Slot)>>,
     /// By segment; the first has none.
     queues: Vec<Queue>,
     seats: Vec<Seat>,
@@ -48,7 +47,7 @@ impl Boundaries {
         let segments = last_stage.len();
         Self {
             last_stage,
-            calendars: vec![BinaryHeap::new(); segments - 1],
+            calendars: vec![VecDeque::new(); segments - 1],
             queues: vec![Queue::default(); segments],
             seats: Vec::new(),
             stamp: 0,
@@ -102,8 +101,12 @@ impl Boundaries {
 
     fn follow(&mut self, slot: Slot, lane: usize, due: i64) {
         self.seat(slot, 0);
-        if let Some(calendar) = self.calendars.get_mut(lane) {
-            calendar.push(Reverse((due, self.stamp, slot)));
+        let Some(calendar) = self.calendars.get_mut(lane) else { return };
+        // Only one that was preempted within its segment overtakes others.
+        if calendar.back().is_some_and(|last| last.0 > due) {
+            calendar.insert(calendar.partition_point(|other| other.0 <= due), (due, self.stamp, slot));
+        } else {
+            calendar.push_back((due, self.stamp, slot));
         }
     }
 
@@ -121,8 +124,8 @@ impl Boundaries {
         for lane in 0..self.calendars.len() {
             let tick = view.lanes()[lane].tick();
             let before = reached.len();
-            while let Some(&Reverse((_, stamp, slot))) = self.calendars[lane].peek().filter(|entry| entry.0.0 <= tick) {
-                self.calendars[lane].pop();
+            while let Some(&(_, stamp, slot)) = self.calendars[lane].front().filter(|entry| entry.0 <= tick) {
+                self.calendars[lane].pop_front();
                 if self.seats[slot as usize].stamp == stamp && view.request(slot).phase == Phase::Decoding {
                     self.seat(slot, lane + 1);
                     self.queues[lane + 1].entries.push_back((slot, self.stamp, view.now_ns()));
