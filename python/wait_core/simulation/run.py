@@ -183,6 +183,7 @@ def simulate(
     router: str | Mapping[str, Any] = ROUTER,
     staleness_s: float = STALENESS_S,
     changes: Sequence[Change] = (),
+    threads: int | None = None,
     progress: bool | Callable[[int], object] = False,
     **settings: Unpack[EngineSettings],
 ) -> Report:
@@ -239,6 +240,9 @@ def simulate(
         two reports, half until one arrives. When a request ends the router sees itself.
     changes : sequence of Change
         Replicas that fail, drain or join.
+    threads : int, optional
+        Threads that advance the engines of a fleet, by default as many as there are cores. The results do not depend on
+        them.
     progress : bool or callable
         Show a progress bar on standard error, if that is a terminal. A callable is called at intervals with the number
         of requests that have finished; an exception that it raises ends the simulation.
@@ -292,6 +296,7 @@ def simulate(
             router=router,
             staleness_s=staleness_s,
             changes=changes,
+            threads=threads,
             seed=seed,
         )
     prefilling = fleet["prefill"][0] if fleet is not None and fleet["prefill"] is not None else None

@@ -5,6 +5,8 @@ use std::collections::BinaryHeap;
 
 use wait_core::{Error, Hit, Phase, Result, Scheduler};
 
+use crate::column::Column;
+
 /// How KV is transferred: it is sent once the engine has allocated memory for it, and transfers do not share bandwidth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transfer {
@@ -65,20 +67,20 @@ impl Transfers {
 
     /// Requests admitted by the last plan, at `now_ns`: the transfer of their KV begins. Preempted requests have lost theirs.
     #[inline]
-    pub(crate) fn follow(&mut self, scheduler: &Scheduler, stamps: &[u32], now_ns: u64) {
+    pub(crate) fn follow(&mut self, scheduler: &Scheduler, stamps: &Column<u32>, now_ns: u64) {
         if let Some(transfer) = self.transfer {
             self.send(transfer, scheduler, stamps, now_ns);
         }
     }
 
     #[cold]
-    fn send(&mut self, transfer: Transfer, scheduler: &Scheduler, stamps: &[u32], now_ns: u64) {
+    fn send(&mut self, transfer: Transfer, scheduler: &Scheduler, stamps: &Column<u32>, now_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for chunk in plan.chunks() {
             let request = view.request(chunk.slot);
             if request.phase == Phase::Receiving {
                 let ready_ns = now_ns.saturating_add(transfer.nanos(request.prompt - 1));
-                self.ready.push(Reverse((ready_ns, chunk.id as u32, stamps[chunk.id as usize])));
+                self.ready.push(Reverse((ready_ns, chunk.id as u32, stamps.get(chunk.id as usize))));
             }
         }
         self.lost.clear();
@@ -93,11 +95,11 @@ impl Transfers {
     }
 
     /// Requests whose KV has arrived by `now_ns`, not reported before.
-    pub(crate) fn received(&mut self, stamps: &[u32], now_ns: u64) -> &[u64] {
+    pub(crate) fn received(&mut self, stamps: &Column<u32>, now_ns: u64) -> &[u64] {
         self.received.clear();
         while let Some(&Reverse((_, id, stamp))) = self.ready.peek().filter(|entry| entry.0.0 <= now_ns) {
             self.ready.pop();
-            if stamps[id as usize] == stamp {
+            if stamps.get(id as usize) == stamp {
                 self.received.push(id.into());
             }
         }

@@ -23,6 +23,7 @@ fn fleet_of(policy: PolicyName, replicas: usize, router: RouterName, staleness_n
         prefill: None,
         staleness_ns,
         changes: Vec::new(),
+        threads: 1,
     }
 }
 

@@ -6,22 +6,28 @@
 //! the engine's next iteration, as between the processes of a real server.
 
 use std::ops::ControlFlow;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 use wait_core::model::IterationTime;
 use wait_core::routing::Routing;
 use wait_core::{Config, Error, Result};
 
+use crate::batch::MOST_THREADS;
+use crate::columns::Columns;
 use crate::error::SimError;
 use crate::record::Run;
 use crate::requests::Requests;
 use crate::setup::Setup;
 
+mod crew;
 mod merge;
 mod pool;
 mod replica;
+mod server;
 mod world;
 
+use self::crew::{Bench, Crew};
 use self::merge::merged;
 use self::pool::stages;
 use self::world::World;
@@ -42,6 +48,8 @@ pub struct Fleet {
     pub staleness_ns: u64,
     /// What happens to replicas.
     pub changes: Vec<Change>,
+    /// Threads that advance engines, at least 1. The results do not depend on it.
+    pub threads: usize,
 }
 
 /// Replicas that compute prompts and nothing else. With its first token a request goes on to one of the other replicas, which
@@ -107,7 +115,7 @@ pub struct Served {
 /// Most replicas.
 const MOST_REPLICAS: usize = 1 << 16;
 
-/// How often the callback is called, in events.
+/// How often the callback is called, in iterations.
 const CALLBACK_EVERY: u64 = 1 << 15;
 
 /// Runs all requests to their end. `callback(completed)` is called now and then and may stop the run.
@@ -125,16 +133,27 @@ pub fn fleet<'a>(
     fleet.check()?;
     let arrivals = &offered.ended(fleet.setup.max_tokens);
     let stages = stages(fleet, arrivals);
-    let mut world = World::new(fleet, Requests { arrivals, ..offered }, &stages)?;
-    let mut events = 0_u64;
-    while world.advance()? {
-        events += 1;
-        if events.is_multiple_of(CALLBACK_EVERY) && callback(world.completed()).is_break() {
-            return Err(SimError::Interrupted { completed: world.completed(), offered: offered.arrivals.len() });
+    let columns = Columns::new(arrivals, fleet.engines.iter().any(|(config, _)| !config.kv_groups.is_empty()));
+    let mut world = World::new(fleet, Requests { arrivals, ..offered }, &stages, &columns)?;
+    let bench = Bench::new(&columns);
+    let (beside, served) = thread::scope(|scope| {
+        let mut crew = Crew::new(scope, &bench, fleet.threads.min(fleet.engines.len()));
+        let mut next_call = CALLBACK_EVERY;
+        while world.advance(&mut crew)? {
+            if world.iterations() >= next_call {
+                next_call = world.iterations() + CALLBACK_EVERY;
+                if callback(world.completed()).is_break() {
+                    return Err(SimError::Interrupted {
+                        completed: world.completed(),
+                        offered: offered.arrivals.len(),
+                    });
+                }
+            }
         }
-    }
-    let _ = callback(world.completed());
-    Ok(world.finish(offered.arrivals))
+        let _ = callback(world.completed());
+        Ok(world.finish(offered.arrivals.len()))
+    })?;
+    Ok(FleetRun { run: columns.join(beside, offered.arrivals), served })
 }
 
 impl Fleet {
@@ -165,6 +184,9 @@ impl Fleet {
                 let rule = "must be off on decode replicas: all KV comes from prefill replicas";
                 return Err(Error::invalid("prefix_caching", true, rule));
             }
+        }
+        if !(1..=MOST_THREADS).contains(&self.threads) {
+            return Err(Error::invalid("threads", self.threads, format!("must be between 1 and {MOST_THREADS}")));
         }
         if let Some(change) = self.changes.iter().find(|change| change.replica >= replicas) {
             return Err(Error::invalid("changes.replica", change.replica, format!("must be below {replicas}")));

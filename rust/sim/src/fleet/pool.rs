@@ -75,6 +75,13 @@ impl<'a> Pool<'a> {
         })
     }
 
+    /// The request of the most tokens.
+    pub(super) fn largest(&self) -> Option<u64> {
+        let tokens = |arrival: &Arrival| u64::from(arrival.prompt) + u64::from(arrival.output);
+        let largest = self.requests.arrivals.iter().enumerate().max_by_key(|(_, arrival)| tokens(arrival));
+        largest.map(|(at, _)| at as u64)
+    }
+
     /// Whether its router decides by what replicas report.
     pub(super) fn reads_reports(&self) -> bool {
         self.router.settings().router.reads_reports()

@@ -6,6 +6,7 @@ use wait_core::routing::{DoorHold, Incoming};
 
 use super::World;
 use crate::error::SimError;
+use crate::fleet::server::OnItsWay;
 
 /// A request at the door of a pool.
 #[derive(Clone, Copy)]
@@ -122,9 +123,10 @@ impl World<'_> {
             // Where it decodes its first token has come.
             self.predicted_ttft_s[at] = choice.ttft.map_or(-1.0, |ttft| ttft as f32);
         }
-        self.replicas[place].inbox.push_back((id, sent_ns));
+        self.replicas[place].inbox.push_back(OnItsWay { id, sent_ns, from_ns: self.now_ns });
+        self.routed += 1;
         if !self.replicas[place].computing {
-            self.is_due(place);
+            self.is_due(place, self.now_ns);
         }
         Ok(None)
     }
