@@ -93,12 +93,12 @@ impl<'a> World<'a> {
                 let (config, law) = &fleet.engines[at];
                 let engine = Engine::new(&stage.setup, (config, law), pool.requests, at)?;
                 lookahead_ns = lookahead_ns.min(largest.map_or(0, |largest| engine.shortest_ns(largest)));
-                let mut replica = Replica::new(number, (!joins_later(at)).then(|| Box::new(Server::new(at, engine))));
-                let fails = changes.iter().filter(|change| change.replica == at && change.kind == ChangeKind::Fail);
-                replica.fails_ns = fails.map(|change| change.at_ns).collect();
-                replicas.push(replica);
+                replicas.push(Replica::new(number, (!joins_later(at)).then(|| Box::new(Server::new(at, engine)))));
             }
             pools.push(pool);
+        }
+        for fails in changes.iter().filter(|change| change.kind == ChangeKind::Fail) {
+            replicas[fails.replica].fails_ns.push_back(fails.at_ns);
         }
         let waits = fleet.setup.max_concurrency.is_some() || !requests.follows.is_empty();
         if let [pool] = &pools[..]
