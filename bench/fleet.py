@@ -39,8 +39,8 @@ OF_GOODPUT = ((AT_DOOR, STOCK), (OURS, STOCK), tuple(STATED), (next(iter(STATED)
 KEPT = ("p99_ttft_ms", "mean_e2el_ms", "goodput", "prefix_hit_rate", "mean_ttft_ms", "mean_tpot_ms")
 PAIRS = {"p99_ttft_ms": "p99 TTFT", "mean_e2el_ms": "mean E2E"}
 SPEED_UP = {"round-robin": ">= 1.8", STOCK: ">= 1.4", OURS: ">= 1.4"}
-"""How many times as fast two threads are to be on two cores: where each engine goes on by itself, and where requests that end
-are seen at once."""
+"""How many times as fast two threads are to be on two cores: where each engine goes on by itself, and where the router
+sees at once which requests have ended."""
 A100: dict[str, Any] = {"iteration_time": "a100", "kv_blocks": FIXED.kv_blocks, "max_num_seqs": FIXED.max_num_seqs}
 H100: dict[str, Any] = {"iteration_time": "llama-3.1-8b-h100-sxm"}
 OLD: dict[str, Any] = {"iteration_time": "llama-3.1-8b-a100-sxm"}

@@ -176,10 +176,11 @@ def test_the_fleet_does_what_a_slow_one_does(router: str, staleness_s: float) ->
 @pytest.mark.parametrize("staleness_s", [0.0, 0.3])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_pools_are_two_fleets_in_series(router: str, staleness_s: float, policy: str) -> None:
-    """Where no client waits for an answer, the decode replicas are a fleet to which requests come with their KV."""
+    """Where no client waits for an answer, nor a transfer for a link, the decode replicas are a fleet to which requests
+    come with their KV."""
     requests = stream(250, 40.0, 5)
     common: dict[str, Any] = {"router": router, "staleness_s": staleness_s, "seed": 3, **CORE}
-    transfer = Transfer(bytes_per_token=1e6, bandwidth=1e10, latency_s=0.002)
+    transfer = Transfer(bytes_per_token=0.0, bandwidth=1e10, latency_s=0.012)
     report = simulate(
         policy, requests=requests, replicas=Disaggregated(prefill=2, decode=3, transfer=transfer), **common
     )

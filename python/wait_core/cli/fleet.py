@@ -57,7 +57,8 @@ def add_transfer(group: argparse._ArgumentGroup) -> None:
         "--kv-bandwidth",
         metavar="GB/S",
         type=kinds.bandwidth,
-        help=f"at which the KV of a request gets to each GPU that decodes, 1e9 bytes/s ({BANDWIDTH / 1e9:g}; inf)",
+        help="of the link of each GPU, which carries the KV of one request at a time, 1e9 bytes/s"
+        f" ({BANDWIDTH / 1e9:g}; inf)",
     )
     group.add_argument(
         "--kv-latency", metavar="S", type=kinds.seconds, default=0.0, help="time that a transfer takes besides, s"

@@ -24,11 +24,14 @@ pub(crate) struct Columns<'a> {
     pub(crate) chunk_start: Column<u32>,
     /// How often each has left a lane, or the cache.
     pub(crate) stamps: Column<u32>,
+    /// From when on the engine that has computed its prompt has its link free for its KV, ns; empty where none does.
+    kv_from_ns: Column<u64>,
 }
 
 impl<'a> Columns<'a> {
-    /// `grouped`: whether some engine has a cache of other groups than one of full attention.
-    pub(crate) fn new(arrivals: &'a [Arrival], grouped: bool) -> Self {
+    /// `grouped`: whether some engine has a cache of other groups than one of full attention. `apart`: whether prompts are
+    /// computed by other engines.
+    pub(crate) fn new(arrivals: &'a [Arrival], grouped: bool, apart: bool) -> Self {
         let n = arrivals.len();
         Self {
             arrivals,
@@ -42,6 +45,7 @@ impl<'a> Columns<'a> {
             last_token_ns: Column::new(NEVER_NS, n),
             chunk_start: if grouped { Column::new(0, n) } else { Column::new(0, 0) },
             stamps: Column::new(0, n),
+            kv_from_ns: Column::new(0, if apart { n } else { 0 }),
         }
     }
 
@@ -54,9 +58,15 @@ impl<'a> Columns<'a> {
         self.predicted_wait_ns.set(id as usize, predicted_wait_ns);
     }
 
-    /// A request that ended on one engine continues on another.
-    pub(crate) fn hand_over(&self, id: u64) {
+    /// A request that ended on one engine continues on another, which may be sent its KV from `kv_from_ns` on.
+    pub(crate) fn hand_over(&self, id: u64, kv_from_ns: u64) {
         self.finished_ns.set(id as usize, NEVER_NS);
+        self.kv_from_ns.set(id as usize, kv_from_ns);
+    }
+
+    /// From when on the KV of a request may be sent, ns.
+    pub(crate) fn kv_from_ns(&self, row: usize) -> u64 {
+        if self.kv_from_ns.is_empty() { 0 } else { self.kv_from_ns.get(row) }
     }
 
     /// Requests that have ended.

@@ -199,7 +199,7 @@ impl<'a> Engine<'a> {
             // Paused requests that hold the memory others need could wait for more requests forever.
             self.drain();
         }
-        self.transfers.follow(&self.scheduler, &columns.stamps, start_ns);
+        self.transfers.follow(&self.scheduler, columns, start_ns);
         Ok(Begun::Computes)
     }
 

@@ -75,7 +75,7 @@ impl<'a> Served<'a> {
         let engine = Engine::new(setup, (&setup.config, &setup.law), requests, 0)?;
         let grouped = !engine.scheduler.view().layout().groups().is_empty();
         let clients = Clients::new(requests, setup.max_concurrency);
-        Ok(Self { engine, clients, columns: Columns::new(requests.arrivals, grouped) })
+        Ok(Self { engine, clients, columns: Columns::new(requests.arrivals, grouped, false) })
     }
 
     pub(crate) fn scheduler(&self) -> &Scheduler {

@@ -53,7 +53,8 @@ pub struct Fleet {
 }
 
 /// Replicas that compute prompts and nothing else. With its first token a request goes on to one of the other replicas, which
-/// takes memory for it, is sent its KV as `Setup::transfer` says, and decodes the rest.
+/// takes memory for it, is sent its KV as `Setup::transfer` says, and decodes the rest. The link of a prefill replica carries the
+/// KV of one request at a time too, in the order in which prompts are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrefillPool {
     /// How many: the first of `Fleet::engines`.
@@ -133,7 +134,8 @@ pub fn fleet<'a>(
     fleet.check()?;
     let arrivals = &offered.ended(fleet.setup.max_tokens);
     let stages = stages(fleet, arrivals);
-    let columns = Columns::new(arrivals, fleet.engines.iter().any(|(config, _)| !config.kv_groups.is_empty()));
+    let grouped = fleet.engines.iter().any(|(config, _)| !config.kv_groups.is_empty());
+    let columns = Columns::new(arrivals, grouped, fleet.prefill.is_some());
     let mut world = World::new(fleet, Requests { arrivals, ..offered }, &stages, &columns)?;
     let bench = Bench::new(&columns);
     let (beside, served) = thread::scope(|scope| {

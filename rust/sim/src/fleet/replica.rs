@@ -17,6 +17,8 @@ pub(super) struct Replica<'a> {
     pub(super) computing: bool,
     /// When an iteration is to begin that has not, ns.
     pub(super) due_ns: Option<u64>,
+    /// When its link has carried the KV of all prompts that it has computed, ns.
+    pub(super) sent_ns: u64,
     /// When it fails, ns.
     pub(super) fails_ns: VecDeque<u64>,
     /// An event is void unless it has the replica's stamp.
@@ -33,6 +35,7 @@ impl<'a> Replica<'a> {
             inbox: VecDeque::new(),
             computing: false,
             due_ns: None,
+            sent_ns: 0,
             fails_ns: VecDeque::new(),
             stamp: 0,
             before: Vec::new(),
@@ -45,7 +48,7 @@ impl<'a> Replica<'a> {
             self.before.push(server.engine.finish());
         }
         self.inbox.clear();
-        (self.computing, self.due_ns) = (false, None);
+        (self.computing, self.due_ns, self.sent_ns) = (false, None, 0);
         self.stamp += 1;
     }
 

@@ -57,7 +57,11 @@ impl World<'_> {
     pub(super) fn hand_over(&mut self) -> Result<(), SimError> {
         let handed_over = std::mem::take(&mut self.handed_over);
         for &id in &handed_over {
-            self.columns.hand_over(id);
+            let from = &mut self.replicas[self.replica_of[id as usize] as usize];
+            let begins_ns = self.now_ns.max(from.sent_ns);
+            let prompt = self.requests.arrivals[id as usize].prompt;
+            from.sent_ns = begins_ns + self.fleet.setup.transfer.map_or(0, |transfer| transfer.nanos_on_link(prompt));
+            self.columns.hand_over(id, begins_ns);
             self.enter(1, id as u32, self.now_ns)?;
         }
         self.handed_over = handed_over;
