@@ -277,6 +277,7 @@ def test_bad_input_is_refused_by_name() -> None:
     refused("unknown field `patience`", router={"router": "forecast", "patience": 3})
     refused("staleness_s = -1", staleness_s=-1)
     refused("threads = 0", threads=0)
+    refused("routers = 0", routers=0)
     refused("changes.replica = 2", changes=[Change(at_s=0, replica=2, kind="fail")])
     refused("at_s = -1", changes=[Change(at_s=-1, replica=0, kind="fail")])
     refused("unknown variant `die`", changes=[Change(at_s=1, replica=0, kind="die")])  # type: ignore[arg-type]
@@ -288,7 +289,24 @@ def test_the_commands_take_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *common, "--router", "least-requests", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["router"], row["replicas"], row["completed"]) == ("least-requests", 4, 200)
-    assert main(["compare", *common, "--routers", "random", "forecast", "--staleness", "1", "--threads", "2"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                *common,
+                "--routers",
+                "random",
+                "forecast",
+                "--staleness",
+                "1",
+                "--threads",
+                "2",
+                "--num-routers",
+                "3",
+            ]
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert "random" in table
     assert "forecast" in table

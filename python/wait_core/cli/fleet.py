@@ -8,7 +8,7 @@ from wait_core._core import WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.hardware import A100
 from wait_core.simulation import Disaggregated, Transfer
-from wait_core.simulation.fleet import MOST_REPLICAS, MOST_THREADS, ROUTER
+from wait_core.simulation.fleet import MOST_REPLICAS, MOST_ROUTERS, MOST_THREADS, ROUTER
 from wait_core.simulation.run import STALENESS_S
 from wait_core.simulation.transfer import BANDWIDTH
 
@@ -31,6 +31,13 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--decode-replicas", metavar="D", type=some, help="and so many decode")
     add_staleness(group)
+    group.add_argument(
+        "--num-routers",
+        metavar="R",
+        type=kinds.whole(1, MOST_ROUTERS),
+        default=1,
+        help="routers side by side, each of which knows of the others only what replicas report (%(default)s)",
+    )
     group.add_argument(
         "--threads",
         metavar="N",
@@ -104,6 +111,7 @@ def fleet_of(arguments: argparse.Namespace, router: str | None, deployment: Depl
     return {
         "replicas": replicas,
         "router": router or ROUTER,
+        "routers": arguments.num_routers,
         "staleness_s": arguments.staleness,
         "threads": arguments.threads,
     }

@@ -181,6 +181,7 @@ def simulate(
     transfer: Transfer | None = None,
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated | None = None,
     router: str | Mapping[str, Any] = ROUTER,
+    routers: int = 1,
     staleness_s: float = STALENESS_S,
     changes: Sequence[Change] = (),
     threads: int | None = None,
@@ -235,6 +236,9 @@ def simulate(
     router : str or mapping
         Which replica a request goes to, one of `wait_core.fleet.ROUTERS`; or a mapping of that (`router`) and of
         settings of `wait_core.fleet.Router`.
+    routers : int
+        How many such routers there are, as processes side by side: requests come to them in turn, and each knows of the
+        others' choices only what replicas report.
     staleness_s : float
         How old what the router knows of a replica is at most, s; 0: as of its last iteration. Half of it passes between
         two reports, half until one arrives. When a request ends the router sees itself.
@@ -294,6 +298,7 @@ def simulate(
             typed=policy in TYPED,
             replicas=replicas,
             router=router,
+            routers=routers,
             staleness_s=staleness_s,
             changes=changes,
             threads=threads,

@@ -29,6 +29,7 @@ fn by_hand(prefill: usize, decode: usize, blocks: [u32; 2], transfer: Transfer) 
         prefill: Some(PrefillPool { replicas: prefill, routing }),
         staleness_ns: 0,
         changes: Vec::new(),
+        routers: 1,
         threads: 1,
     }
 }
@@ -110,6 +111,7 @@ fn fleet_of(policy: PolicyName, [prefill, decode]: [usize; 2], router: RouterNam
         prefill: Some(PrefillPool { replicas: prefill, routing }),
         staleness_ns: 100_000_000,
         changes: Vec::new(),
+        routers: 1,
         threads: 1,
     }
 }

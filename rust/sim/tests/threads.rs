@@ -22,6 +22,7 @@ fn fleet_of(replicas: usize, router: RouterName, staleness_ns: u64) -> Fleet {
         prefill: None,
         staleness_ns,
         changes: Vec::new(),
+        routers: 1,
         threads: 1,
     }
 }

@@ -41,6 +41,9 @@ pub struct Fleet {
     pub engines: Vec<(Config, IterationTime)>,
     /// The router; of the decode replicas, where prefill is apart.
     pub routing: Routing,
+    /// How many routers of this kind there are, of each pool, at least 1. Requests come to them in turn, and each sees of the
+    /// others' choices what replicas report.
+    pub routers: usize,
     /// Disaggregated serving: some replicas only compute prompts, for the others to go on from.
     pub prefill: Option<PrefillPool>,
     /// How old what the router knows of a replica is at most, ns: half of it passes between two reports of a replica, and
@@ -116,6 +119,9 @@ pub struct Served {
 /// Most replicas.
 const MOST_REPLICAS: usize = 1 << 16;
 
+/// Most routers.
+const MOST_ROUTERS: usize = 1 << 10;
+
 /// How often the callback is called, in iterations.
 const CALLBACK_EVERY: u64 = 1 << 15;
 
@@ -187,8 +193,10 @@ impl Fleet {
                 return Err(Error::invalid("prefix_caching", true, rule));
             }
         }
-        if !(1..=MOST_THREADS).contains(&self.threads) {
-            return Err(Error::invalid("threads", self.threads, format!("must be between 1 and {MOST_THREADS}")));
+        for (name, value, most) in [("threads", self.threads, MOST_THREADS), ("routers", self.routers, MOST_ROUTERS)] {
+            if !(1..=most).contains(&value) {
+                return Err(Error::invalid(name, value, format!("must be between 1 and {most}")));
+            }
         }
         if let Some(change) = self.changes.iter().find(|change| change.replica >= replicas) {
             return Err(Error::invalid("changes.replica", change.replica, format!("must be below {replicas}")));

@@ -84,7 +84,7 @@ impl<'a> World<'a> {
         let mut pools = Vec::with_capacity(stages.len());
         let mut lookahead_ns = LATEST_NS;
         for (number, stage) in stages.iter().enumerate() {
-            let pool = Pool::new(stage, requests)?;
+            let pool = Pool::new(stage, requests, fleet.routers)?;
             let largest = pool.largest();
             if pool.reads_reports() {
                 lookahead_ns = lookahead_ns.min(fleet.staleness_ns / 2);
@@ -103,7 +103,7 @@ impl<'a> World<'a> {
         let waits = fleet.setup.max_concurrency.is_some() || !requests.follows.is_empty();
         if let [pool] = &pools[..]
             && !waits
-            && !pool.router.settings().router.reads_replicas()
+            && !pool.router().reads_replicas()
         {
             lookahead_ns = UNSEEN;
         }
@@ -194,14 +194,14 @@ impl<'a> World<'a> {
             self.changes.pop_front();
             let number = self.replicas[at].pool;
             let pool = &mut self.pools[number];
-            pool.ask_again = true;
+            pool.ask_all_again();
             let present = self.replicas[at].server.is_some();
             if kind == ChangeKind::Fail {
                 self.replicas[at].fails_ns.pop_front();
             }
             match kind {
                 ChangeKind::Fail if present => self.fails(at),
-                ChangeKind::Drain => drop(pool.router.drain_replica(at as u64)),
+                ChangeKind::Drain => pool.drain_replica(at as u64, true),
                 ChangeKind::Join if !present => {
                     let (config, law) = &self.fleet.engines[at];
                     // Each engine has a noise of its own.
@@ -213,7 +213,7 @@ impl<'a> World<'a> {
                 }
                 // One that drains takes requests again.
                 ChangeKind::Join => {
-                    pool.router.reopen_replica(at as u64);
+                    pool.drain_replica(at as u64, false);
                 }
                 ChangeKind::Fail => {}
             }
@@ -234,16 +234,18 @@ impl<'a> World<'a> {
             ttft_target: config.ttft_target,
             receives: pool.stage.setup.transfer.is_some(),
         };
-        Ok(pool.router.add_replica(at as u64, what)?)
+        pool.fronts.iter_mut().try_for_each(|front| front.router.add_replica(at as u64, what.clone()))?;
+        Ok(())
     }
 
     /// What a replica had not ended goes to the front of the first door: where it decoded, its KV is gone.
     fn fails(&mut self, at: usize) {
         self.replicas[at].fail();
         self.due.retain(|&due| due != at);
-        let lost = self.pools[self.replicas[at].pool].router.remove_replica(at as u64);
+        let fronts = &mut self.pools[self.replicas[at].pool].fronts;
+        let lost: Vec<u64> = fronts.iter_mut().flat_map(|front| front.router.remove_replica(at as u64)).collect();
         self.resent += lost.len() as u64;
-        self.pools[0].ask_again = true;
+        self.pools[0].ask_all_again();
         for id in lost.into_iter().rev() {
             let sent_ns = match self.columns.arrival_ns.get(id as usize) {
                 crate::record::NEVER_NS => self.now_ns,
@@ -251,15 +253,16 @@ impl<'a> World<'a> {
             };
             self.columns.lose(id);
             self.replica_of[id as usize] = NO_REPLICA;
-            self.pools[0].door.push_front(Held { id: id as u32, sent_ns, since_ns: self.now_ns });
+            self.pools[0].front_of(id).door.push_front(Held { id: id as u32, sent_ns, since_ns: self.now_ns });
         }
     }
 
     /// A refused request fails, and with it all that would have followed.
     fn reject(&mut self, id: u64) {
         for pool in &mut self.pools {
-            pool.router.finished(self.now_ns, id);
-            pool.ask_again = true;
+            let front = pool.front_of(id);
+            front.router.finished(self.now_ns, id);
+            front.ask_again = true;
         }
         self.failed += self.clients.refused(id);
         self.under_way -= 1;
@@ -280,7 +283,8 @@ impl<'a> World<'a> {
                 self.is_due(at, self.now_ns);
             }
         }
-        if let Some(Held { id, sent_ns, .. }) = self.pools.iter_mut().find_map(|pool| pool.door.pop_front()) {
+        let mut fronts = self.pools.iter_mut().flat_map(|pool| &mut pool.fronts);
+        if let Some(Held { id, sent_ns, .. }) = fronts.find_map(|front| front.door.pop_front()) {
             opened = true;
             self.columns.send(id.into(), sent_ns, 0);
             self.failed += 1;

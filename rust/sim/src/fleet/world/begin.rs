@@ -9,6 +9,7 @@ use super::reports::Taken;
 use crate::engine::Begun;
 use crate::error::SimError;
 use crate::fleet::crew::Crew;
+use crate::fleet::pool::Pool;
 use crate::fleet::server::{Bounds, Server};
 
 /// A lookahead without end: nothing depends on an iteration but what its engine does next.
@@ -91,7 +92,7 @@ impl<'a> World<'a> {
 
     /// Until when more requests are known to come that a policy may wait for.
     fn coming_until_ns(&self, at: usize) -> u64 {
-        let at_door = || self.pools.iter().any(|pool| !pool.door.is_empty());
+        let at_door = || self.pools.iter().any(Pool::holds);
         let before = &self.replicas[..self.pools[self.replicas[at].pool].stage.replicas.start];
         let computing = || before.iter().any(|replica| replica.server.is_some() && !replica.is_idle());
         match self.lookahead_ns {

@@ -35,9 +35,10 @@ impl World<'_> {
         }
         let pool = &mut self.pools[number];
         for &id in finished {
-            pool.router.finished(self.now_ns, id);
+            let front = pool.front_of(id);
+            front.router.finished(self.now_ns, id);
+            front.ask_again = true;
         }
-        pool.ask_again = true;
         let mut over = finished;
         if number + 1 < self.pools.len() {
             // One token is all that these were to have.

@@ -22,9 +22,11 @@ impl World<'_> {
             let pool = &mut self.pools[self.replicas[report.replica].pool];
             // One of an engine that has failed since may still be on its way.
             if self.replicas[report.replica].before.len() == report.engine {
-                pool.router.report(report.replica as u64, report.at_ns, &report.load)?;
+                for front in &mut pool.fronts {
+                    front.router.report(report.replica as u64, report.at_ns, &report.load)?;
+                }
             }
-            pool.ask_again = true;
+            pool.ask_all_again();
             self.reports.pop_front();
         }
         Ok(())
@@ -46,7 +48,9 @@ impl World<'_> {
             let reported = replica.server.as_mut().and_then(|server| server.reported.as_mut());
             if let Some((taken_ns, load)) = reported.filter(|(taken_ns, _)| *taken_ns + 2 * delay_ns.max(1) < then_ns) {
                 *taken_ns = then_ns;
-                pool.router.report(at as u64, then_ns, load)?;
+                for front in &mut pool.fronts {
+                    front.router.report(at as u64, then_ns, load)?;
+                }
             }
         }
         Ok(())
