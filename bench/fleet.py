@@ -140,8 +140,8 @@ def capacity(cell: Cell) -> float:
     return total
 
 
-def run(cell: Cell, router: str, seed: int, share: float) -> dict[str, float]:
-    """Simulate one router on one cell."""
+def run(cell: Cell, router: str, seed: int, share: float, *, routers: int = 1) -> dict[str, float]:
+    """Simulate one router on one cell, or several side by side."""
     kind = KINDS[cell.kind]
     # An overload takes its time to build up.
     count = max(200, int((2.0 if cell.load > 1.0 else 1.0) * share * kind.each * cell.replicas))
@@ -154,6 +154,7 @@ def run(cell: Cell, router: str, seed: int, share: float) -> dict[str, float]:
         seed=seed,
         replicas=fleet_of(cell),
         router={"router": TOLD.get(router, router)} | (target if router == AT_DOOR else {}),
+        routers=routers,
         staleness_s=cell.staleness,
         prefix_caching=kind.caches,
         threads=1,  # the others have simulations of their own
