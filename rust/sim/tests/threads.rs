@@ -59,8 +59,8 @@ fn unrest(fleet: &mut Fleet) {
 
 #[test]
 fn threads_decide_nothing() {
-    let chat = dataset(4, 4.5, None).sample(150, 45.0, 5).unwrap();
-    let turns = dataset(4, 4.5, Some(conversations())).sample(80, 12.0, 3).unwrap();
+    let chat = dataset(4, 4.5, None).sample(90, 45.0, 5).unwrap();
+    let turns = dataset(4, 4.5, Some(conversations())).sample(45, 12.0, 3).unwrap();
     for router in RouterName::ALL {
         // Below an iteration's time, and above it; 0 has reports arrive at once.
         for staleness_ns in [0, 6_000_000, 200_000_000] {

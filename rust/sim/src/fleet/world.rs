@@ -45,6 +45,8 @@ pub(super) struct World<'a> {
     changes: VecDeque<Change>,
     /// For how long nothing depends on an iteration that begins, ns.
     lookahead_ns: u64,
+    /// Most iterations of an engine until it is collected.
+    most_iterations: usize,
     /// Replicas of which an iteration is to begin, and by when the first of them, or of those that are being advanced, is to
     /// have begun.
     due: Vec<usize>,
@@ -119,6 +121,7 @@ impl<'a> World<'a> {
             reports: VecDeque::new(),
             changes: changes.into(),
             lookahead_ns,
+            most_iterations: begin::most_iterations(lookahead_ns, fleet.engines.len()),
             due: Vec::new(),
             due_by_ns: u64::MAX,
             back: Vec::new(),

@@ -20,6 +20,11 @@ pub(super) const UNSEEN: u64 = u64::MAX;
 const MOST_ROUTED: usize = 1 << 12;
 const MOST_ITERATIONS: usize = 1 << 16;
 
+/// Most iterations of one of so many engines until it is collected. One at a time, where another may depend on it.
+pub(super) fn most_iterations(lookahead_ns: u64, engines: usize) -> usize {
+    if lookahead_ns == 0 { 1 } else { (MOST_ITERATIONS / engines).max(64) }
+}
+
 impl<'a> World<'a> {
     /// An iteration of a replica is to begin.
     pub(super) fn is_due(&mut self, at: usize, at_ns: u64) {
@@ -65,8 +70,8 @@ impl<'a> World<'a> {
     }
 
     fn send(&mut self, at: usize, crew: &mut Crew<'_, 'a>) {
-        let (coming_until_ns, until_ns) = (self.coming_until_ns(at), self.known_until_ns());
-        let share = (MOST_ITERATIONS / self.replicas.len()).max(64);
+        let coming_until_ns = self.coming_until_ns(at);
+        let until_ns = if self.lookahead_ns == UNSEEN { self.known_until_ns() } else { 0 };
         let replica = &mut self.replicas[at];
         let (Some(at_ns), Some(mut server)) = (replica.due_ns.take(), replica.server.take()) else { return };
         replica.computing = true;
@@ -74,8 +79,8 @@ impl<'a> World<'a> {
         server.inbox.append(&mut replica.inbox);
         server.bounds = Bounds {
             at_ns,
-            until_ns: until_ns.unwrap_or(at_ns),
-            iterations: if self.lookahead_ns == 0 { 1 } else { share },
+            until_ns: until_ns.max(at_ns),
+            iterations: self.most_iterations,
             fails_ns: replica.fails_ns.front().copied().unwrap_or(u64::MAX),
             coming_until_ns,
             report_every_ns: self.pools[replica.pool].reads_reports().then_some(self.fleet.staleness_ns / 2),
@@ -84,10 +89,9 @@ impl<'a> World<'a> {
     }
 
     /// Up to when all requests are known that are sent to replicas which are seen by nobody.
-    fn known_until_ns(&self) -> Option<u64> {
+    fn known_until_ns(&self) -> u64 {
         let unknown = [self.clients.due_ns(self.under_way), self.changes.front().map(|change| change.at_ns)];
-        let known_ns = unknown.into_iter().flatten().min().map_or(u64::MAX, |next_ns| next_ns.saturating_sub(1));
-        (self.lookahead_ns == UNSEEN).then_some(known_ns)
+        unknown.into_iter().flatten().min().map_or(u64::MAX, |next_ns| next_ns.saturating_sub(1))
     }
 
     /// Until when more requests are known to come that a policy may wait for.
