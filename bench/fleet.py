@@ -12,6 +12,7 @@ prints the tables of docs/fleet.md, `--data` writes every cell to docs/data/flee
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import statistics
@@ -42,6 +43,9 @@ KEPT = ("p99_ttft_ms", "mean_e2el_ms", "goodput", "prefix_hit_rate", "mean_ttft_
 GOALS = {"best other": "<= 1", "goodput": ">= 1.1", "prefix hit rate": ">= 0.95"}
 """Of `forecast` against the best other router, of its goodput and of its share of cached prompts."""
 PAIRS = {"p99_ttft_ms": "p99 TTFT", "mean_e2el_ms": "mean E2E"}
+SPEED_UP = {"round-robin": ">= 1.8", STOCK: ">= 1.4", OURS: ">= 1.4"}
+"""How many times as fast two threads are to be on two cores: where each engine goes on by itself, and where the router
+sees at once which requests have ended."""
 A100: dict[str, Any] = {"iteration_time": "a100", "kv_blocks": FIXED.kv_blocks, "max_num_seqs": FIXED.max_num_seqs}
 H100: dict[str, Any] = {"iteration_time": "llama-3.1-8b-h100-sxm"}
 OLD: dict[str, Any] = {"iteration_time": "llama-3.1-8b-a100-sxm"}
@@ -141,8 +145,8 @@ def capacity(cell: Cell) -> float:
     return total
 
 
-def run(cell: Cell, router: str, seed: int, share: float) -> dict[str, float]:
-    """Simulate one router on one cell."""
+def run(cell: Cell, router: str, seed: int, share: float, *, routers: int = 1) -> dict[str, float]:
+    """Simulate one router on one cell, or several side by side."""
     kind = KINDS[cell.kind]
     # An overload takes its time to build up.
     count = max(200, int((2.0 if cell.load > 1.0 else 1.0) * share * kind.each * cell.replicas))
@@ -155,8 +159,10 @@ def run(cell: Cell, router: str, seed: int, share: float) -> dict[str, float]:
         seed=seed,
         replicas=fleet_of(cell),
         router={"router": TOLD.get(router, router)} | (target if router == AT_DOOR else {}),
+        routers=routers,
         staleness_s=cell.staleness,
         prefix_caching=kind.caches,
+        threads=1,  # the others have simulations of their own
         **knows,
     )
     summary = report.summary(**SLO)
@@ -212,18 +218,29 @@ def judge(bench: Bench, cell: Cell, made: dict[str, list[dict[str, float]]]) -> 
 
 
 def speed(bench: Bench, count: int) -> None:
-    """Time 64 engines behind `forecast`."""
+    """Time 64 engines behind `forecast`, and how much faster two threads are."""
     cell = Cell("chat", 64, 0.9, 0.1)
     requests = offered("chat", cell.load * capacity(cell), count, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, processor = time.perf_counter(), time.process_time()
-    report = simulate("adaptive", requests=requests, replicas=fleet_of(cell), router=OURS, staleness_s=0.1)
+    common: dict[str, Any] = {"replicas": fleet_of(cell), "staleness_s": 0.1}
+    report = simulate("adaptive", requests=requests, router=OURS, threads=1, **common)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / count
     bench.claim(f"64 engines, {count:,} requests: processor time", processor, "s", "<= 60")
     bench.claim(f"64 engines, {count:,} requests: wall clock", wall, "s")
     bench.claim(f"64 engines, {count:,} requests: memory grown, a request", grown, "bytes")
     bench.claim(f"64 engines, {count:,} requests: completed", report.summary()["completed"] / count, "share", ">= 1")
+    some = offered("chat", cell.load * capacity(cell), count // 5, 1)
+    for router, goal in SPEED_UP.items():
+        took = dict.fromkeys((1, 2), math.inf)
+        for threads in (1, 2) * 3:
+            begin = time.perf_counter()
+            simulate("adaptive", requests=some, router=router, threads=threads, **common)
+            took[threads] = min(took[threads], time.perf_counter() - begin)
+        bench.claim(
+            f"64 engines, {count // 5:,} requests: {router}, two threads", took[1] / took[2], "times as fast", goal
+        )
 
 
 def goals(rows: Sequence[Mapping[str, str]]) -> str:

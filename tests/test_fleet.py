@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -175,10 +176,11 @@ def test_the_fleet_does_what_a_slow_one_does(router: str, staleness_s: float) ->
 @pytest.mark.parametrize("staleness_s", [0.0, 0.3])
 @pytest.mark.parametrize("router", ROUTERS)
 def test_pools_are_two_fleets_in_series(router: str, staleness_s: float, policy: str) -> None:
-    """Where no client waits for an answer, the decode replicas are a fleet to which requests come with their KV."""
+    """Where no client waits for an answer, nor a transfer for a link, the decode replicas are a fleet to which requests
+    come with their KV."""
     requests = stream(250, 40.0, 5)
     common: dict[str, Any] = {"router": router, "staleness_s": staleness_s, "seed": 3, **CORE}
-    transfer = Transfer(bytes_per_token=1e6, bandwidth=1e10, latency_s=0.002)
+    transfer = Transfer(bytes_per_token=0.0, bandwidth=1e10, latency_s=0.012)
     report = simulate(
         policy, requests=requests, replicas=Disaggregated(prefill=2, decode=3, transfer=transfer), **common
     )
@@ -274,6 +276,8 @@ def test_bad_input_is_refused_by_name() -> None:
     refused("router = 'nearest': one of random", router="nearest")
     refused("unknown field `patience`", router={"router": "forecast", "patience": 3})
     refused("staleness_s = -1", staleness_s=-1)
+    refused("threads = 0", threads=0)
+    refused("routers = 0", routers=0)
     refused("changes.replica = 2", changes=[Change(at_s=0, replica=2, kind="fail")])
     refused("at_s = -1", changes=[Change(at_s=-1, replica=0, kind="fail")])
     refused("unknown variant `die`", changes=[Change(at_s=1, replica=0, kind="die")])  # type: ignore[arg-type]
@@ -285,9 +289,73 @@ def test_the_commands_take_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *common, "--router", "least-requests", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["router"], row["replicas"], row["completed"]) == ("least-requests", 4, 200)
-    assert main(["compare", *common, "--routers", "random", "forecast", "--staleness", "1"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                *common,
+                "--routers",
+                "random",
+                "forecast",
+                "--staleness",
+                "1",
+                "--threads",
+                "2",
+                "--num-routers",
+                "3",
+            ]
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert "random" in table
     assert "forecast" in table
     assert main(["simulate", "--dataset-name", "chat", "--request-rate", "20", "--router", "random"]) == 2
     assert "--replicas is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("router", ["round-robin", "power-of-two", "forecast"])
+def test_threads_change_no_result(router: str) -> None:
+    requests = stream(600, 60.0, 2)
+    changes = [Change(at_s=at_s, replica=1, kind=kind) for at_s, kind in ((2, "fail"), (4, "join"))]  # type: ignore[arg-type]
+    one, three = (
+        simulate(
+            "adaptive",
+            requests=requests,
+            replicas=4,
+            router=router,
+            changes=changes,
+            staleness_s=0.2,
+            threads=threads,
+            **CORE,
+        ).run
+        for threads in (1, 3)
+    )
+    assert one.__reduce__() == three.__reduce__()
+
+
+@pytest.mark.parametrize("router", ["random", "forecast"])
+def test_threads_end_on_an_exception_and_leave_the_lock_to_others(router: str) -> None:
+    requests = stream(200_000, 60.0, 2)
+    seen: list[tuple[int, int]] = []
+    ticks, ends = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not ends.wait(1e-4):
+            ticks += 1
+
+    def watch(completed: int) -> None:
+        seen.append((completed, ticks))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    other = threading.Thread(target=tick)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        simulate("adaptive", requests=requests, replicas=4, router=router, threads=2, progress=watch, **CORE)
+    ends.set()
+    other.join()
+    assert len(seen) == 4
+    assert seen == sorted(seen)
+    assert seen[0][1] < seen[-1][1] < ticks + 1

@@ -8,7 +8,7 @@ from wait_core._core import WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.hardware import A100
 from wait_core.simulation import Disaggregated, Transfer
-from wait_core.simulation.fleet import MOST_REPLICAS, ROUTER
+from wait_core.simulation.fleet import MOST_REPLICAS, MOST_ROUTERS, MOST_THREADS, ROUTER
 from wait_core.simulation.run import STALENESS_S
 from wait_core.simulation.transfer import BANDWIDTH
 
@@ -31,6 +31,19 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--decode-replicas", metavar="D", type=some, help="and so many decode")
     add_staleness(group)
+    group.add_argument(
+        "--num-routers",
+        metavar="R",
+        type=kinds.whole(1, MOST_ROUTERS),
+        default=1,
+        help="routers side by side, each of which knows of the others only what replicas report (%(default)s)",
+    )
+    group.add_argument(
+        "--threads",
+        metavar="N",
+        type=kinds.whole(1, MOST_THREADS),
+        help="threads that advance engines (default: one a core); they change no result",
+    )
     add_transfer(group)
 
 
@@ -51,7 +64,8 @@ def add_transfer(group: argparse._ArgumentGroup) -> None:
         "--kv-bandwidth",
         metavar="GB/S",
         type=kinds.bandwidth,
-        help=f"at which the KV of a request gets to each GPU that decodes, 1e9 bytes/s ({BANDWIDTH / 1e9:g}; inf)",
+        help="of the link of each GPU, which carries the KV of one request at a time, 1e9 bytes/s"
+        f" ({BANDWIDTH / 1e9:g}; inf)",
     )
     group.add_argument(
         "--kv-latency", metavar="S", type=kinds.seconds, default=0.0, help="time that a transfer takes besides, s"
@@ -94,4 +108,10 @@ def fleet_of(arguments: argparse.Namespace, router: str | None, deployment: Depl
     replicas = arguments.replicas
     if decode is not None:
         replicas = Disaggregated(prefill=prefill or 0, decode=decode, transfer=transfer_of(arguments, deployment))
-    return {"replicas": replicas, "router": router or ROUTER, "staleness_s": arguments.staleness}
+    return {
+        "replicas": replicas,
+        "router": router or ROUTER,
+        "routers": arguments.num_routers,
+        "staleness_s": arguments.staleness,
+        "threads": arguments.threads,
+    }

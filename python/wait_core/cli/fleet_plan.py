@@ -114,7 +114,7 @@ def _asked(plan: FleetPlan) -> str:
     if plan.transfer is not None:
         rate = plan.transfer.bandwidth / 1e9
         lines.append(
-            f"KV transfer: {plan.transfer.bytes_per_token:,.0f} bytes a token at {rate:g} GB/s for each request,"
+            f"KV transfer: {plan.transfer.bytes_per_token:,.0f} bytes a token at {rate:g} GB/s for each link,"
             f" {plan.transfer.latency_s:g} s besides"
         )
     return "\n".join(lines)

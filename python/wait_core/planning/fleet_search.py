@@ -53,7 +53,8 @@ class FleetSearch:
         self.transfer = transfer
         self._bound, self._slo, self._attainment = bound, slo, attainment
         self._simulation, self._gpus_each, self._progress = simulation, gpus_each, progress
-        self._pool = ThreadPoolExecutor(min(cores(), len(self.played)))
+        at_once = min(cores(), len(self.played))
+        self._pool, self._threads = ThreadPoolExecutor(at_once), cores() // at_once
 
     def __enter__(self) -> None:
         """Begin."""
@@ -91,7 +92,8 @@ class FleetSearch:
             replicas = Disaggregated(prefill=prefill, decode=decode, transfer=self.transfer)
 
         def run(requests: Requests) -> Report:
-            return simulate(requests=requests, replicas=replicas, router=router, **self._simulation)
+            fleet: dict[str, Any] = {"replicas": replicas, "router": router, "threads": self._threads}
+            return simulate(requests=requests, **fleet, **self._simulation)
 
         each = [_delays(report) for report in self._pool.map(run, self.played)]
         met = [_shares(*delays, *self._slo) for delays in each]

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 MOST_REPLICAS = 1 << 16
 """Most replicas of a fleet."""
 
+MOST_ROUTERS = 1024
+"""Most routers of a pool of replicas."""
+
+MOST_THREADS = 1024
+"""Most threads."""
+
 ROUTER = "forecast"
 """The router of a fleet where none is named."""
 
@@ -76,8 +82,10 @@ def described(
     typed: bool,
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated,
     router: str | Mapping[str, Any],
+    routers: int,
     staleness_s: float,
     changes: Sequence[Change],
+    threads: int | None,
     seed: int,
 ) -> dict[str, Any]:
     """Return the fleet as the core reads it.
@@ -101,6 +109,10 @@ def described(
         engines = pool("replicas", replicas, settings, law, law_known=law_known, least=1)
     if not 0 <= staleness_s <= 1e9:
         raise WaitCoreError(f"staleness_s = {staleness_s}: must be between 0 and 1e9 s")
+    if not 1 <= routers <= MOST_ROUTERS:
+        raise WaitCoreError(f"routers = {routers}: must be between 1 and {MOST_ROUTERS}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise WaitCoreError(f"threads = {threads}: must be between 1 and {MOST_THREADS}")
     for change in changes:
         if not 0 <= change.at_s <= 1e9:
             raise WaitCoreError(f"changes: at_s = {change.at_s}: must be between 0 and 1e9 s")
@@ -114,6 +126,8 @@ def described(
         "changes": [
             {"at_ns": round(change.at_s * 1e9), "replica": change.replica, "kind": change.kind} for change in changes
         ],
+        "routers": routers,
+        "threads": threads,
     }
 
 

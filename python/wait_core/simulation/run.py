@@ -181,8 +181,10 @@ def simulate(
     transfer: Transfer | None = None,
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated | None = None,
     router: str | Mapping[str, Any] = ROUTER,
+    routers: int = 1,
     staleness_s: float = STALENESS_S,
     changes: Sequence[Change] = (),
+    threads: int | None = None,
     progress: bool | Callable[[int], object] = False,
     **settings: Unpack[EngineSettings],
 ) -> Report:
@@ -234,11 +236,17 @@ def simulate(
     router : str or mapping
         Which replica a request goes to, one of `wait_core.fleet.ROUTERS`; or a mapping of that (`router`) and of
         settings of `wait_core.fleet.Router`.
+    routers : int
+        How many such routers there are, as processes side by side: requests come to them in turn, and each knows of the
+        others' choices only what replicas report.
     staleness_s : float
         How old what the router knows of a replica is at most, s; 0: as of its last iteration. Half of it passes between
         two reports, half until one arrives. When a request ends the router sees itself.
     changes : sequence of Change
         Replicas that fail, drain or join.
+    threads : int, optional
+        Threads that advance the engines of a fleet, by default as many as there are cores. The results do not depend on
+        them.
     progress : bool or callable
         Show a progress bar on standard error, if that is a terminal. A callable is called at intervals with the number
         of requests that have finished; an exception that it raises ends the simulation.
@@ -290,8 +298,10 @@ def simulate(
             typed=policy in TYPED,
             replicas=replicas,
             router=router,
+            routers=routers,
             staleness_s=staleness_s,
             changes=changes,
+            threads=threads,
             seed=seed,
         )
     prefilling = fleet["prefill"][0] if fleet is not None and fleet["prefill"] is not None else None

@@ -99,9 +99,9 @@ def sweep(
     def play(cell: Cell) -> dict[str, Any]:
         watch(0)
         memory = {} if cell.kv_blocks is None else {"kv_blocks": cell.kv_blocks}
-        report = simulate(
-            cell.policy, request_rate=cell.request_rate, seed=cell.seed, progress=watch, **(simulation | memory)
-        )
+        # Each has a core to itself.
+        shared = {"threads": 1} | simulation | memory
+        report = simulate(cell.policy, request_rate=cell.request_rate, seed=cell.seed, progress=watch, **shared)
         return {"request_rate": cell.request_rate} | report.summary(slo_ttft_ms=slo_ttft_ms, slo_tpot_ms=slo_tpot_ms)
 
     with ThreadPoolExecutor(cores() if workers is None else workers) as pool:

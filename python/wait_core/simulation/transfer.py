@@ -23,8 +23,8 @@ class Transfer:
     bytes_per_token : float
         Bytes of KV a token, of all layers; where several GPUs serve a replica, those that each of them holds.
     bandwidth : float
-        Bytes/s at which the KV of a request arrives, for each request on its own, and on each GPU. Infinite: KV is
-        there at once.
+        Bytes/s that the link of each GPU carries: the KV of one request at a time, in the order in which prompts are
+        computed where it leaves, and in which memory is reserved where it arrives. Infinite: KV is there at once.
     latency_s : float
         Fixed time that each transfer adds, s.
 
@@ -58,7 +58,7 @@ class Transfer:
         return Transfer(bytes_per_token=bytes_per_token, bandwidth=bandwidth, latency_s=latency_s)
 
     def seconds(self, tokens: float) -> float:
-        """Return how long the KV of so many tokens takes."""
+        """Return how long the KV of so many tokens takes on links that are free."""
         return self.latency_s + tokens * self.bytes_per_token / self.bandwidth
 
     def columns(self) -> tuple[float, float, float]:

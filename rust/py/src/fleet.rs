@@ -1,5 +1,8 @@
 //! A fleet for the simulator, from Python values, and its results as Python values.
 
+use std::num::NonZero;
+use std::thread;
+
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -28,6 +31,9 @@ struct Given {
     staleness_ns: u64,
     #[serde(default)]
     changes: Vec<Change>,
+    routers: usize,
+    #[serde(default)]
+    threads: Option<usize>,
 }
 
 /// Settings of a router that may be left out.
@@ -56,7 +62,7 @@ impl GivenRouting {
 }
 
 /// The fleet that a dictionary describes: its engines as (settings, law), router, prefill, seed, routing,
-/// staleness_ns, changes.
+/// staleness_ns, changes, routers, threads.
 pub(crate) fn fleet(given: &Bound<'_, PyDict>, setup: &Setup) -> PyResult<wait_sim::Fleet> {
     let given: Given = convert::json(given.as_any(), "fleet")?;
     let engine = |(settings, law)| Ok((Config::from_map(settings).map_err(error::core)?, law));
@@ -70,6 +76,8 @@ pub(crate) fn fleet(given: &Bound<'_, PyDict>, setup: &Setup) -> PyResult<wait_s
         prefill: prefill.transpose()?,
         staleness_ns: given.staleness_ns,
         changes: given.changes,
+        routers: given.routers,
+        threads: given.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get)),
     })
 }
 

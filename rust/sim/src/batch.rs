@@ -52,7 +52,7 @@ pub struct Outcome {
 /// Most runs of one batch: 72 MB of outcomes.
 const MOST_RUNS: u64 = 1_000_000;
 /// Most threads.
-const MOST_THREADS: usize = 1024;
+pub(crate) const MOST_THREADS: usize = 1024;
 
 /// One outcome a seed. `callback` is called after each run of the first thread, with the number of runs it has done,
 /// and may stop the batch: each thread then stops after its current run.

@@ -4,14 +4,16 @@
 //! duration, report what finished. The core cannot tell that the engine is simulated. The caller decides when an
 //! iteration begins; between its begin and its end the core is in the state that was planned.
 
+use wait_core::config::Late;
 use wait_core::model::IterationTime;
 use wait_core::policy::Policy;
 use wait_core::{Config, Error, LengthHint, Report as Completed, Request, Scheduler, StepTime};
 
+use crate::columns::Columns;
 use crate::ends::Ends;
 use crate::error::SimError;
 use crate::record::Run;
-use crate::recorder::{Columns, Recorder};
+use crate::recorder::Recorder;
 use crate::requests::{LATEST_NS, Requests};
 use crate::rng::Stream;
 use crate::setup::{Lengths, Setup};
@@ -89,9 +91,23 @@ impl<'a> Engine<'a> {
         self.config.convention.last_stage(self.requests.arrivals[id as usize].output).saturating_add(1)
     }
 
+    /// The least time that an iteration takes, ns; 0 where one may depend on other engines, or refuse a request. `largest` is
+    /// the request of the most tokens.
+    pub(crate) fn shortest_ns(&self, largest: u64) -> u64 {
+        let Config { late, max_queued_requests, max_queued_tokens, .. } = self.config;
+        let bounded = max_queued_requests.is_some() || max_queued_tokens.is_some();
+        let tokens = self.requests.arrivals[largest as usize].prompt.saturating_add(self.iterations(largest));
+        let fits = self.fits(largest) && tokens <= self.scheduler.view().largest();
+        if bounded || *late == Late::Refuse || !fits || self.gated || self.setup.steps.jitter > 0.0 {
+            return 0;
+        }
+        // Both are rounded.
+        ((self.law.least_seconds() * 1e9) as u64).saturating_sub(1).saturating_add(self.setup.overhead_ns)
+    }
+
     /// Adds a request to the scheduler. False where it is refused: it can never fit, finds the queue full, or would be
     /// late.
-    pub(crate) fn add(&mut self, columns: &mut Columns, at: usize, sent_ns: u64) -> Result<bool, SimError> {
+    pub(crate) fn add(&mut self, columns: &Columns, at: usize, sent_ns: u64) -> Result<bool, SimError> {
         let id = at as u64;
         columns.send(id, sent_ns, self.scheduler.predicted_wait_ns());
         if !self.fits(id) {
@@ -151,7 +167,7 @@ impl<'a> Engine<'a> {
     /// Plans an iteration that begins at `start_ns`; `coming` says whether any request is known to arrive.
     pub(crate) fn begin(
         &mut self,
-        columns: &mut Columns,
+        columns: &Columns,
         start_ns: u64,
         coming: impl FnOnce() -> bool,
     ) -> Result<Begun, SimError> {
@@ -164,11 +180,11 @@ impl<'a> Engine<'a> {
         self.now_ns = self.ends_at(start_ns)?;
         let plan = self.scheduler.last_plan();
         for &(_, id) in plan.preempted() {
-            columns.stamps[id as usize] += 1;
+            columns.stamps.count(id as usize);
         }
         // Requests are parked even by a plan that computes nothing.
         for &slot in plan.parked() {
-            columns.stamps[self.scheduler.view().request(slot).id as usize] += 1;
+            columns.stamps.count(self.scheduler.view().request(slot).id as usize);
         }
         // A preemption frees memory, so the plan after one may well not be empty; nor may that after an admission of a
         // request whose KV is being transferred.
@@ -183,7 +199,7 @@ impl<'a> Engine<'a> {
             // Paused requests that hold the memory others need could wait for more requests forever.
             self.drain();
         }
-        self.transfers.follow(&self.scheduler, &columns.stamps, start_ns);
+        self.transfers.follow(&self.scheduler, columns, start_ns);
         Ok(Begun::Computes)
     }
 
@@ -193,7 +209,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The iteration has ended. Returns the requests that ended with it.
-    pub(crate) fn end(&mut self, columns: &mut Columns) -> Result<&[u64], SimError> {
+    pub(crate) fn end(&mut self, columns: &Columns) -> Result<&[u64], SimError> {
         self.recorder.iteration(columns, &self.scheduler, self.started_ns, self.now_ns);
         self.finished.clear();
         self.follow_joins(columns);

@@ -5,6 +5,8 @@
 
 mod batch;
 mod clients;
+mod column;
+mod columns;
 mod conversations;
 pub mod dataset;
 mod ends;

@@ -1,15 +1,13 @@
-//! Records what happens in a run: for each request a row of the columns, whichever engine serves it, and for each
-//! engine everything that belongs to no request.
+//! Records what happens in a run: for each request a row of the columns, and for each engine everything that belongs to no
+//! request.
 
 use wait_core::{Origin, Scheduler, View};
 
+use crate::columns::{Columns, NO_LANE};
 use crate::record::{NEVER_NS, Run, Sample};
-use crate::requests::Arrival;
 
 /// Most samples kept of the series.
 pub(crate) const SAMPLES: usize = 4096;
-
-const NO_LANE: u16 = u16::MAX;
 
 /// Token times of a lane's members: all had their last token at `stepped_ns`, but for the newcomers.
 #[derive(Clone, Debug, Default)]
@@ -19,94 +17,6 @@ struct LaneTimes {
     newcomers: Vec<(u64, u32)>,
     /// Members that joined in the current iteration.
     joined: u32,
-}
-
-/// The record of each request, by its index.
-#[derive(Debug)]
-pub(crate) struct Columns<'a> {
-    pub(crate) arrivals: &'a [Arrival],
-    pub(crate) arrival_ns: Vec<u64>,
-    predicted_wait_ns: Vec<u64>,
-    admitted_ns: Vec<u64>,
-    first_token_ns: Vec<u64>,
-    pub(crate) finished_ns: Vec<u64>,
-    preemptions: Vec<u32>,
-    /// Lane of each request, and time of its last token; the time is valid while it is in none.
-    lane_of: Vec<u16>,
-    last_token_ns: Vec<u64>,
-    /// Tokens before the last chunk of each request, by which its blocks divide; empty with one group of full attention.
-    chunk_start: Vec<u32>,
-    /// How often each has left a lane, or the cache.
-    pub(crate) stamps: Vec<u32>,
-}
-
-impl<'a> Columns<'a> {
-    /// `grouped`: whether some engine has a cache of other groups than one of full attention.
-    pub(crate) fn new(arrivals: &'a [Arrival], grouped: bool) -> Self {
-        let n = arrivals.len();
-        Self {
-            arrivals,
-            arrival_ns: vec![NEVER_NS; n],
-            predicted_wait_ns: vec![0; n],
-            admitted_ns: vec![NEVER_NS; n],
-            first_token_ns: vec![NEVER_NS; n],
-            finished_ns: vec![NEVER_NS; n],
-            preemptions: vec![0; n],
-            lane_of: vec![NO_LANE; n],
-            last_token_ns: vec![NEVER_NS; n],
-            chunk_start: if grouped { vec![0; n] } else { Vec::new() },
-            stamps: vec![0; n],
-        }
-    }
-
-    /// One that has its first token was sent before: it goes on elsewhere.
-    pub(crate) fn send(&mut self, id: u64, at_ns: u64, predicted_wait_ns: u64) {
-        if self.first_token_ns[id as usize] != NEVER_NS {
-            return;
-        }
-        self.arrival_ns[id as usize] = at_ns;
-        self.predicted_wait_ns[id as usize] = predicted_wait_ns;
-    }
-
-    /// A request that ended on one engine continues on another.
-    pub(crate) fn hand_over(&mut self, id: u64) {
-        self.finished_ns[id as usize] = NEVER_NS;
-    }
-
-    /// Requests that have ended.
-    pub(crate) fn finished(&self) -> usize {
-        self.finished_ns.iter().filter(|&&ns| ns != NEVER_NS).count()
-    }
-
-    /// What an engine did for a request is lost with it: the request starts over elsewhere.
-    pub(crate) fn lose(&mut self, id: u64) {
-        let id = id as usize;
-        self.first_token_ns[id] = NEVER_NS;
-        self.admitted_ns[id] = NEVER_NS;
-        self.lane_of[id] = NO_LANE;
-        self.stamps[id] += 1;
-    }
-
-    /// The columns with everything recorded beside them. `offered` are the outputs before `max_tokens` cut them.
-    pub(crate) fn join(self, beside: Run, offered: &[Arrival]) -> Run {
-        // They are the same slice where nothing is cut.
-        let offered = if std::ptr::eq(self.arrivals, offered) { &[] } else { offered };
-        let finished = self.finished_ns.iter().map(|&ns| ns != NEVER_NS);
-        let outputs = self.arrivals.iter().zip(offered);
-        let cut = finished.zip(outputs).filter(|&(done, (real, offered))| done && real.output < offered.output);
-        Run {
-            finished_by_length: cut.count(),
-            prompt: self.arrivals.iter().map(|arrival| arrival.prompt).collect(),
-            output: self.arrivals.iter().map(|arrival| arrival.output).collect(),
-            arrival_ns: self.arrival_ns,
-            predicted_wait_ns: self.predicted_wait_ns,
-            admitted_ns: self.admitted_ns,
-            first_token_ns: self.first_token_ns,
-            finished_ns: self.finished_ns,
-            preemptions: self.preemptions,
-            ..beside
-        }
-    }
 }
 
 /// The record of one engine.
@@ -142,43 +52,43 @@ impl Recorder {
     }
 
     /// The request leaves its lane, if it is in one: when was its last token?
-    fn out_of_lane(&mut self, columns: &mut Columns, id: u32) {
-        let Some(lane) = self.lanes.get_mut(usize::from(columns.lane_of[id as usize])) else { return };
-        columns.lane_of[id as usize] = NO_LANE;
+    fn out_of_lane(&mut self, columns: &Columns, id: u32) {
+        let Some(lane) = self.lanes.get_mut(usize::from(columns.lane_of.get(id as usize))) else { return };
+        columns.lane_of.set(id as usize, NO_LANE);
         let at = lane.newcomers.iter().position(|&(_, other)| other == id);
-        columns.last_token_ns[id as usize] = at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0);
+        columns.last_token_ns.set(id as usize, at.map_or(lane.stepped_ns, |at| lane.newcomers.swap_remove(at).0));
     }
 
     /// Records which requests the last plan took out of a lane.
-    pub(crate) fn parked(&mut self, columns: &mut Columns, scheduler: &Scheduler) {
+    pub(crate) fn parked(&mut self, columns: &Columns, scheduler: &Scheduler) {
         for &slot in scheduler.last_plan().parked() {
             self.out_of_lane(columns, scheduler.view().request(slot).id as u32);
         }
     }
 
     /// Records an iteration from `start_ns` to `end_ns`, as the scheduler has applied it.
-    pub(crate) fn iteration(&mut self, columns: &mut Columns, scheduler: &Scheduler, start_ns: u64, end_ns: u64) {
+    pub(crate) fn iteration(&mut self, columns: &Columns, scheduler: &Scheduler, start_ns: u64, end_ns: u64) {
         let (plan, view) = (scheduler.last_plan(), scheduler.view());
         for &(_, id) in plan.preempted() {
-            columns.preemptions[id as usize] += 1;
+            columns.preemptions.count(id as usize);
             self.out_of_lane(columns, id as u32);
         }
         for &(slot, lane) in plan.unparked() {
             let id = view.request(slot).id as u32;
-            columns.lane_of[id as usize] = lane;
-            self.lanes[usize::from(lane)].newcomers.push((columns.last_token_ns[id as usize], id));
+            columns.lane_of.set(id as usize, lane);
+            self.lanes[usize::from(lane)].newcomers.push((columns.last_token_ns.get(id as usize), id));
         }
         for chunk in plan.chunks() {
             let id = chunk.id as usize;
             self.run.prefill_tokens += u64::from(chunk.tokens);
-            if let Some(start) = columns.chunk_start.get_mut(id) {
-                *start = chunk.start;
+            if !columns.chunk_start.is_empty() {
+                columns.chunk_start.set(id, chunk.start);
             }
             match chunk.origin {
                 Origin::Resident => {}
                 Origin::Admitted => {
-                    if columns.admitted_ns[id] == NEVER_NS {
-                        columns.admitted_ns[id] = start_ns;
+                    if columns.admitted_ns.get(id) == NEVER_NS {
+                        columns.admitted_ns.set(id, start_ns);
                     }
                     self.run.prompt_tokens += u64::from(columns.arrivals[id].prompt);
                     self.run.cached_tokens += u64::from(chunk.start);
@@ -187,12 +97,12 @@ impl Recorder {
             }
             if chunk.last {
                 let request = view.request(chunk.slot);
-                columns.lane_of[id] = request.lane;
+                columns.lane_of.set(id, request.lane);
                 self.lanes[usize::from(request.lane)].joined += 1;
-                if columns.first_token_ns[id] == NEVER_NS {
-                    columns.first_token_ns[id] = end_ns;
+                if columns.first_token_ns.get(id) == NEVER_NS {
+                    columns.first_token_ns.set(id, end_ns);
                 } else {
-                    self.run.gaps.push((end_ns - columns.last_token_ns[id], 1));
+                    self.run.gaps.push((end_ns - columns.last_token_ns.get(id), 1));
                 }
             }
         }
@@ -208,7 +118,7 @@ impl Recorder {
             }
         }
         for chunk in plan.chunks().iter().filter(|chunk| chunk.last) {
-            let times = &mut self.lanes[usize::from(columns.lane_of[chunk.id as usize])];
+            let times = &mut self.lanes[usize::from(columns.lane_of.get(chunk.id as usize))];
             if times.stepped_ns != end_ns {
                 times.newcomers.push((end_ns, chunk.id as u32));
             }
@@ -236,14 +146,14 @@ impl Recorder {
 
     /// Requests whose progress was corrected may be in another lane now.
     #[inline]
-    pub(crate) fn moved(&mut self, columns: &mut Columns, scheduler: &Scheduler, progress: &[(u64, u32)]) {
+    pub(crate) fn moved(&mut self, columns: &Columns, scheduler: &Scheduler, progress: &[(u64, u32)]) {
         for &(id, _) in progress {
             let Some(slot) = scheduler.view().slot(id) else { continue };
             let (id, lane) = (id as u32, scheduler.view().request(slot).lane);
-            if columns.lane_of[id as usize] != lane {
+            if columns.lane_of.get(id as usize) != lane {
                 self.out_of_lane(columns, id);
-                columns.lane_of[id as usize] = lane;
-                self.lanes[usize::from(lane)].newcomers.push((columns.last_token_ns[id as usize], id));
+                columns.lane_of.set(id as usize, lane);
+                self.lanes[usize::from(lane)].newcomers.push((columns.last_token_ns.get(id as usize), id));
             }
         }
     }
@@ -287,7 +197,7 @@ impl Recorder {
         }
         for slot in view.iter_residents() {
             let (kv, blocks, request) = (view.kv(slot), view.blocks(slot), view.request(slot));
-            let start = columns.chunk_start[request.id as usize];
+            let start = columns.chunk_start.get(request.id as usize);
             // Until its first decode a request holds what its last chunk left, or all that was reserved for its prompt.
             if blocks == layout.decoding(kv) {
                 add(sums, layout.decoding_by_group(kv));
@@ -299,9 +209,9 @@ impl Recorder {
         }
     }
 
-    pub(crate) fn finish_requests(&mut self, columns: &mut Columns, finished: &[u64], now_ns: u64) {
+    pub(crate) fn finish_requests(&mut self, columns: &Columns, finished: &[u64], now_ns: u64) {
         for &id in finished {
-            columns.finished_ns[id as usize] = now_ns;
+            columns.finished_ns.set(id as usize, now_ns);
             self.out_of_lane(columns, id as u32);
         }
         self.run.completed += finished.len();

@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use wait_core::Scheduler;
 
 use crate::clients::Clients;
+use crate::columns::Columns;
 use crate::engine::{Begun, Engine};
 use crate::error::SimError;
 use crate::record::Run;
-use crate::recorder::Columns;
 use crate::requests::{Arrival, Requests};
 use crate::setup::Setup;
 
@@ -75,7 +75,7 @@ impl<'a> Served<'a> {
         let engine = Engine::new(setup, (&setup.config, &setup.law), requests, 0)?;
         let grouped = !engine.scheduler.view().layout().groups().is_empty();
         let clients = Clients::new(requests, setup.max_concurrency);
-        Ok(Self { engine, clients, columns: Columns::new(requests.arrivals, grouped) })
+        Ok(Self { engine, clients, columns: Columns::new(requests.arrivals, grouped, false) })
     }
 
     pub(crate) fn scheduler(&self) -> &Scheduler {
@@ -94,7 +94,7 @@ impl<'a> Served<'a> {
     /// Adds what has been sent by now to the scheduler.
     pub(crate) fn send_requests(&mut self) -> Result<(), SimError> {
         while let Some((at, sent_ns)) = self.clients.send(self.engine.now_ns, self.scheduler().view().len()) {
-            if !self.engine.add(&mut self.columns, at, sent_ns)? {
+            if !self.engine.add(&self.columns, at, sent_ns)? {
                 self.reject(at as u64);
             }
         }

@@ -29,6 +29,8 @@ fn by_hand(prefill: usize, decode: usize, blocks: [u32; 2], transfer: Transfer) 
         prefill: Some(PrefillPool { replicas: prefill, routing }),
         staleness_ns: 0,
         changes: Vec::new(),
+        routers: 1,
+        threads: 1,
     }
 }
 
@@ -109,6 +111,8 @@ fn fleet_of(policy: PolicyName, [prefill, decode]: [usize; 2], router: RouterNam
         prefill: Some(PrefillPool { replicas: prefill, routing }),
         staleness_ns: 100_000_000,
         changes: Vec::new(),
+        routers: 1,
+        threads: 1,
     }
 }
 
@@ -227,4 +231,29 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(
         refused(|fleet| fleet.engines[1].0.prefix_caching = true).starts_with("prefix_caching = true: must be off")
     );
+}
+
+#[test]
+fn transfers_wait_for_the_link_of_either_replica() {
+    // 33 and 17 tokens of prompt, computed together: 10 ms and 50 µs.
+    let (arrivals, first) = ([arrival(0, 33, 2), arrival(0, 17, 2)], 10_050_000);
+    let with = |prefill, decode, latency_s| {
+        let found = run(&by_hand(prefill, decode, [10, 10], Transfer { latency_s, ..SLOW }), &arrivals).run;
+        let starts = |at: usize, kv: u64| found.finished_ns[at] - 10_000_000 - 1_000 * kv;
+        (found.first_token_ns.clone(), [starts(0, 34), starts(1, 18)])
+    };
+    // Two decode replicas, one link out: the second's 17 ms begin after the first's 33, and the latency of one does not occupy the
+    // link for another.
+    assert_eq!(with(1, 2, 0.0), (vec![first; 2], [first + 33_000_000, first + 50_000_000]));
+    assert_eq!(with(1, 2, 0.5), (vec![first; 2], [first + 533_000_000, first + 550_000_000]));
+    // Two prefill replicas, one link in. The second prompt is computed first, and its KV comes first; the other is
+    // admitted when the decode replica is next asked, at once.
+    let ends = [10_033_000, 10_017_000];
+    let second = ends[1] + 17_000_000;
+    let (found, starts) = with(2, 1, 0.0);
+    assert_eq!(found, ends);
+    // Its iteration ends before the KV of the first is there.
+    assert_eq!(starts, [second + 33_000_000, second]);
+    // A link each.
+    assert_eq!(with(2, 2, 0.0), (ends.to_vec(), [ends[0] + 33_000_000, second]));
 }

@@ -23,6 +23,8 @@ fn fleet_of(policy: PolicyName, replicas: usize, router: RouterName, staleness_n
         prefill: None,
         staleness_ns,
         changes: Vec::new(),
+        routers: 1,
+        threads: 1,
     }
 }
 
@@ -133,6 +135,40 @@ fn every_request_ends_once_whatever_happens_to_replicas() {
 }
 
 #[test]
+fn several_routers_each_count_what_they_have_sent_themselves() {
+    // None ends before all are sent, each to a router of its own but for every fourth: two routers send the first two of theirs
+    // to the same two replicas of four.
+    let arrivals: Vec<Arrival> =
+        (0..8).map(|i| Arrival { at_ns: i * 1_000, prompt: 300, output: 50, label: 0 }).collect();
+    let mut fleet = fleet_of(PolicyName::Vllm, 4, RouterName::LeastRequests, 0);
+    let mut replicas = |routers| {
+        fleet.routers = routers;
+        run(&fleet, &arrivals).served.replica_of
+    };
+    assert_eq!(replicas(1), [0, 1, 2, 3, 0, 1, 2, 3]);
+    assert_eq!(replicas(2), [0, 0, 1, 1, 2, 2, 3, 3]);
+    assert_eq!(replicas(4), [0, 0, 0, 0, 1, 1, 1, 1]);
+}
+
+#[test]
+fn several_routers_lose_no_request_whatever_happens_to_replicas() {
+    let chat = dataset(4, 4.5, None).sample(400, 30.0, 5).unwrap();
+    for router in RouterName::ALL {
+        let mut fleet = fleet_of(PolicyName::Adaptive, 4, router, 100_000_000);
+        fleet.routers = 3;
+        fleet.routing.ttft_target = Some(2.0);
+        fleet.changes = (0..4).map(|at| change(3_000, at, ChangeKind::Fail)).collect();
+        fleet.changes.extend((0..4).map(|at| change(6_000, at, ChangeKind::Join)));
+        fleet.changes.extend([change(8_000, 0, ChangeKind::Drain), change(9_000, 0, ChangeKind::Join)]);
+        let found = run(&fleet, chat.requests());
+        conserves(&found, 400);
+        assert!(found.run.failed == 0 && found.served.resent > 0, "{router:?}");
+        fleet.threads = 3;
+        assert!(run(&fleet, chat.requests()) == found, "{router:?}");
+    }
+}
+
+#[test]
 fn without_replicas_requests_wait_at_the_door_or_fail_clearly() {
     let chat = dataset(4, 4.5, None).sample(100, 30.0, 5).unwrap();
     for router in RouterName::ALL {
@@ -163,6 +199,7 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(refused(|fleet| fleet.engines[1].0.kv_blocks = 0).starts_with("kv_blocks = 0"));
     assert!(refused(|fleet| fleet.routing.stale_after = f64::NAN).starts_with("stale_after = NaN"));
     assert!(refused(|fleet| fleet.setup.max_concurrency = Some(0)).starts_with("max_concurrency = 0"));
+    assert!(refused(|fleet| fleet.routers = 0).starts_with("routers = 0: must be between 1 and"));
     let strange = |fleet: &mut Fleet| fleet.changes = vec![change(0, 2, ChangeKind::Fail)];
     assert!(refused(strange).starts_with("changes.replica = 2: must be below 2"));
     let blocks = |fleet: &mut Fleet| {

@@ -40,6 +40,19 @@ fn kv_comes_after_the_admission_and_memory_is_held_meanwhile() {
 }
 
 #[test]
+fn a_link_carries_one_transfer_at_a_time() {
+    let setup = Setup { transfer: Some(SLOW), ..setup(json!({"kv_blocks": 30, "block_size": 16})) };
+    // 32 ms and 48 ms: the second comes at 80, while the first computes its last two tokens, and waits for their end.
+    let arrivals = [arrival(0, 33, 6), arrival(0, 49, 2)];
+    let found = run(&setup, &arrivals);
+    let step = |tokens: u64| 10_000_000 + 1_000 * tokens;
+    let first: u64 = 32_000_000 + (33..38).map(step).sum::<u64>();
+    assert_eq!((found.admitted_ns.clone(), found.first_token_ns[0]), (vec![0; 2], 32_000_000 + step(33)));
+    assert_eq!(found.first_token_ns[1], first + step(38 + 49));
+    assert_eq!(found.finished_ns[0], found.first_token_ns[1]);
+}
+
+#[test]
 fn bad_transfers_are_refused_by_name() {
     for (transfer, expected) in [
         (Transfer { bytes_per_token: -1.0, ..SLOW }, "transfer.bytes_per_token = -1: "),

@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, non_negative, positive};
 
+mod beside;
 mod measured;
 mod shape;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use beside::BesideDecodes;
 pub use measured::{AttentionCosts, MeasuredLaw, TokenStep};
 pub use shape::{BatchShape, FluidShape};
 

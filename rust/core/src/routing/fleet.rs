@@ -1,12 +1,13 @@
 //! The replicas as the router sees them: the last report of each, and what has been sent and has ended since.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::forecast::Pace;
 use super::load::{Load, Replica};
 use super::prefixes::KnownPrefixes;
 use super::{Incoming, ReplicaId};
 use crate::error::{Error, Result};
+use crate::lookup::BuildIdHasher;
 
 /// Mean output length while none is known, tokens.
 const MEAN_OUTPUT: f64 = 256.0;
@@ -162,6 +163,12 @@ impl Standing {
         }
     }
 
+    /// Since when something is kept for a report, ns.
+    fn oldest_ns(&self) -> u64 {
+        let (sent, ended) = (self.sent.front().map(|sent| sent.at_ns), self.ended.front().map(|&(at_ns, _)| at_ns));
+        sent.into_iter().chain(ended).min().unwrap_or(u64::MAX)
+    }
+
     fn report(&mut self, at_ns: u64, load: &Load) -> bool {
         if self.reported.is_some_and(|(known_ns, _)| known_ns > at_ns) {
             return false;
@@ -185,11 +192,24 @@ impl Standing {
 pub(super) struct Fleet {
     standings: Vec<Standing>,
     stale_ns: u64,
+    /// Where each is, how many accept requests, and whether any of those orders its own queue by a target.
+    places: HashMap<ReplicaId, usize, BuildIdHasher>,
+    open: usize,
+    ordered: bool,
+    /// No event that is kept for a report is older, ns.
+    oldest_ns: u64,
 }
 
 impl Fleet {
     pub(super) fn new(stale_after: f64) -> Self {
-        Self { standings: Vec::new(), stale_ns: (stale_after * 1e9) as u64 }
+        Self {
+            standings: Vec::new(),
+            stale_ns: (stale_after * 1e9) as u64,
+            places: HashMap::default(),
+            open: 0,
+            ordered: false,
+            oldest_ns: u64::MAX,
+        }
     }
 
     pub(super) fn standings(&self) -> &[Standing] {
@@ -199,6 +219,16 @@ impl Fleet {
     /// Indices of those that accept requests.
     pub(super) fn open(&self) -> impl Iterator<Item = (usize, &Standing)> + '_ {
         self.standings.iter().enumerate().filter(|(_, standing)| !standing.drains)
+    }
+
+    /// How many of them there are.
+    pub(super) fn open_count(&self) -> usize {
+        self.open
+    }
+
+    /// Whether any of them orders its own queue by a target.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.ordered
     }
 
     pub(super) fn stale_ns(&self) -> u64 {
@@ -224,14 +254,27 @@ impl Fleet {
 
     /// Requests sent earlier than a report may be old are no longer kept for a report.
     pub(super) fn forget_stale(&mut self, now_ns: u64) {
-        let Some(oldest_ns) = now_ns.checked_sub(self.stale_ns.saturating_add(1)) else { return };
+        let Some(stale_ns) = now_ns.checked_sub(self.stale_ns.saturating_add(1)) else { return };
+        if stale_ns < self.oldest_ns {
+            return;
+        }
+        self.oldest_ns = u64::MAX;
         for standing in &mut self.standings {
-            standing.settle(oldest_ns);
+            standing.settle(stale_ns);
+            self.oldest_ns = self.oldest_ns.min(standing.oldest_ns());
         }
     }
 
     fn of(&mut self, id: ReplicaId) -> Option<&mut Standing> {
-        self.standings.iter_mut().find(|standing| standing.id == id)
+        self.places.get(&id).map(|&place| &mut self.standings[place])
+    }
+
+    /// Replicas have come, gone or changed.
+    fn survey(&mut self) {
+        self.places = self.standings.iter().enumerate().map(|(place, standing)| (standing.id, place)).collect();
+        self.open = self.open().count();
+        let ordered = self.open().any(|(_, standing)| standing.what.ttft_target.is_some());
+        self.ordered = ordered;
     }
 
     pub(super) fn add(&mut self, id: ReplicaId, what: Replica) -> Result<()> {
@@ -248,16 +291,20 @@ impl Fleet {
             }
             None => self.standings.push(Standing::new(id, what)),
         }
+        self.survey();
         Ok(())
     }
 
     pub(super) fn drain(&mut self, id: ReplicaId, drains: bool) -> bool {
-        self.of(id).map(|standing| standing.drains = drains).is_some()
+        let known = self.of(id).map(|standing| standing.drains = drains).is_some();
+        self.survey();
+        known
     }
 
     pub(super) fn remove(&mut self, id: ReplicaId) -> bool {
         let before = self.standings.len();
         self.standings.retain(|standing| standing.id != id);
+        self.survey();
         self.standings.len() < before
     }
 
@@ -268,11 +315,13 @@ impl Fleet {
     pub(super) fn send(&mut self, place: usize, at: (u64, bool), request: &Incoming, cached: u32, hashes: &[u64]) {
         let standing = &mut self.standings[place];
         let (at_ns, late) = at;
+        self.oldest_ns = self.oldest_ns.min(at_ns);
         let uncomputed = standing.what.uncomputed(request.prompt, cached);
         standing.send(Sent { at_ns, prompt: request.prompt, uncomputed, late }, hashes);
     }
 
     pub(super) fn leave(&mut self, id: ReplicaId, now_ns: u64, prompt: u32, late: bool) {
+        self.oldest_ns = self.oldest_ns.min(now_ns);
         if let Some(standing) = self.of(id) {
             standing.leave(now_ns, prompt, late);
         }

@@ -19,7 +19,7 @@ use super::fleet::{Fleet, Standing};
 use super::load::Replica;
 use super::rules::{Proposal, cached_tokens};
 use super::{DoorHold, Incoming};
-use crate::model::{BatchShape, IterationTime};
+use crate::model::{BatchShape, BesideDecodes};
 
 /// Deviations from the expected peak that are kept free.
 const MARGIN: f64 = 1.0;
@@ -95,7 +95,7 @@ pub(super) fn propose(
 ) -> Proposal {
     let standings = fleet.standings();
     // In their queues the order is better than at the door.
-    let ordered = fleet.open().any(|(_, standing)| standing.what.ttft_target.is_some());
+    let ordered = fleet.is_ordered();
     if !ordered && terms.others && terms.left < 0.0 {
         return Proposal::late(terms.left);
     }
@@ -221,10 +221,12 @@ fn predict(standing: &Standing, stale_ns: u64, now_ns: u64, request: &Incoming, 
     let at_once = alone || (wait == 0.0 && !there.waits && !standing.has_late());
 
     // Half of the iteration that is under way, then the prompts.
-    let ttft = wait + 0.5 * decode + pace.prefill(what, standing.backlog(now_ns) + uncomputed);
+    let (backlog, prefill) = (standing.backlog(now_ns), pace.prefill(what, uncomputed));
+    let prompts = if backlog > 0.0 { pace.prefill(what, backlog + uncomputed) } else { prefill };
+    let ttft = wait + 0.5 * decode + prompts;
     let more = pace.per_decode + pace.per_kv * (f64::from(request.prompt) + 0.5 * mean);
     let stay = mean * (decode + more);
-    let delays = there.decodes * ((pace.prefill(what, uncomputed) - pace.decode).max(0.0) + mean * more);
+    let delays = there.decodes * ((prefill - pace.decode).max(0.0) + mean * more);
     Prediction {
         wait,
         ttft,
@@ -260,18 +262,18 @@ pub(super) struct Pace {
     /// Prompt tokens that an iteration has room for, and how long one takes that is full, s.
     room: f64,
     full: f64,
-    decodes: u64,
-    kv: u64,
+    /// Prompt tokens a second at that.
+    rate: f64,
+    decodes: f64,
+    kv: f64,
+    /// What the law says beside them.
+    beside: BesideDecodes,
 }
 
 /// For a replica whose law is not known: an iteration of 10 ms, plus as much again for each 512 tokens and 64 decodes.
 /// Such replicas are compared only with one another.
-fn nominal(shape: &BatchShape) -> f64 {
-    0.01 * (1.0 + shape.prefill_tokens as f64 / 512.0 + shape.decodes as f64 / 64.0)
-}
-
-fn seconds(what: &Replica, shape: &BatchShape) -> f64 {
-    what.iteration_time.as_ref().map_or_else(|| nominal(shape), |law: &IterationTime| law.seconds(shape))
+fn nominal(prefill_tokens: f64, decodes: f64) -> f64 {
+    0.01 * (1.0 + prefill_tokens / 512.0 + decodes / 64.0)
 }
 
 impl Pace {
@@ -279,7 +281,8 @@ impl Pace {
         let decodes = u64::from(decodes.min(what.max_num_seqs));
         let kv = kv.min(what.tokens() as u64);
         let of = |decodes: u64, decode_kv: u64| {
-            seconds(what, &BatchShape { decodes: decodes.max(1), decode_kv, ..BatchShape::default() })
+            let shape = BatchShape { decodes: decodes.max(1), decode_kv, ..BatchShape::default() };
+            what.iteration_time.as_ref().map_or_else(|| nominal(0.0, shape.decodes as f64), |law| law.seconds(&shape))
         };
         let most = u64::from(what.max_num_seqs).max(decodes + 1);
         let (fewer, more) = (decodes - decodes / 4, (decodes + decodes / 4 + 16).min(most));
@@ -291,33 +294,39 @@ impl Pace {
             per_kv: (of(decodes, kv + KV_STEP) - decode) / KV_STEP as f64,
             room,
             full: 0.0,
-            decodes,
-            kv,
+            rate: 0.0,
+            decodes: decodes as f64,
+            kv: kv as f64,
+            beside: what.iteration_time.as_ref().map_or_else(BesideDecodes::default, |law| law.beside(decodes, kv)),
         };
         pace.full = pace.with_prefill(what, room);
+        pace.rate = room / pace.full;
         pace
     }
 
     /// Prompt tokens a second.
     pub(super) fn prefill_rate(&self) -> f64 {
-        self.room / self.full
+        self.rate
     }
 
     /// An iteration of this many decodes alone, s.
     fn decode(&self, decodes: f64, kv: f64) -> f64 {
-        let more = self.per_decode * (decodes - self.decodes as f64) + self.per_kv * (kv - self.kv as f64);
+        let more = self.per_decode * (decodes - self.decodes) + self.per_kv * (kv - self.kv);
         (self.decode + more).max(0.5 * self.decode)
     }
 
     /// Time to compute this many prompt tokens beside the decodes, s.
     fn prefill(&self, what: &Replica, tokens: f64) -> f64 {
+        if tokens < self.room {
+            return self.with_prefill(what, tokens.max(1.0));
+        }
         let whole = (tokens / self.room).floor();
         whole * self.full + self.with_prefill(what, (tokens - whole * self.room).max(1.0))
     }
 
     fn with_prefill(&self, what: &Replica, tokens: f64) -> f64 {
-        let mut shape = BatchShape { decodes: self.decodes, decode_kv: self.kv, ..BatchShape::default() };
-        shape.add_prefill(tokens as u64, 0);
-        seconds(what, &shape)
+        let law = what.iteration_time.as_ref();
+        let tokens = tokens as u64;
+        law.map_or_else(|| nominal(tokens as f64, self.decodes), |law| law.seconds_beside(&self.beside, tokens))
     }
 }

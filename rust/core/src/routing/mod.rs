@@ -96,6 +96,11 @@ impl RouterName {
         Err(Error::invalid("router", format!("{name:?}"), format!("one of {}{near}", known.join(", "))))
     }
 
+    /// Whether it decides by anything of its replicas but which there are: their requests, their prefixes, or their reports.
+    pub fn reads_replicas(self) -> bool {
+        !matches!(self, Self::Random | Self::RoundRobin)
+    }
+
     /// Whether it decides by what replicas report.
     pub fn reads_reports(self) -> bool {
         matches!(self, Self::LeastKv | Self::Vllm | Self::Forecast)

@@ -68,7 +68,7 @@ impl Rules {
         request: &Incoming,
         due: Option<&Due>,
     ) -> Proposal {
-        let open = fleet.open().count();
+        let open = fleet.open_count();
         if open == 0 {
             return Proposal { spare: due.map(|due| due.left), ..Proposal::held(DoorHold::NoReplica) };
         }

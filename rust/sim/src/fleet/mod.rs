@@ -6,22 +6,28 @@
 //! the engine's next iteration, as between the processes of a real server.
 
 use std::ops::ControlFlow;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 use wait_core::model::IterationTime;
 use wait_core::routing::Routing;
 use wait_core::{Config, Error, Result};
 
+use crate::batch::MOST_THREADS;
+use crate::columns::Columns;
 use crate::error::SimError;
 use crate::record::Run;
 use crate::requests::Requests;
 use crate::setup::Setup;
 
+mod crew;
 mod merge;
 mod pool;
 mod replica;
+mod server;
 mod world;
 
+use self::crew::{Bench, Crew};
 use self::merge::merged;
 use self::pool::stages;
 use self::world::World;
@@ -35,6 +41,9 @@ pub struct Fleet {
     pub engines: Vec<(Config, IterationTime)>,
     /// The router; of the decode replicas, where prefill is apart.
     pub routing: Routing,
+    /// How many routers of this kind there are, of each pool, at least 1. Requests come to them in turn, and each sees of the
+    /// others' choices what replicas report.
+    pub routers: usize,
     /// Disaggregated serving: some replicas only compute prompts, for the others to go on from.
     pub prefill: Option<PrefillPool>,
     /// How old what the router knows of a replica is at most, ns: half of it passes between two reports of a replica, and
@@ -42,10 +51,13 @@ pub struct Fleet {
     pub staleness_ns: u64,
     /// What happens to replicas.
     pub changes: Vec<Change>,
+    /// Threads that advance engines, at least 1. The results do not depend on it.
+    pub threads: usize,
 }
 
 /// Replicas that compute prompts and nothing else. With its first token a request goes on to one of the other replicas, which
-/// takes memory for it, is sent its KV as `Setup::transfer` says, and decodes the rest.
+/// takes memory for it, is sent its KV as `Setup::transfer` says, and decodes the rest. The link of a prefill replica carries the
+/// KV of one request at a time too, in the order in which prompts are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrefillPool {
     /// How many: the first of `Fleet::engines`.
@@ -107,7 +119,10 @@ pub struct Served {
 /// Most replicas.
 const MOST_REPLICAS: usize = 1 << 16;
 
-/// How often the callback is called, in events.
+/// Most routers.
+const MOST_ROUTERS: usize = 1 << 10;
+
+/// How often the callback is called, in iterations.
 const CALLBACK_EVERY: u64 = 1 << 15;
 
 /// Runs all requests to their end. `callback(completed)` is called now and then and may stop the run.
@@ -125,16 +140,28 @@ pub fn fleet<'a>(
     fleet.check()?;
     let arrivals = &offered.ended(fleet.setup.max_tokens);
     let stages = stages(fleet, arrivals);
-    let mut world = World::new(fleet, Requests { arrivals, ..offered }, &stages)?;
-    let mut events = 0_u64;
-    while world.advance()? {
-        events += 1;
-        if events.is_multiple_of(CALLBACK_EVERY) && callback(world.completed()).is_break() {
-            return Err(SimError::Interrupted { completed: world.completed(), offered: offered.arrivals.len() });
+    let grouped = fleet.engines.iter().any(|(config, _)| !config.kv_groups.is_empty());
+    let columns = Columns::new(arrivals, grouped, fleet.prefill.is_some());
+    let mut world = World::new(fleet, Requests { arrivals, ..offered }, &stages, &columns)?;
+    let bench = Bench::new(&columns);
+    let (beside, served) = thread::scope(|scope| {
+        let mut crew = Crew::new(scope, &bench, fleet.threads.min(fleet.engines.len()));
+        let mut next_call = CALLBACK_EVERY;
+        while world.advance(&mut crew)? {
+            if world.iterations() >= next_call {
+                next_call = world.iterations() + CALLBACK_EVERY;
+                if callback(world.completed()).is_break() {
+                    return Err(SimError::Interrupted {
+                        completed: world.completed(),
+                        offered: offered.arrivals.len(),
+                    });
+                }
+            }
         }
-    }
-    let _ = callback(world.completed());
-    Ok(world.finish(offered.arrivals))
+        let _ = callback(world.completed());
+        Ok(world.finish(offered.arrivals.len()))
+    })?;
+    Ok(FleetRun { run: columns.join(beside, offered.arrivals), served })
 }
 
 impl Fleet {
@@ -164,6 +191,11 @@ impl Fleet {
             if self.engines[prefill..].iter().any(|(config, _)| config.prefix_caching) {
                 let rule = "must be off on decode replicas: all KV comes from prefill replicas";
                 return Err(Error::invalid("prefix_caching", true, rule));
+            }
+        }
+        for (name, value, most) in [("threads", self.threads, MOST_THREADS), ("routers", self.routers, MOST_ROUTERS)] {
+            if !(1..=most).contains(&value) {
+                return Err(Error::invalid(name, value, format!("must be between 1 and {most}")));
             }
         }
         if let Some(change) = self.changes.iter().find(|change| change.replica >= replicas) {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use wait_core::Result;
-use wait_core::routing::{Router, Routing};
+use wait_core::routing::{Router, RouterName, Routing};
 
 use super::Fleet;
 use super::world::Door;
@@ -53,30 +53,83 @@ pub(super) fn stages<'a>(fleet: &'a Fleet, arrivals: &'a [Arrival]) -> Vec<Stage
     ]
 }
 
-/// A pool while it serves: its router, and the requests that this holds.
-pub(super) struct Pool<'a> {
-    pub(super) stage: &'a Stage<'a>,
-    /// As this stage has them.
-    pub(super) requests: Requests<'a>,
+/// One of the routers of a pool, and the requests that it holds. It sees what all replicas report, and of all else only what it
+/// has sent itself.
+pub(super) struct Front {
     pub(super) router: Router,
     pub(super) door: Door,
     /// Whether anything has happened that the router may decide by, since it held one last.
     pub(super) ask_again: bool,
 }
 
+/// A pool while it serves.
+pub(super) struct Pool<'a> {
+    pub(super) stage: &'a Stage<'a>,
+    /// As this stage has them.
+    pub(super) requests: Requests<'a>,
+    pub(super) fronts: Vec<Front>,
+}
+
 impl<'a> Pool<'a> {
-    pub(super) fn new(stage: &'a Stage<'a>, requests: Requests<'a>) -> Result<Self> {
+    pub(super) fn new(stage: &'a Stage<'a>, requests: Requests<'a>, routers: usize) -> Result<Self> {
+        let front = |number: usize| {
+            // Each draws for itself.
+            let routing = Routing { seed: stage.routing.seed.wrapping_add(number as u64), ..stage.routing };
+            Ok(Front { router: Router::new(routing)?, door: Door::default(), ask_again: false })
+        };
         Ok(Self {
             stage,
             requests: Requests { arrivals: &stage.arrivals, ..requests },
-            router: Router::new(stage.routing)?,
-            door: Door::default(),
-            ask_again: false,
+            fronts: (0..routers).map(front).collect::<Result<_>>()?,
         })
+    }
+
+    /// The router that a request goes to: they take turns.
+    pub(super) fn number_of(&self, id: u64) -> usize {
+        (id % self.fronts.len() as u64) as usize
+    }
+
+    /// The same.
+    pub(super) fn front_of(&mut self, id: u64) -> &mut Front {
+        let number = self.number_of(id);
+        &mut self.fronts[number]
+    }
+
+    /// Something has happened that all routers may decide by.
+    pub(super) fn ask_all_again(&mut self) {
+        self.fronts.iter_mut().for_each(|front| front.ask_again = true);
+    }
+
+    /// A replica takes no more requests, or takes them again.
+    pub(super) fn drain_replica(&mut self, id: u64, drains: bool) {
+        for Front { router, .. } in &mut self.fronts {
+            if drains {
+                router.drain_replica(id)
+            } else {
+                router.reopen_replica(id)
+            };
+        }
+    }
+
+    /// Whether a router holds a request.
+    pub(super) fn holds(&self) -> bool {
+        self.fronts.iter().any(|front| !front.door.is_empty())
+    }
+
+    /// How its routers choose.
+    pub(super) fn router(&self) -> RouterName {
+        self.stage.routing.router
+    }
+
+    /// The request of the most tokens.
+    pub(super) fn largest(&self) -> Option<u64> {
+        let tokens = |arrival: &Arrival| u64::from(arrival.prompt) + u64::from(arrival.output);
+        let largest = self.requests.arrivals.iter().enumerate().max_by_key(|(_, arrival)| tokens(arrival));
+        largest.map(|(at, _)| at as u64)
     }
 
     /// Whether its router decides by what replicas report.
     pub(super) fn reads_reports(&self) -> bool {
-        self.router.settings().router.reads_reports()
+        self.router().reads_reports()
     }
 }

@@ -2,63 +2,58 @@
 
 use std::collections::VecDeque;
 
-use wait_core::routing::Load;
-
-use crate::engine::Engine;
+use super::server::{OnItsWay, Server};
 use crate::record::Run;
 
 /// A replica of a fleet.
 pub(super) struct Replica<'a> {
     /// Which pool it is in.
     pub(super) pool: usize,
-    /// None while it is not there. It is large, and leaves its place at each iteration.
-    pub(super) engine: Option<Box<Engine<'a>>>,
-    /// Requests that its engine takes in before its next iteration, and when they were sent.
-    pub(super) inbox: VecDeque<(u32, u64)>,
-    /// Under way in an iteration that ends at the engine's time.
+    /// None while it is not there, or a thread advances it.
+    pub(super) server: Option<Box<Server<'a>>>,
+    /// Requests that were sent to it since it was last advanced.
+    pub(super) inbox: VecDeque<OnItsWay>,
+    /// Under way in an iteration, or a thread advances it.
     pub(super) computing: bool,
-    /// Told that an iteration is to begin at this time.
-    pub(super) due: bool,
+    /// When an iteration is to begin that has not, ns.
+    pub(super) due_ns: Option<u64>,
+    /// When its link has carried the KV of all prompts that it has computed, ns.
+    pub(super) sent_ns: u64,
+    /// When it fails, ns.
+    pub(super) fails_ns: VecDeque<u64>,
     /// An event is void unless it has the replica's stamp.
     pub(super) stamp: u32,
-    /// When it took its last report, ns, and what was in it.
-    pub(super) reported: Option<(u64, Load)>,
     /// What was recorded of it before its engine failed.
     pub(super) before: Vec<Run>,
 }
 
 impl<'a> Replica<'a> {
-    pub(super) fn new(pool: usize, engine: Option<Box<Engine<'a>>>) -> Self {
+    pub(super) fn new(pool: usize, server: Option<Box<Server<'a>>>) -> Self {
         Self {
             pool,
-            engine,
+            server,
             inbox: VecDeque::new(),
             computing: false,
-            due: false,
+            due_ns: None,
+            sent_ns: 0,
+            fails_ns: VecDeque::new(),
             stamp: 0,
-            reported: None,
             before: Vec::new(),
         }
     }
 
     /// The engine is gone, and with it what was under way.
     pub(super) fn fail(&mut self) {
-        if let Some(engine) = self.engine.take() {
-            self.before.push(engine.finish());
+        if let Some(server) = self.server.take() {
+            self.before.push(server.engine.finish());
         }
         self.inbox.clear();
-        (self.computing, self.due, self.reported) = (false, false, None);
+        (self.computing, self.due_ns, self.sent_ns) = (false, None, 0);
         self.stamp += 1;
-    }
-
-    /// Requests completed.
-    pub(super) fn completed(&self) -> usize {
-        let now = self.engine.as_ref().map_or(0, |engine| engine.recorder.completed());
-        now + self.before.iter().map(|run| run.completed).sum::<usize>()
     }
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.engine.is_some() && !self.computing && self.inbox.is_empty()
+        self.server.is_some() && !self.computing && self.inbox.is_empty()
     }
 }

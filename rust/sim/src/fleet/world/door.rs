@@ -6,6 +6,7 @@ use wait_core::routing::{DoorHold, Incoming};
 
 use super::World;
 use crate::error::SimError;
+use crate::fleet::server::OnItsWay;
 
 /// A request at the door of a pool.
 #[derive(Clone, Copy)]
@@ -24,7 +25,7 @@ pub(in crate::fleet) struct Door {
 }
 
 impl Door {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::fleet) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.late.is_empty()
     }
 
@@ -41,28 +42,30 @@ impl World<'_> {
     /// Asks the routers again for those that they hold.
     pub(super) fn open_doors(&mut self) -> Result<(), SimError> {
         for pool in 0..self.pools.len() {
-            if std::mem::take(&mut self.pools[pool].ask_again) {
-                self.open_door(pool)?;
+            for front in 0..self.pools[pool].fronts.len() {
+                if std::mem::take(&mut self.pools[pool].fronts[front].ask_again) {
+                    self.open_door(pool, front)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn open_door(&mut self, pool: usize) -> Result<(), SimError> {
-        while let Some(&held) = self.pools[pool].door.queue.front() {
+    fn open_door(&mut self, pool: usize, front: usize) -> Result<(), SimError> {
+        while let Some(&held) = self.pools[pool].fronts[front].door.queue.front() {
             match self.route(pool, held.id, held.sent_ns)? {
                 None => self.held_ns += self.now_ns - held.since_ns,
-                Some(DoorHold::Late) => self.pools[pool].door.late.push_back(held),
+                Some(DoorHold::Late) => self.pools[pool].fronts[front].door.late.push_back(held),
                 Some(_) => return Ok(()),
             }
-            self.pools[pool].door.queue.pop_front();
+            self.pools[pool].fronts[front].door.queue.pop_front();
         }
-        while let Some(&held) = self.pools[pool].door.late.front() {
+        while let Some(&held) = self.pools[pool].fronts[front].door.late.front() {
             if self.route(pool, held.id, held.sent_ns)?.is_some() {
                 break;
             }
             self.held_ns += self.now_ns - held.since_ns;
-            self.pools[pool].door.late.pop_front();
+            self.pools[pool].fronts[front].door.late.pop_front();
         }
         Ok(())
     }
@@ -78,14 +81,14 @@ impl World<'_> {
 
     /// A request is sent to a pool; behind others at the door it waits for its turn.
     pub(super) fn enter(&mut self, pool: usize, id: u32, sent_ns: u64) -> Result<(), SimError> {
-        let hold = if self.pools[pool].door.queue.is_empty() {
+        let hold = if self.pools[pool].front_of(id.into()).door.queue.is_empty() {
             let Some(hold) = self.route(pool, id, sent_ns)? else { return Ok(()) };
             Some(hold)
         } else {
             None
         };
         let held = Held { id, sent_ns, since_ns: self.now_ns };
-        let door = &mut self.pools[pool].door;
+        let door = &mut self.pools[pool].front_of(id.into()).door;
         if hold == Some(DoorHold::Late) {
             door.late.push_back(held);
         } else {
@@ -103,7 +106,7 @@ impl World<'_> {
         let arrival = pool.requests.arrivals[at];
         let (config, _) = &self.fleet.engines[pool.stage.replicas.start];
         self.hashes.clear();
-        if config.prefix_caching && pool.router.settings().router.reads_prefixes() {
+        if config.prefix_caching && pool.router().reads_prefixes() {
             pool.requests.block_hashes(at, config.block_size, &mut self.hashes);
             self.hashes.truncate((arrival.prompt / config.block_size) as usize);
         }
@@ -114,7 +117,7 @@ impl World<'_> {
             block_hashes: &self.hashes,
             arrived_ns: Some(sent_ns),
         };
-        let choice = pool.router.route(self.now_ns, &incoming)?;
+        let choice = pool.front_of(id.into()).router.route(self.now_ns, &incoming)?;
         let Some(place) = choice.replica else { return Ok(choice.hold) };
         let place = place as usize;
         self.replica_of[at] = place as u32;
@@ -122,9 +125,10 @@ impl World<'_> {
             // Where it decodes its first token has come.
             self.predicted_ttft_s[at] = choice.ttft.map_or(-1.0, |ttft| ttft as f32);
         }
-        self.replicas[place].inbox.push_back((id, sent_ns));
+        self.replicas[place].inbox.push_back(OnItsWay { id, sent_ns, from_ns: self.now_ns });
+        self.routed += 1;
         if !self.replicas[place].computing {
-            self.is_due(place);
+            self.is_due(place, self.now_ns);
         }
         Ok(None)
     }

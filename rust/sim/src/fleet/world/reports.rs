@@ -3,29 +3,30 @@
 use wait_core::routing::Load;
 
 use super::World;
-use crate::engine::Engine;
 use crate::error::SimError;
 
-/// A report on its way to the router.
-pub(super) struct InTransit {
-    pub(super) arrives_ns: u64,
-    replica: usize,
+/// What a replica has reported.
+pub(super) struct Taken {
+    pub(super) at_ns: u64,
+    pub(super) replica: usize,
     /// Which of the engines that it has had.
-    engine: usize,
-    at_ns: u64,
-    load: Load,
+    pub(super) engine: usize,
+    pub(super) load: Load,
 }
 
 impl World<'_> {
     /// Hands the router what has arrived.
     pub(super) fn receive_reports(&mut self) -> Result<(), SimError> {
-        while let Some(report) = self.reports.front().filter(|report| report.arrives_ns <= self.now_ns) {
+        let delay_ns = self.fleet.staleness_ns / 2;
+        while let Some(report) = self.reports.front().filter(|report| report.at_ns + delay_ns <= self.now_ns) {
             let pool = &mut self.pools[self.replicas[report.replica].pool];
             // One of an engine that has failed since may still be on its way.
             if self.replicas[report.replica].before.len() == report.engine {
-                pool.router.report(report.replica as u64, report.at_ns, &report.load)?;
+                for front in &mut pool.fronts {
+                    front.router.report(report.replica as u64, report.at_ns, &report.load)?;
+                }
             }
-            pool.ask_again = true;
+            pool.ask_all_again();
             self.reports.pop_front();
         }
         Ok(())
@@ -41,22 +42,22 @@ impl World<'_> {
         let then_ns = self.now_ns.saturating_sub(delay_ns);
         for at in pool.stage.replicas.clone() {
             let replica = &mut self.replicas[at];
-            let (idle, due) = (replica.is_idle(), replica.due);
-            let Some((taken_ns, load)) = &mut replica.reported else { continue };
-            if idle && !due && *taken_ns + 2 * delay_ns.max(1) < then_ns {
+            if !replica.is_idle() || replica.due_ns.is_some() {
+                continue;
+            }
+            let reported = replica.server.as_mut().and_then(|server| server.reported.as_mut());
+            if let Some((taken_ns, load)) = reported.filter(|(taken_ns, _)| *taken_ns + 2 * delay_ns.max(1) < then_ns) {
                 *taken_ns = then_ns;
-                pool.router.report(at as u64, then_ns, load)?;
+                for front in &mut pool.fronts {
+                    front.router.report(at as u64, then_ns, load)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// A replica reports.
-    pub(super) fn report(&mut self, at: usize, engine: &mut Engine) {
-        let (at_ns, load) = (self.now_ns, engine.scheduler.load());
-        let replica = &mut self.replicas[at];
-        replica.reported = Some((at_ns, load));
-        let arrives_ns = at_ns + self.fleet.staleness_ns / 2;
-        self.reports.push_back(InTransit { arrives_ns, replica: at, engine: replica.before.len(), at_ns, load });
+    /// Puts in order what replicas have reported. A replica that was idle may have, before another did.
+    pub(super) fn sort_reports(&mut self) {
+        self.reports.make_contiguous().sort_by_key(|taken| (taken.at_ns, taken.replica));
     }
 }
