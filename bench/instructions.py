@@ -30,9 +30,9 @@ BASELINE = ROOT / "bench" / "instructions.json"
 TOLERANCE = 0.05
 # `adaptive` updates its curves every 64 iterations: that is counted in proportion.
 ITERATIONS = (128, 320)
-CASES = ("vllm", "wait", "nested-wait", "adaptive", "adaptive, memory full", "adaptive, steps timed")
-FULL = CASES[-2:]
-"""Those in which memory is full, and others wait."""
+FULL = ("vllm, memory full", "adaptive, memory full", "adaptive, steps timed")
+"""Cases in which memory is full, and others wait."""
+CASES = ("vllm", "wait", "nested-wait", "adaptive", *FULL)
 MOST_GROWTH = {"waiting": 0.05, "running": 0.2}
 """Largest exponent of the instructions in the number that wait, and in the number that run."""
 GROUPS = ("vllm", "adaptive")

@@ -6,7 +6,7 @@
 //! their `max_tokens`: every admission is forecast. In "adaptive, memory full" the forecast and not the number of slots
 //! decides, and holds the queue; there the token budget also follows an iteration-time law. "adaptive, steps timed" is
 //! the same with the iterations' times reported, a few percent off the law: all decisions are the same, and a law is
-//! learned. With "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
+//! learned. In "vllm, memory full" the residents fill the cache and are preempted now and then. With "three groups" the KV cache has full attention, and windows of 128 and 1,024 tokens.
 #![allow(dead_code)] // no user of this file needs all of it
 
 use serde_json::json;
@@ -14,8 +14,9 @@ use wait_core::model::IterationTime;
 use wait_core::{Config, Origin, Report, Request, RequestId, Scheduler, StepTime};
 
 /// The cases: policies, one of them in several states.
-pub(crate) const CASES: [&str; 10] = [
+pub(crate) const CASES: [&str; 11] = [
     "vllm",
+    "vllm, memory full",
     "wait",
     "nested-wait",
     "adaptive",
@@ -75,7 +76,7 @@ impl Engine {
     /// into a segment; or the tokens of their prompts.
     pub(crate) fn empty(case: &str, running: u64, entering: u64) -> Self {
         let case = CASES.into_iter().find(|&known| known == case).expect("a known case");
-        let full = case == "adaptive, memory full" || case == "adaptive, steps timed";
+        let full = case.ends_with("memory full") || case == "adaptive, steps timed";
         let mut settings = json!({
             "policy": case.split(',').next(),
             "kv_blocks": running * (MAX_TOKENS + PROMPT).div_ceil(16) * if case.ends_with("groups") { 3 } else { 1 },
@@ -122,13 +123,16 @@ impl Engine {
     }
 
     /// Lowers the capacity to what the next admission needs by the forecast; where slots are to decide, to half way
-    /// between that and what all residents need up to `max_tokens`.
+    /// between that and what all residents need up to `max_tokens`. Without a forecast, to what they hold.
     fn limit_memory(&mut self) {
+        let used = self.scheduler.view().pool().used() as u32;
+        if self.case == "vllm, memory full" {
+            self.scheduler.set_capacity(used).expect("what is held");
+        }
         if !self.case.starts_with("adaptive") {
             return;
         }
         let mut probe = self.clone();
-        let used = probe.scheduler.view().pool().used() as u32;
         probe.scheduler.complete(&Report { finished: &self.running[..1], ..Report::default() }).unwrap();
         let scarce = used + self.running.len() as u32 / 8 + 16;
         probe.scheduler.set_capacity(scarce).expect("room for one more");
