@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
+COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
+"""How a request ends whose output is complete: of those the core learns lengths. The others left, or were given up."""
+
 
 class Bridge:
     """One engine's line to the core.
@@ -233,7 +236,7 @@ class Bridge:
                 continue
             status = request.status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
-            (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._left(name))
+            (finished if status in COMPLETE else aborted).append(self._left(name))
         self.outcomes.look()
         step: tuple[int | None, int | None] = None, None
         if self._timed:

@@ -118,7 +118,7 @@ class Outcomes:
         core.complete(
             finished=finished,
             preempted=[number for number in self._preempted if number not in left],
-            refused=self._refused,
+            refused=[number for number in self._refused if number not in finished],
             progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
             receiving=self._receiving,
             free_blocks=free,
