@@ -97,3 +97,23 @@ def test_a_cell_is_the_value_or_its_rounding() -> None:
     assert same("1.020+-0.002", "1.0204+-0.0017")
     assert not same("1.020+-0.002", "1.0206+-0.0017")
     assert not same("vllm", "wait")
+
+
+def test_a_table_of_the_adapter_has_a_line_for_each_case() -> None:
+    import vllm_overhead_tables
+
+    case = {"case": "with churn", "running": "1024", "waiting": "16"}
+    figures = {"stock": ("1250.5", "1.0"), "stock again": ("1251.0", "0.998"), "vllm": ("1300.25", "1.04")}
+    rows = [case | {"scheduler": name, "sum us": us, "sum / stock": ratio} for name, (us, ratio) in figures.items()] + [
+        {"case": "quiet", "running": "16", "waiting": "0", "scheduler": "vllm", "sum us": "9.5", "sum / stock": "1.5"}
+    ]
+    assert vllm_overhead_tables.times(rows).splitlines() == [
+        "| case | running | waiting | stock | stock again | `vllm` |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| with churn | 1,024 | 16 | 1,250.5 | 1,251.0 | 1,300 |",
+        "| quiet | 16 | 0 |  |  | 9.5 |",
+    ]
+    assert vllm_overhead_tables.ratios(rows).splitlines()[2:] == [
+        "| with churn | 1,024 | 16 | 0.998 | 1.04 |",
+        "| quiet | 16 | 0 |  | 1.5 |",
+    ]

@@ -1,6 +1,6 @@
-"""A KV connector without KV: which part of a prompt it has, and when a transfer ends, is made up per request.
+"""Connectors without KV and without images: what they have, and when a transfer ends, is made up per request.
 
-vLLM's scheduler builds it by its name, as any connector; `Connector.worker_output` says what its workers would.
+vLLM's scheduler builds them by their names, as any connector; `Connector.worker_output` says what its workers would.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from vllm.distributed.ec_transfer.ec_connector.example_connector import ECExampleConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -90,3 +91,47 @@ class Connector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def wait_for_save(self) -> None:
         """Nothing is kept."""
+
+
+class EncoderConnector(ECExampleConnector):  # type: ignore[misc]
+    """vLLM's connector that keeps encoder outputs in files, in whose folder the images are that it has.
+
+    ``ec_connector_extra_config``: ``later``, whether they are on their way for some steps, in which the request does
+    not run; ``fails``, whether one request in nine turns out to have none to come.
+    """
+
+    def __init__(self, vllm_config: Any, role: Any) -> None:
+        super().__init__(vllm_config, role)
+        self._wanted = vllm_config.ec_transfer_config.ec_connector_extra_config
+        self._steps = 0
+        self._come: dict[str, int] = {}  # image, the step from which on it is there
+        self._unavailable: set[str] = set()
+        self.failed: set[str] = set()
+        self.loaded = self.waited = 0
+
+    def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
+        """Say whether all images of the prompt that are not computed yet are there."""
+        name = request.request_id
+        if self._wanted.get("fails") and zlib.crc32(name.encode()) % 9 == 0:
+            self._unavailable |= {name} - self.failed
+            return False
+        ready = True
+        for feature in request.mm_features:
+            if self._wanted.get("later") and feature.mm_position.offset >= num_computed_tokens:
+                draw = zlib.crc32(feature.identifier.encode())
+                ready &= self._come.setdefault(feature.identifier, self._steps + draw % 6) <= self._steps
+        self.waited += not ready
+        return ready
+
+    def take_unavailable_requests(self) -> set[str]:
+        """Return the requests whose images do not come."""
+        found, self._unavailable = self._unavailable, set()
+        self.failed |= found
+        return found
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        """Count the steps, and what is loaded."""
+        self._steps += 1
+        meta = super().build_connector_meta(scheduler_output)
+        self.loaded += len(meta.mm_datas)
+        return meta

@@ -49,6 +49,7 @@ class Setup:
     long_prefill_token_threshold: int = 0
     draft_tokens: int = 0  # most tokens that n-gram speculation proposes
     connector: dict[str, Any] | None = None  # what `connectors.Connector` does
+    encoder_connector: dict[str, Any] | None = None  # what `connectors.EncoderConnector` does
 
 
 @cache
@@ -112,6 +113,17 @@ def _transfer(connector: dict[str, Any]) -> Any:
     )
 
 
+def _encoder_transfer(connector: dict[str, Any]) -> Any:
+    from vllm.config import ECTransferConfig
+
+    return ECTransferConfig(
+        ec_connector="EncoderConnector",
+        ec_connector_module_path="connectors",
+        ec_role="ec_consumer",
+        ec_connector_extra_config=connector,
+    )
+
+
 def make_scheduler(setup: Setup) -> Any:
     """Build the scheduler as EngineCore does."""
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
@@ -142,6 +154,7 @@ def make_scheduler(setup: Setup) -> Any:
         device_config=DeviceConfig("cpu"),
         speculative_config=_speculation(setup, model) if setup.draft_tokens else None,
         kv_transfer_config=None if setup.connector is None else _transfer(setup.connector),
+        ec_transfer_config=None if setup.encoder_connector is None else _encoder_transfer(setup.encoder_connector),
         additional_config={"wait_core": setup.wait_core} if setup.wait_core else {},
     )
     config.scheduler_config.async_scheduling = setup.scheduler != "Scheduler"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -142,16 +143,29 @@ def test_several_groups_of_the_cache() -> None:
     assert len(mine.scheduler.connector.loaded) > 10
 
 
+SCARCE = {"num_gpu_blocks_override": 60, "max_num_batched_tokens": 8192}
+WORKLOAD: dict[str, Any] = {"async_scheduling": True, "prompt_tokens": (40, 150), "requests": 60}
+CAREFUL: dict[str, Any] = {
+    "scheduler_cls": "wait_core.vllm.WaitScheduler",
+    "wait_core": {"overflow_probability": 1e-6},
+}
+"""Admits so that nothing is preempted."""
+
+
+def files_in(folder: Path) -> dict[str, Any]:
+    """Return the setting by which prompts are stored in files below `folder`, and loaded."""
+    transfer: dict[str, Any] = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    return transfer | {"kv_connector_extra_config": {"shared_storage_path": str(folder)}}
+
+
 @pytest.mark.parametrize("async_scheduling", [True, False], ids=["async", "sync"])
 def test_the_engine_loads_what_another_has_stored(run: Run, async_scheduling: bool, tmp_path: Path) -> None:
     """vLLM's connector that stores prompts in files: the tokens are those of an engine that computes them."""
     # With stock too it fails on shorter prompts, of which it stores no block, on chunks, and on preemptions.
-    workload: dict[str, Any] = {"async_scheduling": async_scheduling, "prompt_tokens": (40, 150), "requests": 60}
+    workload = WORKLOAD | {"async_scheduling": async_scheduling}
     ample = {"num_gpu_blocks_override": 400, "max_num_batched_tokens": 8192}
     computed = run(**workload, engine=ample)
-    transfer: dict[str, Any] = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
-    transfer |= {"kv_connector_extra_config": {"shared_storage_path": str(tmp_path)}}
-    job: dict[str, Any] = {**workload, "engine": ample | {"kv_transfer_config": transfer}}
+    job: dict[str, Any] = {**workload, "engine": ample | {"kv_transfer_config": files_in(tmp_path)}}
     job["scheduler_cls"] = "wait_core.vllm.WaitScheduler"
     mine = [run(**job, wait_core={"policy": "vllm", "log_max_mb": size}) for size in (1, 2)]
     stores, loads = (result["loaded_tokens"] for result in mine)
@@ -164,22 +178,29 @@ def test_the_engine_loads_what_another_has_stored(run: Run, async_scheduling: bo
         assert result["free_blocks_at_end"] == result["usable_blocks"]
 
 
-def test_the_engine_stores_while_memory_is_short(run: Run, tmp_path: Path) -> None:
-    """vLLM's ExampleConnector does not survive a preemption: where stock without it preempts, ours with it does not."""
-    workload: dict[str, Any] = {"async_scheduling": True, "prompt_tokens": (40, 150), "requests": 60}
-    scarce = {"num_gpu_blocks_override": 60, "max_num_batched_tokens": 8192}
-    stock = run(**workload, engine=scarce)
-    transfer: dict[str, Any] = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
-    transfer |= {"kv_connector_extra_config": {"shared_storage_path": str(tmp_path)}}
-    mine = run(
-        **workload,
-        engine=scarce | {"kv_transfer_config": transfer},
-        scheduler_cls="wait_core.vllm.WaitScheduler",
-        wait_core={"overflow_probability": 1e-6},
-    )
+def test_the_engine_stores_and_loads_while_memory_is_short(run: Run, tmp_path: Path) -> None:
+    stock = run(**WORKLOAD, engine=SCARCE)
+    engine = SCARCE | {"kv_transfer_config": files_in(tmp_path)}
+    stores = run(**WORKLOAD, engine=engine, **CAREFUL)
+    loads = run(**WORKLOAD, engine=engine, **CAREFUL, seed=0)  # the same again
     assert stock["preemptions"] > 5
-    assert mine["preemptions"] == 0
-    assert mine["adapter"]["active"]
-    assert mine["tokens"] == stock["tokens"]
-    assert mine["free_blocks_at_end"] == mine["usable_blocks"]
-    assert any(tmp_path.iterdir()), "it has stored"
+    assert loads["loaded_tokens"] > stores["loaded_tokens"] + 3_000
+    for mine in (stores, loads):
+        assert mine["preemptions"] == 0
+        assert mine["adapter"]["active"]
+        assert mine["tokens"] == stock["tokens"]
+        assert mine["free_blocks_at_end"] == mine["usable_blocks"]
+
+
+def test_what_was_preempted_is_loaded_under_a_wrong_name_by_either_scheduler(run: Run, tmp_path: Path) -> None:
+    """vLLM's ExampleConnector looks for a request's prompt, but names the file by all tokens it has come back with."""
+    transfer = {"kv_transfer_config": files_in(tmp_path)}
+    run(**WORKLOAD, engine={"num_gpu_blocks_override": 400, "max_num_batched_tokens": 8192} | transfer)
+    arms: list[dict[str, Any]] = [{}, CAREFUL | {"wait_core": {"policy": "vllm"}}]
+    missing = []
+    for arm in arms:
+        with pytest.raises(pytest.fail.Exception) as failed:
+            run(**WORKLOAD, engine=SCARCE | transfer, **arm)
+        missing += re.findall(r"FileNotFoundError: No such file or directory: (\S+)", str(failed.value))[:1]
+    assert len(missing) == 2, "both fail in the connector"
+    assert missing[0] == missing[1], "at the same request"

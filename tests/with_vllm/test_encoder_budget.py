@@ -1,11 +1,15 @@
-"""Multimodal requests: vLLM cuts their chunks at its encoder's budget and cache, and the core keeps up."""
+"""Multimodal requests: vLLM cuts their chunks at its encoder's budget and cache, or waits for images that a connector
+fetches, and the core keeps up."""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -25,7 +29,7 @@ def images(name: str, prompt_tokens: int) -> list[Any]:
     return found
 
 
-def serve(scheduler: str, policy: str, budget: int, cache: int) -> tuple[dict[str, list[int]], int, Any]:
+def serve(scheduler: str, policy: str, budget: int, cache: int, **more: Any) -> tuple[dict[str, list[int]], int, Any]:
     """Serve 40 requests, half of them with images; return their tokens, the steps, and the scheduler."""
     from in_process import Driver, Setup, random_prompt
     from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
@@ -38,6 +42,7 @@ def serve(scheduler: str, policy: str, budget: int, cache: int) -> tuple[dict[st
             max_model_len=512,
             max_num_seqs=12,
             max_num_batched_tokens=256,
+            **more,
         )
     )
     mine = driver.scheduler
@@ -60,7 +65,7 @@ def serve(scheduler: str, policy: str, budget: int, cache: int) -> tuple[dict[st
         steps += 1
         assert steps < 3_000, mine.get_request_counts()
     driver.step()
-    assert len(cut) > 10
+    assert len(cut) > 10 or "encoder_connector" in more
     return tokens, steps, mine
 
 
@@ -103,5 +108,30 @@ def test_chunks_that_the_encoder_cuts(policy: str, budget: int, cache: int) -> N
     assert bridge.active, "the core knows before each plan how far every request is"
     assert bridge.counts["foreign"] == bridge.counts["watchdog"] == 0
     assert (len(bridge.core), bridge.core.used_blocks) == (0, 0)
+    assert tokens == theirs
+    assert after <= 1.1 * before
+
+
+KINDS: dict[str, dict[str, bool]] = {"stored": {}, "later": {"later": True}, "in vain": {"later": True, "fails": True}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("policy", ["vllm", "adaptive"])
+def test_images_that_an_encoder_connector_fetches(policy: str, kind: str, tmp_path: Path) -> None:
+    for i in range(6):  # those that several requests have
+        (tmp_path / f"common-{i}").mkdir()
+        (tmp_path / f"common-{i}" / "encoder_cache.safetensors").touch()
+    connector = {"encoder_connector": KINDS[kind] | {"shared_storage_path": str(tmp_path)}}
+    theirs, before, stock = serve("AsyncScheduler", policy, 64, 200, **connector)
+    tokens, after, mine = serve("WaitScheduler", policy, 64, 200, **connector)
+    bridge, fetched = mine.wait_core, mine.ec_connector
+    print(f"{policy}, {kind}: {before} steps with stock, {after} with ours; {fetched.loaded} images loaded")
+    assert bridge.active, "the core knows before each plan how far every request is"
+    assert bridge.counts["foreign"] == bridge.counts["watchdog"] == 0
+    assert (len(bridge.core), bridge.core.used_blocks) == (0, 0)
+    assert fetched.loaded > 0
+    assert (fetched.waited > 0) == ("later" in KINDS[kind])
+    assert fetched.failed == stock.ec_connector.failed
+    assert bool(fetched.failed) == ("fails" in KINDS[kind])
     assert tokens == theirs
     assert after <= 1.1 * before

@@ -189,7 +189,7 @@ def test_with_adapters_no_request_pauses() -> None:
     for _ in range(200):
         running = {request.request_id for request in scheduler.running}
         step = driver.step().scheduled
-        planned += scheduler.wait_core.held["paused"]
+        planned += scheduler.wait_core.paused
         ended = running - {request.request_id for request in scheduler.running}
         assert running - ended <= step.num_scheduled_tokens.keys() | ended
         if not scheduler.requests:

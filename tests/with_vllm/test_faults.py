@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES: dict[str, Any] = {"num_blocks": 17, "max_num_seqs": 8, "max_model_len": 256, "max_num_batched_tokens": 256}
 # The core stops for 50 plans; the watchdog opens the gates again and again.
-STALLED = {"policy": "adaptive", "watchdog_s": 1e-4}
+STALLED = {"policy": "adaptive", "watchdog_s": 1e-4, "max_wait_s": 1e6}
 # Residents pause at boundaries for lack of arrivals, at the end for good: there the watchdog helps.
 TYPES = [{"prompt": 30, "output": 10, "rate": 2.0}, {"prompt": 30, "output": 35, "rate": 1.0}]
 PAUSING = {"policy": "nested-wait", "work_conserving": False, "watchdog_s": 1e-3, "types": TYPES}

@@ -113,7 +113,6 @@ def refusal(scheduler: Any) -> str:
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("ec_connector", object(), "an encoder-cache connector: leave out --ec-transfer-config; or start"),
         ("is_encoder_decoder", True, "an encoder-decoder model (cross-attention blocks): start vLLM without"),
         ("dcp_world_size", 2, "decode context parallelism: --decode-context-parallel-size 1; or start"),
     ],

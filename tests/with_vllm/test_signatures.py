@@ -72,7 +72,6 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "kv_cache_config",
         "kv_cache_manager",
         "connector",
-        "ec_connector",
         "is_encoder_decoder",
         "dcp_world_size",
         "hash_block_size",

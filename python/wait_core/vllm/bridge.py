@@ -19,13 +19,15 @@ from wait_core.vllm.watchdog import Watchdog
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
 
     from wait_core import Plan
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+
+COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
+"""How a request ends whose output is complete: of those the core learns lengths. The others left, or were given up."""
 
 
 class Bridge:
@@ -63,7 +65,8 @@ class Bridge:
         self._arrivals: dict[int, int] = {}  # id -> ns
         self._foreign: dict[str, Request] = {}
         self._plan: Plan | None = None
-        self.held = {"held": 0, "paused": 0}
+        self._offered: list[int] = []
+        self.held = self.paused = 0
         self._budget = scheduler.max_num_scheduled_tokens
         # vLLM counts the adapters of those that run; one that pauses would come back beside too many others.
         self._may_pause = scheduler.lora_config is None
@@ -132,10 +135,6 @@ class Bridge:
         if loads is not None and loads.invalid_block_ids:  # requests that ran on them compute their tokens again
             self.outcomes.look_at_all()
 
-    def send(self, stats: SchedulerStats) -> None:
-        """Put our figures into what vLLM sends to its front end."""
-        self.telemetry.send(stats, self, clock.now_ns())
-
     def keep(self, *, ends: bool) -> None:
         """Write what is to outlive the engine, which rests now, or ends."""
         if self.active:
@@ -169,13 +168,14 @@ class Bridge:
         number = self._next
         self._next += 1
         try:
-            transfer.declare(self.core, number, request, (self.scheduler, self.settings), now_ns)
+            longest = transfer.declare(self.core, number, request, (self.scheduler, self.settings), now_ns)
         except DeadlineError:
             self.late.end(request, transfer.broken_bound(self.core, request, self.settings))
         except WaitCoreError as refusal:
             self._make_foreign(request, refusal)
         else:
-            self.late.watch(number, request, now_ns, self.settings)
+            if longest is not None:
+                self.late.watch(number, now_ns + longest[0], longest[1])
             self.outcomes.moved = True
             self._arrivals[number] = now_ns
             self._ids[request.request_id] = number
@@ -232,43 +232,45 @@ class Bridge:
             if name in self._foreign and self._foreign[name].is_finished():
                 del self._foreign[name]
             number = self._ids.get(name)
-            if number is None or not self._requests[number].is_finished():
+            if number is None or not (request := self._requests[number]).is_finished():
                 continue
-            status = self._requests[number].status
+            status = request.status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
-            (aborted if status == RequestStatus.FINISHED_ABORTED else finished).append(self._left(name))
+            (finished if status in COMPLETE else aborted).append(self._left(name))
         self.outcomes.look()
-        for number, ns in self._timed[:-1]:
-            self.core.complete(step_ns=ns, iteration=number)
-        step = self._timed[-1] if self._timed else (None, None)
-        self._timed.clear()
+        step: tuple[int | None, int | None] = None, None
+        if self._timed:
+            *before, step = self._timed
+            self._timed = []
+            for number, ns in before:
+                self.core.complete(step_ns=ns, iteration=number)
         self.outcomes.tell(self.core, finished, aborted, ended, step=step, alone=not self._foreign)
 
     def _decide(self, now_ns: int) -> None:
-        scheduler = self.scheduler
-        if not self.settings.shadow:
+        scheduler, requests = self.scheduler, self._requests
+        if self.watchdog.quiet and not self.settings.shadow:
             self._watch(now_ns)
         # No more are admitted than there are seats: what is cached of the others can be asked for later.
-        seats = scheduler.max_num_active_reqs - len(scheduler.running)
-        if seats > 0 and self.outcomes.moved and self.prefixes.used:
-            self.outcomes.moved = self.prefixes.tell(self.core, self._requests, seats)
-        for number, bound in self.late.due(now_ns, self._requests):
+        if self.outcomes.moved and (seats := scheduler.max_num_active_reqs - len(scheduler.running)) > 0:
+            self.outcomes.moved = self.prefixes.used and self.prefixes.tell(self.core, requests, seats)
+        for number, bound in self.late.due(now_ns, requests):
             self.core.abort(number)
             self._end(number, bound)
         plan = self._plan = self.core.plan(now_ns)
         for number, bound, _ in plan.refused:
             self._end(number, bound)
-        requests = self._requests
-        self.held = {"held": plan.held, "paused": len(plan.paused)}
-        if plan.held:
+        self._offered = [*plan.resumed, *plan.admitted]
+        paused = plan.paused
+        self.held, self.paused = plan.held, len(paused)
+        if self.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        offered = [requests[number] for number in (*plan.resumed, *plan.admitted)]
+        offered = [requests[number] for number in self._offered]
         self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
-        if (paused := plan.paused) and self._may_pause:
+        if paused and self._may_pause:
             step = scheduler.current_step + 2
             for number in paused:
                 request = requests[number]
@@ -283,17 +285,21 @@ class Bridge:
 
     def _compare(self, output: SchedulerOutput) -> None:
         plan, self._plan = self._plan, None
+        told = None
         if plan is not None:
             self.counts["steps"] += 1
-            ungated = self.watchdog.is_open or self.settings.shadow
-            self.outcomes.compare(plan, output, ungated=ungated, may_pause=self._may_pause)
-            if self.outcomes.admitted and (admitted := self.outcomes.admitted.intersection(plan.admitted)):
+            outcomes, ungated = self.outcomes, self.watchdog.is_open or self.settings.shadow
+            outcomes.compare(plan, self._offered, output, ungated=ungated, may_pause=self._may_pause)
+            if outcomes.admitted and (admitted := outcomes.admitted.intersection(plan.admitted)):
                 now_ns = clock.now_ns()
                 self.telemetry.holds_ns += [now_ns - self._arrivals[number] for number in admitted]
+            if outcomes.followed and not self._foreign:
+                told = self.core, plan.iteration
         if output.total_num_scheduled_tokens:
             self.watchdog.progressed()
-            followed = plan is not None and self.outcomes.followed and not self._foreign
-            self.times.scheduled(self._begun_ns, (self.core, plan.iteration) if plan and followed else None)
+            self.times.scheduled(self._begun_ns, told)
+        else:
+            self.watchdog.quiet = True
 
     # -- when things go wrong ---------------------------------------------------------------------------------------
 

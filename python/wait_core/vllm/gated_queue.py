@@ -29,9 +29,9 @@ class GatedQueue(RequestQueue):
         self._line: OrderedDict[str, Request] = OrderedDict((r.request_id, r) for r in requests)
         self._gate: deque[Request] | None = None
 
-    def open(self, admitted: Iterable[Request]) -> None:
+    def open(self, admitted: Collection[Request]) -> None:
         """Let only `admitted` through, in this order; those no longer waiting are left out."""
-        self._gate = deque([r for r in admitted if r.request_id in self._line])
+        self._gate = deque([r for r in admitted if r.request_id in self._line] if admitted else ())
 
     def close(self) -> None:
         """Take the gate away: the queue is whole again."""

@@ -10,15 +10,11 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
-from wait_core.vllm.transfer import longest_wait
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.request import Request
-
-    from wait_core.vllm.config import Settings
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
@@ -37,13 +33,14 @@ class Late:
         self._due: list[tuple[int, int, str]] = []  # (when, id, bound): a heap
         self._pending: list[tuple[int, EngineCoreOutput]] = []
 
-    def watch(self, number: int, request: Request, arrival_ns: int, settings: Settings) -> None:
-        """Look at `request` again when it has waited as long as it may."""
-        if (longest := longest_wait(request, settings)) is not None:
-            heapq.heappush(self._due, (arrival_ns + longest[0], number, longest[1]))
+    def watch(self, number: int, due_ns: int, bound: str) -> None:
+        """Look at a request again at a time, when it has waited as long as `bound` lets it."""
+        heapq.heappush(self._due, (due_ns, number, bound))
 
     def due(self, now_ns: int, requests: Mapping[int, Request]) -> list[tuple[int, str]]:
         """Return those that have waited as long as they may and were never admitted, and the bound."""
+        if not self._due:
+            return []
         if len(self._due) > 2 * len(requests) + 1000:  # far bounds of requests that have left long ago
             self._due = [entry for entry in self._due if entry[1] in requests]
             heapq.heapify(self._due)
@@ -80,6 +77,8 @@ class Late:
 
     def tell(self, outputs: dict[int, EngineCoreOutputs]) -> dict[int, EngineCoreOutputs]:
         """Add to the outputs of a step what has ended since the last one."""
+        if not self._pending:
+            return outputs
         pending, self._pending = self._pending, []
         for client, output in pending:
             outputs.setdefault(client, EngineCoreOutputs(outputs=[])).outputs.append(output)

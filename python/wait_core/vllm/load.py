@@ -25,12 +25,12 @@ prompt and the error of the prediction. At 0.9 one in ten of those let in is lat
 
 def figures(bridge: Any) -> dict[str, Any]:
     """Return what the engine reports of its load: counts, tokens, times in ns; and in seconds the bounds in force."""
-    core, settings = bridge.core, bridge.settings
+    core, settings, engine = bridge.core, bridge.settings, bridge.control.engine
     running, waiting = bridge.scheduler.get_request_counts()
-    tokens = bridge.control.engine["block_size"]
-    known = {"running": running, "waiting": waiting, "seats": bridge.control.engine["max_num_seqs"]}
+    tokens = engine["block_size"]
+    known = {"running": running, "waiting": waiting, "seats": engine["max_num_seqs"]}
     known |= {"waiting_tokens": core.waiting_tokens, "wait_ns": core.predicted_wait_ns, "gap_ns": core.admission_gap_ns}
-    known |= {"used": max(0, core.used_blocks) * tokens, "capacity": core.settings["kv_blocks"] * tokens}
+    known |= {"used": max(0, core.used_blocks) * tokens, "capacity": engine["kv_blocks"] * tokens}
     bounds = {}
     if not settings.shadow:  # which lets everything happen as without it
         if (target := core.settings["ttft_target"]) is not None:

@@ -60,7 +60,7 @@ class Outcomes:
         self._progress: list[tuple[int, int]] = []
         self._receiving: list[tuple[int, int]] = []
         self._received: list[int] = []
-        self._drafted: list[list[int]] = [[], []]  # those with drafts: in the last step, and in the one before it
+        self._drafted: list[list[int]] = []  # those with drafts: in the last step, and in the one before it
         self._missing = 0  # requests the last plan counted on and vLLM did not schedule
         self._preempted_before: frozenset[str] = frozenset()
 
@@ -77,8 +77,8 @@ class Outcomes:
 
     def look(self) -> None:
         """Take in what happened between two steps: a reset of the prefix cache preempts, and the next step resumes."""
-        self._preempted_before = frozenset(self._scheduler.reset_preempted_req_ids)
-        if self._preempted_before:
+        self._preempted_before = frozenset(names := self._scheduler.reset_preempted_req_ids)
+        if names:
             for name in self._queue.last_first(self._preempted_before):
                 self._note_preempted(name)
 
@@ -118,7 +118,7 @@ class Outcomes:
         core.complete(
             finished=finished,
             preempted=[number for number in self._preempted if number not in left],
-            refused=self._refused,
+            refused=[number for number in self._refused if number not in finished],
             progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
             receiving=self._receiving,
             free_blocks=free,
@@ -129,43 +129,38 @@ class Outcomes:
         for number in aborted:
             core.abort(number)
 
-    def compare(self, plan: Plan, output: SchedulerOutput, *, ungated: bool, may_pause: bool) -> None:
-        """Keep what `output` does otherwise than `plan`; `ungated`: vLLM was not held to it."""
-        offered = [*plan.resumed, *plan.admitted]
+    def compare(
+        self, plan: Plan, offered: list[int], output: SchedulerOutput, *, ungated: bool, may_pause: bool
+    ) -> None:
+        """Keep what `output` does otherwise than `plan`, which `offered` those; `ungated`: vLLM was not held to it."""
         if output.preempted_req_ids:
             for name in self._queue.last_first(output.preempted_req_ids - self._preempted_before):
                 self._note_preempted(name)
-        loaded = self._note_loads()
-        self.admitted.clear()
-        if offered:
-            self._note_offered(offered, dict(plan.cached))
-        unplanned = loaded + (self._note_ungated(output, offered) if ungated else 0)
-        if plan.paused and (ungated or not may_pause):
-            unplanned += self._note_unpaused(plan.paused, output)
-        self._counts["refused"] += len(self._refused)
-        chunks = dict(plan.prefill)
+        chunks = plan.prefill
+        missing = plan.num_decodes + len(chunks) - len(output.num_scheduled_tokens)
+        if self.loading or self._scheduler.kv_holding_waiting:  # without a connector never
+            missing += self._note_loads() - len(self.loading.intersection(offered))
+        if offered or self.admitted:
+            self._note_offered(offered, plan.cached)
+        if ungated:
+            missing += self._note_ungated(output, offered)
+        if (ungated or not may_pause) and (paused := plan.paused):
+            missing += self._note_unpaused(paused, output)
         if self.prefilling:
             self.moved = True
-            self._note_chunks(chunks)
-        drafted = output.scheduled_spec_decode_tokens
-        self._drafted = [[self._ids[name] for name in drafted if name in self._ids], self._drafted[0]]
-        if not drafted:
-            loads = len(self.loading.intersection(offered)) if self.loading else 0
-            named = len(self._preempted) + len(self._refused) + loads
-            scheduled = len(output.num_scheduled_tokens) - unplanned
-            self._missing = plan.num_decodes + len(chunks) - named - scheduled
-        others = (
-            self._preempted or self._refused or self._progress or self._receiving or output.scheduled_encoder_inputs
-        )
-        self.followed = not (self._missing or drafted or others)
+            self._note_chunks(dict(chunks))
+        missing -= len(self._preempted) + len(self._refused)
+        if (drafted := output.scheduled_spec_decode_tokens) or self._drafted:
+            self._drafted = [[self._ids[name] for name in drafted if name in self._ids], *self._drafted[:1]]
+        self._missing = 0 if drafted else missing
+        others = self._preempted or self._refused or self._progress or self._receiving
+        self.followed = not (missing or others or drafted or output.scheduled_encoder_inputs)
 
     def _note_loads(self) -> int:
         """Note which requests have begun to load their KV, and return how many that had it run now.
 
         vLLM takes those that hold blocks by itself, before it looks at the queue.
         """
-        if not (self.loading or self._scheduler.kv_holding_waiting):
-            return 0  # without a connector always
         runs = [n for n in self.loading if self._requests[n].status == RequestStatus.RUNNING]
         for number in runs:
             self.loading.remove(number)
@@ -179,14 +174,17 @@ class Outcomes:
                 self._receiving.append((known, request.num_computed_tokens))
         return len(runs)
 
-    def _note_offered(self, offered: Collection[int], cached: Mapping[int, int]) -> None:
+    def _note_offered(self, offered: Collection[int], cached: Iterable[tuple[int, int]]) -> None:
         """Note which of those that the plan admits vLLM did, and what is `cached` of their prompts."""
+        self.admitted.clear()
+        known = dict(cached)
         for number in offered:
             if self._requests[number].status == RequestStatus.RUNNING:
                 self.admitted.add(number)
-                self.prefilling[number] = cached.get(number, 0)
+                self.prefilling[number] = known.get(number, 0)
             elif number not in self.loading:
                 self._refused.append(number)
+                self._counts["refused"] += 1
 
     def _note_chunks(self, chunks: Mapping[int, int]) -> None:
         done = []
@@ -228,10 +226,12 @@ class Outcomes:
 
     def _tell_drafted(self) -> None:
         """Report those with drafts as far as they have come: which drafts were right is known a step or two later."""
-        if not (self._drafted[0] or self._drafted[1]):
+        if not self._drafted:
             return
-        known = {number for number, _ in self._progress}
-        for number in {*self._drafted[0], *self._drafted[1]} - known:
+        drafted = {number for numbers in self._drafted for number in numbers}
+        if not drafted:
+            self._drafted = []
+        for number in drafted.difference(number for number, _ in self._progress):
             request = self._requests.get(number)
             if request is not None and request.status == RequestStatus.RUNNING:
                 self._progress.append((number, request.num_computed_tokens))

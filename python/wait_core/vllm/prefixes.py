@@ -6,13 +6,12 @@ request holds is a free one: a request that takes it need not compute it, but le
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wait_core.vllm import kv_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -31,7 +30,7 @@ class Found(NamedTuple):
     """Tokens of the prompt that need not be computed."""
     held: int = 0
     """Those of them whose blocks residents hold."""
-    seen: tuple[tuple[KVCacheBlock, Any, bool], ...] = ()
+    seen: Sequence[tuple[KVCacheBlock, Any, bool]] = ()
     """The blocks that decide: each with its hash, and whether a resident held it."""
     next_hash: Any = None
     """By which the block after those cached would be found; None where the prompt ends before."""
@@ -66,19 +65,19 @@ class Prefixes:
 
         Returns whether the answers may change though nothing comes, goes or computes a prompt.
         """
-        found, news = {}, []
-        for number, *known in core.first_in_queue(min(most, self._looked_at)):
-            request = requests[number]
-            before = self._found.get(number)
-            found[number] = now = before if before is not None and self._still(before) else self._look_up(request)
-            last = request.num_tokens - 1
-            hit = [min(now.cached, last), min(now.held, last)]
-            if hit != known:
-                news.append((number, *hit))
+        found, news, changes = {}, [], False
+        for number, cached, held in core.first_in_queue(min(most, self._looked_at)):
+            now = self._found.get(number)
+            if now is None or not self._still(now):
+                now = self._look_up(requests[number])
+            found[number] = now
+            if now.cached != cached or now.held != held:
+                news.append((number, now.cached, now.held))
+            changes |= now.cached > now.held
         self._found = found
         if news:
             core.complete(hits=news)
-        return any(now.cached > now.held for now in found.values())
+        return changes
 
     def _look_up(self, request: Request) -> Found:
         """Return what the cache has of a request."""
@@ -93,11 +92,15 @@ class Prefixes:
             held = kv_groups.most_tokens(self._groups, sum(block.ref_cnt > 0 for block in seen), cached)
         else:
             (blocks,) = hit
-            leading = sum(1 for _ in takewhile(lambda block: block.ref_cnt > 0 and not block.is_null, blocks))
+            leading = 0
+            for block in blocks:
+                if block.ref_cnt == 0 or block.is_null:
+                    break
+                leading += 1
             held = leading * self._size
             # Who holds a block holds those before it, and with a block that is cached those before it are of use.
             seen = [*blocks[max(0, leading - 1) : leading + 1], *blocks[-1:]]
-        return Found(cached, held, tuple((block, block.block_hash, block.ref_cnt > 0) for block in seen), next_hash)
+        return Found(cached, held, [(block, block.block_hash, block.ref_cnt > 0) for block in seen], next_hash)
 
     def _still(self, found: Found) -> bool:
         """Return whether what was found is what a lookup would find."""

@@ -46,21 +46,23 @@ class SyncWaitScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Let the core decide, vLLM schedule within that decision, and the core hear what came of it."""
-        self.wait_core.before_step()
+        bridge = self.wait_core
+        bridge.before_step()
         try:
             output = super().schedule(throttle_prefills)
         finally:
-            self.wait_core.release()
-        self.wait_core.after_step(output)
+            bridge.release()
+        bridge.after_step(output)
         return output
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Take the time of the step, from which the core learns its law; answer those that ended while they waited."""
-        self.wait_core.step_ended(scheduler_output)
-        outputs = self.wait_core.late.tell(super().update_from_output(scheduler_output, model_runner_output))
-        self.wait_core.step_handled(model_runner_output)
+        bridge = self.wait_core
+        bridge.step_ended(scheduler_output)
+        outputs = bridge.late.tell(super().update_from_output(scheduler_output, model_runner_output))
+        bridge.step_handled(model_runner_output)
         return outputs
 
     def get_kv_cache_usage(self) -> float:
@@ -75,10 +77,11 @@ class SyncWaitScheduler(Scheduler):
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """Let our figures travel with vLLM's to the front end."""
         stats = super().make_stats(*args, **kwargs)
-        if not self.has_unfinished_requests():  # vLLM asks nothing of us until the next one, and may be killed before
+        # Then vLLM asks nothing of us until the next one, and may be killed before.
+        if not self.running and not self.has_unfinished_requests():
             self.wait_core.keep(ends=False)
         if stats is not None:
-            self.wait_core.send(stats)
+            self.wait_core.telemetry.send(stats, self.wait_core)
         return stats
 
 

@@ -58,7 +58,6 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
         (model.is_diffusion, "a diffusion model (it needs vLLM's own scheduler)", None),
         (model.runner_type == "pooling", "a pooling model (it has no decode phase to plan)", None),
         (scheduler.is_encoder_decoder, "an encoder-decoder model (cross-attention blocks)", None),
-        (scheduler.ec_connector is not None, "an encoder-cache connector", "leave out --ec-transfer-config"),
         (scheduler.dcp_world_size > 1, "decode context parallelism", "--decode-context-parallel-size 1"),
         (
             ahead and waits_for_tokens(scheduler.vllm_config),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from wait_core import CapacityError, DeadlineError, QueueFullError, WaitCoreError
-from wait_core.vllm import law, load, support
+from wait_core.vllm import clock, law, load, support
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -93,17 +93,19 @@ class Telemetry:
         for name, value in _counters(core.stats).items():
             self._sent[name] = value
 
-    def send(self, stats: SchedulerStats, bridge: Bridge, now_ns: int) -> None:
+    def send(self, stats: SchedulerStats, bridge: Bridge) -> None:
         """Put the figures of `bridge`, which has come here with an error of ours or without, into what vLLM sends."""
         if self.failed or not self._has_reader:
             return
         try:
+            now_ns = clock.now_ns()
             if not self.is_due(now_ns, idle=not bridge.scheduler.running):
                 return
             settings, engine = bridge.settings, bridge.control.engine
             figures: dict[str, Any] = {"active": bridge.active, "policy": settings.policy}
             if bridge.active:
-                figures |= {"shadow": settings.shadow, "blocks": engine["kv_blocks"], **bridge.held}
+                figures |= {"shadow": settings.shadow, "blocks": engine["kv_blocks"]}
+                figures |= {"held": bridge.held, "paused": bridge.paused}
                 figures |= {"load": load.figures(bridge), "late": bridge.late.taken()}
                 figures |= self.collect(bridge.core, now_ns, bridge.counts)
             self._sent_ns = now_ns
@@ -119,23 +121,25 @@ class Telemetry:
     def collect(self, core: Any, now_ns: int, counts: Mapping[str, int]) -> dict[str, Any]:
         """Return what has been counted since the last time, and the state now; integers, ratios and names."""
         totals = _counters(core.stats) | {f"adapter {name}": value for name, value in counts.items()}
-        changed = {name: value - self._sent.get(name, 0) for name, value in totals.items()}
         # A count may fall: an admission that vLLM did not make is taken back.
-        self._sent |= {name: max(value, self._sent.get(name, 0)) for name, value in totals.items()}
+        more = {name: value for name, value in totals.items() if value > self._sent.get(name, 0)}
+        counters = {name: value - self._sent.get(name, 0) for name, value in more.items()}
+        self._sent |= more
+        settings = core.settings
         figures = {
-            "counters": {name: value for name, value in changed.items() if value > 0},
+            "counters": counters,
             "rejected": self.rejected,
             "arrival_rate": self._rate_at(now_ns),
             "used_blocks": max(0, core.used_blocks),
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
-            "fleet": {"load": core.load(), "iteration_time": _law(core)},
+            "fleet": {"load": core.load(), "iteration_time": _law(core, settings)},
         }
         if self.law.figures:
             figures["iteration_time"] = self.law.figures
         if forecast := core.kv_forecast():
             _, mean, _, overflow = zip(*forecast, strict=True)
-            tokens = core.settings["kv_blocks"] * core.settings["block_size"]
+            tokens = settings["kv_blocks"] * settings["block_size"]
             figures |= {"kv_forecast_peak_ratio": max(mean) / tokens, "overflow_probability": overflow[-1]}
         self.decisions_ns.clear()
         self.holds_ns.clear()
@@ -152,7 +156,8 @@ class Telemetry:
         if self.failed or not (settings.balance_by_forecast and bridge.active) or settings.shadow:
             return used
         try:
-            tokens: int = bridge.core.settings["kv_blocks"] * bridge.core.settings["block_size"]
+            engine = bridge.control.engine
+            tokens: int = engine["kv_blocks"] * engine["block_size"]
             peak: float = bridge.core.load().get("kv_peak", 0.0)
         except BaseException as error:  # a figure is not worth the scheduling
             let_pass(error)
@@ -194,8 +199,8 @@ def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
     return flat | {f"holds {reason}": value for reason, value in stats["holds"].items()}
 
 
-def _law(core: Any) -> dict[str, Any] | None:
-    """Return the iteration-time law that decides, given or learned."""
+def _law(core: Any, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the iteration-time law that decides: learned, or as `settings` give it."""
     learned = core.iteration_time or {"used": False}
-    law: dict[str, Any] | None = learned["law"] if learned["used"] else core.settings["iteration_time"]
+    law: dict[str, Any] | None = learned["law"] if learned["used"] else settings["iteration_time"]
     return law

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 LONGEST_S = 1e9
 """Bounds on a wait beyond this, some 30 years, are none."""
+_NOTHING: Mapping[str, Any] = {}
 
 
-def declare(core: Any, number: int, request: Request, by: tuple[Scheduler, Settings], arrival_ns: int) -> None:
-    """Add `request` to `core` with the lengths that the settings let it see.
+def declare(
+    core: Any, number: int, request: Request, by: tuple[Scheduler, Settings], arrival_ns: int
+) -> tuple[int, str] | None:
+    """Add `request` to `core` with the lengths that the settings let it see; return how long it may wait, if bounded.
 
     Raises
     ------
@@ -30,29 +33,24 @@ def declare(core: Any, number: int, request: Request, by: tuple[Scheduler, Setti
         Where the core refuses it.
     """
     scheduler, settings = by
-    by_arrival = scheduler.policy != SchedulingPolicy.PRIORITY
-    longest = longest_wait(request, settings)
-    room = max(1, scheduler.max_model_len - request.num_prompt_tokens)
-    length = min(request.max_tokens, room)
+    said = _said(request)
+    longest = _longest_wait(said, settings)
+    prompt = request.num_prompt_tokens
+    length = min(request.max_tokens, max(1, scheduler.max_model_len - prompt))
+    # Where vLLM goes by arrival, it ignores priorities of its own.
+    by_priority = scheduler.policy is SchedulingPolicy.PRIORITY
+    priority = request.priority if by_priority else _argument(said, "wait_core_priority", int) if said else 0
     core.add(
         number,
-        request.num_prompt_tokens,
+        prompt,
         length if settings.use_max_tokens else None,
         output_tokens=length if settings.known_lengths and _length_is_known(request) else None,
-        # Where vLLM goes by arrival, it ignores priorities of its own.
-        priority=_clamped(_argument(request, "wait_core_priority", int) or 0 if by_arrival else request.priority),
-        tenant=_tenant(request, settings),
+        priority=max(-(2**63), min(2**63 - 1, priority)) if priority else 0,
+        tenant=_tenant(said, settings) if said else 0,
         max_wait_ns=None if longest is None else longest[0],
         now_ns=arrival_ns,
     )
-
-
-def longest_wait(request: Request, settings: Settings) -> tuple[int, str] | None:
-    """Return how long `request` may wait for its admission, ns, and what says so: the least of what does."""
-    own = _argument(request, "wait_core_deadline", (int, float))
-    bounds = {"max_wait_s": settings.max_wait_s, "deadline": own}
-    known = [(int(s * 1e9), name) for name, s in bounds.items() if s is not None and 0 <= s < LONGEST_S]
-    return min(known) if known and not settings.shadow else None
+    return longest
 
 
 def move(
@@ -101,24 +99,35 @@ def move(
 
 def broken_bound(core: Any, request: Request, settings: Settings) -> str:
     """Return which bound `request` breaks, which the core has just refused as one that would be late."""
-    longest = longest_wait(request, settings)
+    longest = _longest_wait(_said(request), settings)
     return "ttft_target" if longest is None or core.predicted_wait_ns <= longest[0] else longest[1]
 
 
-def _argument(request: Request, name: str, kind: Any) -> Any:
-    """Return what the client says in ``vllm_xargs``, None where that is nothing or of another kind."""
-    said = ((request.sampling_params and request.sampling_params.extra_args) or {}).get(name)
-    return said if isinstance(said, kind) and not isinstance(said, bool) else None
+def _said(request: Request) -> Mapping[str, Any]:
+    """Return what the client says in ``vllm_xargs``."""
+    params = request.sampling_params
+    return (params is not None and params.extra_args) or _NOTHING
 
 
-def _tenant(request: Request, settings: Settings) -> int:
+def _longest_wait(said: Mapping[str, Any], settings: Settings) -> tuple[int, str] | None:
+    """Return how long a request may wait for its admission, ns, and what says so: the least of what does."""
+    if settings.shadow or (settings.max_wait_s is None and not said):
+        return None
+    bounds = {"max_wait_s": settings.max_wait_s, "deadline": _argument(said, "wait_core_deadline", (int, float))}
+    known = [(int(s * 1e9), name) for name, s in bounds.items() if s is not None and 0 <= s < LONGEST_S]
+    return min(known, default=None)
+
+
+def _argument(said: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """Return what is said under a name, None where that is nothing or of another kind."""
+    value = said.get(name)
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+
+def _tenant(said: Mapping[str, Any], settings: Settings) -> int:
     """Return the tenant that the client names, 0 where there is none of that number."""
-    named = _argument(request, "wait_core_tenant", int) or 0
+    named = _argument(said, "wait_core_tenant", int) or 0
     return int(named) if 0 <= named < len(settings.core.get("tenant_weights") or ()) else 0
-
-
-def _clamped(priority: int) -> int:
-    return max(-(2**63), min(2**63 - 1, priority))
 
 
 def _length_is_known(request: Request) -> bool:

@@ -13,7 +13,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 
 
 class Watchdog:
-    """`is_open` says whether vLLM is to schedule by itself, until tokens flow again.
+    """`is_open` says whether vLLM is to schedule by itself, until tokens flow again, `quiet` that none do.
 
     Where they flow only while it is open, as for the last residents of a policy that waits for arrivals, it opens
     sooner each time, so that they do not crawl; it is as patient as ever once tokens flow without it.
@@ -21,14 +21,16 @@ class Watchdog:
 
     def __init__(self) -> None:
         self.is_open = False
+        self.quiet = True
         self._quiet_since_ns: int | None = None
         self._patience = 1.0
         self._has_warned = False
 
     def progressed(self) -> None:
-        """Note that tokens were scheduled: the gates close with the next look."""
+        """Note that tokens were scheduled: the gates close, and nobody needs to look until a step has none."""
         self._quiet_since_ns = None
         self._patience = 0.5 * self._patience if self.is_open else 1.0
+        self.is_open = self.quiet = False
 
     def look(self, now_ns: int, limit_s: float, stuck: int, why: Callable[[], str]) -> bool:
         """Return whether the gates open just now: `stuck` requests could run and none has for `limit_s`, 0 for ever.
