@@ -30,7 +30,7 @@ pub(super) struct Bench<'a> {
     sent: Mutex<VecDeque<Box<Server<'a>>>>,
     #[allow(clippy::vec_box)] // they are large, and move
     advanced: Mutex<Vec<Box<Server<'a>>>>,
-    /// How many nobody has taken, and how many have not been advanced.
+    /// How many no thread has taken yet, and how many have not been advanced.
     left: AtomicUsize,
     under_way: AtomicUsize,
     closes: AtomicBool,
@@ -54,7 +54,7 @@ impl<'a> Bench<'a> {
         sent.pop_front()
     }
 
-    /// Advances engines until none is left that nobody has taken.
+    /// Advances engines until each has been taken by a thread.
     fn work(&self) {
         while self.left.load(Ordering::Acquire) > 0 {
             let Some(mut server) = self.take() else { return };

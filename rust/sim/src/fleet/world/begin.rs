@@ -1,4 +1,4 @@
-//! Iterations that begin. What one does is seen by nobody before it ends, or before its engine's report has arrived, so engines
+//! Iterations that begin. What one does is not seen before it ends, or before its engine's report has arrived, so engines
 //! of which an iteration begins within that time do not depend on one another: all threads advance them. Under a router that
 //! sees nothing of its replicas, what is to come is routed first, and each engine goes on by itself.
 
@@ -88,7 +88,7 @@ impl<'a> World<'a> {
         crew.send(server);
     }
 
-    /// Up to when all requests are known that are sent to replicas which are seen by nobody.
+    /// Up to when all requests are known that are sent to replicas which nothing sees.
     fn known_until_ns(&self) -> u64 {
         let unknown = [self.clients.due_ns(self.under_way), self.changes.front().map(|change| change.at_ns)];
         unknown.into_iter().flatten().min().map_or(u64::MAX, |next_ns| next_ns.saturating_sub(1))
