@@ -141,7 +141,8 @@ impl Engine {
         // With few running, idle memory costs more than an overflow: nothing is held, and this is the capacity.
         let needs = probe.scheduler.last_plan().hold(0).map_or(16.0 * f64::from(scarce), |hold| hold.needs);
         let most = (self.running.len() as u64 * (MAX_TOKENS + PROMPT)) as f64;
-        let capacity = if self.case == "adaptive, memory full" { needs } else { 0.5 * (needs + most) };
+        let full = self.case == "adaptive, memory full" || self.timed;
+        let capacity = if full { needs } else { 0.5 * (needs + most) };
         self.scheduler.set_capacity((capacity / 16.0) as u32).expect("a capacity");
     }
 
