@@ -43,7 +43,7 @@ fn a_steady_iteration_allocates_nothing() {
     for case in CASES {
         let mut engine = Engine::loaded(case, 64, 128);
         // Buffers have grown to the most that ever enter, or are preempted, at once.
-        (0..30_000).for_each(|_| engine.step(1));
+        (0..60_000).for_each(|_| engine.step(1));
         let (before, served) = (CALLS.get(), *engine.scheduler.stats());
         (0..5_000).for_each(|_| engine.step(1));
         let stats = engine.scheduler.stats();
