@@ -155,7 +155,7 @@ def test_two_workers_use_two_cores() -> None:
     """The core runs without Python's lock: its processor time passes faster than time."""
     cells = [Cell(policy="vllm", request_rate=1.0, seed=seed) for seed in range(6)]
     best = 0.0
-    for _ in range(3):
+    for _ in range(10):  # others may need the other core
         began, used = time.monotonic(), time.process_time()
         list(sweep(cells, workers=2, dataset_name="reasoning-2700", num_prompts=4000))
         best = max(best, (time.process_time() - used) / (time.monotonic() - began))
