@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use common::{change, conserves, conversations, dataset, run};
+use common::{alike, change, conserves, conversations, dataset, engine, run};
 use wait_core::Config;
 use wait_core::config::PolicyName;
 use wait_core::model::IterationTime;
@@ -99,20 +99,15 @@ fn turns() -> Sampled {
 }
 
 fn fleet_of(policy: PolicyName, [prefill, decode]: [usize; 2], router: RouterName, caches: bool) -> Fleet {
-    let law = Some(IterationTime::A100);
-    let config = Config { policy, kv_blocks: 600, max_num_seqs: 64, iteration_time: law, ..Config::default() };
+    let config = engine(policy, 600, 64);
     let first = Config { prefix_caching: caches, ..config.clone() };
-    let routing = Routing { router, seed: 7, ..Routing::default() };
     let transfer = Transfer { bytes_per_token: 524_288.0, bandwidth: 25e9, latency_s: 0.002 };
+    let fleet = alike(&config, decode, router, 100_000_000);
     Fleet {
-        setup: Setup { transfer: Some(transfer), ..Setup::new(config.clone(), IterationTime::A100) },
-        engines: [vec![(first, IterationTime::A100); prefill], vec![(config, IterationTime::A100); decode]].concat(),
-        routing,
-        prefill: Some(PrefillPool { replicas: prefill, routing }),
-        staleness_ns: 100_000_000,
-        changes: Vec::new(),
-        routers: 1,
-        threads: 1,
+        setup: Setup { transfer: Some(transfer), ..fleet.setup },
+        engines: [vec![(first, IterationTime::A100); prefill], fleet.engines].concat(),
+        prefill: Some(PrefillPool { replicas: prefill, routing: fleet.routing }),
+        ..fleet
     }
 }
 

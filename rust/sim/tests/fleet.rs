@@ -2,30 +2,21 @@
 
 use std::ops::ControlFlow;
 
-use common::{change, conserves, conversations, dataset, run};
+use common::{alike, change, conserves, conversations, dataset, engine, run};
 use wait_core::Config;
 use wait_core::config::PolicyName;
 use wait_core::model::IterationTime;
-use wait_core::routing::{RouterName, Routing};
+use wait_core::routing::RouterName;
 use wait_sim::{Arrival, ChangeKind, Fleet, FleetRun, Follow, NEVER_NS, Requests, Sampled, Setup, SimError};
 
 mod common;
 
 fn config(policy: PolicyName) -> Config {
-    Config { policy, kv_blocks: 600, max_num_seqs: 64, iteration_time: Some(IterationTime::A100), ..Config::default() }
+    engine(policy, 600, 64)
 }
 
 fn fleet_of(policy: PolicyName, replicas: usize, router: RouterName, staleness_ns: u64) -> Fleet {
-    Fleet {
-        setup: Setup::new(config(policy), IterationTime::A100),
-        engines: vec![(config(policy), IterationTime::A100); replicas],
-        routing: Routing { router, seed: 7, ..Routing::default() },
-        prefill: None,
-        staleness_ns,
-        changes: Vec::new(),
-        routers: 1,
-        threads: 1,
-    }
+    alike(&config(policy), replicas, router, staleness_ns)
 }
 
 fn go(_: usize) -> ControlFlow<()> {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use common::{change, conserves, conversations, dataset, run};
+use common::{alike, change, conserves, conversations, dataset, engine, run};
 use wait_core::Config;
 use wait_core::config::PolicyName;
 use wait_core::model::{IterationTime, RequestType};
@@ -12,19 +12,7 @@ use wait_sim::{ChangeKind, Fleet, Lengths, PrefillPool, Requests, Setup, SimErro
 mod common;
 
 fn fleet_of(replicas: usize, router: RouterName, staleness_ns: u64) -> Fleet {
-    let law = Some(IterationTime::A100);
-    let policy = PolicyName::Adaptive;
-    let config = Config { policy, kv_blocks: 400, max_num_seqs: 32, iteration_time: law, ..Config::default() };
-    Fleet {
-        setup: Setup::new(config.clone(), IterationTime::A100),
-        engines: vec![(config, IterationTime::A100); replicas],
-        routing: Routing { router, seed: 7, ..Routing::default() },
-        prefill: None,
-        staleness_ns,
-        changes: Vec::new(),
-        routers: 1,
-        threads: 1,
-    }
+    alike(&engine(PolicyName::Adaptive, 400, 32), replicas, router, staleness_ns)
 }
 
 /// Noise that moves no iteration by a nanosecond: how long one takes is not known before it begins then; and a bound on the

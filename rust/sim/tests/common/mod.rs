@@ -2,8 +2,31 @@
 
 use std::ops::ControlFlow;
 
+use wait_core::Config;
+use wait_core::config::PolicyName;
+use wait_core::model::IterationTime;
+use wait_core::routing::{RouterName, Routing};
 use wait_sim::dataset::{Component, Dataset, Lengths, Phase, Process};
-use wait_sim::{Change, ChangeKind, Conversations, Fleet, FleetRun, NEVER_NS, Requests};
+use wait_sim::{Change, ChangeKind, Conversations, Fleet, FleetRun, NEVER_NS, Requests, Setup};
+
+/// An engine on the A100 law.
+pub(crate) fn engine(policy: PolicyName, kv_blocks: u32, max_num_seqs: u32) -> Config {
+    Config { policy, kv_blocks, max_num_seqs, iteration_time: Some(IterationTime::A100), ..Config::default() }
+}
+
+/// So many engines of one kind behind a router.
+pub(crate) fn alike(config: &Config, replicas: usize, router: RouterName, staleness_ns: u64) -> Fleet {
+    Fleet {
+        setup: Setup::new(config.clone(), IterationTime::A100),
+        engines: vec![(config.clone(), IterationTime::A100); replicas],
+        routing: Routing { router, seed: 7, ..Routing::default() },
+        prefill: None,
+        staleness_ns,
+        changes: Vec::new(),
+        routers: 1,
+        threads: 1,
+    }
+}
 
 /// Runs a fleet to its end.
 pub(crate) fn run<'a>(fleet: &Fleet, requests: impl Into<Requests<'a>>) -> FleetRun {

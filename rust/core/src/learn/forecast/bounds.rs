@@ -6,8 +6,8 @@ use super::sums::Squared;
 use super::{CERTAIN, COLUMNS, Candidate, Forecast, PART, PARTS, POOLED, STRIDE};
 use crate::learn::OCTAVE;
 
-/// Octaves of a class. A place counts in the octave of its number: so do the young, who are in the first two by birth,
-/// and whose bounds are those of all young rows.
+/// Octaves of a class. A place counts in the octave of its number: so do the young, which are in the first two by birth,
+/// and share the bounds of all young rows.
 pub(super) const OCTAVES: usize = STRIDE / OCTAVE as usize;
 
 /// Bounds for all horizons from one on: the largest, over them, of the chance p times 1 and the rise r up to the
