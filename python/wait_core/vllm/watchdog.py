@@ -27,7 +27,7 @@ class Watchdog:
         self._has_warned = False
 
     def progressed(self) -> None:
-        """Note that tokens were scheduled: the gates close, and nobody needs to look until a step has none."""
+        """Note that tokens were scheduled: the gates close, and no look is due until a step has none."""
         self._quiet_since_ns = None
         self._patience = 0.5 * self._patience if self.is_open else 1.0
         self.is_open = self.quiet = False
