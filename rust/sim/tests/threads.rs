@@ -3,11 +3,10 @@
 use std::ops::ControlFlow;
 
 use common::{alike, change, conserves, conversations, dataset, engine, run};
-use wait_core::Config;
 use wait_core::config::PolicyName;
-use wait_core::model::{IterationTime, RequestType};
-use wait_core::routing::{RouterName, Routing};
-use wait_sim::{ChangeKind, Fleet, Lengths, PrefillPool, Requests, Setup, SimError, Transfer};
+use wait_core::model::RequestType;
+use wait_core::routing::RouterName;
+use wait_sim::{ChangeKind, Fleet, Lengths, PrefillPool, Requests, SimError, Transfer};
 
 mod common;
 
