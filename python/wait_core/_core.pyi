@@ -175,7 +175,7 @@ class Scheduler:
         progress: Sequence[tuple[int, int]] = ...,
         receiving: Sequence[tuple[int, int]] = ...,
         received: Sequence[int] = ...,
-        hits: Sequence[tuple[int, int, int]] = ...,
+        hits: Sequence[tuple[int, int, int] | tuple[int, int, int, int]] = ...,
         free_blocks: int | None = None,
         step_ns: int | None = None,
         iteration: int | None = None,
@@ -187,9 +187,10 @@ class Scheduler:
         admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
         `receiving`: (id, KV tokens that come) of requests that the host has admitted and whose KV it fetches;
         `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
-        requests: how much of the prompt is cached, and how much of that residents hold; `free_blocks`: the host's count
-        of free KV blocks, which takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing
-        then.
+        requests: how much of the prompt is cached, and how much of that residents hold; a fourth number, if the host
+        knows it, is how much behind that was cached before and has been evicted, from which "adaptive" learns;
+        `free_blocks`: the host's count of free KV blocks, which takes precedence. Raises `WaitCoreError` for an
+        impossible report, and changes nothing then.
 
         `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were
         ready, the previous iteration had ended) to when its outputs were ready. "adaptive" learns the iteration-time

@@ -98,3 +98,37 @@ def test_without_a_prefix_cache_nothing_is_asked() -> None:
     from in_process import Driver, Setup
 
     assert not Driver(Setup(scheduler="WaitScheduler", prefix_caching=False)).scheduler.wait_core.prefixes.used
+
+
+def test_the_core_learns_what_was_evicted() -> None:
+    from in_process import Driver, Setup
+
+    driver = Driver(Setup(scheduler="WaitScheduler", num_blocks=14, max_model_len=200))
+    reports = []
+    core = driver.scheduler.wait_core.core
+    tell = driver.scheduler.wait_core.prefixes.tell
+
+    class Heard:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def complete(self, **report: Any) -> None:
+            reports.extend(report["hits"])
+            core.complete(**report)
+
+    driver.scheduler.wait_core.prefixes.tell = lambda _, *rest: tell(Heard(), *rest)
+
+    def serve(name: str, prompt: list[int]) -> list[tuple[int, ...]]:
+        reports.clear()
+        driver.add(name, prompt, 4, ignore_eos=True)
+        while driver.scheduler.has_unfinished_requests():
+            driver.step()
+        driver.step()
+        return [hit[1:] for hit in reports]
+
+    chat = PREFIX + [70] * 33
+    assert serve("first", chat) == []
+    assert serve("all of it is cached", chat) == [(96, 0, 0)]
+    assert serve("it takes the whole cache", [90] * 180) == []
+    assert serve("it returns", chat) == [(16, 0, 80)], "one block was left"
+    assert serve("only the beginning was computed", PREFIX + [71] * 33) == [(64, 0, 0)]

@@ -236,6 +236,7 @@ class Bridge:
                 continue
             status = request.status
             ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
+            self.prefixes.left(request)
             (finished if status in COMPLETE else aborted).append(self._left(name))
         self.outcomes.look()
         step: tuple[int | None, int | None] = None, None

@@ -2,16 +2,18 @@
 
 Blocks that running requests hold (``ref_cnt > 0``) are neither computed nor charged again. A cached block that no
 request holds is a free one: a request that takes it need not compute it, but leaves one block less to the others.
+What an earlier request computed and the cache no longer has was evicted: the core learns from it how short memory is.
 """
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wait_core.vllm import kv_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -34,6 +36,32 @@ class Found(NamedTuple):
     """The blocks that decide: each with its hash, and whether a resident held it."""
     next_hash: Any = None
     """By which the block after those cached would be found; None where the prompt ends before."""
+    evicted: int = 0
+    """Tokens behind those cached that an earlier request computed."""
+
+
+class Computed:
+    """The prefixes that requests have computed lately, by the hash of their last block, cached or not.
+
+    Two generations, of which the older is dropped when the younger has grown to twice the blocks of the cache: about
+    120 bytes for each hash.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._most = 2 * blocks
+        self._young: set[Any] = set()
+        self._old: set[Any] = set()
+
+    def add(self, hashes: Iterable[Any]) -> None:
+        """Remember these."""
+        self._young.update(hashes)
+        if len(self._young) > self._most:
+            self._old, self._young = self._young, set()
+
+    def leading(self, hashes: Iterable[Any]) -> int:
+        """Return how many of these have been computed, up to the first that has not."""
+        young, old = self._young, self._old
+        return sum(1 for _ in takewhile(lambda each: each in young or each in old, hashes))
 
 
 class Prefixes:
@@ -59,6 +87,7 @@ class Prefixes:
         # Of one group: with finer hashes the one after a block's is not the next block's.
         self.used = manager.enable_caching and (self._several or scheduler.hash_block_size == scheduler.block_size)
         self._found: dict[int, Found] = {}
+        self._computed = Computed(manager.block_pool.num_gpu_blocks)
 
     def tell(self, core: Any, requests: Mapping[int, Request], most: int) -> bool:
         """Tell `core` where it knows another number; `requests` are those it knows, by number, `most` can be admitted.
@@ -67,17 +96,22 @@ class Prefixes:
         """
         found, news, changes = {}, [], False
         for number, cached, held in core.first_in_queue(min(most, self._looked_at)):
-            now = self._found.get(number)
+            before = now = self._found.get(number)
             if now is None or not self._still(now):
                 now = self._look_up(requests[number])
             found[number] = now
-            if now.cached != cached or now.held != held:
-                news.append((number, now.cached, now.held))
+            if now.cached != cached or now.held != held or (now is not before and now.evicted):
+                news.append((number, now.cached, now.held, now.evicted))
             changes |= now.cached > now.held
         self._found = found
         if news:
             core.complete(hits=news)
         return changes
+
+    def left(self, request: Request) -> None:
+        """Remember what a request computed that has ended."""
+        if self.used:
+            self._computed.add(request.block_hashes[: request.num_computed_tokens // self._size])
 
     def _look_up(self, request: Request) -> Found:
         """Return what the cache has of a request."""
@@ -85,8 +119,9 @@ class Prefixes:
             return Found()
         most = request.num_tokens - 1
         hit, cached, _ = self._manager.coordinator.find_longest_cache_hit(request.block_hashes, most)
-        first = cached // self._size
-        next_hash = request.block_hashes[first] if first < most // self._size else None
+        behind = request.block_hashes[cached // self._size : most // self._size]
+        next_hash = behind[0] if behind else None
+        evicted = self._size * self._computed.leading(behind)
         if self._several:
             seen = [block for blocks in hit for block in blocks if not block.is_null]
             held = kv_groups.most_tokens(self._groups, sum(block.ref_cnt > 0 for block in seen), cached)
@@ -100,7 +135,7 @@ class Prefixes:
             held = leading * self._size
             # Who holds a block holds those before it, and with a block that is cached those before it are of use.
             seen = [*blocks[max(0, leading - 1) : leading + 1], *blocks[-1:]]
-        return Found(cached, held, [(block, block.block_hash, block.ref_cnt > 0) for block in seen], next_hash)
+        return Found(cached, held, [(block, block.block_hash, block.ref_cnt > 0) for block in seen], next_hash, evicted)
 
     def _still(self, found: Found) -> bool:
         """Return whether what was found is what a lookup would find."""

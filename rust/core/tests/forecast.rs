@@ -7,7 +7,7 @@ use serde_json::json;
 use wait_core::{Hit, Report, Request, RequestId, Scheduler};
 
 fn hit(tokens: u32) -> Hit {
-    Hit { computed: tokens, shared: tokens }
+    Hit { computed: tokens, shared: tokens, evicted: 0 }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 use wait_core::*;
 
 fn hit(tokens: u32) -> Hit {
-    Hit { computed: tokens, shared: tokens }
+    Hit { computed: tokens, shared: tokens, evicted: 0 }
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_report_that_cannot_be_is_refused_and_changes_nothing() {
     for (report, name, value) in [
         (Report { free_blocks: Some(11), ..all }, "free_blocks", "11"),
         (Report { progress: &[(2, 3), (1, 41)], ..all }, "progress of request 1", "41"),
-        (Report { hits: &[(1, Hit { computed: 3, shared: 4 })], ..all }, "shared tokens of request 1", "4"),
+        (Report { hits: &[(1, Hit { computed: 3, shared: 4, evicted: 0 })], ..all }, "shared tokens of request 1", "4"),
         (Report { refused: &[2], ..all }, "finished", "2"),
     ] {
         let error = core.complete(&report).unwrap_err();
@@ -146,7 +146,7 @@ fn progress_may_be_reported_before_the_first_plan() {
 #[test]
 fn a_request_whose_kv_is_on_the_way_holds_memory_and_computes_nothing() {
     let mut core = small();
-    core.add(&Request { hit: Hit { computed: 11, shared: 0 }, receives: true, ..request(1, 12) }).unwrap();
+    core.add(&Request { hit: Hit { computed: 11, shared: 0, evicted: 0 }, receives: true, ..request(1, 12) }).unwrap();
     with(&mut core, &[(2, 4)]);
     for _ in 0..3 {
         core.plan(0);
@@ -201,7 +201,7 @@ fn the_kv_of_a_request_in_transfer_is_forecast() {
             |id| Request { id, prompt: 150, output: LengthHint::Exact(100), arrival_ns: 0, ..Request::default() };
         // Four residents grow from 150 to 250 tokens each: to what the cache holds, all at one moment.
         for id in 0..4 {
-            let hit = Hit { computed: if receives { 149 } else { 0 }, shared: 0 };
+            let hit = Hit { computed: if receives { 149 } else { 0 }, shared: 0, evicted: 0 };
             core.add(&Request { receives, hit, ..request(id) }).unwrap();
         }
         assert_eq!(core.plan(0).chunks().len(), 4);

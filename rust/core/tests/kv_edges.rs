@@ -8,7 +8,7 @@ use wait_core::{Hit, HoldReason, Report, Request, Scheduler};
 
 /// A request that receives the KV of this many tokens of its prompt.
 fn receiving(id: u64, prompt: u32, computed: u32) -> Request {
-    Request { hit: Hit { computed, shared: 0 }, receives: true, ..request(id, prompt) }
+    Request { hit: Hit { computed, shared: 0, evicted: 0 }, receives: true, ..request(id, prompt) }
 }
 
 fn small(policy: &Value) -> Scheduler {
@@ -52,7 +52,7 @@ fn thresholds_admit_a_request_that_receives_once() {
 fn adaptive_forecasts_beside_a_request_that_receives_what_others_hold() {
     let mut core = small(&json!({"policy": "adaptive"}));
     core.complete(&Report { free_blocks: Some(20), ..Report::default() }).unwrap();
-    let hit = Hit { computed: 8, shared: 8 };
+    let hit = Hit { computed: 8, shared: 8, evicted: 0 };
     core.add(&Request { hit, ..receiving(1, 9, 8) }).unwrap();
     core.plan(0);
     let forecast = core.kv_forecast();
@@ -65,7 +65,7 @@ fn adaptive_learns_from_a_hit_that_reaches_into_the_output() {
     core.add(&request(1, 4)).unwrap();
     (0..6).for_each(|_| _ = core.plan(0));
     core.complete(&Report { preempted: &[1], free_blocks: Some(20), ..Report::default() }).unwrap();
-    let hits = [(1, Hit { computed: 8, shared: 8 })];
+    let hits = [(1, Hit { computed: 8, shared: 8, evicted: 0 })];
     core.complete(&Report { hits: &hits, free_blocks: Some(16), ..Report::default() }).unwrap();
     (0..3).for_each(|_| _ = core.plan(0));
     core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();

@@ -204,7 +204,7 @@ fn abort_in_every_state_twice_and_of_unknown_ids() {
         progress: &[(1, 5)],
         receiving: &[(2, 3)],
         received: &[],
-        hits: &[(3, Hit { computed: 2, shared: 2 })],
+        hits: &[(3, Hit { computed: 2, shared: 2, evicted: 0 })],
         free_blocks: None,
         step: None,
     })

@@ -7,7 +7,7 @@ use pyo3::exceptions::{PyOverflowError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 use serde::de::DeserializeOwned;
-use wait_core::Config;
+use wait_core::{Config, Hit, RequestId};
 
 use crate::error::{self, WaitCoreError};
 
@@ -30,6 +30,21 @@ pub(crate) fn ranged<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) 
             error
         }
     })
+}
+
+/// A hit as the caller writes it: (id, computed tokens, shared tokens), or with the evicted tokens as a fourth.
+pub(crate) struct HitOf(pub(crate) RequestId, pub(crate) Hit);
+
+impl<'py> FromPyObject<'_, 'py> for HitOf {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let (id, computed, shared, evicted) = match value.len() {
+            Ok(4) => value.extract()?,
+            _ => value.extract::<(_, _, _)>().map(|(id, computed, shared)| (id, computed, shared, 0))?,
+        };
+        Ok(Self(id, Hit { computed, shared, evicted }))
+    }
 }
 
 /// A Python value made of what JSON has, `name` for messages.

@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 use wait_core::policy::{LearnedLaw, Policy};
 use wait_core::{Config, Hit, HoldReason, LengthHint, Report, Request, StepTime};
 
-use crate::convert;
+use crate::convert::{self, HitOf};
 use crate::error::{self, WaitCoreError};
 use crate::plan::{Hold, Plan};
 
@@ -105,7 +105,7 @@ impl Scheduler {
             type_id,
             priority,
             tenant,
-            hit: Hit { computed: computed_tokens.max(shared_prefix), shared: shared_prefix },
+            hit: Hit { computed: computed_tokens.max(shared_prefix), shared: shared_prefix, evicted: 0 },
             block_hashes,
             receives,
             arrival_ns: now_ns,
@@ -128,9 +128,10 @@ impl Scheduler {
     /// admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
     /// `receiving`: (id, KV tokens that come) of requests that the host has admitted and whose KV it fetches;
     /// `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
-    /// requests: how much of the prompt is cached, and how much of that residents hold; `free_blocks`: the host's count
-    /// of free KV blocks, which takes precedence. Raises `WaitCoreError` for an impossible report, and changes nothing
-    /// then.
+    /// requests: how much of the prompt is cached, and how much of that residents hold; a fourth number, if the host
+    /// knows it, is how much behind that was cached before and has been evicted, from which "adaptive" learns;
+    /// `free_blocks`: the host's count of free KV blocks, which takes precedence. Raises `WaitCoreError` for an
+    /// impossible report, and changes nothing then.
     ///
     /// `step_ns` is how long an iteration took on the host's clock, ns: from when it could begin (its inputs were
     /// ready, the previous iteration had ended) to when its outputs were ready. "adaptive" learns the iteration-time
@@ -149,12 +150,12 @@ impl Scheduler {
         #[pyo3(from_py_with = convert::ranged)] progress: Vec<(u64, u32)>,
         #[pyo3(from_py_with = convert::ranged)] receiving: Vec<(u64, u32)>,
         #[pyo3(from_py_with = convert::ranged)] received: Vec<u64>,
-        #[pyo3(from_py_with = convert::ranged)] hits: Vec<(u64, u32, u32)>,
+        #[pyo3(from_py_with = convert::ranged)] hits: Vec<HitOf>,
         #[pyo3(from_py_with = convert::ranged)] free_blocks: Option<u32>,
         #[pyo3(from_py_with = convert::ranged)] step_ns: Option<u64>,
         #[pyo3(from_py_with = convert::ranged)] iteration: Option<u64>,
     ) -> PyResult<()> {
-        let hits: Vec<_> = hits.into_iter().map(|(id, computed, shared)| (id, Hit { computed, shared })).collect();
+        let hits: Vec<_> = hits.into_iter().map(|HitOf(id, hit)| (id, hit)).collect();
         let report = Report {
             finished: &finished,
             preempted: &preempted,

@@ -72,7 +72,7 @@ impl Transfers {
     /// The part of a prompt that is computed elsewhere, all but its last token, and whether it comes later than the
     /// request.
     pub(crate) fn of(&self, prompt: u32) -> (Hit, bool) {
-        let computed = |_| Hit { computed: prompt - 1, shared: 0 };
+        let computed = |_| Hit { computed: prompt - 1, shared: 0, evicted: 0 };
         let later = self.transfer.is_some_and(|transfer| transfer.nanos(prompt - 1) > 0);
         (self.transfer.map(computed).unwrap_or_default(), later)
     }

@@ -3,5 +3,5 @@
 pub(crate) mod hash;
 pub(crate) mod index;
 
-pub(crate) use hash::BuildIdHasher;
+pub(crate) use hash::{BuildIdHasher, mixed};
 pub(crate) use index::{Index, Place};

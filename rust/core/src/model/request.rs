@@ -53,7 +53,7 @@ impl LengthHint {
 /// let mut scheduler = Scheduler::new(&Config { kv_blocks: 1000, ..Config::default() })?;
 /// scheduler.add(&Request { id: 1, prompt: 100, ..Request::default() })?;
 /// // Before it is admitted the host finds 64 of its tokens in the prefix cache, in blocks that no resident holds.
-/// scheduler.complete(&Report { hits: &[(1, Hit { computed: 64, shared: 0 })], ..Report::default() })?;
+/// scheduler.complete(&Report { hits: &[(1, Hit { computed: 64, shared: 0, evicted: 0 })], ..Report::default() })?;
 /// let chunk = scheduler.plan(0).chunks()[0];
 /// assert_eq!((chunk.start, chunk.tokens), (64, 36));
 /// # Ok::<(), wait_core::Error>(())
@@ -65,6 +65,9 @@ pub struct Hit {
     /// Those of them in blocks that residents hold: they take no new block. Respected while the host reports its free
     /// blocks; otherwise all of them are charged.
     pub shared: u32,
+    /// Tokens behind these that were computed for an earlier request and have been evicted since: with more memory they
+    /// would be `computed`. No request is served differently for it; `adaptive` learns what memory is short of.
+    pub evicted: u32,
 }
 
 /// A request as the host declares it.

@@ -5,12 +5,14 @@
 //! owns this, because the blocks it takes decide what the next request in the same plan finds; at all other times the
 //! view does.
 
+mod computed;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 use crate::memory::{Block, CachedBlocks, CachedGroups, KvLayout, PrefixCache};
 use crate::model::{Hit, Slot};
+use computed::Computed;
 pub(crate) use rows::Found;
 use rows::Held;
 
@@ -18,6 +20,7 @@ use rows::Held;
 #[derive(Clone, Debug)]
 pub(crate) struct Prefixes {
     cache: PrefixCache,
+    computed: Computed,
     block_size: u32,
     /// Unless there is one group of full attention.
     groups: Option<CachedGroups>,
@@ -38,8 +41,8 @@ struct Chain {
 
 impl Prefixes {
     pub(crate) fn new(blocks: u32, layout: &KvLayout) -> Self {
-        let (cache, groups) = (PrefixCache::new(blocks), layout.cached_groups());
-        Self { cache, block_size: layout.block_size(), groups, chains: Vec::new() }
+        let (cache, computed, groups) = (PrefixCache::new(blocks), Computed::new(blocks), layout.cached_groups());
+        Self { cache, computed, block_size: layout.block_size(), groups, chains: Vec::new() }
     }
 
     /// Whether requests give back named blocks while they run.
@@ -54,7 +57,11 @@ impl Prefixes {
 
     /// Empties the cache; false while a block is held.
     pub(crate) fn reset(&mut self) -> bool {
-        self.cache.reset()
+        let is_empty = self.cache.reset();
+        if is_empty {
+            self.computed.clear();
+        }
+        is_empty
     }
 
     pub(crate) fn set_capacity(&mut self, blocks: u32) {
@@ -83,7 +90,7 @@ impl Prefixes {
     }
 
     fn in_tokens(&self, found: CachedBlocks) -> Hit {
-        Hit { computed: found.blocks * self.block_size, shared: found.held * self.block_size }
+        Hit { computed: found.blocks * self.block_size, shared: found.held * self.block_size, evicted: 0 }
     }
 
     /// What a waiting request that has `target` tokens to compute finds; none for one without hashes.
@@ -98,14 +105,18 @@ impl Prefixes {
 
     /// A request is admitted: it holds what it finds. None for one without hashes.
     pub(crate) fn admit(&mut self, slot: Slot, target: u32) -> Option<Hit> {
-        if self.groups.is_some() {
+        let hit = if self.groups.is_some() {
             let hit = self.hit_in_groups(slot, target)?;
             self.join_groups(slot, hit.computed);
-            return Some(hit);
-        }
-        let chain = self.chains.get_mut(slot as usize)?.as_deref_mut()?;
-        let found = self.cache.take_prefix(looked_up(&chain.hashes, target, self.block_size), &mut chain.named);
-        Some(self.in_tokens(found))
+            hit
+        } else {
+            let chain = self.chains.get_mut(slot as usize)?.as_deref_mut()?;
+            let found = self.cache.take_prefix(looked_up(&chain.hashes, target, self.block_size), &mut chain.named);
+            self.in_tokens(found)
+        };
+        let hashes = looked_up(&self.chain(slot)?.hashes, target, self.block_size);
+        let evicted = self.computed.count(&hashes[(hit.computed / self.block_size) as usize..]);
+        Some(Hit { evicted: evicted * self.block_size, ..hit })
     }
 
     /// Takes blocks that have no name yet, or gives some back (negative).
@@ -151,6 +162,9 @@ impl Prefixes {
     /// A request that has computed `kv` tokens leaves the cache, with all of its blocks; what it computed remains
     /// cached, but nothing that was only planned.
     pub(crate) fn release(&mut self, slot: Slot, blocks: u32, kv: u32) {
+        if let Some(Some(Chain { hashes, .. })) = self.chains.get(slot as usize).map(Option::as_deref) {
+            self.computed.insert(&hashes[..hashes.len().min((kv / self.block_size) as usize)]);
+        }
         if self.groups.is_some() {
             self.fill_groups(slot, kv, blocks, false);
             self.unfill_groups(slot, kv);

@@ -124,7 +124,8 @@ impl Ledger {
         let trusted = self.pool.trusted();
         let entry = self.entry(id);
         let computed = hit.computed.min(entry.target() - 1);
-        entry.hit = Hit { computed, shared: if trusted { hit.shared.min(computed) } else { 0 } };
+        let shared = if trusted { hit.shared.min(computed) } else { 0 };
+        entry.hit = Hit { computed, shared, evicted: hit.evicted.min(entry.target() - computed) };
     }
 
     fn entry(&mut self, id: RequestId) -> &mut Entry {

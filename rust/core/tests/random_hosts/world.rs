@@ -179,9 +179,11 @@ impl Addition {
 
 fn hit() -> impl Strategy<Value = Hit> {
     let computed = || prop_oneof![20 => 0..40u32, 1 => any::<u32>()];
-    (computed(), computed(), prop::bool::weighted(0.9)).prop_map(|(computed, shared, sound)| Hit {
+    let hit = (computed(), computed(), computed(), prop::bool::weighted(0.9));
+    hit.prop_map(|(computed, shared, evicted, sound)| Hit {
         computed,
         shared: if sound { shared.min(computed) } else { shared },
+        evicted,
     })
 }
 

@@ -103,7 +103,7 @@ impl Prefixes {
     pub(super) fn hit_in_groups(&self, slot: Slot, target: u32) -> Option<Hit> {
         let Found { tokens, held } = self.find_in_groups(slot, target)?;
         let shared = self.groups.as_ref().map_or(0, |groups| groups.shared(tokens, held));
-        Some(Hit { computed: tokens, shared })
+        Some(Hit { computed: tokens, shared, evicted: 0 })
     }
 
     /// It holds what it finds up to `end`.

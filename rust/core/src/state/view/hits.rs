@@ -19,7 +19,8 @@ impl View {
     #[inline]
     pub(super) fn trusted(&self, hit: Hit, target: u32) -> Hit {
         let computed = hit.computed.min(target - 1);
-        Hit { computed, shared: if self.pool.trusts_shares() { hit.shared.min(computed) } else { 0 } }
+        let evicted = hit.evicted.min(target - computed);
+        Hit { computed, shared: if self.pool.trusts_shares() { hit.shared.min(computed) } else { 0 }, evicted }
     }
 
     /// Looks up the hits of the first requests of each queue in the prefix cache.

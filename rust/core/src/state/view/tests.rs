@@ -78,12 +78,16 @@ fn a_request_that_changes_its_queue_stands_there_by_rank_and_comes_back_there() 
 #[test]
 fn a_shared_prefix_leaves_at_least_one_token_to_compute() {
     let mut view = view(10, 4, 1, 1);
-    let request = Request { id: 1, prompt: 5, hit: Hit { computed: 9, shared: 9 }, ..Request::default() };
+    let request = Request { id: 1, prompt: 5, hit: Hit { computed: 9, shared: 9, evicted: 0 }, ..Request::default() };
     let slot = view.insert(view.locate(request.id), &request, 10, 0, 0, 0);
-    assert_eq!(view.request(slot).hit, Hit { computed: 4, shared: 0 }, "a host that reports no free blocks pays");
+    assert_eq!(
+        view.request(slot).hit,
+        Hit { computed: 4, shared: 0, evicted: 0 },
+        "a host that reports no free blocks pays"
+    );
     view.pool_mut().reconcile(10);
     view.set_hit(slot, request.hit);
-    assert_eq!(view.request(slot).hit, Hit { computed: 4, shared: 4 });
+    assert_eq!(view.request(slot).hit, Hit { computed: 4, shared: 4, evicted: 0 });
 }
 
 #[test]
