@@ -28,6 +28,8 @@ impl Adaptive {
             Event::Admitted => {
                 self.pace.take(&self.traffic);
                 self.shared += shared;
+                let computed = request.prefill_target() - request.hit.computed;
+                self.traffic.admit(f64::from(computed), f64::from(request.hit.evicted.min(computed)));
             }
             Event::Joined => {
                 self.advance(view);

@@ -11,6 +11,8 @@ use crate::model::{FluidShape, IterationTime};
 
 /// Bisections for D: to a four-thousandth of its range.
 const BISECTIONS: u32 = 12;
+/// Relative step of a derivative.
+const STEP: f64 = 0.01;
 
 /// The steady state expected under a budget.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,19 @@ pub(super) struct Expected {
     pub(super) prompts: f64,
     /// By how many per cent requests wait longer for memory if they stay longer by one.
     pub(super) elasticity: f64,
+    /// By how many per cent an iteration takes longer if requests stay longer by one: more of them decode then.
+    pub(super) feedback: f64,
+}
+
+/// The iterations with some number of decodes.
+struct Iterations {
+    /// Prompt tokens of those that compute any, and their share.
+    prompts: f64,
+    share: f64,
+    /// Seconds of those, of the others, and of all on average.
+    with: f64,
+    without: f64,
+    mean: f64,
 }
 
 /// The steady state under a budget of `n` tokens where memory and slots hold `residents` requests.
@@ -31,7 +46,7 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
     let budget = n as f64;
     let (mut low, mut high) = (0.0, residents.min(budget));
     let (first_token, decoding) = (f64::INFINITY, f64::INFINITY);
-    let mut found = Expected { rate: 0.0, first_token, decoding, prompts: budget, elasticity: 0.0 };
+    let mut found = Expected { rate: 0.0, first_token, decoding, prompts: budget, elasticity: 0.0, feedback: 0.0 };
     for _ in 0..BISECTIONS {
         let decodes = f64::midpoint(low, high);
         match balance(law, mix, budget, decodes, residents) {
@@ -39,33 +54,45 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
             None => high = decodes,
         }
     }
+    let seconds = |decodes| iterations(law, mix, budget, decodes).mean;
+    if low > 0.0 {
+        found.feedback = libm::log(seconds(low * (1.0 - STEP)) / seconds(low)) / libm::log1p(-STEP);
+    }
     found
+}
+
+/// The iterations with this many decodes.
+fn iterations(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64) -> Iterations {
+    let seconds = |prompts| seconds(law, mix, decodes, prompts);
+    let prompts = budget - decodes;
+    let share = decodes / mix.output * mix.prompt / prompts;
+    let (with, without) = (seconds(prompts), seconds(0.0));
+    Iterations { prompts, share, with, without, mean: without + share * (with - without) }
+}
+
+/// An iteration of this many decodes and prompt tokens.
+fn seconds(law: &IterationTime, mix: &Mix, decodes: f64, prompts: f64) -> f64 {
+    law.fluid_seconds(&FluidShape {
+        prefill_tokens: prompts,
+        decodes,
+        decode_kv: decodes * mix.kv,
+        prefill_attention: prompts * mix.prompt_of_token,
+        ..FluidShape::default()
+    })
 }
 
 /// The steady state with this many decodes; none where more arrive, or pass, than there is room for.
 fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents: f64) -> Option<Expected> {
     let Mix { rate: arrivals, prompt, output, .. } = *mix;
-    let seconds = |prompts: f64| {
-        law.fluid_seconds(&FluidShape {
-            prefill_tokens: prompts,
-            decodes,
-            decode_kv: decodes * mix.kv,
-            prefill_attention: prompts * mix.prompt_of_token,
-            ..FluidShape::default()
-        })
-    };
-    let prompts = budget - decodes;
-    let share = decodes / output * prompt / prompts;
+    let Iterations { prompts, share, with, without, mean } = iterations(law, mix, budget, decodes);
     if share >= 1.0 {
         return None;
     }
-    let (with, without) = (seconds(prompts), seconds(0.0));
-    let mean = without + share * (with - without);
     let rate = decodes / (output * mean);
     // What is left of the iteration under way, the prompts in front, and its own: at least an iteration by itself.
     let under_way = 0.5 * (without * without + share * (with * with - without * without)) / mean;
     let each = prompt / prompts * with;
-    let own = if prompt < prompts { seconds(prompt) } else { each };
+    let own = if prompt < prompts { seconds(law, mix, decodes, prompt) } else { each };
     let decoding = output * mean;
     let prefilling = under_way + each * share / (1.0 - share) + own;
     // Waiting for memory: as in a queue with `residents` servers (Sakasegawa 1977).
@@ -74,7 +101,7 @@ fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents:
         return None;
     }
     let (queueing, elasticity) = waiting(prefilling + decoding, used, residents);
-    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts, elasticity })
+    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts, elasticity, feedback: 0.0 })
 }
 
 /// The wait for room that is `used` to this share by requests that stay so long; and its elasticity in that time, to
@@ -90,7 +117,7 @@ mod tests {
     use super::*;
 
     fn mix(rate: f64) -> Mix {
-        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, output: 20.0, kv: 522.0, held: 522.0 }
+        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, evicted: 0.0, output: 20.0, kv: 522.0, held: 522.0 }
     }
 
     #[test]
@@ -118,6 +145,19 @@ mod tests {
             let (wait, elasticity) = waiting(10.0, used, residents);
             let (longer, _) = waiting(10.0 * (1.0 + 1e-6), used * (1.0 + 1e-6), residents);
             assert!(((longer / wait - 1.0) / 1e-6 / elasticity - 1.0).abs() < 1e-3, "{used}, {residents}");
+        }
+    }
+
+    /// With a share κ of the time of an iteration due to the decodes, 1 % more requests are 1 / (1 - κ) % more decodes.
+    #[test]
+    fn decodes_rise_with_the_rate_by_the_feedback() {
+        let at = |rate| expected(&IterationTime::A100, &Mix { output: 1000.0, kv: 2000.0, ..mix(rate) }, 2048, 256.0);
+        for (rate, least) in [(0.5, 0.1), (1.0, 0.3)] {
+            let (one, more) = (at(rate), at(1.03 * rate));
+            let rise = libm::log(more.rate * more.decoding / (one.rate * one.decoding));
+            let passes = libm::log(more.rate / one.rate);
+            assert!((rise / passes * (1.0 - one.feedback) - 1.0).abs() < 0.1, "{rise} {passes} {one:?}");
+            assert!(one.feedback > least, "{one:?}");
         }
     }
 

@@ -8,9 +8,11 @@
 //! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
 //! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
 //! add to their iterations. Both count as shares of what they take: a second of the former weighs as much more as a
-//! request takes longer than its first token. But of the time until then a share q has been spent waiting for memory
-//! or slots, and that part grows with the decodes, by its elasticity ε: delaying them costs 1 + ε q times as much.
-//! Where q is near 0, no budget is taken that brings the last of these first tokens much later.
+//! request takes longer than its first token. But of the time until then a share q has been spent for want of memory or
+//! slots, waiting or computing again what was evicted from the prefix cache, and that part grows with the decodes, by
+//! its elasticity ε: delaying them costs 1 + ε q times as much. Where q is near 0, no budget is taken that brings the
+//! last of these first tokens much later. And a longer iteration makes the next ones longer, in which more requests
+//! decode then: with a feedback κ it costs 1 / (1 − κ) times as much.
 
 use super::steady_state::expected;
 use super::traffic::Mix;
@@ -28,7 +30,7 @@ const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
 /// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
-/// factor, unless this share of the waiting was for memory or slots.
+/// factor, unless this share of the time until first tokens was for want of memory or slots.
 const LATER: f64 = 1.2;
 const SCARCE: f64 = 0.02;
 /// Iterations over which that share is taken: memory runs full in stretches of hundreds.
@@ -36,6 +38,8 @@ const LONG: f64 = 16_384.0;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
+/// Most of the feedback that is counted: prompts are done long before it has run its course.
+const MOST_FEEDBACK: f64 = 0.5;
 
 /// The prompts to be computed beside the decodes of an iteration.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +70,10 @@ pub(super) struct TokenBudget {
     refreshed: i64,
     /// Share of the recent iterations in which requests were held.
     held: f64,
-    /// Requests without their first token in the iterations so far, and those of them held for memory or slots, fading.
+    /// Share of the prompt tokens that had been computed and was evicted.
+    evicted: f64,
+    /// Requests without their first token in the iterations so far, and those of them held for memory or slots or, by
+    /// their share of the tokens, computing what was evicted; fading.
     pending: f64,
     waiting: f64,
     /// Prompt tokens computed, the seconds they added to their iterations, and iterations, fading.
@@ -93,6 +100,7 @@ impl TokenBudget {
             weight: WEIGHT,
             refreshed: 0,
             held: 0.0,
+            evicted: 0.0,
             pending: 0.0,
             waiting: 0.0,
             prompt_tokens: f64::from(most),
@@ -125,14 +133,16 @@ impl TokenBudget {
         let residents = room.min(f64::from(limits.max_num_seqs)).max(1.0);
         let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
         let (longer, short) = (configured.decoding / configured.first_token, self.short());
-        self.weight = (1.0 + longer * (1.0 - short) / (1.0 + configured.elasticity * short)).min(MOST_WEIGHT);
+        let weight = 1.0 + longer * (1.0 - short) / (1.0 + configured.elasticity * short);
+        self.weight = (1.0 - configured.feedback.clamp(0.0, MOST_FEEDBACK)) * weight.min(MOST_WEIGHT);
+        self.evicted = mix.evicted;
         let overload = Mix { rate: f64::INFINITY, ..mix };
         let passing = self.edges.iter().map(|&n| (n, expected(&self.law, &overload, n, residents)));
         let best = passing.reduce(|best, next| if next.1.rate >= best.1.rate { next } else { best });
         self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
     }
 
-    /// Share of the time until the first token that requests waited for memory or slots.
+    /// Share of the time until the first token that was for want of memory or slots.
     fn short(&self) -> f64 {
         if self.pending > 0.0 { self.waiting / self.pending } else { 0.0 }
     }
@@ -143,7 +153,8 @@ impl TokenBudget {
         self.held += (f64::from(backlog.held > 0) - self.held) / RECENT;
         let short = if backlog.is_scarce() || backlog.late { backlog.held } else { 0 };
         self.pending += f64::from(backlog.requests.saturating_add(backlog.held)) - self.pending / LONG;
-        self.waiting += f64::from(short) - self.waiting / LONG;
+        let again = self.evicted * f64::from(backlog.requests);
+        self.waiting += f64::from(short) + again - self.waiting / LONG;
         let decodes = u64::from(decodes);
         if !self.chooses || backlog.tokens == 0 || decodes >= most {
             return most as u32;

@@ -22,6 +22,13 @@ pub(super) struct Traffic {
     prompt: f64,
     prompt_squared: f64,
     gap: f64,
+    /// Admissions seen, and the means of the prompt tokens that they compute, and of those that were evicted before.
+    #[serde(default)]
+    admitted: f64,
+    #[serde(default)]
+    computed: f64,
+    #[serde(default)]
+    evicted: f64,
     /// Completions seen, and the means of l', l'² and A.
     ended: f64,
     output: f64,
@@ -39,6 +46,8 @@ pub(super) struct Mix {
     /// Prompt tokens to be computed; and the length of the prompt that a random prompt token belongs to.
     pub(super) prompt: f64,
     pub(super) prompt_of_token: f64,
+    /// Share of them that had been computed and was evicted.
+    pub(super) evicted: f64,
     /// Output tokens.
     pub(super) output: f64,
     /// KV tokens of a request that decodes, and what it takes of the cache, in tokens of the first KV group.
@@ -57,6 +66,14 @@ impl Traffic {
         if let Some(before) = before {
             self.gap += weight * (1e-9 * at_ns.saturating_sub(before) as f64 - self.gap);
         }
+    }
+
+    /// A request is admitted, and computes this many prompt tokens, some of which had been evicted.
+    pub(super) fn admit(&mut self, computed: f64, evicted: f64) {
+        self.admitted += 1.0;
+        let weight = 1.0 / self.admitted.min(MEMORY);
+        self.computed += weight * (computed - self.computed);
+        self.evicted += weight * (evicted - self.evicted);
     }
 
     /// A request of `output` tokens has ended; it took `held` of the cache on average, in tokens of the first KV group.
@@ -92,11 +109,13 @@ impl Traffic {
     /// the start, the completions underestimate long outputs and the curve overestimates them.
     pub(super) fn mix(&self, (output, squared): (f64, f64), footprint: &Footprint) -> Option<Mix> {
         let is_known = self.is_known() && self.output > 0.0 && self.prompt > 0.0;
+        let computed = if self.admitted > 0.0 { self.computed } else { self.prompt };
         let kv = self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output);
         is_known.then(|| Mix {
             rate: 1.0 / self.gap.max(1e-9),
-            prompt: self.prompt,
+            prompt: computed,
             prompt_of_token: self.prompt_squared / self.prompt,
+            evicted: self.evicted / computed,
             output: output.min(self.output),
             kv,
             held: footprint.tokens(kv),
@@ -110,7 +129,8 @@ impl Traffic {
     /// # Errors
     /// Names the first that could not.
     pub(super) fn check(&self, longest: f64, footprint: &Footprint) -> Result<(), String> {
-        let Self { arrived, prompt, prompt_squared, gap, ended, output, output_squared, cost, .. } = *self;
+        let Self { arrived, prompt, prompt_squared, gap, admitted, computed, evicted, .. } = *self;
+        let Self { ended, output, output_squared, cost, .. } = *self;
         // Where only full attention is cached, a request holds at least its output so far.
         let triangle = if footprint.plateaus().is_empty() { 0.5 * output_squared * footprint.slope() } else { 0.0 };
         let heaviest = footprint.most(longest) * output;
@@ -119,6 +139,9 @@ impl Traffic {
             ("prompt", prompt, 0.0, longest),
             ("prompt_squared", prompt_squared, prompt * prompt, longest * prompt),
             ("gap", gap, 0.0, 1e-9 * u64::MAX as f64),
+            ("admitted", admitted, 0.0, MOST_SEEN),
+            ("computed", computed, admitted.min(1.0), longest),
+            ("evicted", evicted, 0.0, computed),
             ("ended", ended, 0.0, MOST_SEEN),
             ("output", output, 0.0, longest),
             ("output_squared", output_squared, output * output, longest * output),
