@@ -47,7 +47,7 @@ pub struct View {
     prefixes: Option<Box<Prefixes>>,
     limits: Limits,
     lanes: Vec<Lane>,
-    /// The policy's, and last the queue of the preempted, which go before all others.
+    /// The policy's, and last the queue of the preempted, which go before all others, or by rank.
     queues: Vec<Queue>,
     /// Resident requests, in the order of their admission.
     residents: List,
@@ -58,6 +58,7 @@ pub struct View {
     /// Plans so far.
     plans: u32,
     draining: bool,
+    resumes_by_rank: bool,
 }
 
 impl View {
@@ -82,7 +83,14 @@ impl View {
             now_ns: 0,
             plans: 0,
             draining: false,
+            resumes_by_rank: false,
         }
+    }
+
+    /// Sets whether a preempted request waits where its rank says, before its equals; otherwise it goes before all others.
+    pub(crate) fn resuming_by_rank(mut self, by_rank: bool) -> Self {
+        self.resumes_by_rank = by_rank;
+        self
     }
 
     // ---- what policies read ------------------------------------------------------------------------------------
@@ -212,9 +220,14 @@ impl View {
         self.waiting(self.queues())
     }
 
-    /// Preempted requests, which go before all others.
+    /// Preempted requests in the order in which they resume.
     pub fn iter_resuming(&self) -> impl Iterator<Item = Slot> + '_ {
         self.iter_waiting(self.queues())
+    }
+
+    /// Whether they resume by rank, between those that wait; otherwise before all others, the last preempted first.
+    pub fn resumes_by_rank(&self) -> bool {
+        self.resumes_by_rank
     }
 
     /// All requests outside the KV cache.
