@@ -6,12 +6,19 @@ use crate::state::{Phase, View};
 
 impl Plan {
     /// Preempts the residents admitted last until the plan fits; the paper's and vLLM's order.
+    #[inline(always)]
     pub fn make_room(&mut self, view: &View) {
         while self.free < 0 && self.preempt_last(view) {}
     }
 
     /// The resident admitted last that the plan does not preempt.
     pub fn last_resident(&self, view: &View) -> Option<Slot> {
+        if !view.ranks() {
+            return match self.preempted.last() {
+                Some(&(slot, _)) => view.resident_before(slot),
+                None => view.last_resident(),
+            };
+        }
         let mut last = view.last_resident();
         while let Some(slot) = last.filter(|&slot| self.preempts(slot)) {
             last = view.resident_before(slot);
@@ -25,6 +32,7 @@ impl Plan {
     }
 
     /// Preempts the resident admitted last. False if there is none, or if the host preempts by itself.
+    #[inline(never)]
     pub fn preempt_last(&mut self, view: &View) -> bool {
         let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
         if let Some(victim) = victim {

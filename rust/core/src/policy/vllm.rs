@@ -10,7 +10,7 @@
 //! equals the running have arrived before the waiting, and were admitted in the order of their arrival.
 
 use self::turns::Turns;
-use super::{Event, Policy, admission};
+use super::{Policy, admission};
 use crate::model::{Request, Slot};
 use crate::plan::{Hold, Plan};
 use crate::state::{Phase, View};
@@ -20,8 +20,6 @@ mod turns;
 /// vLLM V1's scheduler.
 #[derive(Clone, Debug, Default)]
 pub struct Vllm {
-    /// Whether a request has had a priority: until then the victim is the request admitted last.
-    by_priority: bool,
     turns: Turns,
 }
 
@@ -38,17 +36,14 @@ impl Policy for Vllm {
         request.priority
     }
 
-    fn observe(&mut self, view: &View, slot: Slot, event: Event) {
-        if event == Event::Arrived {
-            self.by_priority |= view.request(slot).rank() != 0;
-        }
-    }
-
     fn plan(&mut self, view: &View, plan: &mut Plan) {
-        let demands = view.prefilling().iter().chain(view.parked()).map(|&slot| demand(view, slot).max(0));
-        let taken = view.lanes()[0].blocks_taken() + demands.sum::<i64>();
-        if taken > plan.free() && !view.limits().host_preempts && !self.preempt_last(view, plan, taken) {
-            self.turns.plan(view, plan, self.by_priority);
+        let demands = |slots: &[Slot]| slots.iter().map(|&slot| demand(view, slot).max(0)).sum::<i64>();
+        let mut taken = view.lanes()[0].blocks_taken() + demands(view.prefilling());
+        if !view.parked().is_empty() {
+            taken += demands(view.parked());
+        }
+        if taken > plan.free() && !view.limits().host_preempts && !preempt_last(view, plan, taken) {
+            self.turns.plan(view, plan);
         } else {
             plan.decode(view, 0);
             share_budget(view, plan);
@@ -57,8 +52,8 @@ impl Policy for Vllm {
             }
         }
         if plan.preempted().is_empty() {
-            if self.by_priority {
-                admission::by_rank(view, plan, |plan, slot| admit(view, plan, slot));
+            if view.ranks() && view.resuming() > 0 {
+                admit_by_rank(view, plan);
             } else {
                 admit_in_order(view, plan);
             }
@@ -66,24 +61,22 @@ impl Policy for Vllm {
     }
 }
 
-impl Vllm {
-    /// Where all have their tokens, none gives blocks back and the victims are the last, it is enough to take from `taken`,
-    /// the blocks that all take, what the last would take. False, and nothing is preempted, where it is not so.
-    fn preempt_last(&self, view: &View, plan: &mut Plan, mut taken: i64) -> bool {
-        let decodes = view.lanes()[0].len().saturating_mul(view.limits().decode_tokens);
-        let tokens = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(decodes, u32::saturating_add);
-        let alike = view.layout().groups().is_empty() && view.parked().is_empty() && !self.by_priority;
-        if !alike || tokens > view.limits().token_budget {
-            return false;
-        }
-        while taken > plan.free() {
-            taken -= plan.last_resident(view).map_or(0, |slot| demand(view, slot));
-            if !plan.preempt_last(view) {
-                break;
-            }
-        }
-        true
+/// Where all have their tokens, none gives blocks back and the victims are the last, it is enough to take from `taken`,
+/// the blocks that all take, what the last would take. False, and nothing is preempted, where it is not so.
+fn preempt_last(view: &View, plan: &mut Plan, mut taken: i64) -> bool {
+    let decodes = view.lanes()[0].len().saturating_mul(view.limits().decode_tokens);
+    let tokens = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(decodes, u32::saturating_add);
+    let alike = view.layout().groups().is_empty() && view.parked().is_empty() && !view.ranks();
+    if !alike || tokens > view.limits().token_budget {
+        return false;
     }
+    while taken > plan.free() {
+        taken -= plan.last_resident(view).map_or(0, |slot| demand(view, slot));
+        if !plan.preempt_last(view) {
+            break;
+        }
+    }
+    true
 }
 
 /// Prompt tokens that a prefill computes if there are as many in the budget.
@@ -140,6 +133,12 @@ pub(super) fn admit_in_order(view: &View, plan: &mut Plan) {
     admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| admit(view, plan, slot));
 }
 
+#[cold]
+fn admit_by_rank(view: &View, plan: &mut Plan) {
+    admission::by_rank(view, plan, |plan, slot| admit(view, plan, slot));
+}
+
+#[inline(always)]
 fn admit(view: &View, plan: &mut Plan, slot: Slot) -> Result<(), Hold> {
     plan.seat(view)?;
     plan.fits_above_watermark(view, slot)?;

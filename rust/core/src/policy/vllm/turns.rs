@@ -26,8 +26,8 @@ pub(super) struct Turns(Vec<Turn>);
 impl Turns {
     /// Plans what the residents compute, and who of them is preempted.
     #[cold]
-    pub(super) fn plan(&mut self, view: &View, plan: &mut Plan, by_priority: bool) {
-        self.walk(view, plan, by_priority);
+    pub(super) fn plan(&mut self, view: &View, plan: &mut Plan) {
+        self.walk(view, plan);
         let mut turns = self.0.iter().peekable();
         for slot in view.iter_residents() {
             let runs = turns.next_if(|turn| turn.slot == slot).is_some();
@@ -46,7 +46,7 @@ impl Turns {
     }
 
     /// Blocks that a later resident frees outside its window come too late for those before it, and so do tokens.
-    fn walk(&mut self, view: &View, plan: &mut Plan, by_priority: bool) {
+    fn walk(&mut self, view: &View, plan: &mut Plan) {
         let (layout, drafts) = (view.layout(), view.limits().decode_tokens - 1);
         let (mut free, mut left) = (plan.free(), view.limits().token_budget);
         for slot in view.iter_residents() {
@@ -65,7 +65,7 @@ impl Turns {
             let budget = tokens + drafts.min(left - tokens);
             free += freed;
             while free < 0 {
-                let Some(victim) = victim(view, plan, by_priority) else { return };
+                let Some(victim) = victim(view, plan) else { return };
                 let before = plan.free();
                 plan.preempt(view, victim);
                 if victim == slot {
@@ -85,8 +85,8 @@ impl Turns {
 }
 
 /// The resident of the lowest priority, of those the one admitted last.
-fn victim(view: &View, plan: &Plan, by_priority: bool) -> Option<Slot> {
-    if !by_priority {
+fn victim(view: &View, plan: &Plan) -> Option<Slot> {
+    if !view.ranks() {
         return plan.last_resident(view);
     }
     view.iter_residents().filter(|&slot| !plan.preempts(slot)).max_by_key(|&slot| view.request(slot).rank())
