@@ -26,6 +26,22 @@ def test_a_priority_is_bought_with_the_waiting_of_others() -> None:
     assert ranked[~urgent].mean() > plain[~urgent].mean()
 
 
+def test_policy_vllm_goes_by_priority_where_there_is_one() -> None:
+    offered = requests()
+    urgent = np.arange(len(offered)) % 4 == 0
+
+    def vllm(priority: np.ndarray | None) -> Report:
+        hints = None if priority is None else Hints(priority=priority.astype(np.int32))
+        return simulate("vllm", requests=offered, hints=hints, kv_blocks=600, max_num_seqs=128)
+
+    plain, alike, ranked = vllm(None), vllm(np.full(len(offered), 7)), vllm(np.where(urgent, -1, 0))
+    assert plain.run.preemptions.sum() > 100, "memory has to bind"
+    assert np.array_equal(plain.run.finished_ns, alike.run.finished_ns), "equals are served in the order of arrival"
+    assert ranked.ttft_s[urgent].mean() < 0.1 * ranked.ttft_s[~urgent].mean()
+    preemptions = ranked.run.preemptions
+    assert preemptions[urgent].sum() < 0.1 * preemptions[~urgent].sum()
+
+
 def test_shortest_expected_first_shortens_the_mean_latency_of_an_overload() -> None:
     offered = requests()
     fcfs, srpt = run(offered), run(offered, order="srpt", ageing=1e6)

@@ -46,6 +46,36 @@ ONE_FULL_GROUP = (
     ),
 )
 
+BY_PRIORITY = (
+    Case("priorities, memory short", kv_blocks=90, priorities=3, preempts=50),
+    Case("priorities, memory ample", kv_blocks=2000, priorities=3),
+    Case("priorities, all at once", kv_blocks=100, gap=0, priorities=4, preempts=50),
+    Case("priorities, all alike", kv_blocks=90, priorities=1, preempts=50),
+    Case("priorities, few seats", max_num_seqs=3, gap=40, priorities=5),
+    Case("priorities, watermark", kv_blocks=120, watermark=0.1, priorities=3, preempts=5),
+    Case(
+        "priorities, threshold, few tokens",
+        kv_blocks=200,
+        long_prefill_token_threshold=40,
+        prompt=(1, 500),
+        token_budget=96,
+        priorities=3,
+        preempts=50,
+    ),
+    Case("priorities, long prompts", kv_blocks=200, prompt=(1, 800), token_budget=64, priorities=3, preempts=4),
+    Case("priorities, one step ahead", kv_blocks=90, ahead=1, priorities=3, preempts=50),
+    Case("priorities, prefixes", kv_blocks=90, prefix_caching=True, prefixes=4, priorities=3, preempts=50),
+    Case(
+        "priorities, window",
+        (FULL, window(100)),
+        kv_blocks=250,
+        prompt=(1, 500),
+        output=(1, 300),
+        priorities=3,
+        preempts=30,
+    ),
+)
+
 LONG: dict[str, Any] = {"prompt": (1, 500), "output": (1, 300)}
 STATES = {"kind": "state", "blocks": 1, "count": 3}
 CHUNKS = {"kind": "chunked_local", "chunk": 64, "block_size": 16, "count": 3}
@@ -188,6 +218,7 @@ SPECULATION = (
 
 ALL = {
     "one full group": ONE_FULL_GROUP,
+    "by priority": BY_PRIORITY,
     "several groups": SEVERAL_GROUPS,
     "prefix caching": PREFIX_CACHING,
     "prefix caching, several groups": SEVERAL_GROUPS_CACHED,

@@ -29,6 +29,7 @@ class Demand:
 
     name: str
     step: int  # steps after the start, or after the end of the turn before
+    priority: int
     prompt: tuple[int, ...]
     output: int
     after: str | None = None  # the turn of the conversation before this one
@@ -65,6 +66,7 @@ class Case:
     gap: int = 12  # steps between two arrivals, at most
     turns: int = 1
     prefixes: int = 0  # prompts begin with one of this many
+    priorities: int | None = None  # levels, under vLLM's scheduling policy of that name
     seed: int = 0
     preempts: int = 0  # at least this often, or the case does not test what it should
     differs: str = ""  # why both do not agree yet
@@ -73,6 +75,7 @@ class Case:
     def demands(self) -> list[Demand]:
         """Draw the requests."""
         draw = random.Random(f"{self.seed} {self.requests}")
+        levels = random.Random(self.seed)
         shared = [random_prompt(draw, draw.randint(40, 120)) for _ in range(self.prefixes)]
         demands: list[Demand] = []
         step = 0
@@ -87,7 +90,8 @@ class Case:
                     break
                 name = f"{len(demands)}"
                 wait = draw.randint(1, 20) if turn else step
-                last = Demand(name, wait, tuple(prompt), output, last.name if last else None)
+                priority = levels.randrange(self.priorities) if self.priorities else 0
+                last = Demand(name, wait, priority, tuple(prompt), output, last.name if last else None)
                 demands.append(last)
                 known = prompt + [last.token(index) for index in range(1, output + 1)]
         return demands
@@ -123,11 +127,12 @@ class Engine(Driver):
                 watermark=case.watermark,
                 long_prefill_token_threshold=case.long_prefill_token_threshold,
                 draft_tokens=case.draft_tokens,
+                policy="fcfs" if case.priorities is None else "priority",
             )
         )
 
     def arrive(self, demand: Demand) -> None:
-        self.add(demand.name, demand.prompt, self.setup.max_model_len - len(demand.prompt))
+        self.add(demand.name, demand.prompt, self.setup.max_model_len - len(demand.prompt), demand.priority)
 
     def iterate(self) -> Seen:
         seen = Seen()
@@ -215,7 +220,7 @@ class Core:
     def arrive(self, demand: Demand) -> None:
         self.requests[demand.name] = Resident(demand)
         hashes = self._hashes(demand) if self.case.prefix_caching else ()
-        self.core.add(int(demand.name), len(demand.prompt), block_hashes=hashes)
+        self.core.add(int(demand.name), len(demand.prompt), block_hashes=hashes, priority=demand.priority)
 
     def _hashes(self, demand: Demand) -> list[int]:
         """Return the hash of each full block of prompt and output: of its tokens and all before them."""

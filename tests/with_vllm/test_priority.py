@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 OURS = "wait_core.vllm.WaitScheduler"
 HIDDEN = {"known_lengths": False, "use_max_tokens": False}
 BY_PRIORITY: dict[str, Any] = {"async_scheduling": True, "engine": {"scheduling_policy": "priority"}, "priorities": 3}
+VLLM = {"policy": "vllm"}
 LEVELS = [0, 0, 0, 3, -5, 10**12, -(10**14)]  # some like times since 1970
 
 
@@ -44,7 +45,7 @@ def side_by_side(ours: dict[str, Any], *, steps: int, seed: int, **sizes: Any) -
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("settings", [{}, HIDDEN, {"shadow": True}], ids=["known", "hidden", "shadow"])
+@pytest.mark.parametrize("settings", [{}, HIDDEN, {"shadow": True}, VLLM], ids=["known", "hidden", "shadow", "vllm"])
 def test_the_order_is_vllms_where_memory_does_not_bind(settings: dict[str, Any], seed: int) -> None:
     stock, mine, different, _ = side_by_side(settings, steps=400, seed=seed, num_blocks=2048)
     assert different == 0
@@ -61,6 +62,16 @@ def test_shadow_mode_leaves_vllms_order_where_memory_binds(seed: int) -> None:
     _, mine, different, preempted = side_by_side({"shadow": True}, steps=400, seed=seed, num_blocks=20, max_num_seqs=16)
     assert different == 0
     assert preempted > 10
+    assert mine.scheduler.wait_core.active
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_policy_vllm_is_vllm_where_memory_binds(seed: int) -> None:
+    stock, mine, different, preempted = side_by_side(VLLM, steps=400, seed=seed, num_blocks=20, max_num_seqs=16)
+    assert preempted > 10
+    assert different == 0
+    line = [request.request_id for request in mine.scheduler.waiting]
+    assert line == [request.request_id for request in stock.scheduler.waiting]
     assert mine.scheduler.wait_core.active
 
 
@@ -90,7 +101,7 @@ def test_an_error_of_ours_leaves_vllms_order(run: Run) -> None:
     assert mine["tokens"] == stock["tokens"]
 
 
-@pytest.mark.parametrize("policy", ["vllm", "wait", "nested-wait", "clairvoyant", "sarathi", "prefill-first"])
+@pytest.mark.parametrize("policy", ["wait", "nested-wait", "clairvoyant", "sarathi", "prefill-first"])
 def test_policies_that_would_ignore_priorities_are_refused(policy: str) -> None:
     from in_process import Setup, make_scheduler
 
@@ -111,7 +122,7 @@ def test_they_are_refused_while_serving_too(tmp_path: Path, monkeypatch: pytest.
     driver = Driver(Setup(scheduler="WaitScheduler", wait_core={"config_file": str(path)}, policy="priority"))
     bridge = driver.scheduler.wait_core
     assert bridge.core.settings["ageing"] is None
-    path.write_text('{"policy": "vllm"}')
+    path.write_text('{"policy": "sarathi"}')
     driver.step()
     assert bridge.settings.policy == "adaptive"
     assert bridge.counts["reconfigured"] == 0
@@ -121,7 +132,8 @@ def test_they_are_refused_while_serving_too(tmp_path: Path, monkeypatch: pytest.
     assert bridge.active
 
 
-def test_where_vllm_goes_by_arrival_priorities_change_nothing() -> None:
-    stock, mine, different, _ = side_by_side({}, steps=200, seed=3, num_blocks=2048, policy="fcfs")
+@pytest.mark.parametrize("settings", [{}, VLLM], ids=["adaptive", "vllm"])
+def test_where_vllm_goes_by_arrival_priorities_change_nothing(settings: dict[str, Any]) -> None:
+    stock, mine, different, _ = side_by_side(settings, steps=200, seed=3, num_blocks=2048, policy="fcfs")
     assert different == 0
     assert len(mine.scheduler.waiting) == len(stock.scheduler.waiting) > 20

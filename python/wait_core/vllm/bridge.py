@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from wait_core import DeadlineError, WaitCoreError
@@ -52,7 +53,7 @@ class Bridge:
         self.log = self.control.log
         self.telemetry = telemetry.Telemetry()
         self.prefixes = prefixes.Prefixes(scheduler)
-        self.unready = Unready()
+        self.unready = Unready(by_priority=scheduler.policy is SchedulingPolicy.PRIORITY)
         self.watchdog = Watchdog()
         self.late = late.Late(scheduler)
         self.active = True
@@ -260,7 +261,7 @@ class Bridge:
         plan = self._plan = self.core.plan(now_ns)
         for number, bound, _ in plan.refused:
             self._end(number, bound)
-        self._offered = [*plan.resumed, *plan.admitted]
+        self._offered = self._in_order([*plan.resumed, *plan.admitted])
         paused = plan.paused
         self.held, self.paused = plan.held, len(paused)
         if self.held:
@@ -283,6 +284,11 @@ class Bridge:
             per_request = 1 + scheduler.num_spec_tokens
             floor = per_request * (len(scheduler.running) + 1)
             scheduler.max_num_scheduled_tokens = min(self._budget, max(plan.token_budget, floor))
+
+    def _in_order(self, admitted: list[int]) -> list[int]:
+        """Return those that a plan admits in the order in which vLLM is to take them: the last may be cut short."""
+        by_priority = self.scheduler.policy is SchedulingPolicy.PRIORITY and self.settings.policy == "vllm"
+        return sorted(admitted, key=self._requests.__getitem__) if by_priority and len(admitted) > 1 else admitted
 
     def _compare(self, output: SchedulerOutput) -> None:
         plan, self._plan = self._plan, None

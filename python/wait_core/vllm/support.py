@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from wait_core.vllm.config import Settings
 
-HEEDS_PRIORITY = "adaptive"
-"""The policy that admits by priority; the others admit in the order of arrival."""
+BY_PRIORITY = ("vllm", "adaptive")
+"""The policies that admit by priority; the others admit in the order of arrival."""
 WITHOUT_US = "start vLLM without --scheduler-cls"
 
 
@@ -96,10 +96,10 @@ def with_priorities(scheduler: Scheduler, settings: Settings) -> Settings:
     """
     if scheduler.policy == SchedulingPolicy.FCFS:
         return settings
-    if settings.policy != HEEDS_PRIORITY:
+    if settings.policy not in BY_PRIORITY:
         raise ConfigError(
             f"{KEY}: policy {settings.policy!r} admits in the order of arrival and would ignore --scheduling-policy "
-            f"priority: leave that out, or use policy {HEEDS_PRIORITY!r}"
+            f"priority: leave that out, or use policy {' or '.join(map(repr, BY_PRIORITY))}"
         )
     core, sources = {"ageing": None, **settings.core}, {"ageing": "vLLM", **settings.sources}
     return replace(settings, core=core, sources=sources)

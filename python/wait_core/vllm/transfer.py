@@ -37,9 +37,11 @@ def declare(
     longest = _longest_wait(said, settings)
     prompt = request.num_prompt_tokens
     length = min(request.max_tokens, max(1, scheduler.max_model_len - prompt))
-    # Where vLLM goes by arrival, it ignores priorities of its own.
-    by_priority = scheduler.policy is SchedulingPolicy.PRIORITY
-    priority = request.priority if by_priority else _argument(said, "wait_core_priority", int) if said else 0
+    # Where vLLM goes by arrival, it ignores priorities of its own; and policy `vllm` is vLLM.
+    if scheduler.policy is SchedulingPolicy.PRIORITY:
+        priority = request.priority
+    else:
+        priority = _argument(said, "wait_core_priority", int) if said and settings.policy != "vllm" else 0
     core.add(
         number,
         prompt,

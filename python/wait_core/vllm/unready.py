@@ -1,4 +1,4 @@
-"""Requests that vLLM cannot run yet: those whose grammar is still being compiled."""
+"""Requests that the core hears of later than vLLM: those whose grammar is still being compiled, and by priority all."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ class Unready:
 
     vLLM passes over such a request and takes the next. The core would offer it in every step, and hold others for the
     seat, the blocks and the tokens that it counts on.
+
+    By priority vLLM takes equals in the order in which they came to the front end, of which there may be several, and
+    some read longer prompts than others. The core takes them as it hears of them: in vLLM's order before each step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_priority: bool = False) -> None:
+        self._by_priority = by_priority
         self._arrivals: dict[str, tuple[Request, int]] = {}
 
     def __len__(self) -> int:
         return len(self._arrivals)
 
     def keeps(self, request: Request, now_ns: int) -> bool:
-        """Whether `request`, which arrives, is not ready; it is kept then."""
-        if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+        """Whether `request`, which arrives, is not ready, or may go before another that arrives; it is kept then."""
+        if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR and not self._by_priority:
             return False
         self._arrivals[request.request_id] = request, now_ns
         return True
@@ -42,7 +46,7 @@ class Unready:
         for request, _ in ready:
             del kept[request.request_id]
         self._arrivals = kept
-        return ready
+        return sorted(ready) if self._by_priority else ready
 
 
 def _is_compiled(request: Request) -> bool:

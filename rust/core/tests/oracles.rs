@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use wait_core::{Config, LengthHint, Origin, Phase, Report, Request, Scheduler};
 
-/// (iterations planned before it arrives, prompt, output, type)
-type Arrival = (u32, u32, u32, usize);
+/// (iterations planned before it arrives, prompt, output, type, priority)
+type Arrival = (u32, u32, u32, usize, i64);
 
 fn arrivals(most: usize) -> impl Strategy<Value = Vec<Arrival>> {
-    prop::collection::vec((prop_oneof![3 => Just(0), 1 => 0..6u32], 1..30u32, 1..20u32, 0..2usize), 1..most)
+    prop::collection::vec((prop_oneof![3 => Just(0), 1 => 0..6u32], 1..30u32, 1..20u32, 0..2usize, -1..3i64), 1..most)
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {
@@ -47,18 +47,27 @@ fn compare(core: &mut Scheduler, oracle: &mut impl Engine, arrivals: &[Arrival])
     let mut drained = false;
     for iteration in 0.. {
         assert!(iteration < 100_000, "no end in sight");
-        while let Some((id, &(_, prompt, output, kind))) = rest.next_if(|_| due == 0) {
+        while let Some((id, &(_, prompt, output, kind, priority))) = rest.next_if(|_| due == 0) {
             let request = Request {
                 id: id as u64,
                 prompt,
                 output: LengthHint::Exact(output),
                 type_id: Some(kind as u16),
+                priority,
                 arrival_ns: now_ns,
                 ..Request::default()
             };
             if core.add(&request).is_ok() {
                 let (id, arrival_ns) = (request.id, now_ns);
-                oracle.add(oracle::Request { id, kind, arrival_ns, prompt, output, ..oracle::Request::default() });
+                oracle.add(oracle::Request {
+                    id,
+                    kind,
+                    priority,
+                    arrival_ns,
+                    prompt,
+                    output,
+                    ..oracle::Request::default()
+                });
             }
             due = rest.peek().map_or(0, |&(_, next)| next.0);
         }
@@ -127,12 +136,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn vllm_is_the_published_rule(
+    fn vllm_is_the_published_rule_by_arrival_and_by_priority(
         sizes in sizes(),
         watermark in 0..4u32,
         threshold in prop::option::of(1..12u32),
         window in prop::option::of(1..30u32),
-        arrivals in arrivals(50),
+        by_priority in any::<bool>(),
+        levels in 1..4i64,
+        mut arrivals in arrivals(50),
     ) {
         let watermark = f64::from(watermark) * 0.1;
         let full_and = |window: u32| vec![json!({"kind": "full"}), json!({"kind": "sliding_window", "window": window})];
@@ -144,7 +155,11 @@ proptest! {
         });
         let mut core = scheduler(&sizes, &policy);
         let oracle = V1::new(sizes, (watermark * f64::from(sizes.blocks)) as u32);
-        let mut oracle = V1 { threshold, window, ..oracle };
+        let mut oracle = V1 { threshold, window, by_priority, ..oracle };
+        // Of one level, both of vLLM's orders are one.
+        for (.., priority) in &mut arrivals {
+            *priority = if by_priority { *priority % levels } else { 0 };
+        }
         compare(&mut core, &mut oracle, &arrivals);
     }
 
@@ -177,6 +192,7 @@ fn preempted_requests_resume_once_drained() {
     let thresholds = [1.412_988_853_264_530_7, 1.636_985_441_500_295_6];
     let policy = json!({"policy": "wait", "types": types, "thresholds": thresholds, "work_conserving": false});
     let mut oracle = Wait::new(sizes, &[(thresholds[0], 5), (thresholds[1], 16)], false, None);
-    let arrivals = [(0, 8, 1, 0), (0, 4, 2, 1), (0, 1, 1, 1), (2, 11, 2, 0), (3, 1, 12, 0), (0, 1, 1, 1)];
+    let arrivals = [(0, 8, 1, 0), (0, 4, 2, 1), (0, 1, 1, 1), (2, 11, 2, 0), (3, 1, 12, 0), (0, 1, 1, 1)]
+        .map(|(after, prompt, output, kind)| (after, prompt, output, kind, 0));
     compare(&mut scheduler(&sizes, &policy), &mut oracle, &arrivals);
 }

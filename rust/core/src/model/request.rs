@@ -103,7 +103,8 @@ pub struct Request {
     pub output: LengthHint,
     /// Type (WAIT) or class label (`adaptive`); absent: the policy classifies by lengths, or ignores it.
     pub type_id: Option<u16>,
-    /// Lower goes first where the policy uses it (`adaptive`): a level counts as `ageing` seconds of waiting.
+    /// Lower goes first where the policy uses it: under `vllm` strictly, under `adaptive` a level counts as `ageing` seconds
+    /// of waiting.
     pub priority: i64,
     /// Tenant, an index of `tenant_weights`.
     pub tenant: u16,

@@ -152,7 +152,7 @@ impl Plan {
         self.plain
     }
 
-    /// Requests preempted before the iteration, last admitted first.
+    /// Requests preempted before the iteration, in the order in which they were chosen: last admitted first, or by priority.
     pub fn preempted(&self) -> &[(Slot, RequestId)] {
         &self.preempted
     }
@@ -287,15 +287,15 @@ impl Plan {
 
     /// Continues one prefill as far as the token budget reaches, preempting if necessary.
     pub fn continue_prefill(&mut self, view: &View, slot: Slot) {
-        self.prefill(view, slot);
+        self.prefill(view, slot, u32::MAX);
         self.make_room(view);
     }
 
-    /// Continues one prefill as far as the token budget reaches; the caller makes room for it.
-    pub fn prefill(&mut self, view: &View, slot: Slot) {
+    /// Continues one prefill by at most `tokens`, as far as the token budget reaches; the caller makes room for it.
+    pub fn prefill(&mut self, view: &View, slot: Slot, tokens: u32) {
         let (start, target) = (view.kv(slot), view.request(slot).prefill_target());
-        let tokens = (target - start).min(self.tokens_left()).min(view.prefill_chunk());
-        if tokens == 0 || self.preempted.iter().any(|&(other, _)| other == slot) {
+        let tokens = tokens.min(target - start).min(self.tokens_left()).min(view.prefill_chunk());
+        if tokens == 0 || self.preempts(slot) {
             return;
         }
         let held = view.blocks(slot);

@@ -1,4 +1,4 @@
-//! Preemption: the residents admitted last leave until the plan fits.
+//! Preemption: residents leave until the plan fits, those admitted last unless the policy chooses others.
 
 use super::Plan;
 use crate::model::Slot;
@@ -6,19 +6,33 @@ use crate::state::{Phase, View};
 
 impl Plan {
     /// Preempts the residents admitted last until the plan fits; the paper's and vLLM's order.
+    #[inline(always)]
     pub fn make_room(&mut self, view: &View) {
         while self.free < 0 && self.preempt_last(view) {}
     }
 
     /// The resident admitted last that the plan does not preempt.
     pub fn last_resident(&self, view: &View) -> Option<Slot> {
-        match self.preempted.last() {
-            Some(&(slot, _)) => view.resident_before(slot),
-            None => view.last_resident(),
+        if !view.ranks() {
+            return match self.preempted.last() {
+                Some(&(slot, _)) => view.resident_before(slot),
+                None => view.last_resident(),
+            };
         }
+        let mut last = view.last_resident();
+        while let Some(slot) = last.filter(|&slot| self.preempts(slot)) {
+            last = view.resident_before(slot);
+        }
+        last
+    }
+
+    /// Whether the plan preempts this resident.
+    pub fn preempts(&self, slot: Slot) -> bool {
+        self.preempted.iter().any(|&(other, _)| other == slot)
     }
 
     /// Preempts the resident admitted last. False if there is none, or if the host preempts by itself.
+    #[inline(never)]
     pub fn preempt_last(&mut self, view: &View) -> bool {
         let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
         if let Some(victim) = victim {
@@ -27,7 +41,8 @@ impl Plan {
         victim.is_some()
     }
 
-    fn preempt(&mut self, view: &View, slot: Slot) {
+    /// Preempts a resident that the plan does not preempt yet.
+    pub fn preempt(&mut self, view: &View, slot: Slot) {
         let request = view.request(slot);
         self.plain = false;
         self.preempted.push((slot, request.id));

@@ -29,6 +29,28 @@ pub(super) fn in_order(
     true
 }
 
+/// The same where the preempted wait among those of queue 0: each where its rank says, before its equals.
+pub(super) fn by_rank(
+    view: &View,
+    plan: &mut Plan,
+    mut admit: impl FnMut(&mut Plan, Slot) -> Result<(), Hold>,
+) -> bool {
+    let resuming = view.queues();
+    let (mut preempted, mut other) = (view.head(resuming), view.head(0));
+    let rank = |slot: Slot| view.request(slot).rank();
+    loop {
+        let resumes = preempted.filter(|&slot| other.is_none_or(|other| rank(slot) <= rank(other)));
+        let Some(slot) = resumes.or(other) else { return true };
+        if plan.fits_alone(view, slot).is_ok()
+            && let Err(hold) = admit(plan, slot)
+        {
+            plan.hold_queue(if resumes.is_some() { resuming } else { 0 }, hold);
+            return false;
+        }
+        *if resumes.is_some() { &mut preempted } else { &mut other } = view.behind(slot);
+    }
+}
+
 /// The preempted, whose queue is the last, then queue 0: the order of a policy with one queue.
 #[expect(clippy::range_plus_one, reason = "the loop over a closed range costs more than its body")]
 pub(super) fn preempted_first(view: &View) -> impl Iterator<Item = usize> {

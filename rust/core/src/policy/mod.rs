@@ -98,6 +98,11 @@ pub trait Policy {
         true
     }
 
+    /// Whether a preempted request waits where its rank says, before its equals; otherwise before all others.
+    fn resumes_by_rank(&self) -> bool {
+        false
+    }
+
     /// Types it distinguishes: `add` refuses a type beyond them. None where a type is only a label.
     fn types(&self) -> Option<usize> {
         (self.queues() > 1).then(|| self.queues())
@@ -215,7 +220,7 @@ impl AnyPolicy {
     /// [`crate::Error`] where the settings do not suit the policy.
     pub fn new(config: &Config) -> Result<Self> {
         Ok(match config.policy {
-            PolicyName::Vllm => Self::Vllm(vllm::Vllm),
+            PolicyName::Vllm => Self::Vllm(vllm::Vllm::default()),
             PolicyName::Wait => Self::Wait(wait::Wait::new(config)?),
             PolicyName::NestedWait => Self::NestedWait(nested_wait::NestedWait::new(config)?),
             PolicyName::PrefillFirst => Self::PrefillFirst(prefill_first::PrefillFirst),
@@ -237,6 +242,10 @@ impl Policy for AnyPolicy {
 
     fn reserves_prompts(&self) -> bool {
         delegate!(self, policy => policy.reserves_prompts())
+    }
+
+    fn resumes_by_rank(&self) -> bool {
+        delegate!(self, policy => policy.resumes_by_rank())
     }
 
     fn types(&self) -> Option<usize> {

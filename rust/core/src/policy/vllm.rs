@@ -1,35 +1,82 @@
 //! vLLM V1, the default scheduler of vLLM.
 //!
 //! Running requests go first, in the order of their admission, as far as the token budget reaches: a decode takes one
-//! token and its drafts, a prefill what is left of its prompt. Out of blocks: preempt the request admitted last. In an iteration that
-//! preempted nothing, admit first come first served while a seat, tokens and the blocks of the WHOLE prompt are free above
-//! the watermark (which an idle engine ignores); only the blocks of the first chunk are taken.
+//! token and its drafts, a prefill what is left of its prompt. Out of blocks: preempt the request of the lowest priority,
+//! of those the one admitted last. In an iteration that preempted nothing, admit by priority, first come, first served
+//! among equals, while a seat, tokens and the blocks of the WHOLE prompt are free above the watermark (which an idle engine
+//! ignores); only the blocks of the first chunk are taken.
+//!
+//! That is vLLM's order by (priority, arrival) as well as, while no request has a priority, its order of arrival: among
+//! equals the running have arrived before the waiting, and were admitted in the order of their arrival.
 
+use self::turns::Turns;
 use super::{Policy, admission};
-use crate::model::Slot;
-use crate::plan::Plan;
+use crate::model::{Request, Slot};
+use crate::plan::{Hold, Plan};
 use crate::state::{Phase, View};
 
+mod turns;
+
 /// vLLM V1's scheduler.
-#[derive(Clone, Debug)]
-pub struct Vllm;
+#[derive(Clone, Debug, Default)]
+pub struct Vllm {
+    turns: Turns,
+}
 
 impl Policy for Vllm {
     fn reserves_prompts(&self) -> bool {
         false
     }
 
+    fn resumes_by_rank(&self) -> bool {
+        true
+    }
+
+    fn rank(&self, _view: &View, request: &Request, _max_tokens: u32) -> i64 {
+        request.priority
+    }
+
     fn plan(&mut self, view: &View, plan: &mut Plan) {
-        make_room_in_order(view, plan);
-        plan.decode(view, 0);
-        share_budget(view, plan);
-        for &slot in view.prefilling() {
-            plan.prefill(view, slot);
+        let demands = |slots: &[Slot]| slots.iter().map(|&slot| demand(view, slot).max(0)).sum::<i64>();
+        let mut taken = view.lanes()[0].blocks_taken() + demands(view.prefilling());
+        if !view.parked().is_empty() {
+            taken += demands(view.parked());
+        }
+        if taken > plan.free() && !view.limits().host_preempts && !preempt_last(view, plan, taken) {
+            self.turns.plan(view, plan);
+        } else {
+            plan.decode(view, 0);
+            share_budget(view, plan);
+            for &slot in view.prefilling() {
+                plan.prefill(view, slot, u32::MAX);
+            }
         }
         if plan.preempted().is_empty() {
-            admit_in_order(view, plan);
+            if view.ranks() && view.resuming() > 0 {
+                admit_by_rank(view, plan);
+            } else {
+                admit_in_order(view, plan);
+            }
         }
     }
+}
+
+/// Where all have their tokens, none gives blocks back and the victims are the last, it is enough to take from `taken`,
+/// the blocks that all take, what the last would take. False, and nothing is preempted, where it is not so.
+fn preempt_last(view: &View, plan: &mut Plan, mut taken: i64) -> bool {
+    let decodes = view.lanes()[0].len().saturating_mul(view.limits().decode_tokens);
+    let tokens = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(decodes, u32::saturating_add);
+    let alike = view.layout().groups().is_empty() && view.parked().is_empty() && !view.ranks();
+    if !alike || tokens > view.limits().token_budget {
+        return false;
+    }
+    while taken > plan.free() {
+        taken -= plan.last_resident(view).map_or(0, |slot| demand(view, slot));
+        if !plan.preempt_last(view) {
+            break;
+        }
+    }
+    true
 }
 
 /// Prompt tokens that a prefill computes if there are as many in the budget.
@@ -44,66 +91,8 @@ fn demand(view: &View, slot: Slot) -> i64 {
             let (layout, start) = (view.layout(), view.kv(slot));
             i64::from(layout.after(start, start + chunk(view, slot))) - i64::from(layout.after(start, start))
         }
-        Phase::Decoding => view.next_blocks(slot),
-        Phase::Parked | Phase::Receiving | Phase::Waiting => 0,
-    }
-}
-
-/// Preempts until each resident finds its blocks at its turn. Where there is room for everything, no request is preempted;
-/// where all have their tokens and none gives blocks back, it is enough to take from the total what the last would take.
-fn make_room_in_order(view: &View, plan: &mut Plan) {
-    let lane = &view.lanes()[0];
-    let mut total = lane.blocks_taken() + view.prefilling().iter().map(|&slot| demand(view, slot)).sum::<i64>();
-    if total <= plan.free() {
-        return;
-    }
-    let decodes = lane.len().saturating_mul(view.limits().decode_tokens);
-    let tokens = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(decodes, u32::saturating_add);
-    let alike = view.layout().groups().is_empty() && view.parked().is_empty();
-    if !alike || tokens > view.limits().token_budget {
-        return preempt_in_order(view, plan);
-    }
-    while total > plan.free() {
-        total -= plan.last_resident(view).map_or(0, |slot| demand(view, slot));
-        if !plan.preempt_last(view) {
-            return;
-        }
-    }
-}
-
-/// Blocks that a later resident frees outside its window come too late for those before it, and so do tokens.
-#[cold]
-fn preempt_in_order(view: &View, plan: &mut Plan) {
-    let layout = view.layout();
-    let (mut free, mut left) = (plan.free(), view.limits().token_budget);
-    let drafts = view.limits().decode_tokens - 1;
-    for slot in view.iter_residents() {
-        let (tokens, ahead) = match view.request(slot).phase {
-            Phase::Prefilling => (chunk(view, slot).min(left), 0),
-            Phase::Decoding | Phase::Parked => (1.min(left), layout.lookahead()),
-            Phase::Receiving | Phase::Waiting => (0, 0),
-        };
-        if tokens == 0 {
-            continue;
-        }
-        left -= tokens;
-        if ahead > 0 {
-            left -= drafts.min(left);
-        }
-        let start = view.kv(slot);
-        let kept = i64::from(layout.after(start, start + ahead));
-        let taken = i64::from(layout.after(start, start + tokens + ahead)) - kept;
-        free += i64::from(view.blocks(slot)) - kept - taken - plan.leave(view, slot);
-        while free < 0 {
-            let (before, last) = (plan.free(), plan.last_resident(view));
-            if !plan.preempt_last(view) || last == Some(slot) {
-                return;
-            }
-            free += plan.free() - before;
-        }
-        if plan.last_resident(view) == Some(slot) {
-            return;
-        }
+        Phase::Decoding | Phase::Parked => view.next_blocks(slot),
+        Phase::Receiving | Phase::Waiting => 0,
     }
 }
 
@@ -139,12 +128,20 @@ fn share_budget_in_order(view: &View, plan: &mut Plan) {
     }
 }
 
-/// Admits while a seat, tokens and the blocks of the whole prompt are free above the watermark.
+/// Admits first come, first served while a seat, tokens and the blocks of the whole prompt are free above the watermark.
 pub(super) fn admit_in_order(view: &View, plan: &mut Plan) {
-    admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| {
-        plan.seat(view)?;
-        plan.fits_above_watermark(view, slot)?;
-        plan.admit(view, slot, plan.tokens_left());
-        Ok(())
-    });
+    admission::in_order(view, plan, admission::preempted_first(view), |plan, slot| admit(view, plan, slot));
+}
+
+#[cold]
+fn admit_by_rank(view: &View, plan: &mut Plan) {
+    admission::by_rank(view, plan, |plan, slot| admit(view, plan, slot));
+}
+
+#[inline(always)]
+fn admit(view: &View, plan: &mut Plan, slot: Slot) -> Result<(), Hold> {
+    plan.seat(view)?;
+    plan.fits_above_watermark(view, slot)?;
+    plan.admit(view, slot, plan.tokens_left());
+    Ok(())
 }

@@ -69,8 +69,7 @@ impl Scheduler {
     /// The hold of a request that only waits for those before it.
     fn head_of_line(&self, queue: usize, slot: Slot) -> Hold {
         let before = self.view.iter_waiting(queue).take_while(|&other| other != slot).count() as u32;
-        let preempted = if queue == self.view.queues() { 0 } else { self.view.resuming() };
-        Hold::new(HoldReason::HeadOfLine, preempted + before, 0)
+        Hold::new(HoldReason::HeadOfLine, before + before_queue(&self.view, queue, slot), 0)
     }
 
     /// Whether the last plan runs a resident.
@@ -107,11 +106,27 @@ fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
     view.iter_waiting(queue).find(|&slot| plan.fits_alone(view, slot).is_ok())
 }
 
-/// What holds a queue with this head for which the policy gave no reason: the preempted requests, or that it is too
-/// large, as all that wait with it are, or lack of memory where the iteration preempted.
+/// Requests that go before one of this queue and wait elsewhere: the preempted, or by rank those before it.
+fn before_queue(view: &View, queue: usize, slot: Slot) -> u32 {
+    let (resuming, rank) = (view.queues(), view.request(slot).rank());
+    let ranks = |queue| view.iter_waiting(queue).map(|other| view.request(other).rank());
+    match (queue == resuming, view.resumes_by_rank()) {
+        (false, false) => view.resuming(),
+        (false, true) => ranks(resuming).take_while(|&other| other <= rank).count() as u32,
+        (true, false) => 0,
+        (true, true) => ranks(0).take_while(|&other| other < rank).count() as u32,
+    }
+}
+
+/// What holds a queue with this head for which the policy gave no reason: the requests of another queue that go before
+/// it, or that it is too large, as all that wait with it are, or lack of memory where the iteration preempted.
 pub(super) fn find_hold(view: &View, plan: &Plan, queue: usize, head: Slot) -> Hold {
-    if plan.hold(view.queues()).is_some() {
-        return Hold::new(HoldReason::HeadOfLine, view.resuming(), 0);
+    let other = if queue == view.queues() { 0 } else { view.queues() };
+    if plan.hold(other).is_some() {
+        let before = before_queue(view, queue, head);
+        if before > 0 {
+            return Hold::new(HoldReason::HeadOfLine, before, 0);
+        }
     }
     let first = first_in_turn(view, plan, queue).unwrap_or(head);
     plan.fits_alone(view, first).err().unwrap_or_else(|| {

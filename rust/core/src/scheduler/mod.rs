@@ -117,7 +117,8 @@ impl Scheduler {
             let rule = format!("times {} types or segments must be at most {MAX_LANE_COUNTERS}", policy.lanes());
             return Err(Error::invalid("block_size", config.block_size, rule));
         }
-        let view = View::new(config, policy.lanes(), policy.queues(), policy.reserves_prompts());
+        let view = View::new(config, policy.lanes(), policy.queues(), policy.reserves_prompts())
+            .resuming_by_rank(policy.resumes_by_rank());
         let adaptive = config.policy == PolicyName::Adaptive;
         Ok(Self {
             plan: Plan::new(&view),

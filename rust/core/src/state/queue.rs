@@ -63,6 +63,9 @@ impl Queue {
         if self.last.is_none() && self.list.head().is_none_or(|head| rank_of <= rank(table, head)) {
             return self.list.push_front(table, slot);
         }
+        if self.last.is_none() && self.list.tail().is_some_and(|tail| rank(table, tail) < rank_of) {
+            return self.list.push_back(table, slot);
+        }
         let last = self.index(table);
         let before = last.range(..rank_of).next_back().map(|(_, &slot)| slot);
         last.entry(rank_of).or_insert(slot);

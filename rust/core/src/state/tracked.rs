@@ -1,7 +1,7 @@
 //! Where a request is: `Waiting → Prefilling → Decoding → gone`.
 //!
 //! With two side paths: a `Parked` request keeps its KV and waits for its lane (Nested WAIT's boundary queue), a preempted
-//! one is `Waiting` again, first in the queue.
+//! one is `Waiting` again, before all others or before its equals.
 
 use super::linked_list::Link;
 use crate::memory::KvLayout;
@@ -73,6 +73,11 @@ impl Tracked {
     /// Waiting queue that it is in, or was in before it was admitted, unless it was preempted.
     pub fn queue(&self) -> u16 {
         self.queue
+    }
+
+    /// Its place in its queue: lower goes first, first come, first served among equals.
+    pub fn rank(&self) -> i64 {
+        self.rank
     }
 
     /// Tokens of it that need not be computed; at least one token is left.

@@ -5,7 +5,7 @@ use crate::lookup::{Index, Place};
 use crate::memory::{BlockPool, KvLayout, Lane};
 use crate::model::{Request, RequestId, Slot};
 use crate::state::Prefixes;
-use crate::state::linked_list::{Link, List, following, previous};
+use crate::state::linked_list::{Link, List, previous};
 use crate::state::queue::Queue;
 use crate::state::{Phase, Tracked};
 
@@ -14,6 +14,7 @@ mod limits;
 mod residents;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use limits::Limits;
 
@@ -47,7 +48,7 @@ pub struct View {
     prefixes: Option<Box<Prefixes>>,
     limits: Limits,
     lanes: Vec<Lane>,
-    /// The policy's, and last the queue of the preempted, which go before all others.
+    /// The policy's, and last the queue of the preempted, which go before all others, or by rank.
     queues: Vec<Queue>,
     /// Resident requests, in the order of their admission.
     residents: List,
@@ -58,6 +59,8 @@ pub struct View {
     /// Plans so far.
     plans: u32,
     draining: bool,
+    resumes_by_rank: bool,
+    ranks: bool,
 }
 
 impl View {
@@ -82,6 +85,8 @@ impl View {
             now_ns: 0,
             plans: 0,
             draining: false,
+            resumes_by_rank: false,
+            ranks: false,
         }
     }
 
@@ -179,52 +184,6 @@ impl View {
     /// Residents in no lane with their prompt computed, in the order in which they left theirs.
     pub fn parked(&self) -> &[Slot] {
         &self.parked
-    }
-
-    /// Number of queues that the policy uses.
-    #[inline]
-    pub fn queues(&self) -> usize {
-        self.queues.len() - 1
-    }
-
-    /// Requests in queue `queue`.
-    pub fn waiting(&self, queue: usize) -> u32 {
-        self.queues[queue].list().len()
-    }
-
-    /// First request of queue `queue`.
-    pub fn head(&self, queue: usize) -> Option<Slot> {
-        self.queues[queue].list().head()
-    }
-
-    /// Waiting queue `queue`, lowest rank first, first come first among equals.
-    pub fn iter_waiting(&self, queue: usize) -> impl Iterator<Item = Slot> + '_ {
-        self.queues[queue].list().iter(&self.table)
-    }
-
-    /// The request that waits just behind this one.
-    pub fn behind(&self, slot: Slot) -> Option<Slot> {
-        following(&self.table, slot)
-    }
-
-    /// Number of preempted requests waiting to resume.
-    pub fn resuming(&self) -> u32 {
-        self.waiting(self.queues())
-    }
-
-    /// Preempted requests, which go before all others.
-    pub fn iter_resuming(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.iter_waiting(self.queues())
-    }
-
-    /// All requests outside the KV cache.
-    pub fn waiting_total(&self) -> u32 {
-        self.len() as u32 - self.residents()
-    }
-
-    /// Tokens that all requests outside the KV cache would prefill.
-    pub fn waiting_tokens(&self) -> u64 {
-        self.queues.iter().map(Queue::tokens).sum()
     }
 
     /// Tokens of KV that a request holds.
@@ -342,6 +301,9 @@ impl View {
             admitted: 0,
             phase: Phase::Waiting,
         };
+        if rank != 0 {
+            self.note_ranks();
+        }
         let slot = if let Some(slot) = self.vacant.pop() {
             self.table[slot as usize] = tracked;
             slot
@@ -355,25 +317,5 @@ impl View {
         }
         self.queues[usize::from(queue)].insert(&mut self.table, slot);
         slot
-    }
-
-    /// The queue that a waiting request is in.
-    #[inline]
-    pub(crate) fn queue_of(&self, slot: Slot) -> usize {
-        let request = self.request(slot);
-        if request.preemptions > 0 { self.queues() } else { usize::from(request.queue) }
-    }
-
-    /// A waiting request goes to another queue, where its rank places it behind its equals.
-    pub(crate) fn change_queue(&mut self, slot: Slot, queue: usize) {
-        self.dequeue(slot);
-        self.table[slot as usize].queue = queue as u16;
-        self.queues[queue].insert(&mut self.table, slot);
-    }
-
-    #[inline(always)]
-    fn dequeue(&mut self, slot: Slot) {
-        let queue = self.queue_of(slot);
-        self.queues[queue].remove(&mut self.table, slot);
     }
 }

@@ -10,6 +10,8 @@ pub mod wait;
 pub struct Request {
     pub id: u64,
     pub kind: usize,
+    /// Lower goes first, where the engine goes by it.
+    pub priority: i64,
     pub arrival_ns: u64,
     pub prompt: u32,
     /// Tokens after which it ends.
@@ -23,6 +25,8 @@ pub struct Request {
     /// Whether its prompt (and what it had emitted) is computed: it decodes.
     pub decodes: bool,
     pub preempted: bool,
+    /// Tokens that this iteration computes of it.
+    pub given: u32,
 }
 
 impl Request {
@@ -54,7 +58,7 @@ impl Sizes {
 
     /// Takes a request out of the cache.
     pub fn evict(&self, mut request: Request) -> Request {
-        (request.computed, request.held, request.decodes, request.preempted) = (0, 0, false, true);
+        (request.computed, request.held, request.decodes, request.preempted, request.given) = (0, 0, false, true, 0);
         if self.restart {
             request.emitted = 0;
         }

@@ -12,7 +12,11 @@ impl Host {
         let named = |slots: Vec<u32>| slots.into_iter().map(|slot| view.request(slot).id).collect::<Vec<_>>();
         assert_eq!(view.len(), ledger.entries.len(), "requests present");
         assert_eq!(named(view.iter_residents().collect()), ledger.residents, "residents, in the order of admission");
-        assert_eq!(named(view.iter_resuming().collect()), ledger.resuming, "the preempted, the last first");
+        assert_eq!(
+            named(view.iter_resuming().collect()),
+            ledger.resuming,
+            "the preempted, by priority, the last first"
+        );
         let ranked = matches!(self.config.policy, PolicyName::Adaptive) || self.config.order != Order::Fcfs;
         let mut all = Vec::new();
         for queue in 0..view.queues() {

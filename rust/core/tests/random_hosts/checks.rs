@@ -41,7 +41,7 @@ impl Host {
         assert!(!self.paused || plan.is_empty() && victims.is_empty(), "a paused engine does nothing");
     }
 
-    /// The preempted first, then each queue in its order.
+    /// The preempted first, then each queue in its order; `vllm`: all in one order.
     fn check_order(&self, before: &View) {
         let admitted = |origin| {
             let chunks = self.core.last_plan().chunks().iter().filter(move |chunk| chunk.origin == origin);
@@ -62,6 +62,12 @@ impl Host {
             let resuming = waiting(before.queues());
             assert_eq!(resumed[..], resuming[..resumed.len()], "the preempted in their order");
             assert!(fresh.is_empty() || resumed.len() == resuming.len(), "the preempted before all others");
+        } else if self.config.policy == PolicyName::Vllm {
+            let mut all = [waiting(before.queues()), waiting(0)].concat();
+            all.sort_by_key(|id| self.ledger.entries[id].priority);
+            let chunks = self.core.last_plan().chunks().iter().filter(|chunk| chunk.origin != Origin::Resident);
+            let admitted: Vec<_> = chunks.map(|chunk| chunk.id).collect();
+            assert_eq!(admitted[..], all[..admitted.len()], "by priority, the preempted before their equals");
         } else {
             // Those in time, those found late now, and those found late before, the preempted of each kind first.
             let tenants = self.config.tenant_weights.len().max(1);

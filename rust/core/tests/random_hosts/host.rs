@@ -139,6 +139,7 @@ impl Host {
                         longest: request.prompt + most,
                         output: addition.output.min(most),
                         type_id: self.core.view().request(self.core.view().slot(id).unwrap()).type_id,
+                        priority: if self.config.policy == PolicyName::Vllm { request.priority } else { 0 },
                         hit: request.hit,
                         receives: request.receives,
                         hashes: request.block_hashes.clone(),

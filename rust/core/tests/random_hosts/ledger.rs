@@ -35,6 +35,8 @@ pub(crate) struct Entry {
     /// Output tokens after which the host ends it.
     pub(crate) output: u32,
     pub(crate) type_id: u16,
+    /// 0 where the policy does not go by it.
+    pub(crate) priority: i64,
     /// What of the prompt is said to be in the KV cache.
     pub(crate) hit: Hit,
     /// Of its blocks, where the core keeps the prefix cache.
@@ -77,9 +79,9 @@ pub(crate) struct Ledger {
     pub(crate) entries: BTreeMap<RequestId, Entry>,
     /// In the order of their admission.
     pub(crate) residents: Vec<RequestId>,
-    /// Waiting, never preempted, in the order of arrival; one that a host sent back is first.
+    /// Waiting, never preempted, by priority, in the order of arrival; one that a host sent back is first of its equals.
     pub(crate) queue: Vec<RequestId>,
-    /// Waiting and preempted, the last first.
+    /// Waiting and preempted, by priority, the last first.
     pub(crate) resuming: Vec<RequestId>,
     pub(crate) stats: Stats,
     pub(crate) kv: Kv,
@@ -114,8 +116,9 @@ impl Ledger {
 
     pub(crate) fn add(&mut self, id: RequestId, entry: Entry) {
         let hit = entry.hit;
+        let goes_first = |other: &RequestId| self.entries[other].priority <= entry.priority;
+        self.queue.insert(self.queue.partition_point(goes_first), id);
         self.entries.insert(id, entry);
-        self.queue.push(id);
         self.hits(id, hit);
     }
 
@@ -163,11 +166,19 @@ impl Ledger {
         known
     }
 
+    /// It waits again, before its equals.
+    fn put_back(&mut self, id: RequestId, resumes: bool) {
+        let priority = |id: RequestId| self.entries[&id].priority;
+        let list = if resumes { &self.resuming } else { &self.queue };
+        let place = list.partition_point(|&other| priority(other) < priority(id));
+        if resumes { &mut self.resuming } else { &mut self.queue }.insert(place, id);
+    }
+
     fn preempt(&mut self, id: RequestId, kv: u32, stage: u32) {
         self.stats.preemptions += 1;
         self.stats.recomputed_tokens += u64::from(kv);
         self.release(id, kv);
-        self.resuming.insert(0, id);
+        self.put_back(id, true);
         let restarts = self.restarts;
         let entry = self.entry(id);
         entry.kept = if restarts { 0 } else { stage };
@@ -204,7 +215,8 @@ impl Ledger {
         }
         self.entries.values_mut().for_each(|entry| entry.last = LastStep::Stood);
         for &(_, id) in plan.preempted() {
-            assert_eq!(self.residents.last(), Some(&id), "victims are those admitted last, last first");
+            let victim = self.residents.iter().max_by_key(|id| self.entries[id].priority);
+            assert_eq!(victim, Some(&id), "victims are those of the lowest priority admitted last, last first");
             let (kv, stage) = (self.entry(id).kv, self.entry(id).stage());
             self.preempt(id, kv, stage);
         }
@@ -272,7 +284,7 @@ impl Ledger {
         let found = hit.computed;
         self.release(id, found);
         self.hits(id, hit);
-        if resumed { &mut self.resuming } else { &mut self.queue }.insert(0, id);
+        self.put_back(id, resumed);
         true
     }
 

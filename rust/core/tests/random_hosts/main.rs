@@ -88,12 +88,12 @@ proptest! {
     #[test]
     fn a_host_that_behaves_in_a_tight_cache(
         policy in 0..policies().len(),
-        requests in prop::collection::vec((1..30u32, 1..20u32, 0..4u8, 0..4usize), 1..60),
+        requests in prop::collection::vec((1..30u32, 1..20u32, 0..4u8, 0..3i64, 0..4usize), 1..60),
         seats in 2..9u32,
     ) {
         let mut host = Host::new(&World::tight(policy, seats));
-        for (prompt, output, hint, plans) in requests {
-            host.run(&Op::Add(Addition::plain(prompt, output, hint)));
+        for (prompt, output, hint, priority, plans) in requests {
+            host.run(&Op::Add(Addition { priority, ..Addition::plain(prompt, output, hint) }));
             for _ in 0..plans {
                 host.run(&Op::Plan { after_ns: 0 });
                 host.run(&Op::Report(Lies::none()));

@@ -178,7 +178,7 @@ impl View {
         self.residents.remove(&mut self.table, slot);
     }
 
-    /// Resident → waiting, first in the queue, after `kv` tokens were computed and with `kept` output tokens to recompute.
+    /// Resident → waiting, first of its equals in the queue, after `kv` tokens were computed and with `kept` output tokens to recompute.
     /// `preempted` is false when the host refused an admission: the request then goes back to where it came from.
     pub(crate) fn send_back(&mut self, slot: Slot, kv: u32, kept: u32, preempted: bool) {
         self.release(slot, kv);
@@ -189,8 +189,10 @@ impl View {
         let hit = request.hit;
         self.set_hit(slot, hit);
         match self.queue_of(slot) {
-            queue if queue == self.queues() => self.queues[queue].push_front(&mut self.table, slot),
-            queue => self.queues[queue].put_back(&mut self.table, slot),
+            queue if queue < self.queues() || self.resumes_by_rank => {
+                self.queues[queue].put_back(&mut self.table, slot);
+            }
+            queue => self.queues[queue].push_front(&mut self.table, slot),
         }
     }
 
