@@ -30,7 +30,18 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         " 0, as without it: prompts are computed elsewhere",
     )
     group.add_argument("--decode-replicas", metavar="D", type=some, help="and so many decode")
-    add_staleness(group)
+    add_surroundings(group)
+
+
+def add_surroundings(group: argparse._ArgumentGroup) -> None:
+    """Add what simulated and planned fleets have in common: routers, threads, transfer of KV."""
+    group.add_argument(
+        "--staleness",
+        metavar="S",
+        type=kinds.seconds,
+        default=STALENESS_S,
+        help="how old what the router knows of a replica is at most, s (%(default)s)",
+    )
     group.add_argument(
         "--num-routers",
         metavar="R",
@@ -44,22 +55,6 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         type=kinds.whole(1, MOST_THREADS),
         help="threads that advance engines (default: one a core); they change no result",
     )
-    add_transfer(group)
-
-
-def add_staleness(group: argparse._ArgumentGroup) -> None:
-    """Add the option for the age of what the router knows."""
-    group.add_argument(
-        "--staleness",
-        metavar="S",
-        type=kinds.seconds,
-        default=STALENESS_S,
-        help="how old what the router knows of a replica is at most, s (%(default)s)",
-    )
-
-
-def add_transfer(group: argparse._ArgumentGroup) -> None:
-    """Add the options for the transfer of KV."""
     group.add_argument(
         "--kv-bandwidth",
         metavar="GB/S",
