@@ -50,6 +50,11 @@ def add_surroundings(group: argparse._ArgumentGroup) -> None:
         help="routers side by side, each of which knows of the others only what replicas report (%(default)s)",
     )
     group.add_argument(
+        "--session-affinity",
+        action="store_true",
+        help="all turns of a conversation come to one of them; otherwise each request comes to the next",
+    )
+    group.add_argument(
         "--threads",
         metavar="N",
         type=kinds.whole(1, MOST_THREADS),
@@ -107,6 +112,7 @@ def fleet_of(arguments: argparse.Namespace, router: str | None, deployment: Depl
         "replicas": replicas,
         "router": router or ROUTER,
         "routers": arguments.num_routers,
+        "session_affinity": arguments.session_affinity,
         "staleness_s": arguments.staleness,
         "threads": arguments.threads,
     }

@@ -64,6 +64,7 @@ def plan_replicas(
             replicas=None if arguments.replicas == "auto" else arguments.replicas,
             routers=arguments.routers,
             num_routers=arguments.num_routers,
+            session_affinity=arguments.session_affinity,
             disaggregated=apart,
             transfer=transfer_of(arguments, deployment) if apart else None,
             iteration_time=law,
@@ -109,7 +110,8 @@ def _asked(plan: FleetPlan) -> str:
         pools = "" if fluid.prefill is None else f", or {fluid.prefill} that prefill and {fluid.decode} that decode"
         lines.append(f"fluid bound: at least {fluid.colocated} that do both{pools}")
     if plan.num_routers > 1:
-        lines.append(f"{plan.num_routers} routers side by side, of each pool; in the table also what one would reach")
+        affinity = " with session affinity" if plan.session_affinity else ""
+        lines.append(f"{plan.num_routers} routers side by side{affinity}; in the table also what one would reach")
     lines.append(
         f"simulated: {len(plan.trials)} fleets, {plan.runs} x {plan.num_prompts:,} requests ({plan.span_s:,.0f} s)"
         f" each, {plan.simulated:,} in all; the first fifth of each run is left out"

@@ -52,6 +52,7 @@ def plan_fleet(
     replicas: int | None = None,
     routers: Sequence[str] = ROUTERS,
     num_routers: int = 1,
+    session_affinity: bool = False,
     disaggregated: bool = True,
     transfer: Transfer | None = None,
     policy: str = "adaptive",
@@ -86,9 +87,9 @@ def plan_fleet(
         Exactly this many: which split and which router is the best?
     routers : sequence of str
         Kinds of router that are tried, one kind for all replicas.
-    num_routers : int
-        How many routers of that kind stand side by side, as `routers` of `wait_core.simulate`. What is found is then
-        simulated behind one of them too.
+    num_routers, session_affinity
+        How many routers of that kind stand side by side, and how requests come to them: `routers` and
+        `session_affinity` of `wait_core.simulate`. What is found is then simulated behind one router too.
     disaggregated : bool
         Whether pools for prefill and decode are tried too.
     transfer : Transfer, optional
@@ -141,12 +142,13 @@ def plan_fleet(
     kept = {name: core[name] for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget")}
     groups = {"kv_groups": core["kv_groups"]} if core.get("kv_groups") else {}
     engine = Engine(policy=policy, iteration_time=law, num_types=8, settings=groups, **kept)
+    around = {"staleness_s": staleness_s, "session_affinity": session_affinity}
     search = FleetSearch(
         traffic=traffic,
         bound=None if caches else FleetBound(traffic.exact, engine, slo_ttft_ms, slo_tpot_ms),
         slo=(slo_ttft_ms, slo_tpot_ms),
         attainment=attainment,
-        simulation={"policy": policy, "iteration_time": law, "staleness_s": staleness_s, "seed": seed} | core,
+        simulation={"policy": policy, "iteration_time": law, "seed": seed} | around | core,
         transfer=transfer if disaggregated else None,
         gpus_each=gpus_each,
         num_routers=num_routers,
@@ -176,6 +178,7 @@ def plan_fleet(
         trials=tuple(sorted(search.trials.values(), key=lambda each: (each.gpus, each.prefill, each.router))),
         found=tuple(found),
         num_routers=num_routers,
+        session_affinity=session_affinity,
         one_router=one_router,
         recommended=best,
         transfer=search.transfer,

@@ -125,6 +125,8 @@ class FleetPlan:
         For fleets of either kind and each router the smallest that meets the objective, or the best where none does.
     num_routers : int
         Routers side by side, of each pool.
+    session_affinity : bool
+        Whether all turns of a conversation come to one of them.
     one_router : tuple of FleetTrial
         Where there are several routers, the fleets of `found` behind one: what several cost. Otherwise empty.
     recommended : FleetTrial or None
@@ -155,6 +157,7 @@ class FleetPlan:
     trials: tuple[FleetTrial, ...]
     found: tuple[FleetTrial, ...]
     num_routers: int = 1
+    session_affinity: bool = False
     one_router: tuple[FleetTrial, ...] = ()
     recommended: FleetTrial | None
     transfer: Transfer | None

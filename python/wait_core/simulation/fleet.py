@@ -12,6 +12,9 @@ from wait_core.hardware import kv_cache_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from wait_core.simulation.transfer import Transfer
 
 MOST_REPLICAS = 1 << 16
@@ -83,6 +86,7 @@ def described(
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated,
     router: str | Mapping[str, Any],
     routers: int,
+    sessions: npt.NDArray[np.uint32] | None,
     staleness_s: float,
     changes: Sequence[Change],
     threads: int | None,
@@ -90,7 +94,8 @@ def described(
 ) -> dict[str, Any]:
     """Return the fleet as the core reads it.
 
-    `law_known` says whether policies know the law of their engine, `typed` whether they need types.
+    `law_known` says whether policies know the law of their engine, `typed` whether they need types, and `sessions`
+    which conversation each request belongs to, where those of one come to one router.
     """
     routing = {"router": router} if isinstance(router, str) else dict(router)
     name = known(routing.pop("router", ROUTER))
@@ -127,6 +132,7 @@ def described(
             {"at_ns": round(change.at_s * 1e9), "replica": change.replica, "kind": change.kind} for change in changes
         ],
         "routers": routers,
+        "sessions": [] if sessions is None else sessions.tolist(),
         "threads": threads,
     }
 
