@@ -145,7 +145,9 @@ def capacity(cell: Cell) -> float:
     return total
 
 
-def run(cell: Cell, router: str, seed: int, share: float, *, routers: int = 1) -> dict[str, float]:
+def run(
+    cell: Cell, router: str, seed: int, share: float, *, routers: int = 1, session_affinity: bool = False
+) -> dict[str, float]:
     """Simulate one router on one cell, or several side by side."""
     kind = KINDS[cell.kind]
     # An overload takes its time to build up.
@@ -160,6 +162,7 @@ def run(cell: Cell, router: str, seed: int, share: float, *, routers: int = 1) -
         replicas=fleet_of(cell),
         router={"router": TOLD.get(router, router)} | (target if router == AT_DOOR else {}),
         routers=routers,
+        session_affinity=session_affinity,
         staleness_s=cell.staleness,
         prefix_caching=kind.caches,
         threads=1,  # the others have simulations of their own

@@ -1,7 +1,8 @@
 """Several routers side by side: what is lost where each sees of the others' choices only what replicas report.
 
-Requests come to the routers in turn, 16 replicas report at intervals, and figures are means over three seeds. Several
-routers are compared with one of the kind on the same requests, with the 95 % interval over the seeds.
+Requests come to the routers in turn, of conversations also with session affinity: all turns to one router. 16 replicas
+report at intervals, and figures are means over three seeds. Several routers are compared with one of the kind on the
+same requests, with the 95 % interval over the seeds.
 `--markdown` prints the table of docs/fleet.md, `--data` writes it to docs/data/routers.csv.
 """
 
@@ -21,6 +22,7 @@ CELLS = {
 }
 """Where prefixes repeat, the router that goes by them too."""
 NUMBERS = (1, 2, 4)
+IN_TURN, BY_SESSION = "in turn", "by session"
 SEEDS = (2, 3, 4)
 
 
@@ -31,25 +33,34 @@ def main() -> None:
     for cell in CELLS:
         capacity(cell)
     jobs = [
-        (cell, router, number, seed)
+        (cell, router, number, dealt, seed)
         for cell, names in CELLS.items()
         for router in names
         for number in NUMBERS
+        for dealt in ((IN_TURN, BY_SESSION) if KINDS[cell.kind].caches and number > 1 else (IN_TURN,))
         for seed in seeds
     ]
+
+    def one(job: tuple[Cell, str, int, str, int]) -> dict[str, float]:
+        cell, router, number, dealt, seed = job
+        return run(cell, router, seed, share, routers=number, session_affinity=dealt == BY_SESSION)
+
     # The core runs without Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = pool.map(lambda job: run(job[0], job[1], job[3], share, routers=job[2]), jobs)
+        made = pool.map(one, jobs)
         found = dict(zip(jobs, made, strict=True))
-    for cell, router, number in dict.fromkeys(job[:3] for job in jobs):
+    for cell, router, number, dealt in dict.fromkeys(job[:4] for job in jobs):
         row = {"kind": cell.kind, "staleness": cell.staleness, "router": router, "routers": number}
-        several, one = ([found[cell, router, n, seed] for seed in seeds] for n in (number, 1))
+        row["requests come"] = dealt if number > 1 else ""
+        several, alone = (
+            [found[cell, router, *how, seed] for seed in seeds] for how in ((number, dealt), (1, IN_TURN))
+        )
         for key, name in PAIRS.items():
-            value, half = interval([a[key] / b[key] for a, b in zip(several, one, strict=True)])
+            value, half = interval([a[key] / b[key] for a, b in zip(several, alone, strict=True)])
             row[f"{name}, ms"] = f"{statistics.mean(figures[key] for figures in several):.0f}"
             row[f"{name} / one router"] = f"{value:.3f}+-{half:.3f}" if number > 1 else "1"
             if number > 1:
-                bench.claim(f"{cell}: {name}, {number} x {router} / one", value, f"+-{half:.3f}")
+                bench.claim(f"{cell}: {name}, {number} x {router}, {dealt} / one", value, f"+-{half:.3f}")
         hits = statistics.mean(figures["prefix_hit_rate"] for figures in several)
         row["prefix hit rate"] = f"{hits:.3f}" if KINDS[cell.kind].caches else ""
         bench.rows.append(row)

@@ -91,6 +91,30 @@ def test_a_window_of_conversations_keeps_the_turns_in_it(chat: Requests) -> None
         Requests.of_tenants([chat, chat])
 
 
+def test_sessions_are_conversations(chat: Requests) -> None:
+    assert chat.follows is not None
+    sessions = chat.sessions()
+    assert sessions is not None
+    for request, before in enumerate(chat.follows.after.tolist()):
+        assert sessions[request] == (request if before < 0 else sessions[before])
+    assert len(np.unique(sessions)) < 150
+    assert sampled("chat", request_rate=1.0, num_prompts=3).sessions() is None
+
+
+@pytest.mark.parametrize("router", ["prefix-affinity", "forecast"])
+def test_session_affinity_keeps_what_several_routers_know_of_prefixes(router: str) -> None:
+    requests = sampled("multi-turn", request_rate=20.0, num_prompts=1500, seed=4)
+    fleet: dict[str, Any] = {"replicas": 4, "router": router, "prefix_caching": True}
+
+    def hit_rate(**how: Any) -> float:
+        return float(simulate(requests=requests, **fleet, **how).summary()["prefix_hit_rate"])
+
+    one, in_turn, by_session = hit_rate(), hit_rate(routers=4), hit_rate(routers=4, session_affinity=True)
+    assert in_turn < 0.9 * one
+    assert by_session > 0.95 * one
+    assert hit_rate(session_affinity=True) == one
+
+
 def test_bad_followers_are_refused_by_name(chat: Requests) -> None:
     assert chat.follows is not None
     for after, message in (
@@ -148,6 +172,10 @@ def test_chats_of_a_trace_are_kept(bailian: Callable[[], Path]) -> None:
     assert trace.parent.tolist() == [-1, -1, 0, -1]
     assert trace.turn.tolist() == [1, 1, 2, 2]
     assert trace.head(2).parent is not None
+    sessions, later = replayed(trace).sessions(), replayed(trace).window(1.0, 3).sessions()
+    assert sessions is not None
+    assert later is not None
+    assert (sessions.tolist(), later.tolist()) == ([0, 1, 0, 3], [0, 1, 2])
     with pytest.raises(WaitCoreError, match="parent: must be the index of an earlier request"):
         replace(trace, parent=np.array([0, -1, 0, -1]))
 

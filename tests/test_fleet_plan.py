@@ -16,6 +16,7 @@ from wait_core.cli import main
 from wait_core.hardware import iteration_time
 from wait_core.planning.fleet_bound import FleetBound
 from wait_core.planning.search import least
+from wait_core.report.html import page_of_fleet_plan
 from wait_core.simulation import Disaggregated, Transfer
 from wait_core.simulation.trial import Engine
 from wait_core.workload import sampled
@@ -92,6 +93,27 @@ def test_the_figures_of_a_fleet_are_those_of_its_simulation() -> None:
         assert trial.goodput == pytest.approx(np.mean(shares))
         assert trial.ttft_s == pytest.approx(np.mean(np.concatenate(ttft)) * 1e-9)
         assert trial.goodput <= min(trial.ttft_goodput, trial.tpot_goodput)
+
+
+def test_threads_change_nothing_in_a_plan() -> None:
+    first, *others = (
+        plan_fleet(**CHAT, **SLO, replicas=3, routers=["forecast"], threads=threads).to_dict() for threads in (1, 2, 5)
+    )
+    assert all(other == first for other in others)
+
+
+def test_what_several_routers_cost_is_in_the_plan() -> None:
+    asked: dict[str, Any] = {**CHAT, **SLO, "replicas": 4, "routers": ["forecast"], "staleness_s": 1.0}
+    one, four = (plan_fleet(**asked, num_routers=number) for number in (1, 4))
+    assert (one.num_routers, one.one_router) == (1, ())
+    assert four.num_routers == 4
+    alone = {each.split: each for each in one.trials}
+    assert [each.split for each in four.one_router] == [each.split for each in four.found]
+    for several, behind_one in zip(four.found, four.one_router, strict=True):
+        assert behind_one == alone[several.split]
+        assert several.goodput < behind_one.goodput
+    assert four.simulated == (len(four.trials) + len(four.found)) * 1200
+    assert page_of_fleet_plan(four, command="").sections[2].heading == "The same behind one router instead of 4"
 
 
 def test_no_fleet_serves_more_for_long_than_its_bound() -> None:
@@ -177,6 +199,8 @@ def test_how_long_a_run_is_and_what_is_uncertain() -> None:
         ({"runs": 0}, "runs = 0: must be between 1"),
         ({"gpus_each": 0}, "gpus_each = 0"),
         ({"routers": []}, "routers: none"),
+        ({"num_routers": 0}, "num_routers = 0: must be between 1 and 1024"),
+        ({"threads": 0}, "threads = 0: must be between 1 and 1024"),
         ({"routers": ["nearest"]}, "router = 'nearest'"),
         ({"iteration_time": "linear:0.01,1e-6", "settings": {"kv_blocks": 900}}, "bytes_per_token is missing"),
         ({"slo_tpot_ms": 5.0}, r"goodput ttft:1000 tpot:5: no number of GPUs meets it for 0.95 of the requests; the"),
@@ -208,7 +232,13 @@ def test_the_command_prints_draws_and_writes(tmp_path: Path, capsys: pytest.Capt
     assert main([*command, "--replicas", "2", "--kv-bandwidth", "0.5"]) == 1
     out = capsys.readouterr().out
     assert "none of these meets the objective" in out
+    assert "one router" not in out
     assert "at 0.5 GB/s" in out
+    # Three do, behind one router.
+    assert main([*command, "--num-routers", "2", "--threads", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "2 routers side by side" in out
+    assert out.count("one router") == 1
 
 
 @pytest.mark.parametrize(
@@ -217,6 +247,8 @@ def test_the_command_prints_draws_and_writes(tmp_path: Path, capsys: pytest.Capt
         (["--replicas", "0", *WITHIN], "--replicas: '0' is not an integer from 1 to 65,536, or auto"),
         (["--replicas", "auto"], "--goodput is missing"),
         (["--replicas", "2", *WITHIN, "--target-rate", "5"], "--target-rate: with --replicas"),
+        (["--replicas", "2", *WITHIN, "--routers", "nearest"], "nearest"),
+        (["--replicas", "2", *WITHIN, "--num-routers", "0"], "--num-routers: '0'"),
         (["--csv"], "--csv: is for --replicas"),
         (["--replicas", "2", *WITHIN, "--gpu", "h100_sxm", "a100_sxm", "--model", "x"], "x"),
         (["--replicas", "2", *WITHIN, "--iteration-time", "linear:0.01,1e-6", "--kv-blocks", "900"],

@@ -79,6 +79,18 @@ def test_without_replicas_requests_are_held_not_lost() -> None:
     assert made.route("request", 1, prompt_tokens=100).replica == "gpu"
 
 
+@pytest.mark.parametrize("name", ["least-kv", "vllm", "forecast"])
+def test_reports_that_are_stale_for_ever_leave_power_of_two(name: str) -> None:
+    made = router(name, stale_after=5.0)
+    for replica in made.replicas:
+        made.report(replica, 0, {"free_blocks": 1000})
+    assert made.route("first", 5_000_000_000, prompt_tokens=100).by == name
+    for i in range(50):
+        choice = made.route(f"{i}", 5_000_000_001 + i, prompt_tokens=100)
+        assert (choice.by, choice.hold) == ("power-of-two", None)
+        assert choice.replica in made.replicas
+
+
 def test_with_a_target_a_late_request_yields_until_none_in_time_is_held() -> None:
     made = router("forecast", 1, ttft_target=2.0)
     full = {"waiting": 20, "residents": 60, "kv_tokens": 15_900, "kv_peak": 15_990.0, "mean_output": 2000.0}

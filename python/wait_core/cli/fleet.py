@@ -30,7 +30,18 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         " 0, as without it: prompts are computed elsewhere",
     )
     group.add_argument("--decode-replicas", metavar="D", type=some, help="and so many decode")
-    add_staleness(group)
+    add_surroundings(group)
+
+
+def add_surroundings(group: argparse._ArgumentGroup) -> None:
+    """Add what simulated and planned fleets have in common: routers, threads, transfer of KV."""
+    group.add_argument(
+        "--staleness",
+        metavar="S",
+        type=kinds.seconds,
+        default=STALENESS_S,
+        help="how old what the router knows of a replica is at most, s (%(default)s)",
+    )
     group.add_argument(
         "--num-routers",
         metavar="R",
@@ -39,27 +50,16 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         help="routers side by side, each of which knows of the others only what replicas report (%(default)s)",
     )
     group.add_argument(
+        "--session-affinity",
+        action="store_true",
+        help="all turns of a conversation come to one of them; otherwise each request comes to the next",
+    )
+    group.add_argument(
         "--threads",
         metavar="N",
         type=kinds.whole(1, MOST_THREADS),
         help="threads that advance engines (default: one a core); they change no result",
     )
-    add_transfer(group)
-
-
-def add_staleness(group: argparse._ArgumentGroup) -> None:
-    """Add the option for the age of what the router knows."""
-    group.add_argument(
-        "--staleness",
-        metavar="S",
-        type=kinds.seconds,
-        default=STALENESS_S,
-        help="how old what the router knows of a replica is at most, s (%(default)s)",
-    )
-
-
-def add_transfer(group: argparse._ArgumentGroup) -> None:
-    """Add the options for the transfer of KV."""
     group.add_argument(
         "--kv-bandwidth",
         metavar="GB/S",
@@ -112,6 +112,7 @@ def fleet_of(arguments: argparse.Namespace, router: str | None, deployment: Depl
         "replicas": replicas,
         "router": router or ROUTER,
         "routers": arguments.num_routers,
+        "session_affinity": arguments.session_affinity,
         "staleness_s": arguments.staleness,
         "threads": arguments.threads,
     }

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from wait_core._core import WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli.deployment import basis
-from wait_core.cli.fleet import add_staleness, add_transfer, transfer_of
+from wait_core.cli.fleet import add_surroundings, transfer_of
 from wait_core.cli.output import print_notes, tabulated
 from wait_core.cli.page import report_file, reproduce, say
 from wait_core.cli.picture import picture
@@ -41,8 +41,7 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         help=f"some of {', '.join(ROUTERS)} ({' '.join(TRIED)})",
     )  # fmt: skip
     group.add_argument("--no-disaggregation", action="store_true", help="no pools of their own for prefill and decode")
-    add_staleness(group)
-    add_transfer(group)
+    add_surroundings(group)
 
 
 def plan_replicas(
@@ -64,12 +63,15 @@ def plan_replicas(
             attainment=arguments.attainment,
             replicas=None if arguments.replicas == "auto" else arguments.replicas,
             routers=arguments.routers,
+            num_routers=arguments.num_routers,
+            session_affinity=arguments.session_affinity,
             disaggregated=apart,
             transfer=transfer_of(arguments, deployment) if apart else None,
             iteration_time=law,
             gpus_each=1 if deployment is None else deployment.tensor_parallel_size,
             staleness_s=arguments.staleness,
             settings=engine,
+            threads=arguments.threads,
             progress=lambda _: bar.update(),
         )
         bar.close()
@@ -94,7 +96,7 @@ def plan_replicas(
 
 def text(plan: FleetPlan) -> str:
     """Return the plan as paragraphs."""
-    return "\n\n".join([_asked(plan), table(plan.found), _advice(plan)])
+    return "\n\n".join([_asked(plan), table(plan.found, plan.one_router), _advice(plan)])
 
 
 def _asked(plan: FleetPlan) -> str:
@@ -107,6 +109,9 @@ def _asked(plan: FleetPlan) -> str:
     if (fluid := plan.fluid) is not None:
         pools = "" if fluid.prefill is None else f", or {fluid.prefill} that prefill and {fluid.decode} that decode"
         lines.append(f"fluid bound: at least {fluid.colocated} that do both{pools}")
+    if plan.num_routers > 1:
+        affinity = " with session affinity" if plan.session_affinity else ""
+        lines.append(f"{plan.num_routers} routers side by side{affinity}; in the table also what one would reach")
     lines.append(
         f"simulated: {len(plan.trials)} fleets, {plan.runs} x {plan.num_prompts:,} requests ({plan.span_s:,.0f} s)"
         f" each, {plan.simulated:,} in all; the first fifth of each run is left out"
@@ -120,11 +125,11 @@ def _asked(plan: FleetPlan) -> str:
     return "\n".join(lines)
 
 
-def table(trials: Sequence[FleetTrial]) -> str:
-    """Return a table, one row a fleet."""
+def table(trials: Sequence[FleetTrial], one_router: Sequence[FleetTrial] = ()) -> str:
+    """Return a table, one row a fleet, beside what each reaches behind one router where that is known."""
     header = ["GPUs", "split", "router", "in time", "least to most", "fluid bound", "p99 TTFT ms", "mean TPOT ms",
               "p99 TPOT ms", ""]  # fmt: skip
-    rows = [
+    rows: list[list[Any]] = [
         [
             each.gpus, each.split, each.router, f"{each.goodput:.2%}",
             f"{each.least_goodput:.2%} to {each.most_goodput:.2%}",
@@ -133,6 +138,10 @@ def table(trials: Sequence[FleetTrial]) -> str:
         ]
         for each in trials
     ]  # fmt: skip
+    if one_router:
+        header.insert(4, "one router")
+        for row, one in zip(rows, one_router, strict=True):
+            row.insert(4, f"{one.goodput:.2%}")
     return tabulated(header, rows)
 
 

@@ -19,6 +19,9 @@ A100 = "llama-2-7b-a100-80gb"
 KV_BLOCKS = {A100: 7424}
 """KV capacity in blocks of 16 tokens that goes with a law: 80 GB with a margin of 10 %."""
 
+MODEL = {A100: "meta-llama/Llama-2-7b-hf"}
+"""The model whose iterations a law times."""
+
 KV_BYTES = {A100: 524_288}
 """KV bytes a token, of all layers: keys and values of 32 layers, 4,096 numbers of 2 bytes each."""
 
@@ -115,6 +118,13 @@ def kv_bytes_of(law: Mapping[str, Any], block_size: int = 16) -> int:
     if law == iteration_time(A100):
         return KV_BYTES[A100]
     return _deployment_of(law, block_size, "bytes_per_token").kv_bytes_per_token
+
+
+def model_of(law: Mapping[str, Any]) -> str | None:
+    """Return the model whose iterations a law times; None of a law that has no name."""
+    if law == iteration_time(A100):
+        return MODEL[A100]
+    return next((each.model for each in shipped().values() if law == each.iteration_time), None)
 
 
 def _deployment_of(law: Mapping[str, Any], block_size: int, wanted: str = "kv_blocks") -> Deployment:

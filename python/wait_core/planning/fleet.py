@@ -12,7 +12,7 @@ from wait_core.planning.fleet_plan import FleetPlan
 from wait_core.planning.fleet_search import FleetSearch
 from wait_core.planning.plan_report import PlannedEngine
 from wait_core.planning.verdict import GROWS
-from wait_core.simulation.fleet import MOST_REPLICAS, known
+from wait_core.simulation.fleet import MOST_REPLICAS, MOST_ROUTERS, MOST_THREADS, known
 from wait_core.simulation.run import STALENESS_S
 from wait_core.simulation.transfer import Transfer
 from wait_core.simulation.trial import Engine
@@ -51,6 +51,8 @@ def plan_fleet(
     attainment: float = 0.95,
     replicas: int | None = None,
     routers: Sequence[str] = ROUTERS,
+    num_routers: int = 1,
+    session_affinity: bool = False,
     disaggregated: bool = True,
     transfer: Transfer | None = None,
     policy: str = "adaptive",
@@ -58,6 +60,7 @@ def plan_fleet(
     gpus_each: int = 1,
     staleness_s: float = STALENESS_S,
     settings: Mapping[str, Any] | None = None,
+    threads: int | None = None,
     progress: Callable[[FleetTrial], object] | None = None,
 ) -> FleetPlan:
     """Search for the smallest fleet that meets an objective, by simulation from the fluid bound upwards.
@@ -83,7 +86,10 @@ def plan_fleet(
     replicas : int, optional
         Exactly this many: which split and which router is the best?
     routers : sequence of str
-        Routers that are tried, one for all replicas.
+        Kinds of router that are tried, one kind for all replicas.
+    num_routers, session_affinity
+        How many routers of that kind stand side by side, and how requests come to them: `routers` and
+        `session_affinity` of `wait_core.simulate`. What is found is then simulated behind one router too.
     disaggregated : bool
         Whether pools for prefill and decode are tried too.
     transfer : Transfer, optional
@@ -96,6 +102,8 @@ def plan_fleet(
         How old what the router knows of a replica is at most, s.
     settings : mapping, optional
         Settings of the core, the same on each replica: kv_blocks, max_num_seqs, prefix_caching, ...
+    threads : int, optional
+        Threads of all simulations together, by default as many as there are cores. The plan does not depend on them.
     progress : callable, optional
         Is called with each fleet that has been simulated.
 
@@ -114,7 +122,8 @@ def plan_fleet(
         raise _core.WaitCoreError(f"attainment = {attainment}: must be above 0 and at most 1")
     for name, number, limit in (
         ("runs", runs, 1000), ("gpus_each", gpus_each, 1024), ("replicas", replicas, MOST_REPLICAS),
-        ("num_prompts", num_prompts, 1 << 32),
+        ("num_prompts", num_prompts, 1 << 32), ("num_routers", num_routers, MOST_ROUTERS),
+        ("threads", threads, MOST_THREADS),
     ):  # fmt: skip
         if number is not None and not 1 <= number <= limit:
             raise _core.WaitCoreError(f"{name} = {number}: must be between 1 and {limit}")
@@ -133,14 +142,17 @@ def plan_fleet(
     kept = {name: core[name] for name in ("kv_blocks", "block_size", "max_num_seqs", "token_budget")}
     groups = {"kv_groups": core["kv_groups"]} if core.get("kv_groups") else {}
     engine = Engine(policy=policy, iteration_time=law, num_types=8, settings=groups, **kept)
+    around = {"staleness_s": staleness_s, "session_affinity": session_affinity}
     search = FleetSearch(
         traffic=traffic,
         bound=None if caches else FleetBound(traffic.exact, engine, slo_ttft_ms, slo_tpot_ms),
         slo=(slo_ttft_ms, slo_tpot_ms),
         attainment=attainment,
-        simulation={"policy": policy, "iteration_time": law, "staleness_s": staleness_s, "seed": seed} | core,
+        simulation={"policy": policy, "iteration_time": law, "seed": seed} | around | core,
         transfer=transfer if disaggregated else None,
         gpus_each=gpus_each,
+        num_routers=num_routers,
+        threads=threads,
         progress=progress,
     )
     with search:
@@ -150,6 +162,7 @@ def plan_fleet(
             for router in dict.fromkeys(map(known, routers))
             for best in (search.smallest(router, fluid) if replicas is None else search.of(router, replicas, fluid))
         ]
+        one_router = tuple(map(search.behind_one_router, found)) if num_routers > 1 else ()
     best = min((each for each in found if each.meets), key=_rank, default=None)
     played = search.played
     span_s = float(played[0].arrival_ns[-1] - played[0].arrival_ns[0]) * 1e-9
@@ -164,11 +177,14 @@ def plan_fleet(
         fluid=None if caches else fluid,
         trials=tuple(sorted(search.trials.values(), key=lambda each: (each.gpus, each.prefill, each.router))),
         found=tuple(found),
+        num_routers=num_routers,
+        session_affinity=session_affinity,
+        one_router=one_router,
         recommended=best,
         transfer=search.transfer,
         num_prompts=len(played[0]),
         runs=len(played),
-        simulated=len(search.trials) * sum(map(len, played)),
+        simulated=(len(search.trials) + len(one_router)) * sum(map(len, played)),
         span_s=span_s,
         warnings=_warnings(best, attainment, span_s),
         dropped=dict(traffic.dropped),

@@ -123,6 +123,12 @@ class FleetPlan:
         All fleets that were simulated, by GPUs.
     found : tuple of FleetTrial
         For fleets of either kind and each router the smallest that meets the objective, or the best where none does.
+    num_routers : int
+        Routers side by side, of each pool.
+    session_affinity : bool
+        Whether all turns of a conversation come to one of them.
+    one_router : tuple of FleetTrial
+        Where there are several routers, the fleets of `found` behind one: what several cost. Otherwise empty.
     recommended : FleetTrial or None
         The fewest GPUs, of equals the most goodput; None where none of a given size meets the objective.
     transfer : Transfer or None
@@ -150,6 +156,9 @@ class FleetPlan:
     fluid: FluidSplit | None
     trials: tuple[FleetTrial, ...]
     found: tuple[FleetTrial, ...]
+    num_routers: int = 1
+    session_affinity: bool = False
+    one_router: tuple[FleetTrial, ...] = ()
     recommended: FleetTrial | None
     transfer: Transfer | None
     num_prompts: int
@@ -180,7 +189,7 @@ class FleetPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values; what is infinite or NaN becomes None."""
-        trials = {name: [each.to_dict() for each in getattr(self, name)] for name in ("trials", "found")}
+        trials = {name: [each.to_dict() for each in getattr(self, name)] for name in ("trials", "found", "one_router")}
         best = None if self.recommended is None else self.recommended.to_dict()
         plain: dict[str, Any] = finite(asdict(self) | trials | {"recommended": best})
         return plain

@@ -46,6 +46,8 @@ class FleetSearch:
         simulation: dict[str, Any],
         transfer: Transfer | None,
         gpus_each: int,
+        num_routers: int,
+        threads: int | None,
         progress: Callable[[FleetTrial], object] | None,
     ) -> None:
         self.played = traffic.draw(traffic.rate)
@@ -53,8 +55,10 @@ class FleetSearch:
         self.transfer = transfer
         self._bound, self._slo, self._attainment = bound, slo, attainment
         self._simulation, self._gpus_each, self._progress = simulation, gpus_each, progress
-        at_once = min(cores(), len(self.played))
-        self._pool, self._threads = ThreadPoolExecutor(at_once), cores() // at_once
+        self._num_routers = num_routers
+        threads = cores() if threads is None else threads
+        at_once = min(threads, len(self.played))
+        self._pool, self._threads = ThreadPoolExecutor(at_once), threads // at_once
 
     def __enter__(self) -> None:
         """Begin."""
@@ -80,20 +84,22 @@ class FleetSearch:
         """Simulate a fleet, unless that was done before."""
         key = prefill, decode, router
         if key not in self.trials:
-            self.trials[key] = self._simulate(*key)
-            if self._progress is not None:
-                self._progress(self.trials[key])
+            self.trials[key] = self._simulate(*key, self._num_routers)
         return self.trials[key]
 
-    def _simulate(self, prefill: int, decode: int, router: str) -> FleetTrial:
+    def behind_one_router(self, trial: FleetTrial) -> FleetTrial:
+        """Simulate the same fleet behind one router of its kind."""
+        return self._simulate(trial.prefill, trial.decode, trial.router, 1)
+
+    def _simulate(self, prefill: int, decode: int, router: str, num_routers: int) -> FleetTrial:
         replicas: int | Disaggregated = decode
         if prefill:
             assert self.transfer is not None  # noqa: S101  pools are tried with one
             replicas = Disaggregated(prefill=prefill, decode=decode, transfer=self.transfer)
 
         def run(requests: Requests) -> Report:
-            fleet: dict[str, Any] = {"replicas": replicas, "router": router, "threads": self._threads}
-            return simulate(requests=requests, **fleet, **self._simulation)
+            fleet: dict[str, Any] = {"replicas": replicas, "router": router, "routers": num_routers}
+            return simulate(requests=requests, threads=self._threads, **fleet, **self._simulation)
 
         each = [_delays(report) for report in self._pool.map(run, self.played)]
         met = [_shares(*delays, *self._slo) for delays in each]
@@ -101,7 +107,7 @@ class FleetSearch:
         ttft, tpot = (np.concatenate([delays[i] for delays in each]) for i in range(2))
         ttft, tpot = ttft[np.isfinite(ttft)], tpot[np.isfinite(tpot)]
         mean = float(np.mean(goodput))
-        return FleetTrial(
+        trial = FleetTrial(
             prefill=prefill,
             decode=decode,
             gpus=(prefill + decode) * self._gpus_each,
@@ -119,6 +125,9 @@ class FleetSearch:
             growth=float(np.mean([_growth(delays[0]) for delays in each])),
             meets=mean >= self._attainment,
         )
+        if self._progress is not None:
+            self._progress(trial)
+        return trial
 
     def smallest(self, router: str, fluid: FluidSplit) -> list[FleetTrial]:
         """Return the smallest fleet of either kind that meets the objective, or the best that was simulated."""

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from wait_core import hardware
 from wait_core._core import ROUTERS, WaitCoreError
 from wait_core.hardware import kv_cache_of
+from wait_core.hardware.iteration_time import model_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from wait_core.simulation.transfer import Transfer
 
@@ -83,6 +87,7 @@ def described(
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated,
     router: str | Mapping[str, Any],
     routers: int,
+    sessions: npt.NDArray[np.uint32] | None,
     staleness_s: float,
     changes: Sequence[Change],
     threads: int | None,
@@ -90,7 +95,8 @@ def described(
 ) -> dict[str, Any]:
     """Return the fleet as the core reads it.
 
-    `law_known` says whether policies know the law of their engine, `typed` whether they need types.
+    `law_known` says whether policies know the law of their engine, `typed` whether they need types, and `sessions`
+    which conversation each request belongs to, where those of one come to one router.
     """
     routing = {"router": router} if isinstance(router, str) else dict(router)
     name = known(routing.pop("router", ROUTER))
@@ -107,6 +113,7 @@ def described(
             prefill = (len(before), known(replicas.prefill_router or name))
     else:
         engines = pool("replicas", replicas, settings, law, law_known=law_known, least=1)
+    _check_model([law for _, law in engines])
     if not 0 <= staleness_s <= 1e9:
         raise WaitCoreError(f"staleness_s = {staleness_s}: must be between 0 and 1e9 s")
     if not 1 <= routers <= MOST_ROUTERS:
@@ -127,6 +134,7 @@ def described(
             {"at_ns": round(change.at_s * 1e9), "replica": change.replica, "kind": change.kind} for change in changes
         ],
         "routers": routers,
+        "sessions": [] if sessions is None else sessions.tolist(),
         "threads": threads,
     }
 
@@ -136,6 +144,23 @@ def known(router: str) -> str:
     if router not in ROUTERS:
         raise WaitCoreError(f"router = {router!r}: one of {', '.join(ROUTERS)}")
     return router
+
+
+def _check_model(laws: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse engines of which two are known to serve different models."""
+    first: tuple[int, str] | None = None
+    for place, law in enumerate(laws):
+        # The engines of a pool of one kind share it.
+        model = None if place and law is laws[place - 1] else model_of(law)
+        if model is None:
+            continue
+        if first is None:
+            first = place, model
+        elif model != first[1]:
+            raise WaitCoreError(
+                f"iteration_time of replica {place}: that of {model}, and that of replica {first[0]} is of {first[1]}:"
+                " a router serves one model"
+            )
 
 
 def pool(

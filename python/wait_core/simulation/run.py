@@ -182,6 +182,7 @@ def simulate(
     replicas: int | Sequence[Mapping[str, Any]] | Disaggregated | None = None,
     router: str | Mapping[str, Any] = ROUTER,
     routers: int = 1,
+    session_affinity: bool = False,
     staleness_s: float = STALENESS_S,
     changes: Sequence[Change] = (),
     threads: int | None = None,
@@ -237,8 +238,10 @@ def simulate(
         Which replica a request goes to, one of `wait_core.fleet.ROUTERS`; or a mapping of that (`router`) and of
         settings of `wait_core.fleet.Router`.
     routers : int
-        How many such routers there are, as processes side by side: requests come to them in turn, and each knows of the
-        others' choices only what replicas report.
+        How many such routers there are, as processes side by side: each knows of the others' choices only what replicas
+        report. Requests come to them in turn, as they are sent.
+    session_affinity : bool
+        The load balancer in front of several routers sends all turns of a conversation to one of them.
     staleness_s : float
         How old what the router knows of a replica is at most, s; 0: as of its last iteration. Half of it passes between
         two reports, half until one arrives. When a request ends the router sees itself.
@@ -299,6 +302,7 @@ def simulate(
             replicas=replicas,
             router=router,
             routers=routers,
+            sessions=wanted.sessions() if session_affinity and routers > 1 else None,
             staleness_s=staleness_s,
             changes=changes,
             threads=threads,

@@ -9,6 +9,7 @@ import numpy as np
 
 from wait_core import _core
 from wait_core.workload.datasets import Dataset, Gamma, Poisson, dataset
+from wait_core.workload.sessions import first_of_session
 from wait_core.workload.traces import Trace, load
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ class Requests:
         All prompts begin with this many common tokens, and a later turn with the whole conversation before it.
     prefix_blocks : PrefixBlocks, optional
         Their common prefixes, where that rule does not apply; None: they have none.
+    parent : ndarray of int64, shape (n,), optional
+        Which request each goes on from where a trace says so, -1 for none; it is sent at its own time all the same.
 
     """
 
@@ -132,9 +135,15 @@ class Requests:
     follows: Follows | None = None
     system_tokens: int | None = None
     prefix_blocks: PrefixBlocks | None = None
+    parent: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    def sessions(self) -> npt.NDArray[np.uint32] | None:
+        """Return the conversation of each request, as the index of its first turn; None where it is not known."""
+        before = self.parent if self.follows is None else self.follows.after
+        return None if before is None else first_of_session(before)
 
     def window(self, start: float, count: int) -> Requests:
         """Return `count` requests in a row, from the fraction `start` of what can be skipped; times begin at 0.
@@ -158,6 +167,7 @@ class Requests:
             tenant=tenant,
             follows=follows,
             prefix_blocks=blocks,
+            parent=None if self.parent is None else np.maximum(self.parent[part] - first, -1),
         )
 
     def scaled(self, rate: float) -> Requests:
@@ -317,6 +327,7 @@ def replayed(
         dropped=trace.dropped,
         notes=tuple(notes),
         prefix_blocks=PrefixBlocks.of(trace),
+        parent=trace.parent,
     )
 
 

@@ -33,6 +33,8 @@ struct Given {
     changes: Vec<Change>,
     routers: usize,
     #[serde(default)]
+    sessions: Vec<u32>,
+    #[serde(default)]
     threads: Option<usize>,
 }
 
@@ -62,7 +64,7 @@ impl GivenRouting {
 }
 
 /// The fleet that a dictionary describes: its engines as (settings, law), router, prefill, seed, routing,
-/// staleness_ns, changes, routers, threads.
+/// staleness_ns, changes, routers, sessions, threads.
 pub(crate) fn fleet(given: &Bound<'_, PyDict>, setup: &Setup) -> PyResult<wait_sim::Fleet> {
     let given: Given = convert::json(given.as_any(), "fleet")?;
     let engine = |(settings, law)| Ok((Config::from_map(settings).map_err(error::core)?, law));
@@ -77,6 +79,7 @@ pub(crate) fn fleet(given: &Bound<'_, PyDict>, setup: &Setup) -> PyResult<wait_s
         staleness_ns: given.staleness_ns,
         changes: given.changes,
         routers: given.routers,
+        sessions: given.sessions,
         threads: given.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get)),
     })
 }

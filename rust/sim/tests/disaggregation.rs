@@ -30,6 +30,7 @@ fn by_hand(prefill: usize, decode: usize, blocks: [u32; 2], transfer: Transfer) 
         staleness_ns: 0,
         changes: Vec::new(),
         routers: 1,
+        sessions: Vec::new(),
         threads: 1,
     }
 }

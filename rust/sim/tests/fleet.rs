@@ -139,6 +139,10 @@ fn several_routers_each_count_what_they_have_sent_themselves() {
     assert_eq!(replicas(1), [0, 1, 2, 3, 0, 1, 2, 3]);
     assert_eq!(replicas(2), [0, 0, 1, 1, 2, 2, 3, 3]);
     assert_eq!(replicas(4), [0, 0, 0, 0, 1, 1, 1, 1]);
+    fleet.routers = 2;
+    fleet.sessions = vec![0, 0, 2, 0, 4, 5, 6, 7];
+    // The first three of a session come to one router, and the others to the routers in turn.
+    assert_eq!(run(&fleet, &arrivals).served.replica_of, [0, 1, 0, 2, 3, 1, 0, 2]);
 }
 
 #[test]
@@ -191,6 +195,8 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(refused(|fleet| fleet.routing.stale_after = f64::NAN).starts_with("stale_after = NaN"));
     assert!(refused(|fleet| fleet.setup.max_concurrency = Some(0)).starts_with("max_concurrency = 0"));
     assert!(refused(|fleet| fleet.routers = 0).starts_with("routers = 0: must be between 1 and"));
+    assert!(refused(|fleet| fleet.sessions = vec![0; 9]).starts_with("sessions = 9: 10 requests"));
+    assert!(refused(|fleet| fleet.sessions = vec![10; 10]).starts_with("sessions = 10: must be below 10"));
     let strange = |fleet: &mut Fleet| fleet.changes = vec![change(0, 2, ChangeKind::Fail)];
     assert!(refused(strange).starts_with("changes.replica = 2: must be below 2"));
     let blocks = |fleet: &mut Fleet| {

@@ -26,9 +26,14 @@ def page_of_fleet_plan(plan: FleetPlan, *, command: str) -> Page:
         f"{len(plan.trials)} fleets, {plan.runs} runs of {plan.num_prompts:,} requests"
         f" ({number(plan.span_s)} s) each; the first fifth of each is left out."
     )
+    behind_one = []
+    if plan.num_routers > 1:
+        heading = f"The same behind one router instead of {plan.num_routers}"
+        behind_one = [Section(heading=heading, tables=[_table(plan.one_router)])]
     sections = [
         Section(heading="Share in time", figures=[_figure(plan)], text=played),
         Section(heading="The smallest of each kind", tables=[_table(plan.found)]),
+        *behind_one,
         Section(heading="All fleets simulated", tables=[_table(plan.trials)]),
         in_force({name: getattr(engine, name) for name in kept}),
         reproduction(command),

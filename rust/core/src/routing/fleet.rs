@@ -115,6 +115,11 @@ impl Standing {
         self.late_ns.is_some_and(|late_ns| !reported(late_ns))
     }
 
+    /// Requests that this router had sent by the last report, and that had not ended then.
+    fn sent_by_report(&self) -> u32 {
+        (self.in_flight.requests + self.left.requests).saturating_sub(self.since.requests)
+    }
+
     /// Prompt tokens left to compute.
     pub(super) fn backlog(&self, now_ns: u64) -> f64 {
         self.backlog.at(now_ns, self.pace.prefill_rate())
@@ -240,6 +245,19 @@ impl Fleet {
         let learned = || self.standings.iter().filter_map(|standing| standing.reported?.1.mean_output);
         let (sum, count) = learned().fold((0.0, 0.0), |(sum, count), mean| (sum + mean, count + 1.0));
         if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
+    }
+
+    /// About how many routers send to the replicas: how many times as many requests they report as this one had sent them by
+    /// then, at least 1.
+    pub(super) fn routers(&self, now_ns: u64) -> f64 {
+        let (mut all, mut own) = (0, 0);
+        for standing in &self.standings {
+            if let Some(load) = standing.fresh(now_ns, self.stale_ns) {
+                all += u64::from(load.residents) + u64::from(load.waiting);
+                own += u64::from(standing.sent_by_report());
+            }
+        }
+        (all as f64 / own.max(1) as f64).max(1.0)
     }
 
     /// Whether any replica has a late request.

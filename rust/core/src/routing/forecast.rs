@@ -10,6 +10,10 @@
 //! offer, by more than a twentieth of the time that the request's decodes take. A replica that receives KV computes one
 //! token of each prompt.
 //!
+//! Several routers that judge replicas alike would all send to the best one, until it reports what it was sent. Where replicas
+//! report more requests than this router has sent them, it looks at a part of them only, drawn at random for each request: with
+//! R routers at one in R, as the power of two choices looks at two (Mitzenmacher, IEEE TPDS 12(10), 2001).
+//!
 //! The KV cache will hold the peak that the replica expects of its residents, plus what each request that waits or was
 //! sent since adds: for a request of p prompt tokens, if outputs end at a constant rate after m tokens on average, the
 //! largest of (p + h)·e^(−h/m) over the iterations h.
@@ -17,7 +21,7 @@
 use super::door::Due;
 use super::fleet::{Fleet, Standing};
 use super::load::Replica;
-use super::rules::{Proposal, cached_tokens};
+use super::rules::{Draws, Proposal, cached_tokens};
 use super::{DoorHold, Incoming};
 use crate::model::{BatchShape, BesideDecodes};
 
@@ -32,6 +36,8 @@ const QUEUE: f64 = 0.25;
 /// The share of a target that is left for errors of the prediction. There a fifth serves 2 to 5 % fewer in time, and a half
 /// 1 to 3 % more on 16 and 64 replicas and fewer on 4.
 const SPARE: f64 = 1.0 / 3.0;
+/// Replicas that are looked at, at least, if there are as many.
+const FEWEST: usize = 2;
 /// KV tokens over which the cost of reading one is taken.
 const KV_STEP: u64 = 1 << 12;
 /// Costs that differ by less than this share are equal.
@@ -91,6 +97,7 @@ pub(super) fn propose(
     now_ns: u64,
     request: &Incoming,
     terms: &Terms,
+    draws: &mut Draws,
     found: &mut Vec<(usize, Prediction)>,
 ) -> Proposal {
     let standings = fleet.standings();
@@ -118,8 +125,9 @@ pub(super) fn propose(
             found.retain(|(_, each)| each.at_once);
         }
     }
-    let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
     let shortest = found.iter().map(|(_, each)| each.wait).fold(f64::INFINITY, f64::min);
+    thin(found, fleet.routers(now_ns), terms, draws);
+    let earliest = found.iter().map(|(_, each)| each.ttft).fold(f64::INFINITY, f64::min);
     let latest = |each: &Prediction| earliest.max((SOON * each.stay).min(terms.left));
     let in_time = found.iter().filter(|(_, each)| each.ttft <= latest(each));
     let best = in_time.copied().reduce(|best, each| if each.1.is_better(&best.1) { each } else { best });
@@ -134,6 +142,27 @@ pub(super) fn propose(
         return Proposal { hold: Some(DoorHold::AllFull), ..predicted };
     }
     Proposal { place: Some(place), cached: found.cached, ..predicted }
+}
+
+/// Leaves one in so many, drawn at random, and where most of the prompt is cached; all of them, if only others do.
+fn thin(found: &mut Vec<(usize, Prediction)>, routers: f64, terms: &Terms, draws: &mut Draws) {
+    let keep = (libm::ceil(found.len() as f64 / routers) as usize).max(FEWEST);
+    if keep >= found.len() {
+        return;
+    }
+    let most = (0..found.len()).max_by_key(|&at| found[at].1.cached).filter(|&at| found[at].1.cached > 0);
+    let kept = usize::from(most.is_some());
+    if let Some(most) = most {
+        found.swap(0, most);
+    }
+    for at in kept..keep {
+        let drawn = at + draws.below(found.len() - at);
+        found.swap(at, drawn);
+    }
+    let does = |(_, each): &(usize, Prediction)| each.wait <= terms.queue && each.ttft <= terms.left;
+    if found[..keep].iter().any(does) || !found.iter().any(does) {
+        found.truncate(keep);
+    }
 }
 
 impl Prediction {

@@ -33,11 +33,24 @@ impl Proposal {
     }
 }
 
+/// Random numbers: the state of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+#[derive(Clone, Debug)]
+pub(super) struct Draws(u64);
+
+impl Draws {
+    /// A number in `0..n`.
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let once = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(twice ^ (twice >> 31)) * n as u128) >> 64) as usize
+    }
+}
+
 /// What routers remember from choice to choice.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
-    /// State of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-    state: u64,
+    draws: Draws,
     /// Choices so far: ties are broken in turn.
     turn: usize,
     affinity_load: f64,
@@ -49,15 +62,7 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn new(settings: &Routing) -> Self {
         let Routing { seed, affinity_load, longest_queue, .. } = *settings;
-        Self { state: seed, turn: 0, affinity_load, longest_queue, predictions: Vec::new() }
-    }
-
-    /// A number in `0..n`.
-    fn draw(&mut self, n: usize) -> usize {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let once = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(twice ^ (twice >> 31)) * n as u128) >> 64) as usize
+        Self { draws: Draws(seed), turn: 0, affinity_load, longest_queue, predictions: Vec::new() }
     }
 
     pub(super) fn propose(
@@ -76,13 +81,13 @@ impl Rules {
         let turn = self.turn - 1;
         let nth = |n: usize| fleet.open().nth(n).map_or(0, |(place, _)| place);
         match by {
-            RouterName::Random => Proposal::to(nth(self.draw(open))),
+            RouterName::Random => Proposal::to(nth(self.draws.below(open))),
             RouterName::RoundRobin => Proposal::to(nth(turn % open)),
             RouterName::LeastRequests => Proposal::to(least(fleet, turn, requests)),
             RouterName::PowerOfTwo => {
-                let first = self.draw(open);
+                let first = self.draws.below(open);
                 // Another than the first, if there is one.
-                let second = (first + 1 + self.draw(open.max(2) - 1)) % open;
+                let second = (first + 1 + self.draws.below(open.max(2) - 1)) % open;
                 let (first, second) = (nth(first), nth(second));
                 let of = |place: usize| fleet.standings()[place].in_flight.requests;
                 Proposal::to(if of(second) < of(first) { second } else { first })
@@ -96,7 +101,8 @@ impl Rules {
             RouterName::PrefixAffinity => self.affinity(fleet, turn, open, request),
             RouterName::Forecast => {
                 let terms = Terms::new(self.longest_queue, due);
-                forecast::propose(fleet, turn, now_ns, request, &terms, &mut self.predictions)
+                let (draws, found) = (&mut self.draws, &mut self.predictions);
+                forecast::propose(fleet, turn, now_ns, request, &terms, draws, found)
             }
         }
     }

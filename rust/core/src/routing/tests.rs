@@ -199,6 +199,57 @@ fn replicas_that_are_all_full_hold_at_the_door() {
 }
 
 #[test]
+fn how_many_routers_there_are_is_seen_in_what_replicas_report() {
+    let mut router = router(RouterName::Forecast, 16);
+    let sent = places(&mut router, 32);
+    let report = |router: &mut Router, at_ns, residents: &dyn Fn(u64) -> u32| {
+        for id in 0..16 {
+            let load = Load { residents: residents(id), free_blocks: 500, ..Load::default() };
+            router.report(id, at_ns, &load).unwrap();
+        }
+        router.fleet.routers(at_ns)
+    };
+    let own = |id| sent.iter().filter(|&&at| at == id).count() as u32;
+    assert!((report(&mut router, 2_000, &own) - 1.0).abs() < 1e-9);
+    // Neither what has ended since nor what was sent since is in the report.
+    assert!(router.finished(2_001, 0) && router.finished(2_002, 1));
+    router.route(2_003, &incoming(40, 100)).unwrap();
+    assert!((router.fleet.routers(2_004) - 1.0).abs() < 1e-9);
+    assert!((report(&mut router, 3_000, &|_| 6) - 96.0 / 31.0).abs() < 1e-9);
+}
+
+#[test]
+fn where_other_routers_send_too_not_all_send_to_the_best() {
+    // Of sixteen replicas the third has the least to do, and this router has sent none of what is there.
+    let first = |seed, others| {
+        let mut router = Router::new(Routing { seed, ..Routing::default() }).unwrap();
+        for id in 0..16 {
+            router.add_replica(id, replica()).unwrap();
+            let residents = if id == 3 { 0 } else { others };
+            router.report(id, 5, &Load { residents, free_blocks: 500, ..Load::default() }).unwrap();
+        }
+        router.route(10, &incoming(1, 100)).unwrap().replica
+    };
+    let best = (0..64).filter(|&seed| first(seed, 4) == Some(3)).count();
+    assert!((2..=20).contains(&best), "each looks at two of them, and {best} of 64 at the third");
+    assert!((0..64).all(|seed| first(seed, 0).is_some()));
+}
+
+#[test]
+fn a_router_among_several_goes_where_the_prompt_is_cached() {
+    let hashes: Vec<u64> = (0..60).collect();
+    let turn = |id| Incoming { id, prompt: 960, block_hashes: &hashes, ..Incoming::default() };
+    let mut router = router(RouterName::Forecast, 16);
+    let load = Load { residents: 4, kv_tokens: 400, free_blocks: 900, ..Load::default() };
+    (0..16).for_each(|id| _ = router.report(id, 0, &load).unwrap());
+    let first = router.route(1, &turn(1)).unwrap().replica;
+    for id in 2..6 {
+        (0..16).for_each(|replica| _ = router.report(replica, id * 1_000_000_000, &load).unwrap());
+        assert_eq!(router.route(id * 1_000_000_000 + 1, &turn(id)).unwrap().replica, first);
+    }
+}
+
+#[test]
 fn bad_input_is_refused_by_name() {
     let mut router = router(RouterName::Forecast, 1);
     let refused = |result: Result<()>| result.unwrap_err().to_string();

@@ -21,6 +21,7 @@ use crate::requests::Requests;
 use crate::setup::Setup;
 
 mod crew;
+mod deal;
 mod merge;
 mod pool;
 mod replica;
@@ -41,9 +42,11 @@ pub struct Fleet {
     pub engines: Vec<(Config, IterationTime)>,
     /// The router; of the decode replicas, where prefill is apart.
     pub routing: Routing,
-    /// How many routers of this kind there are, of each pool, at least 1. Requests come to them in turn, and each sees of the
-    /// others' choices what replicas report.
+    /// How many routers of this kind there are, of each pool, at least 1. Each sees of the others' choices what replicas report.
     pub routers: usize,
+    /// Session affinity of the load balancer in front of several routers: which session each request belongs to, as the index of
+    /// one of its requests; those of a session come to one router. Empty: requests come to the routers in turn, as they are sent.
+    pub sessions: Vec<u32>,
     /// Disaggregated serving: some replicas only compute prompts, for the others to go on from.
     pub prefill: Option<PrefillPool>,
     /// How old what the router knows of a replica is at most, ns: half of it passes between two reports of a replica, and
@@ -137,7 +140,7 @@ pub fn fleet<'a>(
     let offered = requests.into();
     offered.check()?;
     fleet.setup.check(offered.arrivals.len())?;
-    fleet.check()?;
+    fleet.check(offered.arrivals.len())?;
     let arrivals = &offered.ended(fleet.setup.max_tokens);
     let stages = stages(fleet, arrivals);
     let grouped = fleet.engines.iter().any(|(config, _)| !config.kv_groups.is_empty());
@@ -165,7 +168,7 @@ pub fn fleet<'a>(
 }
 
 impl Fleet {
-    fn check(&self) -> Result<()> {
+    fn check(&self, requests: usize) -> Result<()> {
         let replicas = self.engines.len();
         if replicas == 0 || replicas > MOST_REPLICAS {
             return Err(Error::invalid("replicas", replicas, format!("must be between 1 and {MOST_REPLICAS}")));
@@ -197,6 +200,12 @@ impl Fleet {
             if !(1..=most).contains(&value) {
                 return Err(Error::invalid(name, value, format!("must be between 1 and {most}")));
             }
+        }
+        if !self.sessions.is_empty() && self.sessions.len() != requests {
+            return Err(Error::invalid("sessions", self.sessions.len(), format!("{requests} requests")));
+        }
+        if let Some(session) = self.sessions.iter().find(|&&session| session as usize >= requests) {
+            return Err(Error::invalid("sessions", session, format!("must be below {requests}, a request")));
         }
         if let Some(change) = self.changes.iter().find(|change| change.replica >= replicas) {
             return Err(Error::invalid("changes.replica", change.replica, format!("must be below {replicas}")));

@@ -84,17 +84,6 @@ impl<'a> Pool<'a> {
         })
     }
 
-    /// The router that a request goes to: they take turns.
-    pub(super) fn number_of(&self, id: u64) -> usize {
-        (id % self.fronts.len() as u64) as usize
-    }
-
-    /// The same.
-    pub(super) fn front_of(&mut self, id: u64) -> &mut Front {
-        let number = self.number_of(id);
-        &mut self.fronts[number]
-    }
-
     /// Something has happened that all routers may decide by.
     pub(super) fn ask_all_again(&mut self) {
         self.fronts.iter_mut().for_each(|front| front.ask_again = true);

@@ -24,6 +24,7 @@ pub(crate) fn alike(config: &Config, replicas: usize, router: RouterName, stalen
         staleness_ns,
         changes: Vec::new(),
         routers: 1,
+        sessions: Vec::new(),
         threads: 1,
     }
 }

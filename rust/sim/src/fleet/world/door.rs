@@ -74,6 +74,7 @@ impl World<'_> {
     pub(super) fn send_requests(&mut self) -> Result<(), SimError> {
         while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.under_way) {
             self.under_way += 1;
+            self.deal.deal(at as u64);
             self.enter(0, at as u32, sent_ns)?;
         }
         Ok(())
@@ -81,14 +82,15 @@ impl World<'_> {
 
     /// A request is sent to a pool; behind others at the door it waits for its turn.
     pub(super) fn enter(&mut self, pool: usize, id: u32, sent_ns: u64) -> Result<(), SimError> {
-        let hold = if self.pools[pool].front_of(id.into()).door.queue.is_empty() {
+        let front = self.deal.router_of(id.into());
+        let hold = if self.pools[pool].fronts[front].door.queue.is_empty() {
             let Some(hold) = self.route(pool, id, sent_ns)? else { return Ok(()) };
             Some(hold)
         } else {
             None
         };
         let held = Held { id, sent_ns, since_ns: self.now_ns };
-        let door = &mut self.pools[pool].front_of(id.into()).door;
+        let door = &mut self.pools[pool].fronts[front].door;
         if hold == Some(DoorHold::Late) {
             door.late.push_back(held);
         } else {
@@ -117,7 +119,8 @@ impl World<'_> {
             block_hashes: &self.hashes,
             arrived_ns: Some(sent_ns),
         };
-        let choice = pool.front_of(id.into()).router.route(self.now_ns, &incoming)?;
+        let router = &mut pool.fronts[self.deal.router_of(id.into())].router;
+        let choice = router.route(self.now_ns, &incoming)?;
         let Some(place) = choice.replica else { return Ok(choice.hold) };
         let place = place as usize;
         self.replica_of[at] = place as u32;
