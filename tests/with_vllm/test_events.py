@@ -222,15 +222,15 @@ def test_an_offer_refused_and_then_aborted_was_no_admission() -> None:
     driver.step()
     core = driver.scheduler.wait_core.core
     telemetry = Telemetry()
-    seen = telemetry.collect(core, 0, {})["counters"].get("admitted", 0)
+    seen = telemetry.collect(core, core.settings, 0, {})["counters"].get("admitted", 0)
     queue = driver.scheduler.waiting
     for i in range(5):
         driver.add(f"b{i}", [6 + i] * 30, 40, ignore_eos=True)
         with patch.object(queue, "open", lambda _: type(queue).open(queue, [])):
             driver.step()
-        seen += telemetry.collect(core, 0, {})["counters"].get("admitted", 0)
+        seen += telemetry.collect(core, core.settings, 0, {})["counters"].get("admitted", 0)
         driver.abort(f"b{i}")
         driver.step()
-        seen += telemetry.collect(core, 0, {})["counters"].get("admitted", 0)
+        seen += telemetry.collect(core, core.settings, 0, {})["counters"].get("admitted", 0)
     assert core.stats["admitted"] == 1
     assert seen <= 2

@@ -19,10 +19,11 @@ def test_what_is_never_fetched_stays_bounded() -> None:
     for i in range(3 * MOST):
         telemetry.decisions_ns.append(i)
         telemetry.holds_ns += [i]
-    figures = telemetry.collect(Scheduler(kv_blocks=10), 0, {})
+    core = Scheduler(kv_blocks=10)
+    figures = telemetry.collect(core, core.settings, 0, {})
     assert json.loads(json.dumps(figures))["decisions_ns"] == list(range(2 * MOST, 3 * MOST))
     assert len(figures["holds_ns"]) == MOST
-    again = telemetry.collect(Scheduler(kv_blocks=10), 0, {})
+    again = telemetry.collect(core, core.settings, 0, {})
     assert again["decisions_ns"] == again["holds_ns"] == []
 
 

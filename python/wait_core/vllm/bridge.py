@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
-COMPLETE = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
+# An enumeration looks its members up with a call each time, so what every step and request asks for is looked up once.
+PAUSED_ALL = PauseState.PAUSED_ALL
+RUNNING = RequestStatus.RUNNING
+LENGTH_CAPPED = RequestStatus.FINISHED_LENGTH_CAPPED
+COMPLETE = (RequestStatus.FINISHED_STOPPED, LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
 """How a request ends whose output is complete: of those the core learns lengths. The others left, or were given up."""
 
 
@@ -99,7 +103,7 @@ class Bridge:
                 self._report()
                 self._exchange(now_ns)
                 self.telemetry.law.look(self.core, now_ns)
-                if self.scheduler.pause_state != PauseState.PAUSED_ALL:
+                if self.scheduler.pause_state is not PAUSED_ALL:
                     self._decide(now_ns)
                     self.telemetry.decisions_ns.append(clock.now_ns() - now_ns)
             except BaseException as error:  # noqa: BLE001
@@ -124,17 +128,23 @@ class Bridge:
             try:
                 step = self.times.ended(clock.now_ns())
                 # A core that has taken over since knows nothing of the plan.
-                if step is not None and step[0] is not None and step[0][0] is self.core:
-                    self._timed.append((step[0][1], step[1]))
+                if step is not None and (told := step[0]) is not None and told[0] is self.core:
+                    self._timed.append((told[1], step[1]))
             except BaseException as error:  # noqa: BLE001
                 self._fail("update_from_output", error)
 
     def step_handled(self, output: ModelRunnerOutput) -> None:
-        """Note that vLLM has taken in the output of a step."""
-        self.times.handled(clock.now_ns())
-        loads = output.kv_connector_output
-        if loads is not None and loads.invalid_block_ids:  # requests that ran on them compute their tokens again
-            self.outcomes.look_at_all()
+        """Let those go that vLLM has ended while it took in the output of a step."""
+        if self.active:
+            try:
+                self.times.handled(clock.now_ns())
+                if self.scheduler.finished_req_ids:
+                    self._let_go()
+                loads = output.kv_connector_output
+                if loads is not None and loads.invalid_block_ids:  # requests that ran on them compute them again
+                    self.outcomes.look_at_all()
+            except BaseException as error:  # noqa: BLE001
+                self._fail("update_from_output", error)
 
     def keep(self, *, ends: bool) -> None:
         """Write what is to outlive the engine, which rests now, or ends."""
@@ -181,7 +191,7 @@ class Bridge:
             self._arrivals[number] = now_ns
             self._ids[request.request_id] = number
             self._requests[number] = request
-            if request.status == RequestStatus.RUNNING:  # vLLM took it by itself the moment it was ready
+            if request.status is RUNNING:  # vLLM took it by itself the moment it was ready
                 self.outcomes.took(number)
 
     def _end(self, number: int, bound: str) -> None:
@@ -222,12 +232,11 @@ class Bridge:
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def _report(self) -> None:
-        scheduler = self.scheduler
-        aborted: list[int] = []
-        finished, ended = self.outcomes.gone, 0
-        for name in scheduler.finished_req_ids:
-            self.outcomes.moved = True
+    def _let_go(self) -> None:
+        """Forget those that vLLM has ended since its last step, and keep how they ended for the next report."""
+        outcomes = self.outcomes
+        for name in self.scheduler.finished_req_ids:
+            outcomes.moved = True
             # Not by whether vLLM still has it: a KV connector may keep the blocks of one that has ended, and with them
             # the request; and its name may be in use again.
             if name in self._foreign and self._foreign[name].is_finished():
@@ -236,9 +245,13 @@ class Bridge:
             if number is None or not (request := self._requests[number]).is_finished():
                 continue
             status = request.status
-            ended += status == RequestStatus.FINISHED_LENGTH_CAPPED
+            outcomes.ended += status is LENGTH_CAPPED
             self.prefixes.left(request)
-            (finished if status in COMPLETE else aborted).append(self._left(name))
+            (outcomes.gone if status in COMPLETE else outcomes.aborted).append(self._left(name))
+
+    def _report(self) -> None:
+        if self.scheduler.finished_req_ids:  # some have been aborted since the last output
+            self._let_go()
         self.outcomes.look()
         step: tuple[int | None, int | None] = None, None
         if self._timed:
@@ -246,7 +259,7 @@ class Bridge:
             self._timed = []
             for number, ns in before:
                 self.core.complete(step_ns=ns, iteration=number)
-        self.outcomes.tell(self.core, finished, aborted, ended, step=step, alone=not self._foreign)
+        self.outcomes.tell(self.core, step=step, alone=not self._foreign)
 
     def _decide(self, now_ns: int) -> None:
         scheduler, requests = self.scheduler, self._requests
@@ -268,8 +281,7 @@ class Bridge:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        offered = [requests[number] for number in self._offered]
-        self.queue.open([*self._foreign.values(), *offered] if self._foreign else offered)
+        self.queue.open([*self._foreign.values(), *map(requests.__getitem__, self._offered)])
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
         if paused and self._may_pause:

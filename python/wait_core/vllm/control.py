@@ -29,6 +29,11 @@ TESTED = "0.32."
 class Control:
     """The settings in force and the core that follows them.
 
+    Attributes
+    ----------
+    in_force
+        Every setting of the core, defaults included: asking it builds this dictionary anew.
+
     Raises
     ------
     ConfigError
@@ -48,6 +53,7 @@ class Control:
         core = config.make_core(self.settings, self.engine)
         self.log = _open_log(scheduler, self.settings)
         self.core: Any = core if self.log is None else LoggedCore(core, self.log, vllm=vllm_version)
+        self.in_force = core.settings
         path = self.settings.config_file
         self._file = None if path is None else SettingsFile(path, additional)
         logger.info("%s", config.describe(self.settings, core, self.engine))
@@ -88,7 +94,7 @@ class Control:
             for event in kept.events:
                 self.log.write(event)
             logged.log_to(self.log)
-        self.core, self.settings = logged, settings
+        self.core, self.settings, self.in_force = logged, settings, core.settings
         logger.info("settings changed: %s", description)
         return refused
 

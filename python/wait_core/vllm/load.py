@@ -33,7 +33,7 @@ def figures(bridge: Any) -> dict[str, Any]:
     known |= {"used": max(0, core.used_blocks) * tokens, "capacity": engine["kv_blocks"] * tokens}
     bounds = {}
     if not settings.shadow:  # which lets everything happen as without it
-        if (target := core.settings["ttft_target"]) is not None:
+        if (target := bridge.control.in_force["ttft_target"]) is not None:
             bounds["ttft_target"] = WAIT_SHARE * target
         if settings.max_wait_s is not None:
             bounds["max_wait_s"] = settings.max_wait_s

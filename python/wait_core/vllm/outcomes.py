@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
+RUNNING = RequestStatus.RUNNING  # looked up once: an enumeration looks its members up with a call each time
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
@@ -24,8 +26,10 @@ class Outcomes:
     ----------
     admitted
         Of those that the last plan admitted the ones that vLLM did.
-    gone
-        Requests that have left before vLLM said so.
+    gone, aborted
+        Requests that have left, with their output complete or without.
+    ended
+        How many of them at their longest.
     prefilling
         Requests that compute their prompt, each with the tokens computed when last looked at.
     loading
@@ -50,6 +54,8 @@ class Outcomes:
         self._requests = requests
         self._counts = counts
         self.gone: list[int] = []
+        self.aborted: list[int] = []
+        self.ended = 0
         self.prefilling: dict[int, int] = {}
         self.loading: set[int] = set()
         self.admitted: set[int] = set()
@@ -82,26 +88,18 @@ class Outcomes:
             for name in self._queue.last_first(self._preempted_before):
                 self._note_preempted(name)
 
-    def tell(
-        self,
-        core: Any,
-        finished: list[int],
-        aborted: list[int],
-        ended: int,
-        *,
-        step: tuple[int | None, int | None],
-        alone: bool,
-    ) -> None:
-        """Report all of it to `core`, with those that have left, `ended` of them at their longest.
+    def tell(self, core: Any, *, step: tuple[int | None, int | None], alone: bool) -> None:
+        """Report all of it to `core`.
 
         `step` is a plan whose step has ended and how long that took, ns; `alone` says that the core knows all that run.
         """
         iteration, step_ns = step
+        finished, aborted = self.gone, self.aborted
         # Under asynchronous scheduling vLLM skips a request whose last token is still being computed; the core learns
         # only now that it has ended. Any other difference in number needs a look at every running request.
-        if self._missing not in (0, ended) and alone:
+        if self._missing not in (0, self.ended) and alone:
             self._correct()
-        self._missing = 0
+        self._missing = self.ended = 0
         self._tell_drafted()
         if self._received:  # before their progress
             core.complete(received=self._received)
@@ -125,7 +123,8 @@ class Outcomes:
             step_ns=step_ns,
             iteration=iteration,
         )
-        self._preempted, self._refused, self._progress, self._receiving, self.gone = [], [], [], [], []
+        self._preempted, self._refused, self._progress, self._receiving = [], [], [], []
+        self.gone, self.aborted = [], []
         for number in aborted:
             core.abort(number)
 
@@ -161,7 +160,7 @@ class Outcomes:
 
         vLLM takes those that hold blocks by itself, before it looks at the queue.
         """
-        runs = [n for n in self.loading if self._requests[n].status == RequestStatus.RUNNING]
+        runs = [n for n in self.loading if self._requests[n].status is RUNNING]
         for number in runs:
             self.loading.remove(number)
             self._received.append(number)
@@ -179,7 +178,7 @@ class Outcomes:
         self.admitted.clear()
         known = dict(cached)
         for number in offered:
-            if self._requests[number].status == RequestStatus.RUNNING:
+            if self._requests[number].status is RUNNING:
                 self.admitted.add(number)
                 self.prefilling[number] = known.get(number, 0)
             elif number not in self.loading:
@@ -233,7 +232,7 @@ class Outcomes:
             self._drafted = []
         for number in drafted.difference(number for number, _ in self._progress):
             request = self._requests.get(number)
-            if request is not None and request.status == RequestStatus.RUNNING:
+            if request is not None and request.status is RUNNING:
                 self._progress.append((number, request.num_computed_tokens))
 
     def _correct(self) -> None:

@@ -107,7 +107,7 @@ class Telemetry:
                 figures |= {"shadow": settings.shadow, "blocks": engine["kv_blocks"]}
                 figures |= {"held": bridge.held, "paused": bridge.paused}
                 figures |= {"load": load.figures(bridge), "late": bridge.late.taken()}
-                figures |= self.collect(bridge.core, now_ns, bridge.counts)
+                figures |= self.collect(bridge.core, bridge.control.in_force, now_ns, bridge.counts)
             self._sent_ns = now_ns
             stats.num_kv_fetch_reqs_by_stage[CARRIER + json.dumps(figures)] = 0
         except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
@@ -118,14 +118,16 @@ class Telemetry:
         reason = "streaming" if refusal is None else _REASONS.get(type(refusal), "invalid")
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
 
-    def collect(self, core: Any, now_ns: int, counts: Mapping[str, int]) -> dict[str, Any]:
-        """Return what has been counted since the last time, and the state now; integers, ratios and names."""
+    def collect(self, core: Any, settings: Mapping[str, Any], now_ns: int, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Return what has been counted since the last time, and the state now; integers, ratios and names.
+
+        `settings` are all that `core` follows.
+        """
         totals = _counters(core.stats) | {f"adapter {name}": value for name, value in counts.items()}
         # A count may fall: an admission that vLLM did not make is taken back.
-        more = {name: value for name, value in totals.items() if value > self._sent.get(name, 0)}
-        counters = {name: value - self._sent.get(name, 0) for name, value in more.items()}
-        self._sent |= more
-        settings = core.settings
+        sent = self._sent
+        counters = {name: value - sent.get(name, 0) for name, value in totals.items() if value > sent.get(name, 0)}
+        sent |= {name: totals[name] for name in counters}
         figures = {
             "counters": counters,
             "rejected": self.rejected,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LONGEST_S = 1e9
 """Bounds on a wait beyond this, some 30 years, are none."""
 _NOTHING: Mapping[str, Any] = {}
+_PRIORITY = SchedulingPolicy.PRIORITY
 
 
 def declare(
@@ -38,7 +39,7 @@ def declare(
     prompt = request.num_prompt_tokens
     length = min(request.max_tokens, max(1, scheduler.max_model_len - prompt))
     # Where vLLM goes by arrival, it ignores priorities of its own; and policy `vllm` is vLLM.
-    if scheduler.policy is SchedulingPolicy.PRIORITY:
+    if scheduler.policy is _PRIORITY:
         priority = request.priority
     else:
         priority = _argument(said, "wait_core_priority", int) if said and settings.policy != "vllm" else 0

@@ -9,6 +9,8 @@ from vllm.v1.request import RequestStatus
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
+NOT_READY = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+
 
 class Unready:
     """Keeps them from the core until they are ready.
@@ -29,7 +31,7 @@ class Unready:
 
     def keeps(self, request: Request, now_ns: int) -> bool:
         """Whether `request`, which arrives, is not ready, or may go before another that arrives; it is kept then."""
-        if request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR and not self._by_priority:
+        if request.status is not NOT_READY and not self._by_priority:
             return False
         self._arrivals[request.request_id] = request, now_ns
         return True
