@@ -150,6 +150,40 @@ def test_a_run_in_which_nothing_can_run_is_no_success(capsys: pytest.CaptureFixt
         assert "None" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
+    saved = tmp_path / "result.json"
+    command = [sys.executable, "-m", "wait_core.cli", "simulate", *WORKLOAD, "--save-result", str(saved)]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "-", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(saved.read_text(encoding="utf-8"))["completed"] == 50
+    assert ("completed" in done.stdout) == (closed == "2>&-")
+
+
+def test_a_file_that_cannot_be_opened_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", *WORKLOAD, "--config", "nowhere.json"]) == 2
+    assert capsys.readouterr().err == "wait-core: nowhere.json: No such file or directory\n"
+
+
+def test_a_result_on_the_terminal_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No Python dictionary is printed: holds by reason in words, what was dropped as notes beside the result."""
+    trace = tmp_path / "burst.csv"
+    rows = ["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type", "5,ChatGPT,1087,0,1087,API log"]
+    rows += [f"{second},ChatGPT,1000,200,1200,API log" for second in range(5, 9)]
+    trace.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert main(["simulate", "--dataset-path", str(trace), "--policy", "vllm", "--set", "kv_blocks=80"]) == 0
+    out, err = capsys.readouterr()
+    assert not set("{}[]'") & set(out)
+    (holds,) = [line for line in out.splitlines() if line.startswith("holds")]
+    assert "no_blocks" in holds
+    assert "too_large" not in holds
+    assert "total_input_tokens         4,000" in out
+    assert "note: 1 row left out" in err
+
+
 def test_exit_codes_are_stated(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["simulate", "--help"], ["replay", "--help"]):
         with pytest.raises(SystemExit) as ended:

@@ -239,7 +239,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(
     ):
         assert main(command) == 2
         out, err = capsys.readouterr()
-        assert (out, err) == ("", f"wait-core: [Errno 2] No such file or directory: '{target}'\n")
+        assert (out, err) == ("", f"wait-core: {target}: No such file or directory\n")
 
 
 def test_a_failed_run_leaves_the_last_result(tmp_path: Path) -> None:
