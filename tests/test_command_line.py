@@ -168,6 +168,18 @@ def test_a_file_that_cannot_be_opened_is_named_first(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "wait-core: nowhere.json: No such file or directory\n"
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are Unicode there")
+def test_names_of_files_may_be_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / os.fsdecode(b"\xff.csv")
+    trace.write_text(AZURE, encoding="utf-8")
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    assert main(["simulate", "--dataset-path", str(trace), "--report", str(page)]) == 0
+    assert "/?.csv: adaptive</h1>" in page.read_text(encoding="utf-8")
+    assert main(["sweep", "--dataset-path", str(trace), "--output", str(table), "--workers", "1"]) == 0
+    assert table.read_text(encoding="utf-8").count("/?.csv,") == 2
+    capsys.readouterr()
+
+
 def test_a_result_on_the_terminal_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No Python dictionary is printed: holds by reason in words, what was dropped as notes beside the result."""
     trace = tmp_path / "burst.csv"

@@ -216,6 +216,12 @@ def test_links_permissions_and_devices_stay_what_they_are(tmp_path: Path) -> Non
     assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o640
     with replacing("/dev/null") as file:
         file.write("nothing")
+    reader, writer = os.pipe()
+    with open(reader, encoding="utf-8") as seen:  # noqa: PTH123  a number
+        with replacing(f"/dev/fd/{writer}") as file:
+            file.write("through a pipe")
+        os.close(writer)
+        assert seen.read() == "through a pipe"
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 

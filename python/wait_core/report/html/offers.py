@@ -29,21 +29,22 @@ def page_of_offers(offers: Sequence[Offer], *, command: str, notes: Sequence[str
 
     """
     met = [offer for offer in offers if offer.gpus is not None]
-    figures = [_figure({offer.deployment.name: float(offer.gpus or 0) for offer in met}, "GPUs", "")]
+    figures = [_figure({offer.deployment.name: float(offer.gpus or 0) for offer in met}, "GPUs")]
     costs = {
         offer.deployment.name: offer.dollars_per_million_output_tokens
         for offer in met
         if offer.dollars_per_million_output_tokens is not None
     }
     if costs:
-        figures.append(_figure(costs, "Dollars per million output tokens", "$"))
+        figures.append(_figure(costs, "Dollars per million output tokens"))
     header, rows = offers_table(offers)
     best = min(met, key=lambda offer: (offer.dollars_per_hour or 0.0, offer.gpus or 0), default=None)
     verdict = "none meets the objective" if best is None else f"{best.gpus} x {best.deployment.gpu}"
-    least = "least cost" if costs else "fewest GPUs"
+    compared = f"{len(offers)} kind{'' if len(offers) == 1 else 's'} of replica compared"
+    named = f"; the title names the one with {'the least cost' if costs else 'the fewest GPUs'}" if best else ""
     return Page(
         title=f"{number(offers[0].request_rate)} requests/s: {verdict}",
-        summary=f"{offers[0].deployment.model}: {len(offers)} kinds of replica compared; the {least} is in the title.",
+        summary=f"{offers[0].deployment.model}: {compared}{named}.",
         notes=notes,
         sections=[
             Section(heading="What each takes", figures=figures if met else []),
@@ -53,6 +54,7 @@ def page_of_offers(offers: Sequence[Offer], *, command: str, notes: Sequence[str
     )
 
 
-def _figure(values: dict[str, float], title: str, unit: str) -> Figure:
-    svg = bars({name: {title: value} for name, value in values.items()}, title=title, unit=unit)
-    return Figure(heading=title, svg=svg)
+def _figure(values: dict[str, float], title: str) -> Figure:
+    return Figure(
+        heading=title, svg=bars({name: {title: value} for name, value in values.items()}, title=title, unit="")
+    )
