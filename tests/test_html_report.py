@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,6 +205,26 @@ def test_charts_put_values_where_they_belong() -> None:
     (points,) = re.findall(r'<polyline points="([^"]+)"', log)
     at = [float(pair.split(",")[0]) for pair in points.split()]
     assert at[1] == pytest.approx((at[0] + at[2]) / 2, abs=0.2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_the_names_of_a_legend_do_not_overlap(count: int) -> None:
+    names = [f"prefill apart, power-of-two {index}" for index in range(count)]
+    at = np.array([1.0, 2.0])
+    drawn = [
+        chart([Line(name=name, x=at, y=at) for name in names], Axis(label="x"), Axis(label="y"), title="lines"),
+        bars({"a": dict.fromkeys(names, 1.0)}, title="bars", unit=""),
+    ]
+    for svg in drawn:
+        places = [
+            (float(y), float(x), text)
+            for x, y, text in re.findall(r'<text x="([\d.]+)" y="([\d.]+)">(prefill[^<]*)</text>', svg)
+        ]
+        assert [text for _, _, text in places] == (names if count > 1 else [])
+        for (row, left, text), (next_row, following, _) in pairwise([*places, (-1.0, 720.0, "")]):
+            assert left + 7 * len(text) <= (following if next_row == row else 720)
+        highest = min(float(y) for y in re.findall(r'<(?:polyline points="[\d.]+,|rect x="190" y=")([\d.]+)', svg))
+        assert all(row < highest for row, _, _ in places)
 
 
 def test_a_report_without_anything_served(tmp_path: Path) -> None:

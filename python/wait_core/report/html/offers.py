@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from wait_core.report.html.page import Figure, Page, Section, Table, reproduction
 from wait_core.report.html.svg import bars, number
 from wait_core.report.offers import offers_table
-from wait_core.report.tables import cells
+from wait_core.report.tables import cells, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def page_of_offers(offers: Sequence[Offer], *, command: str, notes: Sequence[str
     header, rows = offers_table(offers)
     best = min(met, key=lambda offer: (offer.dollars_per_hour or 0.0, offer.gpus or 0), default=None)
     verdict = "none meets the objective" if best is None else f"{best.gpus} x {best.deployment.gpu}"
-    compared = f"{len(offers)} kind{'' if len(offers) == 1 else 's'} of replica compared"
+    compared = f"{counted(len(offers), 'kind')} of replica compared"
     named = f"; the title names the one with {'the least cost' if costs else 'the fewest GPUs'}" if best else ""
     return Page(
         title=f"{number(offers[0].request_rate)} requests/s: {verdict}",

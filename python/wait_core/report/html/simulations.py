@@ -8,7 +8,7 @@ import numpy as np
 
 from wait_core.report.html.page import Figure, Page, Section, Table, in_force, reproduction
 from wait_core.report.html.svg import Axis, Line, bars, chart, number
-from wait_core.report.tables import left_out
+from wait_core.report.tables import counted, left_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,7 +130,7 @@ def _kv(reports: Sequence[Report]) -> Section:
 def _preempted(times: int) -> str:
     if times == 0:
         return "No preemption."
-    return f"{times:,} preemption{'' if times == 1 else 's'}; ticks above the curve show when."
+    return f"{counted(times, 'preemption')}; ticks above the curve show when."
 
 
 def preempted_at(report: Report) -> npt.NDArray[np.float64]:
