@@ -53,7 +53,8 @@ def _figure(plan: FleetPlan) -> Figure:
         marks=[] if plan.recommended is None else [float(plan.recommended.gpus)],
     )
     caption = (
-        "At each number of GPUs the best split; the fluid bound is what no scheduler exceeds. The tick marks the recommended fleet."
+        "At each number of GPUs the best split; the fluid bound is what no scheduler exceeds. The tick marks the"
+        " recommended fleet."
     )
     return Figure(svg=svg, caption=caption)
 
