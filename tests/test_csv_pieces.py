@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_traces import FILES, TRACES
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may share the machine."""
 HEADERS = {
     "vidur": "arrived_at,num_prefill_tokens,num_decode_tokens",
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens",
@@ -82,6 +84,7 @@ def test_what_was_dropped_is_named_in_one_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HEADERS)
+@PATIENT
 @given(data=st.data())
 def test_both_ways_give_the_same(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.tuples(*FIELDS[name]), min_size=1, max_size=6))
@@ -92,6 +95,7 @@ def test_both_ways_give_the_same(tmp_path_factory: pytest.TempPathFactory, name:
     assert outcome(lambda: load(path, name)) == outcome(lambda: by_fields(path, name))
 
 
+@PATIENT
 @given(
     rows=st.lists(st.tuples(SECONDS, st.sampled_from(["7", '"7"', '" 7\n"', "8\r"]), COUNTS), min_size=1, max_size=30),
     size=st.integers(1, 40),

@@ -194,11 +194,11 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no wait-core-log"),
+        ("", "not a decision log"),
         ("[]", "is not a JSON object"),
-        ("{", "holds no wait-core-log"),
+        ("{", "not a decision log"),
         ("\x00\x01\n", ":1: not JSON"),
-        ("[" * 100_000, "holds no wait-core-log"),
+        ("[" * 100_000, "not a decision log"),
         ("[" * 100_000 + "\n", ":1: not JSON: nested too deeply"),
         ('{"format": "wait-core-log", "version": 1}\n', ":1: column 'settings'"),
         ('{"format": "wait-core-log", "version": 1, "settings": {"kv_blocks": 9}}\n', "nothing to compare"),

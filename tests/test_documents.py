@@ -93,6 +93,12 @@ def test_ci_runs_the_first_commands_of_the_readme_and_stops_where_one_fails() ->
         assert f"{command} || exit" in CI.splitlines()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_pages_install_from_the_repository(page: Path) -> None:
+    """No index has the package yet, so its name alone installs nothing, or something else."""
+    assert not re.findall(r"pip install [^\n`&;#]*\bwait-core\b", page.read_text(encoding="utf-8"))
+
+
 def test_every_block_is_known() -> None:
     assert len(BLOCKS) > 30
     for block in BLOCKS:

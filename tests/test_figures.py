@@ -15,6 +15,7 @@ from test_pictures import MOST, ROOM, difference, small
 
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
 
+from wait_core.cli import main
 from wait_core.report.plot_style import new_figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,23 @@ def test_a_figure_shows_its_data_and_a_page_shows_the_figure(name: str, tmp_path
     assert difference(image, kept(name)) <= MOST, f"python bench/figures.py {name}"
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
     assert any(f"(figures/{name}.png)" in text for text in texts)
+
+
+def test_the_picture_of_the_readme_is_that_of_its_command(tmp_path: Path) -> None:
+    assert "(docs/figures/demo.png)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    picture = tmp_path / "demo.png"
+    assert main(["demo", "--output", str(picture)]) == 0
+    assert difference(small(lambda _path: None, picture), kept("demo")) <= MOST, (
+        "wait-core demo --output docs/figures/demo.png"
+    )
+
+
+def test_the_readme_has_the_figures_of_the_data_file() -> None:
+    (row,) = [row for row in pages.read("deadlines") if (row["workload"], row["load"]) == ("chat", "1.2")]
+    names = ("goodput, park", "goodput, stock", "bound")
+    park, stock, bound = (f"{100 * float(row[name]):.0f} %" for name in names)
+    said = f"{park} of the requests in time, stock {stock}, no scheduler above {bound}"
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_other_data_give_another_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,12 @@ def test_links_permissions_and_devices_stay_what_they_are(tmp_path: Path) -> Non
     assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o640
     with replacing("/dev/null") as file:
         file.write("nothing")
+    reader, writer = os.pipe()
+    with open(reader, encoding="utf-8") as seen:  # noqa: PTH123  a number
+        with replacing(f"/dev/fd/{writer}") as file:
+            file.write("through a pipe")
+        os.close(writer)
+        assert seen.read() == "through a pipe"
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
@@ -239,7 +245,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(
     ):
         assert main(command) == 2
         out, err = capsys.readouterr()
-        assert (out, err) == ("", f"wait-core: [Errno 2] No such file or directory: '{target}'\n")
+        assert (out, err) == ("", f"wait-core: {target}: No such file or directory\n")
 
 
 def test_a_failed_run_leaves_the_last_result(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sweep": ["sweep", "--dataset-name", "p64d32", "--num-prompts", "100", "--request-rates", "10", "40", "80",
                   "--kv-blocks", "60", "--goodput", "ttft:200"],
         "plan": ["plan", "--type", "64:32:8", "--num-prompts", "300", "--runs", "2", "--kv-blocks", "600"],
+        "gpus": ["plan", "--gpu", "a100_sxm", "h100_sxm", "--model", "meta-llama/Meta-Llama-3.1-8B",
+                 "--num-prompts", "300", "--runs", "1", "--type", "512:64:20", "--price", "2", "3",
+                 "--goodput", "ttft:500"],
         "fleet": ["plan", "--type", "64:32:80", "--num-prompts", "300", "--runs", "1", "--kv-blocks", "600",
                   "--replicas", "auto", "--goodput", "ttft:500", "tpot:50"],
         "replay": ["replay", str(log)],
@@ -98,17 +102,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("compare", ["Figures", "The KV cache over time", "Latency", "Holds by reason"]),
         ("sweep", ["Against the rate", "All figures"]),
         ("plan", ["How much it can carry", "The stability region", "What to expect", "WAIT's thresholds"]),
+        ("gpus", ["What each takes", "All figures"]),
         ("fleet", ["Share in time", "The smallest of each kind", "All fleets simulated"]),
         ("replay", ["The KV cache over time", "Holds by reason"]),
     ],
 )
 def test_a_page_is_complete_in_itself(name: str, headings: list[str], pages: dict[str, Path]) -> None:
     text, found = outline(pages[name])
-    assert found.headings[1:] == [*headings, *([] if name == "sweep" else ["Settings in force"]), "How to reproduce it"]
+    in_force = [] if name in {"sweep", "gpus"} else ["Settings in force"]
+    assert found.headings[1:] == [*headings, *in_force, "How to reproduce it"]
     assert [load for load in found.loads if not load.startswith(("data:", "#"))] == []
     assert not {"script", "img", "link rel=stylesheet", "iframe"} & set(found.tags)
     assert re.findall(r"https?://", text) == []
-    assert f"wait-core {'plan' if name == 'fleet' else name} " in text
+    assert f"wait-core {'plan' if name in {'fleet', 'gpus'} else name} " in text
     drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert drawn
     for svg in drawn:
@@ -199,6 +205,26 @@ def test_charts_put_values_where_they_belong() -> None:
     (points,) = re.findall(r'<polyline points="([^"]+)"', log)
     at = [float(pair.split(",")[0]) for pair in points.split()]
     assert at[1] == pytest.approx((at[0] + at[2]) / 2, abs=0.2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_the_names_of_a_legend_do_not_overlap(count: int) -> None:
+    names = [f"prefill apart, power-of-two {index}" for index in range(count)]
+    at = np.array([1.0, 2.0])
+    drawn = [
+        chart([Line(name=name, x=at, y=at) for name in names], Axis(label="x"), Axis(label="y"), title="lines"),
+        bars({"a": dict.fromkeys(names, 1.0)}, title="bars", unit=""),
+    ]
+    for svg in drawn:
+        places = [
+            (float(y), float(x), text)
+            for x, y, text in re.findall(r'<text x="([\d.]+)" y="([\d.]+)">(prefill[^<]*)</text>', svg)
+        ]
+        assert [text for _, _, text in places] == (names if count > 1 else [])
+        for (row, left, text), (next_row, following, _) in pairwise([*places, (-1.0, 720.0, "")]):
+            assert left + 7 * len(text) <= (following if next_row == row else 720)
+        highest = min(float(y) for y in re.findall(r'<(?:polyline points="[\d.]+,|rect x="190" y=")([\d.]+)', svg))
+        assert all(row < highest for row, _, _ in places)
 
 
 def test_a_report_without_anything_served(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import contract
 import instructions
-import readme
+import speed
 from callgrind import Profile
 
 
@@ -65,12 +65,12 @@ def test_the_exponents_are_those_of_the_rows_and_say_what_is_missed() -> None:
     ]
 
 
-def test_the_readme_has_the_counts_of_the_data_file() -> None:
+def test_the_table_of_speed_has_the_counts_of_the_data_file() -> None:
     root = Path(__file__).resolve().parent.parent
     with (root / "docs" / "data" / "instructions.csv").open(encoding="utf-8", newline="") as file:
         result = {"table": list(csv.DictReader(file))}
-    page = (root / "README.md").read_text(encoding="utf-8")
-    rows = [row for row in readme.ROWS if row.bench == "instructions"]
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = [row for row in speed.ROWS if row.bench == "instructions"]
     assert len(rows) == 2
     for row in rows:
         assert f"| {row.says} | {row.figure(result)} | `python bench/instructions.py` |" in page, row.says

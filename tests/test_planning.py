@@ -253,6 +253,19 @@ def test_the_stability_region_ends_where_the_plan_says() -> None:
     assert list(region.bound) == sorted(region.bound)
 
 
+def test_the_curve_of_the_engine_passes_through_the_plan() -> None:
+    """What is played at other capacities is typical of the runs, of which a heavy tail makes some much lighter."""
+    report = wait_core.plan(
+        dataset_name="lognormal-870", request_rate=2.2, num_prompts=1000, runs=8, region=24, policy="vllm"
+    )
+    region = report.region
+    assert region is not None
+    own = region.capacity.index(report.engine.capacity)
+    (below, at, above), rates = region.capacity[own - 1 : own + 2], region.engine[own - 1 : own + 2]
+    between = rates[0] + (rates[2] - rates[0]) * (at - below) / (above - below)
+    assert rates[1] == pytest.approx(between, rel=0.03)
+
+
 def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["plan", "--type", "512:20:7", "--type", "512:50:3", "--target-rate", "60"]
     assert main(arguments) == 0

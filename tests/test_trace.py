@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wait_core import WaitCoreError
 from wait_core.workload import Trace, load, write_mooncake
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may share the machine."""
 
 
 def arrivals(trace: Trace) -> list[int]:
@@ -71,6 +74,7 @@ def test_inconsistent_columns_are_refused(change: dict[str, object], match: str)
         Trace(**(columns | change))  # type: ignore[arg-type]
 
 
+@PATIENT
 @given(
     rows=st.lists(
         st.tuples(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wait_core import WaitCoreError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Recorded traces are not shipped; point this at a folder that holds them.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may share the machine."""
 ROOT = Path(__file__).resolve().parent.parent
 TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 
@@ -278,6 +280,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
+@PATIENT
 @given(
     name=st.sampled_from(traces.FORMATS),
     where=st.integers(0, 400),

@@ -274,16 +274,17 @@ def replacing(path: str | os.PathLike[str], *, binary: bool = False) -> Iterator
         If it cannot be written.
 
     """
-    target = Path(os.path.realpath(path))  # where a link points
     mode, encoding, newline = ("wb", None, None) if binary else ("w", "utf-8", "\n")
     try:
-        status = target.stat()
+        status = Path(path).stat()
     except FileNotFoundError:
         status = None
     if status is not None and not stat.S_ISREG(status.st_mode):
-        with target.open(mode, encoding=encoding, newline=newline) as file:
+        # By its own name: a pipe behind /dev/stdout has no other that could be opened.
+        with Path(path).open(mode, encoding=encoding, newline=newline) as file:
             yield file
         return
+    target = Path(os.path.realpath(path))  # where a link points
     if status is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     # Beside it, as a name can only be replaced within one file system.

@@ -93,5 +93,7 @@ def _command(argv: Sequence[str]) -> int:
 def _said(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
     # PyO3 names the argument in a note.
     return " ".join("; ".join([str(error), *getattr(error, "__notes__", [])]).split())

@@ -40,7 +40,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     requests = sampled("p512d1000", request_rate=rate, num_prompts=arguments.num_prompts)
     with picture(output) as drawn:
         print("Llama-2-7B on a simulated A100-80GB, in overload:")
-        print(f"{len(requests)} requests, prompt 512, output 1,000, {rate:g}/s")
+        print(f"{len(requests):,} requests, prompt 512, output 1,000, {rate:g}/s")
         reports = [simulate(policy, requests=requests, kv_blocks=kv_blocks, progress=True) for policy in POLICIES]
         print(comparison(reports))
         kv = {report.policy: report.kv_over_time for report in reports}

@@ -35,7 +35,7 @@ NAMED = {
     "wait_core.vllm.scheduler:WaitScheduler": "--scheduler-cls wait_core.vllm.WaitScheduler",
     "wait_core.vllm.admission:AdmissionMiddleware": "--middleware wait_core.vllm.AdmissionMiddleware",
 }
-"""Where the classes are that vLLM is told to use, and how."""
+"""The classes that vLLM takes from its command line, and the option for each."""
 FAULT, ABSENT, GOOD = "FAULT", "absent", "ok"
 OF_DEVELOPERS = {"all", "docs", "test"}
 """Extras that no user needs to install."""
@@ -97,7 +97,7 @@ def _others() -> Iterator[Finding]:
 
 
 def _plugin(group: str) -> Finding:
-    """Check the entry point by which vLLM finds a part of ours by itself."""
+    """Check the entry point by which vLLM finds a plugin of wait-core."""
     subject = PLUGINS[group]
     allowed = os.environ.get("VLLM_PLUGINS")
     found = [each.value for each in importlib.metadata.entry_points(group=group) if each.name == "wait_core"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import shutil
 import sys
 import textwrap
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,8 +25,11 @@ WIDEST = 100
 
 
 def prepare() -> None:
-    """Let every character be printed on standard output and error, whatever their encoding."""
+    """Let every character be printed on standard output and error, whatever their encoding, even if they are closed."""
     codecs.register_error("wait_core", _in_plain)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  open until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="wait_core")

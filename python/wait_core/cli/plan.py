@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from wait_core.planning import Expected, PlanReport
 
 ENDLESS_S = 1e9
-"""What takes longer, s, is as good as without end."""
+"""A time in s that is shown as endless if exceeded."""
 OF_ENGINE = ("iteration_time", "kv_blocks", "kv_groups", "block_size", "max_num_seqs", "token_budget")
 """What of the engine `plan` has arguments for; the formulas know it too."""
 POINTS = 32
@@ -157,11 +157,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         deployment = deployments[0] if deployments else None
         return plan_replicas(arguments, deployment, asked, engine_of(arguments, deployment))
     if arguments.csv:
-        raise WaitCoreError("--csv: is for --replicas; --json tells of one GPU")
+        raise WaitCoreError("--csv needs --replicas; without it, use --json")
     objective = arguments.slo_ttft is not None or arguments.slo_tpot is not None
     if len(deployments) > 1 or arguments.price or (deployments and objective):
-        if arguments.report is not None:
-            raise WaitCoreError("--report is for one GPU; of several, --picture draws and --json tells")
         return gpus.compare(arguments, deployments, asked)
     deployment = deployments[0] if deployments else None
     engine = engine_of(arguments, deployment)
@@ -333,7 +331,7 @@ def _nested(report: PlanReport) -> str:
     ]
     lines = ["nested-wait", tabulated(["stages", "rate/s", "p", "n"], rows)]
     if nested.unstable:
-        lines.append(f"  - {nested.unstable}")
+        lines.append(f"  - counting every request to the end of its segment, {nested.unstable}")
     lines += [f"  - {violation}" for violation in nested.violations]
     buffer = report.buffer
     if buffer is not None:

@@ -20,6 +20,9 @@ from wait_core.simulation.fleet import ROUTER
 if TYPE_CHECKING:
     import argparse
 
+NOTES = {"dropped", "notes"}
+"""Keys that are printed as notes on standard error."""
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -54,12 +57,17 @@ def _simulate(arguments: argparse.Namespace) -> int:
         if deployment is not None:
             print(basis(deployment))
         for key, value in json.loads(line).items():
-            print(f"{key:26} {_shown(value)}")
+            if key not in NOTES:
+                print(f"{key:26} {_shown(key, value)}")
     say(arguments)
     return status([report])
 
 
-def _shown(value: object) -> str:
+def _shown(key: str, value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count:,}" for name, count in value.items() if count) or "none"
+    if isinstance(value, int) and key != "seed":
+        return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

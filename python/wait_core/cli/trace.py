@@ -103,9 +103,9 @@ def text(found: dict[str, Any]) -> str:
         lines.append("no arrival times: simulate with --request-rate")
     else:
         lines.append(
-            f"{found['rate']:.4g} requests/s over {found['duration_s']:,.4g} s; in windows of {rates['window_s']:.3g} s"
-            f" {rates['least']:.4g} to {rates['peak']:.4g}/s; gaps vary {found['arrival_cv']:.3g} times as much as"
-            " their mean (Poisson: 1)"
+            f"{found['rate']:,.4g} requests/s over {found['duration_s']:,.4g} s, {rates['least']:,.4g} to"
+            f" {rates['peak']:,.4g} in windows of {rates['window_s']:.3g} s; coefficient of variation of the gaps"
+            f" {found['arrival_cv']:.3g} (Poisson: 1)"
         )
         lines.append(_over_time(np.array(rates["start_s"]), np.array(rates["rate"])))
     sharing = found["sharing"]

@@ -93,7 +93,7 @@ def replay(path: str | os.PathLike[str], watch: Callable[[int, Scheduler, Plan],
         except (KeyError, TypeError, ValueError) as error:
             raise place.problem(f"{shown(event)}: {error}") from error
     if core is None:
-        raise FileError(place.path, f"the file holds no {FORMAT}")
+        raise FileError(place.path, f"not a decision log: no line says {FORMAT}")
     return Replay(iterations=iterations, requests=requests, line=None, logged={}, decided={}, notes=tuple(notes))
 
 

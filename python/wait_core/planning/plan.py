@@ -172,7 +172,9 @@ def plan(
             exact, workload.boundaries, nested, kv_blocks=blocks, block_size=block_size, **protection
         ),
         gpus=None if target_rate is None else _gpus(engine, workload, limit, target_rate, utilisation),
-        region=stability_region(workload.exact, played, engine, rates, region) if region > 0 else None,
+        region=None
+        if region == 0
+        else stability_region(workload.exact, played[limit.typical_run], engine, rates, region),
         dropped=dict(workload.dropped),
         notes=workload.notes,
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def stability_region(
-    types: Types, played: list[Requests], engine: Engine, own: dict[str, float], points: int
+    types: Types, typical: Requests, engine: Engine, own: dict[str, float], points: int
 ) -> StabilityRegion:
     """Return the largest rates of a mix against the memory, from a twentieth of the engine's to twice it.
 
@@ -26,8 +26,9 @@ def stability_region(
     ----------
     types : list of (prompt, output, rate)
         The mix.
-    played : list of Requests
-        Runs of it; the saturated engine serves the first of them at each capacity but its own.
+    typical : Requests
+        A run of it that the saturated engine serves at each capacity but its own; there it carries what is typical of
+        all runs, so that the curve passes through the plan's rate.
     engine : Engine
         What serves them.
     own : dict
@@ -48,7 +49,7 @@ def stability_region(
             token_budget=engine.token_budget,
         )  # fmt: skip
         bound = planner.capacity_bound()["requests"]
-        carried = saturated(other, played[:1], bound).request_rate
+        carried = saturated(other, [typical], bound).request_rate
         rows.append((float(other.capacity(longest)), planner.largest_stable_rate()["requests"], carried, bound))
     capacities, fluid, carried_by_engine, bounds = zip(*sorted(rows), strict=True)
     return StabilityRegion(capacity=capacities, fluid=fluid, engine=carried_by_engine, bound=bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from wait_core.report.arrays import Floats
+
+_LINES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+"""Of the curves of one figure: they cross, and must be distinguishable without colour."""
 
 
 def latency_cdf(
@@ -109,8 +113,8 @@ def latency_bars(
 def draw_cdf(axis: Any, values: Mapping[str, npt.NDArray[np.float64]], metric: str, log: bool) -> None:
     """Draw the share of requests that finished within each latency on `axis`."""
     looks = styles(values)
-    for name, data in values.items():
-        colour, line, _ = looks[name]
+    for (name, data), line in zip(values.items(), cycle(_LINES), strict=False):
+        colour = looks[name][0]
         ordered = np.sort(data)
         share = np.arange(1, len(ordered) + 1) / len(ordered) * 100
         label = f"{name}: mean {_short(float(data.mean()))} s, p99 {_short(float(np.percentile(data, 99)))} s"

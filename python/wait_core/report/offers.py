@@ -1,4 +1,4 @@
-"""A picture of offers: GPUs needed, cost, headroom."""
+"""Offers as a picture and as a table: GPUs needed, cost, headroom."""
 
 from __future__ import annotations
 
@@ -56,3 +56,29 @@ def offers_picture(path: str | os.PathLike[str], offers: Sequence[Offer], *, tit
         axes[0].invert_yaxis()
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return Path(path)
+
+
+def offers_table(offers: Sequence[Offer]) -> tuple[list[str], list[list[object]]]:
+    """Return header and rows of a table, one row an offer."""
+    objective = any(offer.goodput is not None for offer in offers)
+    priced = any(offer.dollars_per_hour is not None for offer in offers)
+    header = ["replica", "saturated/s", "GPUs", "rate/s each", "utilisation", "headroom", "TTFT ms", "TPOT ms"]
+    header += ["meet the objective"] if objective else []
+    header += ["$/h", "$/M output tokens", "$/M tokens"] if priced else []
+    rows = []
+    for offer in offers:
+        row = [
+            f"{offer.deployment.tensor_parallel_size} x {offer.deployment.gpu}",
+            offer.saturated_rate,
+            "objective not met" if offer.gpus is None else offer.gpus,
+            offer.rate_each,
+            f"{offer.utilisation:.0%}",
+            f"{offer.headroom:+.0%}",
+            offer.ttft_s * 1e3,
+            offer.tpot_s * 1e3,
+        ]
+        row += [f"{offer.goodput:.1%}"] if offer.goodput is not None else []
+        money = (offer.dollars_per_hour, offer.dollars_per_million_output_tokens, offer.dollars_per_million_tokens)
+        row += ["-" if value is None else f"{value:,.2f}" for value in money] if priced else []
+        rows.append(row)
+    return header, rows

@@ -39,9 +39,14 @@ def cells(row: Sequence[object]) -> list[str]:
     return [_cell(value) for value in row]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 row", "2,000 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def left_out(dropped: Mapping[str, int]) -> list[str]:
     """Return one sentence for each reason for which rows of a trace were left out."""
-    return [f"{rows:,} row{'' if rows == 1 else 's'} left out: {reason}" for reason, rows in dropped.items()]
+    return [f"{counted(rows, 'row')} left out: {reason}" for reason, rows in dropped.items()]
 
 
 def bars(series: Mapping[str, Series], most: float) -> str:

@@ -6,6 +6,7 @@ core itself that decides, with its cohorts, its preemptions, and the actual arri
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,8 @@ class SaturatedRate:
         Means over the run: requests in the KV cache, the share of its blocks in use, tokens in an iteration.
     binding : str
         The limit that these come closest to: memory, max-running or token-budget.
+    typical_run : int
+        Index of the run whose rate is nearest to that of all.
 
     """
 
@@ -104,6 +107,7 @@ class SaturatedRate:
     kv: float
     tokens: float
     binding: str
+    typical_run: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +218,7 @@ def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> Saturat
     """
     requests = tokens = seconds = 0.0
     shares: list[tuple[float, float, float]] = []
+    rates: list[float] = []
     for wanted in runs:
         report = engine.run(_overload(wanted, len(wanted), 2.0 * bound))
         most = int(report.run.series[2].max(initial=0))
@@ -226,6 +231,7 @@ def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> Saturat
         finished = run.finished_ns[done].astype(np.float64) * 1e-9
         count, span = _middle(finished, np.ones(len(finished)))
         requests, seconds = requests + count, seconds + span
+        rates.append(count / span if span > 0 else math.inf)
         tokens += _middle(finished, run.output[done])[0]
         at_ns, blocks, residents, _ = run.series
         low, high = np.quantile(finished, MIDDLE) * 1e9
@@ -246,6 +252,7 @@ def saturated(engine: Engine, runs: Sequence[Requests], bound: float) -> Saturat
         kv=kv,
         tokens=batch,
         binding=max(limits, key=lambda name: limits[name]),
+        typical_run=min(range(len(rates)), key=lambda index: abs(rates[index] - requests / seconds)),
     )
 
 

@@ -53,7 +53,7 @@ class Late:
         return found
 
     def end(self, request: Request, bound: str) -> None:
-        """Let vLLM forget `request`, and its client hear which `bound` it broke."""
+        """Let vLLM forget `request`, and name to its client the `bound` that it exceeded."""
         self._ended[bound] = self._ended.get(bound, 0) + 1
         params = request.sampling_params
         streamed = params is not None and params.output_kind == RequestOutputKind.DELTA

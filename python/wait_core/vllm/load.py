@@ -55,7 +55,7 @@ class Engine:
 
         What was predicted, later by the gap between two admissions for each request let in since that will not find a
         seat, and sooner by the time gone since: a report that no other replaces loses its force by itself. So a server
-        that refuses everything, and therefore hears nothing more of the engine, lets a request through after that time.
+        that refuses everything, and so learns nothing more of the engine, lets a request through after that time.
         """
         seats = 0 if self.report["waiting"] else max(0, self.report["seats"] - self.report["running"])
         added = max(0.0, self.let_in - seats) * self.report["gap_ns"]

@@ -35,7 +35,7 @@ class Outcomes:
     loading
         Requests that hold blocks and wait: a KV connector fetches their KV, or has, and vLLM runs them next.
     followed
-        Whether the last step computed what its plan said, as far as can be seen: then its time tells of that plan.
+        Whether the last step computed what its plan said, as far as can be seen: then its time is that of the plan.
     moved
         Whether the last step may have changed what of a prompt is cached or held.
     """

@@ -45,7 +45,7 @@ class SyncWaitScheduler(Scheduler):
         self.wait_core.added(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Let the core decide, vLLM schedule within that decision, and the core hear what came of it."""
+        """Let the core decide, vLLM schedule within that decision, and report to the core what came of it."""
         bridge = self.wait_core
         bridge.before_step()
         try:

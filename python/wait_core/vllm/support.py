@@ -92,7 +92,7 @@ def with_priorities(scheduler: Scheduler, settings: Settings) -> Settings:
     Raises
     ------
     ConfigError
-        Where the policy would ignore the priorities that vLLM is told to obey.
+        Where the policy would ignore the priorities that vLLM is configured to follow.
     """
     if scheduler.policy == SchedulingPolicy.FCFS:
         return settings

@@ -35,7 +35,7 @@ class Watchdog:
     def look(self, now_ns: int, limit_s: float, stuck: int, why: Callable[[], str]) -> bool:
         """Return whether the gates open just now: `stuck` requests could run and none has for `limit_s`, 0 for ever.
 
-        `why` tells of the first of them. An engine that rests, or is paused, has none: its rest is not counted.
+        `why` explains the first of them. An engine that is idle or paused has none, and that time is not counted.
         """
         if self._quiet_since_ns is None or not stuck:
             self._quiet_since_ns = now_ns if stuck else None

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result, from_json, nearest};
 use crate::fluid::Protection;
 use crate::memory::{KvGroup, KvLayout};
 use crate::model::{IterationTime, MAX_LENGTH, RequestType, StageConvention, Workload};
@@ -267,14 +267,13 @@ impl Config {
             }
         }
         let value = serde_json::Value::Object(settings);
-        let config: Self = serde_path_to_error::deserialize(&value).map_err(|error| {
-            let path = error.path().to_string();
-            let pointer = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
-            let given = value.pointer(&pointer).map_or_else(|| "?".to_owned(), ToString::to_string);
-            Error::invalid(path, given, error.into_inner().to_string())
-        })?;
-        config.validate()?;
-        Ok(config)
+        let config: Self = from_json(&value, "")?;
+        match config.validate() {
+            Err(Error::Invalid { name, .. }) if name == "kv_blocks" && value.get("kv_blocks").is_none() => {
+                Err(Error::invalid(name, "none", "must be given, there is no default"))
+            }
+            validated => validated.map(|()| config),
+        }
     }
 
     /// The names of all settings.

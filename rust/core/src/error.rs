@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 /// An input the core refuses. Nothing has changed when one is returned.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -136,6 +139,50 @@ pub(crate) fn non_negative(argument: &str, value: f64) -> Result<f64> {
 
 /// Result of the core's fallible calls.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// The value that JSON describes; `name` is the argument, for messages, "" where its keys are the arguments.
+///
+/// # Errors
+/// [`Error::Invalid`] names what is refused by its place in `value`.
+pub fn from_json<T: DeserializeOwned>(value: &Value, name: &str) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let pointer = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
+        let place = match (name, path.as_str()) {
+            ("", _) => path,
+            (_, ".") => name.to_owned(),
+            (_, within) if within.starts_with('[') => format!("{name}{within}"),
+            (_, within) => format!("{name}.{within}"),
+        };
+        let given = value.pointer(&pointer).unwrap_or(value).to_string();
+        Error::invalid(place, given, in_plain_words(&error.into_inner().to_string()))
+    })
+}
+
+/// What serde says of a value, which the message shows already, without the names of Rust's types.
+fn in_plain_words(said: &str) -> String {
+    if let Some(field) = said.strip_prefix("missing field ") {
+        return format!("{} is missing", field.trim_matches('`'));
+    }
+    let Some((found, expected)) = said.split_once(", expected ") else { return said.to_owned() };
+    if !["invalid ", "unknown variant "].iter().any(|begin| found.starts_with(begin)) {
+        return said.to_owned();
+    }
+    let expected = match expected {
+        "u8" => "an integer from 0 to 255",
+        "u16" => "an integer from 0 to 65535",
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer of at least 0",
+        "i32" | "i64" => "an integer",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a string" => "a text",
+        "a map" => "an object",
+        of if of.starts_with("struct ") || of.starts_with("internally tagged enum ") => "an object",
+        other => other,
+    };
+    format!("must be {}", expected.replace('`', ""))
+}
 
 /// The one of `known` nearest to `key`, if it is near enough to be a typo.
 pub fn nearest<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -18,7 +18,7 @@ mod scheduler;
 mod state;
 
 pub use config::Config;
-pub use error::{Error, Result};
+pub use error::{Error, Result, from_json};
 pub use learn::KvForecast;
 pub use memory::{BlockPool, GroupKind, KvGroup, KvLayout, Lane};
 pub use model::{Hit, LengthHint, Request, RequestId, Slot};

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use pyo3::conversion::FromPyObjectOwned;
-use pyo3::exceptions::{PyOverflowError, PyUnicodeEncodeError};
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 use serde::de::DeserializeOwned;
@@ -24,8 +24,10 @@ pub(crate) fn config(settings: Option<&Bound<'_, PyDict>>) -> PyResult<Config> {
 pub(crate) fn ranged<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) -> PyResult<T> {
     value.extract::<T>().map_err(|error| {
         let (py, error): (_, PyErr) = (value.py(), error.into());
-        if error.is_instance_of::<PyOverflowError>(py) || error.is_instance_of::<PyUnicodeEncodeError>(py) {
-            WaitCoreError::new_err(format!("{} is out of range: {}", shown(value), error.value(py)))
+        if error.is_instance_of::<PyOverflowError>(py) {
+            WaitCoreError::new_err(format!("{} is out of range", shown(value)))
+        } else if error.is_instance_of::<PyValueError>(py) && !error.is_instance_of::<WaitCoreError>(py) {
+            WaitCoreError::new_err(format!("{}: {}", shown(value), error.value(py)))
         } else {
             error
         }
@@ -50,7 +52,10 @@ impl<'py> FromPyObject<'_, 'py> for HitOf {
 /// A Python value made of what JSON has, `name` for messages.
 pub(crate) fn json<T: DeserializeOwned>(value: &Bound<'_, PyAny>, name: &str) -> PyResult<T> {
     check(value, &Place::Root(name), 0, &mut MOST_VALUES.clone())?;
-    pythonize::depythonize(value).map_err(|error| WaitCoreError::new_err(error::short(format!("{name}: {error}"))))
+    // By way of JSON, so that each type is read by one code, that of the settings, which says where it is wrong.
+    let plain: serde_json::Value = pythonize::depythonize(value)
+        .map_err(|error| WaitCoreError::new_err(error::short(format!("{name}: {error}"))))?;
+    wait_core::from_json(&plain, name).map_err(error::core)
 }
 
 /// Deepest nesting of settings.

@@ -8,7 +8,7 @@ import numpy as np
 
 from wait_core.report.html.page import Figure, Page, Section, Table, in_force, reproduction
 from wait_core.report.html.svg import Axis, Line, chart, number
-from wait_core.report.tables import left_out
+from wait_core.report.tables import counted, left_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def page_of_fleet_plan(plan: FleetPlan, *, command: str) -> Page:
     """Return the page of a plan; `command` is the command line that gives it again."""
     best, engine = plan.recommended, plan.engine
-    verdict = "no fleet" if best is None else f"{best.gpus} GPUs, {best.split}, {best.router}"
+    verdict = "no fleet" if best is None else f"{counted(best.gpus, 'GPU')}, {best.split}, {best.router}"
     notes = [*plan.warnings, *left_out(plan.dropped), *(f"Assumed: {note}." for note in plan.notes)]
     kept = ("kv_blocks", "block_size", "max_num_seqs", "token_budget", "iteration_time", "policy")
     played = (
-        f"{len(plan.trials)} fleets, {plan.runs} runs of {plan.num_prompts:,} requests"
+        f"{counted(len(plan.trials), 'fleet')}, {counted(plan.runs, 'run')} of {plan.num_prompts:,} requests"
         f" ({number(plan.span_s)} s) each; the first fifth of each is left out."
     )
     behind_one = []
@@ -58,7 +58,8 @@ def _figure(plan: FleetPlan) -> Figure:
         marks=[] if plan.recommended is None else [float(plan.recommended.gpus)],
     )
     caption = (
-        "At each number of GPUs the best split; the fluid bound is what no scheduler exceeds. The tick is advised."
+        "At each number of GPUs the best split; the fluid bound is what no scheduler exceeds. The tick marks the"
+        " recommended fleet."
     )
     return Figure(svg=svg, caption=caption)
 

@@ -88,7 +88,9 @@ def rendered(page: Page) -> str:
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     # What comes from files and options is escaped; only the charts, whose texts are escaped when drawn, are not.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(source).render(page=page, version=__version__) + "\n"
+    text = environment.from_string(source).render(page=page, version=__version__) + "\n"
+    # Names of files may be no Unicode.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def in_force(given: Mapping[str, Any]) -> Section:

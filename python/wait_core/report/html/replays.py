@@ -91,9 +91,10 @@ def _over_time(seen: Replayed) -> Section:
         Axis(label="requests that wait", least=0.0),
         title="Requests that wait outside the KV cache, over time",
     )
-    caption = f"{sum(seen.preempted):,} preemptions; ticks above: when they were planned."
+    caption = f"{sum(seen.preempted):,} preemptions; ticks above the curve show when they were planned."
     return Section(
-        heading="The KV cache over time", figures=[Figure(svg=kv, caption=caption), Figure(heading="Held", svg=waiting)]
+        heading="The KV cache over time",
+        figures=[Figure(svg=kv, caption=caption), Figure(heading="Waiting", svg=waiting)],
     )
 
 

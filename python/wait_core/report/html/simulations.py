@@ -8,7 +8,7 @@ import numpy as np
 
 from wait_core.report.html.page import Figure, Page, Section, Table, in_force, reproduction
 from wait_core.report.html.svg import Axis, Line, bars, chart, number
-from wait_core.report.tables import left_out
+from wait_core.report.tables import counted, left_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def _kv(reports: Sequence[Report]) -> Section:
                     marks=lost.tolist(),
                     area=True,
                 ),
-                caption=f"{report.run.counts['preemptions']:,} preemptions; ticks above: when residents lost memory.",
+                caption=_preempted(report.run.counts["preemptions"]),
             )
         )
     waiting = [
@@ -114,7 +114,7 @@ def _kv(reports: Sequence[Report]) -> Section:
     if waiting:
         figures.append(
             Figure(
-                heading="Held",
+                heading="Waiting",
                 svg=chart(
                     waiting,
                     Axis(label="time, s", least=0.0, most=end),
@@ -125,6 +125,12 @@ def _kv(reports: Sequence[Report]) -> Section:
             )
         )
     return Section(heading="The KV cache over time", figures=figures)
+
+
+def _preempted(times: int) -> str:
+    if times == 0:
+        return "No preemption."
+    return f"{counted(times, 'preemption')}; ticks above the curve show when."
 
 
 def preempted_at(report: Report) -> npt.NDArray[np.float64]:

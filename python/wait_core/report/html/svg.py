@@ -24,6 +24,8 @@ MOST_POINTS = 240
 STRIP = 14
 """Height of the strip for marks above a chart."""
 _ROW = 20
+_LETTER = 7
+"""Width of a letter at most, on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +116,15 @@ def chart(
         Of the whole, in the units of the viewBox.
 
     """
-    legend = (_ROW if len(lines) > 1 else 0) + (STRIP if len(marks) else 0)
+    names = [line.name for line in lines]
+    named = _ROW * _rows(names)
+    height += max(0, named - _ROW)  # what a legend of several rows takes, it does not take from the chart
+    legend = named + (STRIP if len(marks) else 0)
     across = _Scale(x, [line.x for line in lines], LEFT, WIDTH - RIGHT)
     levels = [line.y for line in lines] + ([[limit[1]]] if limit else [])
     up = _Scale(y, levels, height - BOTTOM, TOP + legend)
     parts = [_grid(across, up, x, y, height=height, top=TOP + legend)]
-    looks = styles(line.name for line in lines)
+    looks = styles(names)
     for index, line in enumerate(lines):
         colour = looks[line.name][0]
         points = _thinned(across.at(line.x), up.at(line.y), steps=line.steps)
@@ -136,7 +141,7 @@ def chart(
             known = [point for run in points for point in run]
             few = known[:: max(1, len(known) // 6)] if len(known) > 12 else known
             parts += [_mark(MARKS[index % len(MARKS)], *point, colour) for point in few]
-            parts.append(_legend(index, len(lines), line.name, colour, dash))
+            parts.append(_legend(index, names, colour, dash))
     if limit is not None:
         level = float(up.at(limit[1]))
         parts.append(
@@ -166,10 +171,8 @@ def bars(values: dict[str, dict[str, float]], *, title: str, unit: str) -> str:
     looks = styles(names)
     most = max((value for row in values.values() for value in row.values()), default=0.0) or 1.0
     left, row_height = 190, 17
-    top = float(TOP + (_ROW if len(names) > 1 else 0))
-    parts = [
-        _legend(index, len(names), name, looks[name][0], None) for index, name in enumerate(names)
-    ] if len(names) > 1 else []  # fmt: skip
+    top = float(TOP + _ROW * _rows(names))
+    parts = [_legend(index, names, looks[name][0], None) for index, name in enumerate(names)] if len(names) > 1 else []
     for label, row in values.items():
         middle = top + row_height * len(row) / 2 + 4
         parts.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(label)}</text>')
@@ -237,17 +240,29 @@ def _grid(across: _Scale, up: _Scale, x: Axis, y: Axis, *, height: int, top: int
     return "".join(parts)
 
 
-def _legend(index: int, of: int, name: str, colour: str, dash: str | None) -> str:
-    at = LEFT + index * (WIDTH - LEFT - RIGHT) / of
+def _columns(names: Sequence[str]) -> int:
+    """Return how many names stand beside each other in a legend: all, or as many as the longest allows."""
+    room = (WIDTH - LEFT - RIGHT) // (44 + _LETTER * max(map(len, names), default=0))
+    return max(1, min(len(names), room))
+
+
+def _rows(names: Sequence[str]) -> int:
+    return math.ceil(len(names) / _columns(names)) if len(names) > 1 else 0
+
+
+def _legend(index: int, names: Sequence[str], colour: str, dash: str | None) -> str:
+    row, column = divmod(index, _columns(names))
+    at = LEFT + column * (WIDTH - LEFT - RIGHT) / _columns(names)
+    top = TOP + _ROW * row
     if dash is not None:
         sample = (
-            f'<line x1="{at:.1f}" x2="{at + 30:.1f}" y1="{TOP - 2}" y2="{TOP - 2}" stroke="{colour}"'
+            f'<line x1="{at:.1f}" x2="{at + 30:.1f}" y1="{top - 2}" y2="{top - 2}" stroke="{colour}"'
             f' stroke-width="1.8" stroke-dasharray="{dash}"/>'
-            f"{_mark(MARKS[index % len(MARKS)], at + 15, TOP - 2, colour)}"
+            f"{_mark(MARKS[index % len(MARKS)], at + 15, top - 2, colour)}"
         )
     else:
-        sample = f'<rect x="{at:.1f}" y="{TOP - 9}" width="24" height="12" {_hatched(index, colour)}/>'
-    return f'{sample}<text x="{at + 36:.1f}" y="{TOP + 2}">{escape(name)}</text>'
+        sample = f'<rect x="{at:.1f}" y="{top - 9}" width="24" height="12" {_hatched(index, colour)}/>'
+    return f'{sample}<text x="{at + 36:.1f}" y="{top + 2}">{escape(names[index])}</text>'
 
 
 def _hatched(index: int, colour: str) -> str:

@@ -341,7 +341,8 @@ class TraceBuilder:
             parent=None if chats is None else _parents(chats[0], chats[1]),
             turn=None if chats is None else chats[2].astype(np.uint32),
             unit=unit,
-            source=source,
+            # Names of files may be no Unicode; results, which have this name, are.
+            source=source.encode("utf-8", "replace").decode("utf-8"),
             format=format_name,
             dropped=dict(self.dropped),
             notes=notes,

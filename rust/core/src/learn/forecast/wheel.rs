@@ -1,6 +1,6 @@
 //! A timing wheel: what is due at which tick.
 
-/// Ticks ahead that are told apart; what is due later comes up early, and is scheduled again.
+/// Ticks ahead that are kept apart; what is due later comes up early, and is scheduled again.
 const PLACES: usize = 4096;
 
 #[derive(Clone, Copy, Debug)]

