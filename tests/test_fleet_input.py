@@ -33,7 +33,7 @@ def test_bad_input_is_refused_by_name() -> None:
     refused("routers = 0", routers=0)
     refused("changes.replica = 2", changes=[Change(at_s=0, replica=2, kind="fail")])
     refused("at_s = -1", changes=[Change(at_s=-1, replica=0, kind="fail")])
-    refused("unknown variant `die`", changes=[Change(at_s=1, replica=0, kind="die")])  # type: ignore[arg-type]
+    refused('kind = "die": must be one of', changes=[Change(at_s=1, replica=0, kind="die")])  # type: ignore[arg-type]
     refused("did you mean", replicas=[{"kv_block": 3}])
     other = {"iteration_time": "qwen3-32b-h200-sxm"}
     refused(

@@ -18,6 +18,9 @@ impl View {
     /// The part of a hit that is trusted, for a request that has `target` tokens to compute.
     #[inline]
     pub(super) fn trusted(&self, hit: Hit, target: u32) -> Hit {
+        if hit == Hit::default() {
+            return hit;
+        }
         let computed = hit.computed.min(target - 1);
         let evicted = hit.evicted.min(target - computed);
         Hit { computed, shared: if self.pool.trusts_shares() { hit.shared.min(computed) } else { 0 }, evicted }
