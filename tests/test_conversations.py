@@ -111,7 +111,7 @@ def test_session_affinity_keeps_what_several_routers_know_of_prefixes(router: st
 
     one, in_turn, by_session = hit_rate(), hit_rate(routers=4), hit_rate(routers=4, session_affinity=True)
     assert in_turn < 0.9 * one
-    assert by_session > 0.95 * one
+    assert by_session > 0.9 * one
     assert hit_rate(session_affinity=True) == one
 
 

@@ -249,7 +249,7 @@ def test_the_command_prints_draws_and_writes(tmp_path: Path, capsys: pytest.Capt
         (["--replicas", "2", *WITHIN, "--target-rate", "5"], "--target-rate: with --replicas"),
         (["--replicas", "2", *WITHIN, "--routers", "nearest"], "nearest"),
         (["--replicas", "2", *WITHIN, "--num-routers", "0"], "--num-routers: '0'"),
-        (["--csv"], "--csv: is for --replicas"),
+        (["--csv"], "--csv needs --replicas"),
         (["--replicas", "2", *WITHIN, "--gpu", "h100_sxm", "a100_sxm", "--model", "x"], "x"),
         (["--replicas", "2", *WITHIN, "--iteration-time", "linear:0.01,1e-6", "--kv-blocks", "900"],
          "--kv-bytes-per-token is missing"),
