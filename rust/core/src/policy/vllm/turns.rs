@@ -24,7 +24,7 @@ struct Turn {
 pub(super) struct Turns(Vec<Turn>);
 
 impl Turns {
-    /// Plans what the residents compute, and who of them is preempted.
+    /// Plans what the residents compute, and which of them are preempted.
     #[cold]
     pub(super) fn plan(&mut self, view: &View, plan: &mut Plan) {
         self.walk(view, plan);
