@@ -140,10 +140,12 @@ pub(crate) fn non_negative(argument: &str, value: f64) -> Result<f64> {
 /// Result of the core's fallible calls.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The value that JSON describes; `name` is the argument, for messages, "" where its keys are the arguments.
+/// Reads a value from JSON.
+///
+/// `name` is the argument that messages name; "" where `value` is an object whose keys are the arguments.
 ///
 /// # Errors
-/// [`Error::Invalid`] names what is refused by its place in `value`.
+/// [`Error::Invalid`] with the place of the first wrong value, as in `types[0].output`.
 pub fn from_json<T: DeserializeOwned>(value: &Value, name: &str) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
@@ -159,14 +161,14 @@ pub fn from_json<T: DeserializeOwned>(value: &Value, name: &str) -> Result<T> {
     })
 }
 
-/// What serde says of a value, which the message shows already, without the names of Rust's types.
-fn in_plain_words(said: &str) -> String {
-    if let Some(field) = said.strip_prefix("missing field ") {
+/// An error of serde's without the names of Rust's types, and without the value, which the message shows already.
+fn in_plain_words(message: &str) -> String {
+    if let Some(field) = message.strip_prefix("missing field ") {
         return format!("{} is missing", field.trim_matches('`'));
     }
-    let Some((found, expected)) = said.split_once(", expected ") else { return said.to_owned() };
+    let Some((found, expected)) = message.split_once(", expected ") else { return message.to_owned() };
     if !["invalid ", "unknown variant "].iter().any(|begin| found.starts_with(begin)) {
-        return said.to_owned();
+        return message.to_owned();
     }
     let expected = match expected {
         "u8" => "an integer from 0 to 255",
@@ -176,7 +178,6 @@ fn in_plain_words(said: &str) -> String {
         "i32" | "i64" => "an integer",
         "f32" | "f64" => "a number",
         "a sequence" => "a list",
-        "a string" => "a text",
         "a map" => "an object",
         of if of.starts_with("struct ") || of.starts_with("internally tagged enum ") => "an object",
         other => other,

@@ -52,10 +52,10 @@ fn a_system_prompt_is_computed_once_even_by_requests_that_enter_together() {
 }
 
 #[test]
-fn what_was_evicted_is_told_apart_from_what_is_new() {
+fn evicted_tokens_are_distinguished_from_new_ones() {
     for policy in ["vllm", "adaptive"] {
         let mut core = caching(policy);
-        let mut evicted = |request: Request| {
+        let mut serve = |request: Request| {
             let id = request.id;
             core.add(&request).unwrap();
             let hit = core.plan(0).chunks()[0].hit;
@@ -63,18 +63,18 @@ fn what_was_evicted_is_told_apart_from_what_is_new() {
             (hit.computed, hit.evicted)
         };
         let first = prompt(1, 40, 4);
-        assert_eq!(evicted(first.clone()), (0, 0), "{policy}");
+        assert_eq!(serve(first.clone()), (0, 0), "{policy}");
         assert_eq!(
-            evicted(Request { id: 2, ..first.clone() }),
+            serve(Request { id: 2, ..first.clone() }),
             (36, 0),
             "{policy}: it is all there, but for a last token"
         );
         // 39 of 40 blocks: one of the prefix is left.
-        assert_eq!(evicted(prompt(3, 156, 0)), (0, 0), "{policy}: it is new");
+        assert_eq!(serve(prompt(3, 156, 0)), (0, 0), "{policy}: it is new");
         // Only what it shares with the first was computed; and a newer one may have displaced one that is remembered.
-        let (computed, before) = evicted(prompt(4, 40, 4));
+        let (computed, before) = serve(prompt(4, 40, 4));
         assert!(computed == 4 && (8..=12).contains(&before), "{policy}: {before}");
-        let (computed, before) = evicted(Request { id: 5, ..first });
+        let (computed, before) = serve(Request { id: 5, ..first });
         assert!(computed == 16 && (12..=20).contains(&before), "{policy}: {before}");
     }
 }

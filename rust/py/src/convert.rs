@@ -34,7 +34,7 @@ pub(crate) fn ranged<'py, T: FromPyObjectOwned<'py>>(value: &Bound<'py, PyAny>) 
     })
 }
 
-/// A hit as the caller writes it: (id, computed tokens, shared tokens), or with the evicted tokens as a fourth.
+/// A hit in Python: (id, computed tokens, shared tokens) or (id, computed tokens, shared tokens, evicted tokens).
 pub(crate) struct HitOf(pub(crate) RequestId, pub(crate) Hit);
 
 impl<'py> FromPyObject<'_, 'py> for HitOf {
@@ -52,7 +52,7 @@ impl<'py> FromPyObject<'_, 'py> for HitOf {
 /// A Python value made of what JSON has, `name` for messages.
 pub(crate) fn json<T: DeserializeOwned>(value: &Bound<'_, PyAny>, name: &str) -> PyResult<T> {
     check(value, &Place::Root(name), 0, &mut MOST_VALUES.clone())?;
-    // By way of JSON, so that each type is read by one code, that of the settings, which says where it is wrong.
+    // Through JSON, so that errors are found and worded as those of settings are: with the place of the wrong value.
     let plain: serde_json::Value = pythonize::depythonize(value)
         .map_err(|error| WaitCoreError::new_err(error::short(format!("{name}: {error}"))))?;
     wait_core::from_json(&plain, name).map_err(error::core)
@@ -97,7 +97,7 @@ fn check(value: &Bound<'_, PyAny>, place: &Place<'_>, depth: usize, left: &mut u
     if let Ok(map) = value.cast::<PyDict>() {
         for (key, item) in map {
             let Ok(text) = key.cast::<PyString>() else {
-                return refuse(&format!(": the key {} is not a text", shown(&key)));
+                return refuse(&format!(": the key {} is not a string", shown(&key)));
             };
             let Ok(text) = text.to_cow() else {
                 return refuse(&format!(": the key {} is not Unicode", shown(&key)));
@@ -126,7 +126,7 @@ fn check(value: &Bound<'_, PyAny>, place: &Place<'_>, depth: usize, left: &mut u
             return refuse(&format!(" = {}: not Unicode", shown(value)));
         }
     } else if !value.is_none() {
-        return refuse(&format!(" = {}: not a number, a text, a list or a dictionary", shown(value)));
+        return refuse(&format!(" = {}: not a number, a string, a list or a dictionary", shown(value)));
     }
     Ok(())
 }

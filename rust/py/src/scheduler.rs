@@ -128,8 +128,8 @@ impl Scheduler {
     /// admission it did not carry out; `progress`: (id, KV tokens it holds) where the plan assumed otherwise;
     /// `receiving`: (id, KV tokens that come) of requests that the host has admitted and whose KV it fetches;
     /// `received`: those whose KV has arrived from elsewhere; `hits`: (id, computed tokens, shared tokens) of waiting
-    /// requests: how much of the prompt is cached, and how much of that residents hold; a fourth number, if the host
-    /// knows it, is how much behind that was cached before and has been evicted, from which "adaptive" learns;
+    /// requests: how much of the prompt is cached, and how much of that residents hold; optionally, as a
+    /// fourth number, the tokens behind those that were cached before and have been evicted: "adaptive" learns from it;
     /// `free_blocks`: the host's count of free KV blocks, which takes precedence. Raises `WaitCoreError` for an
     /// impossible report, and changes nothing then.
     ///

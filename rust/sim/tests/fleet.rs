@@ -195,7 +195,7 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(refused(|fleet| fleet.routing.stale_after = f64::NAN).starts_with("stale_after = NaN"));
     assert!(refused(|fleet| fleet.setup.max_concurrency = Some(0)).starts_with("max_concurrency = 0"));
     assert!(refused(|fleet| fleet.routers = 0).starts_with("routers = 0: must be between 1 and"));
-    assert!(refused(|fleet| fleet.sessions = vec![0; 9]).starts_with("sessions = 9: 10 requests"));
+    assert!(refused(|fleet| fleet.sessions = vec![0; 9]).starts_with("sessions = 9: must be 10, one for each request"));
     assert!(refused(|fleet| fleet.sessions = vec![10; 10]).starts_with("sessions = 10: must be below 10"));
     let strange = |fleet: &mut Fleet| fleet.changes = vec![change(0, 2, ChangeKind::Fail)];
     assert!(refused(strange).starts_with("changes.replica = 2: must be below 2"));

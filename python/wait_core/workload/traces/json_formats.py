@@ -61,7 +61,7 @@ class TextLengths:
     def length(self, text: object, place: Place, column: str) -> int:
         """Return the length of `text`."""
         if not isinstance(text, str) or isinstance(text, Digits):
-            raise place.error(column, text, "a text")
+            raise place.error(column, text, "a string")
         if self.count_tokens is None:
             return len(text.split())
         return count(self.count_tokens(text), place, column)
@@ -82,7 +82,7 @@ def read_mooncake(path: Path, limit: int | None) -> Trace:
         unit = NS_PER_S_EXPONENT if "chat_id" in row else NS_PER_MS_EXPONENT
         kind = row.get("type")
         if not isinstance(kind, str | int | None):
-            raise place.error("type", kind, "a text")
+            raise place.error("type", kind, "a string")
         builder.add(
             count(_get(row, "input_length", place), place, "input_length"),
             count(_get(row, "output_length", place), place, "output_length"),

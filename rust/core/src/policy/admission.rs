@@ -29,7 +29,7 @@ pub(super) fn in_order(
     true
 }
 
-/// The same where the preempted wait among those of queue 0: each where its rank says, before its equals.
+/// The same by rank, for queue 0 and the preempted, which go before their equals.
 pub(super) fn by_rank(
     view: &View,
     plan: &mut Plan,

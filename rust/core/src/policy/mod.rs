@@ -98,7 +98,7 @@ pub trait Policy {
         true
     }
 
-    /// Whether a preempted request waits where its rank says, before its equals; otherwise before all others.
+    /// Whether a preempted request resumes by rank, before its equals; otherwise before all others.
     fn resumes_by_rank(&self) -> bool {
         false
     }

@@ -2,12 +2,12 @@
 //!
 //! Running requests go first, in the order of their admission, as far as the token budget reaches: a decode takes one
 //! token and its drafts, a prefill what is left of its prompt. Out of blocks: preempt the request of the lowest priority,
-//! of those the one admitted last. In an iteration that preempted nothing, admit by priority, first come, first served
+//! among equals the one admitted last. In an iteration that preempted nothing, admit by priority, first come, first served
 //! among equals, while a seat, tokens and the blocks of the WHOLE prompt are free above the watermark (which an idle engine
 //! ignores); only the blocks of the first chunk are taken.
 //!
-//! That is vLLM's order by (priority, arrival) as well as, while no request has a priority, its order of arrival: among
-//! equals the running have arrived before the waiting, and were admitted in the order of their arrival.
+//! This covers both of vLLM's scheduling policies: `priority` orders by (priority, arrival), and where no request has a
+//! priority that is `fcfs`. Among equals, running requests arrived before waiting ones and were admitted in that order.
 
 use self::turns::Turns;
 use super::{Policy, admission};
@@ -61,8 +61,9 @@ impl Policy for Vllm {
     }
 }
 
-/// Where all have their tokens, none gives blocks back and the victims are the last, it is enough to take from `taken`,
-/// the blocks that all take, what the last would take. False, and nothing is preempted, where it is not so.
+/// Where the token budget is enough for all, none gives blocks back and the victims are those admitted last, no turns are
+/// needed: each victim reduces `taken`, the blocks that all residents take, by its own. Returns false, and preempts nothing,
+/// where any of this does not hold.
 fn preempt_last(view: &View, plan: &mut Plan, mut taken: i64) -> bool {
     let decodes = view.lanes()[0].len().saturating_mul(view.limits().decode_tokens);
     let tokens = view.prefilling().iter().map(|&slot| chunk(view, slot)).fold(decodes, u32::saturating_add);

@@ -247,8 +247,8 @@ impl Fleet {
         if count > 0.0 { (sum / count).max(1.0) } else { MEAN_OUTPUT }
     }
 
-    /// About how many routers send to the replicas: how many times as many requests they report as this one had sent them by
-    /// then, at least 1.
+    /// Estimates how many routers send to the replicas, at least 1: the requests that the replicas report, as a multiple of
+    /// those that this router had sent by then.
     pub(super) fn routers(&self, now_ns: u64) -> f64 {
         let (mut all, mut own) = (0, 0);
         for standing in &self.standings {

@@ -144,7 +144,8 @@ pub(super) fn propose(
     Proposal { place: Some(place), cached: found.cached, ..predicted }
 }
 
-/// Leaves one in so many, drawn at random, and where most of the prompt is cached; all of them, if only others do.
+/// Keeps one in `routers` of the predictions, drawn at random, and that with most of the prompt cached. Keeps all of them where
+/// only others meet the terms.
 fn thin(found: &mut Vec<(usize, Prediction)>, routers: f64, terms: &Terms, draws: &mut Draws) {
     let keep = (libm::ceil(found.len() as f64 / routers) as usize).max(FEWEST);
     if keep >= found.len() {
@@ -159,8 +160,8 @@ fn thin(found: &mut Vec<(usize, Prediction)>, routers: f64, terms: &Terms, draws
         let drawn = at + draws.below(found.len() - at);
         found.swap(at, drawn);
     }
-    let does = |(_, each): &(usize, Prediction)| each.wait <= terms.queue && each.ttft <= terms.left;
-    if found[..keep].iter().any(does) || !found.iter().any(does) {
+    let meets = |(_, each): &(usize, Prediction)| each.wait <= terms.queue && each.ttft <= terms.left;
+    if found[..keep].iter().any(meets) || !found.iter().any(meets) {
         found.truncate(keep);
     }
 }

@@ -106,7 +106,7 @@ fn first_in_turn(view: &View, plan: &Plan, queue: usize) -> Option<Slot> {
     view.iter_waiting(queue).find(|&slot| plan.fits_alone(view, slot).is_ok())
 }
 
-/// Requests that go before one of this queue and wait elsewhere: the preempted, or by rank those before it.
+/// Requests of other queues that go before this one: all preempted requests, or by rank those before it.
 fn before_queue(view: &View, queue: usize, slot: Slot) -> u32 {
     let (resuming, rank) = (view.queues(), view.request(slot).rank());
     let ranks = |queue| view.iter_waiting(queue).map(|other| view.request(other).rank());

@@ -2,8 +2,8 @@
 //! one is preempted, admission first come first served only where nothing was preempted, with the whole prompt checked
 //! against the free blocks less the watermark, chunks mixed under one budget, none longer than the threshold unless the
 //! request is the only one. By priority the order of the queue is (priority, arrival), and the one preempted is the last
-//! of the running ones in that order: one that has had its turn gives back its tokens. With a sliding window there are two groups of layers, one with full attention: at its turn
-//! a request frees what it will not attend to again.
+//! of the running ones in that order: one that has had its turn gives back its tokens. With a sliding window there are two
+//! groups of layers, one with full attention: at its turn a request frees what it will not attend to again.
 
 use std::collections::VecDeque;
 

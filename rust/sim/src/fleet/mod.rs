@@ -20,8 +20,8 @@ use crate::record::Run;
 use crate::requests::Requests;
 use crate::setup::Setup;
 
+mod balancer;
 mod crew;
-mod deal;
 mod merge;
 mod pool;
 mod replica;
@@ -202,10 +202,18 @@ impl Fleet {
             }
         }
         if !self.sessions.is_empty() && self.sessions.len() != requests {
-            return Err(Error::invalid("sessions", self.sessions.len(), format!("{requests} requests")));
+            return Err(Error::invalid(
+                "sessions",
+                self.sessions.len(),
+                format!("must be {requests}, one for each request"),
+            ));
         }
         if let Some(session) = self.sessions.iter().find(|&&session| session as usize >= requests) {
-            return Err(Error::invalid("sessions", session, format!("must be below {requests}, a request")));
+            return Err(Error::invalid(
+                "sessions",
+                session,
+                format!("must be below {requests}, the index of a request"),
+            ));
         }
         if let Some(change) = self.changes.iter().find(|change| change.replica >= replicas) {
             return Err(Error::invalid("changes.replica", change.replica, format!("must be below {replicas}")));

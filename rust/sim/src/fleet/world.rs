@@ -9,8 +9,8 @@ use self::begin::UNSEEN;
 pub(super) use self::door::Door;
 use self::door::Held;
 use self::reports::Taken;
+use super::balancer::Balancer;
 use super::crew::Crew;
-use super::deal::Deal;
 use super::pool::{Pool, Stage};
 use super::replica::Replica;
 use super::server::Server;
@@ -37,7 +37,7 @@ pub(super) struct World<'a> {
     columns: &'a Columns<'a>,
     /// In the order in which a request passes through them.
     pools: Vec<Pool<'a>>,
-    deal: Deal<'a>,
+    balancer: Balancer<'a>,
     replicas: Vec<Replica<'a>>,
     now_ns: u64,
     /// Ends of iterations, and when policies want to look again: (time, replica, its stamp).
@@ -117,7 +117,7 @@ impl<'a> World<'a> {
             clients: Clients::new(requests, fleet.setup.max_concurrency),
             columns,
             pools,
-            deal: Deal::new(fleet.routers, requests.arrivals.len(), &fleet.sessions),
+            balancer: Balancer::new(fleet.routers, requests.arrivals.len(), &fleet.sessions),
             replicas,
             now_ns: requests.arrivals.first().map_or(0, |arrival| arrival.at_ns),
             events: BinaryHeap::new(),
@@ -259,7 +259,7 @@ impl<'a> World<'a> {
             };
             self.columns.lose(id);
             self.replica_of[id as usize] = NO_REPLICA;
-            self.pools[0].fronts[self.deal.router_of(id)].door.push_front(Held {
+            self.pools[0].fronts[self.balancer.router_of(id)].door.push_front(Held {
                 id: id as u32,
                 sent_ns,
                 since_ns: self.now_ns,
@@ -269,7 +269,7 @@ impl<'a> World<'a> {
 
     /// A refused request fails, and with it all that would have followed.
     fn reject(&mut self, id: u64) {
-        let number = self.deal.router_of(id);
+        let number = self.balancer.router_of(id);
         for front in self.pools.iter_mut().map(|pool| &mut pool.fronts[number]) {
             front.router.finished(self.now_ns, id);
             front.ask_again = true;

@@ -26,7 +26,7 @@ pub(super) struct Expected {
     pub(super) prompts: f64,
     /// By how many per cent requests wait longer for memory if they stay longer by one.
     pub(super) elasticity: f64,
-    /// By how many per cent an iteration takes longer if requests stay longer by one: more of them decode then.
+    /// By how many per cent an iteration takes longer if requests stay longer by one, because more of them then decode.
     pub(super) feedback: f64,
 }
 

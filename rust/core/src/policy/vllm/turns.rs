@@ -8,18 +8,18 @@ use crate::model::Slot;
 use crate::plan::Plan;
 use crate::state::{Phase, View};
 
-/// What a resident was given.
+/// What a resident was given at its turn.
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     slot: Slot,
     tokens: u32,
-    /// What the budget has left without it: its tokens and its drafts.
+    /// What it takes of the token budget: its tokens and its drafts.
     budget: u32,
     /// Blocks that it gave back, less those that it took.
     freed: i64,
 }
 
-/// The turns of an iteration; empty between two, and kept for their memory.
+/// The turns of an iteration; empty between iterations, and kept so that none allocates.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Turns(Vec<Turn>);
 
@@ -84,7 +84,7 @@ impl Turns {
     }
 }
 
-/// The resident of the lowest priority, of those the one admitted last.
+/// The resident of the lowest priority, among equals the one admitted last.
 fn victim(view: &View, plan: &Plan) -> Option<Slot> {
     if !view.ranks() {
         return plan.last_resident(view);

@@ -1,20 +1,20 @@
 //! Which prefixes have been computed lately, whether or not they are still cached.
 //!
-//! A block that was computed and is missing has been evicted: with more memory it would have been found. A table of eight times
-//! as many tags as the cache has blocks remembers what requests leave behind; each has one place, where the next
-//! to come with it takes over, so that old ones fade away and no order has to be kept.
+//! A block that was computed and is not cached has been evicted: with more memory it would have been found. A table with eight
+//! times as many entries as the cache has blocks remembers what requests leave behind. It is direct-mapped: a newer hash
+//! overwrites an older one in its place, so that old ones fade away without any order being kept.
 
 use crate::lookup::mixed;
 
 /// Prefixes by the hash of their last block.
 #[derive(Clone, Debug)]
 pub(super) struct Computed {
-    /// The upper half of the mixed hash; 0 where there is none yet. A power of two of them.
+    /// The upper half of each mixed hash, 0 for an empty place; the length is a power of two.
     tags: Box<[u32]>,
 }
 
 impl Computed {
-    /// Beside a cache of so many blocks.
+    /// For a cache of this many blocks.
     pub(super) fn new(blocks: u32) -> Self {
         Self { tags: vec![0; (8 * blocks as usize).next_power_of_two()].into() }
     }
@@ -33,11 +33,11 @@ impl Computed {
 
     /// How many of these have been computed.
     pub(super) fn count(&self, hashes: &[u64]) -> u32 {
-        let known = |&&hash: &&u64| {
+        let is_known = |&&hash: &&u64| {
             let (at, tag) = self.place(hash);
             self.tags[at] == tag
         };
-        hashes.iter().filter(known).count() as u32
+        hashes.iter().filter(is_known).count() as u32
     }
 
     pub(super) fn clear(&mut self) {

@@ -178,7 +178,7 @@ impl View {
         self.residents.remove(&mut self.table, slot);
     }
 
-    /// Resident → waiting, first of its equals in the queue, after `kv` tokens were computed and with `kept` output tokens to recompute.
+    /// Resident → waiting, before its equals, after `kv` tokens were computed and with `kept` output tokens to recompute.
     /// `preempted` is false when the host refused an admission: the request then goes back to where it came from.
     pub(crate) fn send_back(&mut self, slot: Slot, kv: u32, kept: u32, preempted: bool) {
         self.release(slot, kv);

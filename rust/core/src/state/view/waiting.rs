@@ -1,4 +1,4 @@
-//! The queues of those that wait.
+//! The queues of waiting requests.
 
 use super::View;
 use crate::model::Slot;
@@ -42,7 +42,7 @@ impl View {
         self.iter_waiting(self.queues())
     }
 
-    /// Whether they resume by rank, between those that wait; otherwise before all others, the last preempted first.
+    /// Whether preempted requests resume by rank, before their equals; otherwise before all others, the last preempted first.
     pub fn resumes_by_rank(&self) -> bool {
         self.resumes_by_rank
     }
@@ -64,7 +64,7 @@ impl View {
 
     // ---- what the scheduler writes -----------------------------------------------------------------------------
 
-    /// Sets whether a preempted request waits where its rank says, before its equals; otherwise it goes before all others.
+    /// Sets `resumes_by_rank`.
     pub(crate) fn resuming_by_rank(mut self, by_rank: bool) -> Self {
         self.resumes_by_rank = by_rank;
         self

@@ -74,7 +74,7 @@ impl World<'_> {
     pub(super) fn send_requests(&mut self) -> Result<(), SimError> {
         while let Some((at, sent_ns)) = self.clients.send(self.now_ns, self.under_way) {
             self.under_way += 1;
-            self.deal.deal(at as u64);
+            self.balancer.assign(at as u64);
             self.enter(0, at as u32, sent_ns)?;
         }
         Ok(())
@@ -82,7 +82,7 @@ impl World<'_> {
 
     /// A request is sent to a pool; behind others at the door it waits for its turn.
     pub(super) fn enter(&mut self, pool: usize, id: u32, sent_ns: u64) -> Result<(), SimError> {
-        let front = self.deal.router_of(id.into());
+        let front = self.balancer.router_of(id.into());
         let hold = if self.pools[pool].fronts[front].door.queue.is_empty() {
             let Some(hold) = self.route(pool, id, sent_ns)? else { return Ok(()) };
             Some(hold)
@@ -119,7 +119,7 @@ impl World<'_> {
             block_hashes: &self.hashes,
             arrived_ns: Some(sent_ns),
         };
-        let router = &mut pool.fronts[self.deal.router_of(id.into())].router;
+        let router = &mut pool.fronts[self.balancer.router_of(id.into())].router;
         let choice = router.route(self.now_ns, &incoming)?;
         let Some(place) = choice.replica else { return Ok(choice.hold) };
         let place = place as usize;

@@ -35,7 +35,7 @@ impl World<'_> {
         }
         let pool = &mut self.pools[number];
         for &id in finished {
-            let front = &mut pool.fronts[self.deal.router_of(id)];
+            let front = &mut pool.fronts[self.balancer.router_of(id)];
             front.router.finished(self.now_ns, id);
             front.ask_again = true;
         }
