@@ -9,9 +9,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from test_traces import FILES, TRACES
+from test_traces import FILES, PATIENT, TRACES
 
 from wait_core.workload.traces import Trace, TraceError, csv_formats, load
 from wait_core.workload.traces.plain_csv import Piece
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""Other work may share the machine."""
 HEADERS = {
     "vidur": "arrived_at,num_prefill_tokens,num_decode_tokens",
     "azure": "TIMESTAMP,ContextTokens,GeneratedTokens",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_traces import PATIENT
 
 from wait_core import WaitCoreError
 from wait_core.workload import Trace, load, write_mooncake
-
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""Other work may share the machine."""
 
 
 def arrivals(trace: Trace) -> list[int]:

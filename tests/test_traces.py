@@ -17,10 +17,10 @@ from wait_core.workload import Trace, TraceError, load, traces, write_mooncake
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Recorded traces are not shipped; point this at a folder that holds them.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Other work may share the machine."""
 ROOT = Path(__file__).resolve().parent.parent
+# Recorded traces are not shipped; point this at a folder that holds them.
 TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "traces"))
 
 FILES = {
