@@ -60,7 +60,7 @@ def drawn(count: int, rate: float, seed: int) -> list[Request]:
 
 async def serve(handle: DeploymentHandle[Any], requests: list[Request]) -> list[tuple[float, float]]:
     """Send requests at their times; return the times to the first and to the last token of each, s."""
-    import ray_serve  # noqa: PLC0415  the documentation's table needs neither Ray nor what its tests need
+    import ray_serve  # noqa: PLC0415  `paired` is used without Ray
 
     async def one(at: float, prompt: list[int], output: int) -> tuple[float, float]:
         await asyncio.sleep(at)

@@ -1,4 +1,4 @@
-"""Fleets that cannot be, and reports that say nothing: a clear error or a stated fallback, and no request is lost."""
+"""Impossible fleets are refused with a clear error; without fresh reports a router falls back, and loses no request."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_bad_input_is_refused_by_name() -> None:
     refused("did you mean", replicas=[{"kv_block": 3}])
     other = {"iteration_time": "qwen3-32b-h200-sxm"}
     refused(
-        "replica 1: that of Qwen/Qwen3-32B, and that of replica 0 is of", replicas=[{"iteration_time": "a100"}, other]
+        "replica 1: a law of Qwen/Qwen3-32B, but that of replica 0 is of", replicas=[{"iteration_time": "a100"}, other]
     )
     pools = Disaggregated(prefill=[{"iteration_time": "llama-3.1-8b-l40s"}], decode=[other], transfer=Transfer.of())
-    refused("replica 1: that of Qwen/Qwen3-32B, and that of replica 0 is of .*Llama-3.1-8B", replicas=pools)
+    refused("replica 1: a law of Qwen/Qwen3-32B, but that of replica 0 is of .*Llama-3.1-8B", replicas=pools)
 
 
 @pytest.mark.parametrize("router", ROUTERS)

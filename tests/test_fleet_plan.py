@@ -228,13 +228,13 @@ def test_the_command_prints_draws_and_writes(tmp_path: Path, capsys: pytest.Capt
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["split"] for row in rows] == [each["split"] for each in found["trials"]]
     assert float(rows[0]["goodput"]) == found["trials"][0]["goodput"]
-    # Two do not do, and the status says so.
+    # Two replicas do not meet the objective, and the status says so.
     assert main([*command, "--replicas", "2", "--kv-bandwidth", "0.5"]) == 1
     out = capsys.readouterr().out
     assert "none of these meets the objective" in out
     assert "one router" not in out
     assert "at 0.5 GB/s" in out
-    # Three do, behind one router.
+    # Three, which meet it behind one router, do not behind two.
     assert main([*command, "--num-routers", "2", "--threads", "1"]) == 1
     out = capsys.readouterr().out
     assert "2 routers side by side" in out

@@ -261,6 +261,11 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def as_unicode(text: str) -> str:
+    """Return `text` with a question mark for each byte of a file name that is not valid UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, binary: bool = False) -> Iterator[IO[Any]]:
     """Open a file that replaces `path` when the block succeeds; otherwise `path` stays as it was.

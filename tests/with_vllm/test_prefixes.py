@@ -108,7 +108,7 @@ def test_the_core_learns_what_was_evicted() -> None:
     core = driver.scheduler.wait_core.core
     tell = driver.scheduler.wait_core.prefixes.tell
 
-    class Heard:
+    class Recorder:
         def __getattr__(self, name: str) -> Any:
             return getattr(core, name)
 
@@ -116,7 +116,7 @@ def test_the_core_learns_what_was_evicted() -> None:
             reports.extend(report["hits"])
             core.complete(**report)
 
-    driver.scheduler.wait_core.prefixes.tell = lambda _, *rest: tell(Heard(), *rest)
+    driver.scheduler.wait_core.prefixes.tell = lambda _, *rest: tell(Recorder(), *rest)
 
     def serve(name: str, prompt: list[int]) -> list[tuple[int, ...]]:
         reports.clear()

@@ -30,11 +30,11 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         " 0, as without it: prompts are computed elsewhere",
     )
     group.add_argument("--decode-replicas", metavar="D", type=some, help="and so many decode")
-    add_surroundings(group)
+    add_common(group)
 
 
-def add_surroundings(group: argparse._ArgumentGroup) -> None:
-    """Add what simulated and planned fleets have in common: routers, threads, transfer of KV."""
+def add_common(group: argparse._ArgumentGroup) -> None:
+    """Add the options that simulated and planned fleets have in common: routers, threads, transfer of KV."""
     group.add_argument(
         "--staleness",
         metavar="S",

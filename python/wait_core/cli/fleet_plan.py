@@ -10,7 +10,7 @@ from tqdm import tqdm
 from wait_core._core import WaitCoreError
 from wait_core.cli import arguments as kinds
 from wait_core.cli.deployment import basis
-from wait_core.cli.fleet import add_surroundings, transfer_of
+from wait_core.cli.fleet import add_common, transfer_of
 from wait_core.cli.output import print_notes, tabulated
 from wait_core.cli.page import report_file, reproduce, say
 from wait_core.cli.picture import picture
@@ -41,7 +41,7 @@ def add_fleet(group: argparse._ArgumentGroup) -> None:
         help=f"some of {', '.join(ROUTERS)} ({' '.join(TRIED)})",
     )  # fmt: skip
     group.add_argument("--no-disaggregation", action="store_true", help="no pools of their own for prefill and decode")
-    add_surroundings(group)
+    add_common(group)
 
 
 def plan_replicas(
@@ -126,7 +126,7 @@ def _asked(plan: FleetPlan) -> str:
 
 
 def table(trials: Sequence[FleetTrial], one_router: Sequence[FleetTrial] = ()) -> str:
-    """Return a table, one row a fleet, beside what each reaches behind one router where that is known."""
+    """Return a table, one row a fleet; with `one_router` also what each reaches behind one router."""
     header = ["GPUs", "split", "router", "in time", "least to most", "fluid bound", "p99 TTFT ms", "mean TPOT ms",
               "p99 TPOT ms", ""]  # fmt: skip
     rows: list[list[Any]] = [

@@ -20,7 +20,7 @@ KV_BLOCKS = {A100: 7424}
 """KV capacity in blocks of 16 tokens that goes with a law: 80 GB with a margin of 10 %."""
 
 MODEL = {A100: "meta-llama/Llama-2-7b-hf"}
-"""The model whose iterations a law times."""
+"""The model that a law is of."""
 
 KV_BYTES = {A100: 524_288}
 """KV bytes a token, of all layers: keys and values of 32 layers, 4,096 numbers of 2 bytes each."""
@@ -121,7 +121,7 @@ def kv_bytes_of(law: Mapping[str, Any], block_size: int = 16) -> int:
 
 
 def model_of(law: Mapping[str, Any]) -> str | None:
-    """Return the model whose iterations a law times; None of a law that has no name."""
+    """Return the model that a shipped law is of; None for a law of your own."""
     if law == iteration_time(A100):
         return MODEL[A100]
     return next((each.model for each in shipped().values() if law == each.iteration_time), None)

@@ -87,9 +87,11 @@ def plan_fleet(
         Exactly this many: which split and which router is the best?
     routers : sequence of str
         Kinds of router that are tried, one kind for all replicas.
-    num_routers, session_affinity
-        How many routers of that kind stand side by side, and how requests come to them: `routers` and
-        `session_affinity` of `wait_core.simulate`. What is found is then simulated behind one router too.
+    num_routers : int
+        Routers of that kind side by side, as `routers` of `wait_core.simulate`. With several, the fleets that are found
+        are also simulated behind one.
+    session_affinity : bool
+        Whether all turns of a conversation come to one of them, as in `wait_core.simulate`.
     disaggregated : bool
         Whether pools for prefill and decode are tried too.
     transfer : Transfer, optional

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wait_core.report.arrays import Floats
 
 _LINES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
-"""Of the curves of one figure: they cross, and must be distinguishable without colour."""
+"""Line styles of the curves of a figure: they cross, and must be distinguishable without colour."""
 
 
 def latency_cdf(

@@ -95,8 +95,8 @@ def described(
 ) -> dict[str, Any]:
     """Return the fleet as the core reads it.
 
-    `law_known` says whether policies know the law of their engine, `typed` whether they need types, and `sessions`
-    which conversation each request belongs to, where those of one come to one router.
+    `law_known` says whether policies know the law of their engine, `typed` whether they need types, and `sessions`,
+    of shape (n,), is the conversation of each request where all turns of one come to one router.
     """
     routing = {"router": router} if isinstance(router, str) else dict(router)
     name = known(routing.pop("router", ROUTER))
@@ -147,10 +147,10 @@ def known(router: str) -> str:
 
 
 def _check_model(laws: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse engines of which two are known to serve different models."""
+    """Refuse a fleet in which two engines are known to serve different models."""
     first: tuple[int, str] | None = None
     for place, law in enumerate(laws):
-        # The engines of a pool of one kind share it.
+        # Equal replicas share one law: it is looked up once.
         model = None if place and law is laws[place - 1] else model_of(law)
         if model is None:
             continue
@@ -158,7 +158,7 @@ def _check_model(laws: Sequence[Mapping[str, Any]]) -> None:
             first = place, model
         elif model != first[1]:
             raise WaitCoreError(
-                f"iteration_time of replica {place}: that of {model}, and that of replica {first[0]} is of {first[1]}:"
+                f"iteration_time of replica {place}: a law of {model}, but that of replica {first[0]} is of {first[1]};"
                 " a router serves one model"
             )
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
-# An enumeration looks its members up with a call each time, so what every step and request asks for is looked up once.
+# Every step and request compares with these, and each access to a member of an enumeration is a call.
 PAUSED_ALL = PauseState.PAUSED_ALL
 RUNNING = RequestStatus.RUNNING
 LENGTH_CAPPED = RequestStatus.FINISHED_LENGTH_CAPPED
@@ -128,13 +128,13 @@ class Bridge:
             try:
                 step = self.times.ended(clock.now_ns())
                 # A core that has taken over since knows nothing of the plan.
-                if step is not None and (told := step[0]) is not None and told[0] is self.core:
-                    self._timed.append((told[1], step[1]))
+                if step is not None and (planned := step[0]) is not None and planned[0] is self.core:
+                    self._timed.append((planned[1], step[1]))
             except BaseException as error:  # noqa: BLE001
                 self._fail("update_from_output", error)
 
     def step_handled(self, output: ModelRunnerOutput) -> None:
-        """Let those go that vLLM has ended while it took in the output of a step."""
+        """Forget the requests that vLLM has ended with the output of a step."""
         if self.active:
             try:
                 self.times.handled(clock.now_ns())
@@ -233,7 +233,7 @@ class Bridge:
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _let_go(self) -> None:
-        """Forget those that vLLM has ended since its last step, and keep how they ended for the next report."""
+        """Forget the requests that vLLM has ended since its last step, and keep how they ended for the next report."""
         outcomes = self.outcomes
         for name in self.scheduler.finished_req_ids:
             outcomes.moved = True
@@ -298,13 +298,13 @@ class Bridge:
             scheduler.max_num_scheduled_tokens = min(self._budget, max(plan.token_budget, floor))
 
     def _in_order(self, admitted: list[int]) -> list[int]:
-        """Return those that a plan admits in the order in which vLLM is to take them: the last may be cut short."""
+        """Return the admitted requests in vLLM's order, in which the token budget may cut the last one short."""
         by_priority = self.scheduler.policy is SchedulingPolicy.PRIORITY and self.settings.policy == "vllm"
         return sorted(admitted, key=self._requests.__getitem__) if by_priority and len(admitted) > 1 else admitted
 
     def _compare(self, output: SchedulerOutput) -> None:
         plan, self._plan = self._plan, None
-        told = None
+        planned = None
         if plan is not None:
             self.counts["steps"] += 1
             outcomes, ungated = self.outcomes, self.watchdog.is_open or self.settings.shadow
@@ -313,10 +313,10 @@ class Bridge:
                 now_ns = clock.now_ns()
                 self.telemetry.holds_ns += [now_ns - self._arrivals[number] for number in admitted]
             if outcomes.followed and not self._foreign:
-                told = self.core, plan.iteration
+                planned = self.core, plan.iteration
         if output.total_num_scheduled_tokens:
             self.watchdog.progressed()
-            self.times.scheduled(self._begun_ns, told)
+            self.times.scheduled(self._begun_ns, planned)
         else:
             self.watchdog.quiet = True
 

@@ -32,7 +32,7 @@ class Control:
     Attributes
     ----------
     in_force
-        Every setting of the core, defaults included: asking it builds this dictionary anew.
+        Every setting of the core, defaults included; kept, because the core builds this dictionary on each access.
 
     Raises
     ------

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
-RUNNING = RequestStatus.RUNNING  # looked up once: an enumeration looks its members up with a call each time
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
     from wait_core import Plan
     from wait_core.vllm.gated_queue import GatedQueue
 
+RUNNING = RequestStatus.RUNNING  # each access to a member of an enumeration is a call
+
 
 class Outcomes:
     """Compares each step with its plan; only requests for which something else happened are named.
@@ -27,9 +27,9 @@ class Outcomes:
     admitted
         Of those that the last plan admitted the ones that vLLM did.
     gone, aborted
-        Requests that have left, with their output complete or without.
+        Requests that have ended since the last report: with their output complete, and without.
     ended
-        How many of them at their longest.
+        How many of them ended at their maximum length.
     prefilling
         Requests that compute their prompt, each with the tokens computed when last looked at.
     loading

@@ -43,8 +43,7 @@ class Found(NamedTuple):
 class Computed:
     """The prefixes that requests have computed lately, by the hash of their last block, cached or not.
 
-    Two generations, of which the older is dropped when the younger has grown to twice the blocks of the cache: about
-    120 bytes for each hash.
+    Memory is bounded by two generations: the older is dropped once the younger has twice the blocks of the cache.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -109,7 +108,7 @@ class Prefixes:
         return changes
 
     def left(self, request: Request) -> None:
-        """Remember what a request computed that has ended."""
+        """Remember what a request that has ended had computed."""
         if self.used:
             self._computed.add(request.block_hashes[: request.num_computed_tokens // self._size])
 

@@ -1,4 +1,4 @@
-"""Requests that the core hears of later than vLLM: those whose grammar is still being compiled, and by priority all."""
+"""Requests that the core receives later than vLLM: until their grammar is compiled, or, by priority, the next step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NOT_READY = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
 class Unready:
     """Keeps them from the core until they are ready.
 
-    vLLM passes over such a request and takes the next. The core would offer it in every step, and hold others for the
-    seat, the blocks and the tokens that it counts on.
+    vLLM passes over a request whose grammar is not compiled and takes the next. The core would offer it in every step,
+    and hold others for the seat, the blocks and the tokens that it counts on.
 
-    By priority vLLM takes equals in the order in which they came to the front end, of which there may be several, and
-    some read longer prompts than others. The core takes them as it hears of them: in vLLM's order before each step.
+    Under priority scheduling vLLM orders equals by their arrival at the front end, which several front ends and long
+    prompts may pass on in another order. The core orders equals as it receives them: before each step, in vLLM's order.
     """
 
     def __init__(self, *, by_priority: bool = False) -> None:
@@ -30,7 +30,7 @@ class Unready:
         return len(self._arrivals)
 
     def keeps(self, request: Request, now_ns: int) -> bool:
-        """Whether `request`, which arrives, is not ready, or may go before another that arrives; it is kept then."""
+        """Return whether `request`, which arrives, is kept: it is not ready, or its order is not known yet."""
         if request.status is not NOT_READY and not self._by_priority:
             return False
         self._arrivals[request.request_id] = request, now_ns

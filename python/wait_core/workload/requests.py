@@ -120,7 +120,7 @@ class Requests:
     prefix_blocks : PrefixBlocks, optional
         Their common prefixes, where that rule does not apply; None: they have none.
     parent : ndarray of int64, shape (n,), optional
-        Which request each goes on from where a trace says so, -1 for none; it is sent at its own time all the same.
+        The request that each continues, where a trace records it; -1 for none. Unlike `follows` it delays no request.
 
     """
 
@@ -141,7 +141,7 @@ class Requests:
         return len(self.prompt)
 
     def sessions(self) -> npt.NDArray[np.uint32] | None:
-        """Return the conversation of each request, as the index of its first turn; None where it is not known."""
+        """Return the first turn of the conversation of each request, as an index, shape (n,); None if not known."""
         before = self.parent if self.follows is None else self.follows.after
         return None if before is None else first_of_session(before)
 

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 
 def first_of_session(before: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    """Return for each request the index of the first of its session.
+    """Return for each request the index of the first of its session, shape (n,).
 
-    `before` has the index of the request that each goes on from, below its own, or -1.
+    Parameters
+    ----------
+    before : ndarray of int64, shape (n,)
+        Index of the request that each continues, below its own, or -1.
+
     """
     first = np.where(before < 0, np.arange(len(before)), before)
-    # Twice as far back each time.
+    # Each round looks twice as far back.
     while not np.array_equal(further := first[first], first):
         first = further
     return first.astype(np.uint32)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError, __version__
+from wait_core.files import as_unicode
 from wait_core.report.tables import cells
 from wait_core.settings import settings
 
@@ -88,9 +89,7 @@ def rendered(page: Page) -> str:
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     # What comes from files and options is escaped; only the charts, whose texts are escaped when drawn, are not.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    text = environment.from_string(source).render(page=page, version=__version__) + "\n"
-    # Names of files may be no Unicode.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return as_unicode(environment.from_string(source).render(page=page, version=__version__)) + "\n"
 
 
 def in_force(given: Mapping[str, Any]) -> Section:

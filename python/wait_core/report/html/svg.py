@@ -25,7 +25,7 @@ STRIP = 14
 """Height of the strip for marks above a chart."""
 _ROW = 20
 _LETTER = 7
-"""Width of a letter at most, on average."""
+"""Most that the letters of a name are wide on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def chart(
     """
     names = [line.name for line in lines]
     named = _ROW * _rows(names)
-    height += max(0, named - _ROW)  # what a legend of several rows takes, it does not take from the chart
+    height += max(0, named - _ROW)  # further rows of the legend take nothing from the chart
     legend = named + (STRIP if len(marks) else 0)
     across = _Scale(x, [line.x for line in lines], LEFT, WIDTH - RIGHT)
     levels = [line.y for line in lines] + ([[limit[1]]] if limit else [])
@@ -241,7 +241,7 @@ def _grid(across: _Scale, up: _Scale, x: Axis, y: Axis, *, height: int, top: int
 
 
 def _columns(names: Sequence[str]) -> int:
-    """Return how many names stand beside each other in a legend: all, or as many as the longest allows."""
+    """Return the number of columns of a legend: one for each name, or as many as the longest name allows."""
     room = (WIDTH - LEFT - RIGHT) // (44 + _LETTER * max(map(len, names), default=0))
     return max(1, min(len(names), room))
 

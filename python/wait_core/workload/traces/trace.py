@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wait_core._core import WaitCoreError
+from wait_core.files import as_unicode
 from wait_core.workload.traces.fields import MAX_NS, NS_PER_S
 
 if TYPE_CHECKING:
@@ -341,8 +342,7 @@ class TraceBuilder:
             parent=None if chats is None else _parents(chats[0], chats[1]),
             turn=None if chats is None else chats[2].astype(np.uint32),
             unit=unit,
-            # Names of files may be no Unicode; results, which have this name, are.
-            source=source.encode("utf-8", "replace").decode("utf-8"),
+            source=as_unicode(source),  # results contain it
             format=format_name,
             dropped=dict(self.dropped),
             notes=notes,
