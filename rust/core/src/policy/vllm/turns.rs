@@ -84,7 +84,7 @@ impl Turns {
     }
 }
 
-/// The resident of the lowest priority, among equals the one admitted last.
+/// The resident of the lowest priority, of those the one admitted last.
 fn victim(view: &View, plan: &Plan) -> Option<Slot> {
     if !view.ranks() {
         return plan.last_resident(view);
