@@ -51,6 +51,25 @@ fn a_system_prompt_is_computed_once_even_by_requests_that_enter_together() {
     }
 }
 
+/// Of two that enter together the first computes what the second finds; if neither ran, it is not there.
+#[test]
+fn what_the_host_refused_to_compute_is_not_found_in_whatever_order_it_says_so() {
+    for refused in [[1, 2], [2, 1]] {
+        let mut core = caching("vllm");
+        (1..=2).for_each(|id| core.add(&prompt(id, 19, 4)).unwrap());
+        assert_eq!(chunks(&mut core), [(1, 0, 19), (2, 16, 3)]);
+        core.complete(&Report { refused: &refused, ..Report::default() }).unwrap();
+        let [first, second] = refused;
+        assert_eq!(chunks(&mut core), [(first, 0, 19), (second, 16, 3)]);
+    }
+    let mut core = caching("vllm");
+    (1..=2).for_each(|id| core.add(&prompt(id, 19, 4)).unwrap());
+    chunks(&mut core);
+    core.complete(&Report { refused: &[1], ..Report::default() }).unwrap();
+    core.complete(&Report { refused: &[2], ..Report::default() }).unwrap();
+    assert_eq!(chunks(&mut core), [(2, 0, 19), (1, 16, 3)]);
+}
+
 #[test]
 fn evicted_tokens_are_distinguished_from_new_ones() {
     for policy in ["vllm", "adaptive"] {

@@ -221,13 +221,14 @@ impl PrefixCache {
         Block(block)
     }
 
-    /// Take back a name, because what the block was to contain is not computed after all. The request that held it
-    /// holds an anonymous block instead: the same one, or, if another request holds it too, one more.
+    /// Take back a name, because what the block was to contain is not computed after all: it is not found any more. The
+    /// request that held it holds an anonymous block instead: the same one, or, if another request holds it too, one more.
     pub(crate) fn unname(&mut self, Block(block): Block) {
         let holders = &mut self.named[block as usize].holders;
         debug_assert!(*holders > 0, "took the name off a block that no request holds");
         if *holders > 1 {
             *holders -= 1;
+            self.hide(block);
             self.take(1);
         } else {
             self.forget(block);
@@ -284,6 +285,13 @@ impl PrefixCache {
 
     /// Take the name off a block that is not in the queue.
     fn forget(&mut self, block: u32) {
+        self.hide(block);
+        self.named[block as usize].links[QUEUE].next = self.vacant;
+        self.vacant = block;
+    }
+
+    /// No look-up finds the block any more; nothing changes for one that is hidden already.
+    fn hide(&mut self, block: u32) {
         let Named { hash, links, .. } = self.named[block as usize];
         let next = links[SAME].next;
         if next == block {
@@ -291,9 +299,8 @@ impl PrefixCache {
         } else {
             self.index.replace(hash, block, next);
             self.unlink(SAME, block);
+            self.named[block as usize].links[SAME] = Link { prev: block, next: block };
         }
-        self.named[block as usize].links[QUEUE].next = self.vacant;
-        self.vacant = block;
     }
 
     fn first(&self, hash: u64) -> Option<u32> {

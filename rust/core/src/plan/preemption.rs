@@ -5,19 +5,23 @@ use crate::model::Slot;
 use crate::state::{Phase, View};
 
 impl Plan {
-    /// Preempts the residents admitted last until the plan fits; the paper's and vLLM's order.
+    /// Preempts one resident after the other until the plan fits: the last admitted, as the paper and vLLM do.
     #[inline(always)]
     pub fn make_room(&mut self, view: &View) {
         while self.free < 0 && self.preempt_last(view) {}
     }
 
-    /// The resident admitted last that the plan does not preempt.
-    pub fn last_resident(&self, view: &View) -> Option<Slot> {
+    /// Which resident is preempted next: the one admitted last, and where priorities decide, of those of the lowest.
+    pub fn victim(&self, view: &View) -> Option<Slot> {
         if !view.ranks() {
             return match self.preempted.last() {
                 Some(&(slot, _)) => view.resident_before(slot),
                 None => view.last_resident(),
             };
+        }
+        if view.resumes_by_rank() {
+            let running = view.iter_residents().filter(|&slot| !self.preempts(slot));
+            return running.max_by_key(|&slot| view.request(slot).rank());
         }
         let mut last = view.last_resident();
         while let Some(slot) = last.filter(|&slot| self.preempts(slot)) {
@@ -31,10 +35,10 @@ impl Plan {
         self.preempted.iter().any(|&(other, _)| other == slot)
     }
 
-    /// Preempts the resident admitted last. False if there is none, or if the host preempts by itself.
+    /// Preempts the resident whose turn it is. False if there is none, or if the host preempts by itself.
     #[inline(never)]
     pub fn preempt_last(&mut self, view: &View) -> bool {
-        let victim = self.last_resident(view).filter(|_| !view.limits().host_preempts);
+        let victim = self.victim(view).filter(|_| !view.limits().host_preempts);
         if let Some(victim) = victim {
             self.preempt(view, victim);
         }

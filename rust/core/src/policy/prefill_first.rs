@@ -61,7 +61,7 @@ pub(super) fn decode_all(view: &View, plan: &mut Plan) {
 }
 
 fn last_decoding(view: &View, plan: &Plan) -> Option<Slot> {
-    let mut last = plan.last_resident(view);
+    let mut last = plan.victim(view);
     while let Some(slot) = last.filter(|&slot| view.request(slot).phase != Phase::Decoding) {
         last = view.resident_before(slot);
     }

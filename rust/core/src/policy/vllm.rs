@@ -72,7 +72,7 @@ fn preempt_last(view: &View, plan: &mut Plan, mut taken: i64) -> bool {
         return false;
     }
     while taken > plan.free() {
-        taken -= plan.last_resident(view).map_or(0, |slot| demand(view, slot));
+        taken -= plan.victim(view).map_or(0, |slot| demand(view, slot));
         if !plan.preempt_last(view) {
             break;
         }

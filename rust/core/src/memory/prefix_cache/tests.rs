@@ -57,7 +57,7 @@ fn a_prefix_that_is_hit_is_used_again_and_shared() {
 }
 
 #[test]
-fn a_name_taken_back_leaves_an_anonymous_block_and_others_keep_theirs() {
+fn a_name_taken_back_is_not_found_and_others_keep_the_block() {
     let mut cache = PrefixCache::new(6);
     let (mut one, mut two) = (Vec::new(), Vec::new());
     cache.take(2);
@@ -66,14 +66,16 @@ fn a_name_taken_back_leaves_an_anonymous_block_and_others_keep_theirs() {
     cache.unname(one[1]);
     assert_eq!((cache.free(), cache.hit(&[1, 2])), (4, Hit { blocks: 1, held: 1 }), "the same block, without its name");
     cache.unname(one[0]);
-    assert_eq!(
-        (cache.free(), cache.hit(&[1, 2])),
-        (3, Hit { blocks: 1, held: 1 }),
-        "another block, for the second has it"
-    );
+    assert_eq!((cache.free(), cache.hit(&[1, 2])), (3, Hit::default()), "another block, for the second has it");
+    cache.take(1);
+    let again = cache.name(1);
+    assert_eq!(cache.hit(&[1]), Hit { blocks: 1, held: 1 });
+    cache.give(&[again], 0);
     cache.give(&[], 2);
     cache.give(&two, 0);
-    assert_eq!((cache.free(), cache.queue()), (6, (5, vec![1])));
+    assert_eq!((cache.free(), cache.queue()), (6, (4, vec![1, 1])));
+    cache.take(5);
+    assert_eq!(cache.hit(&[1]), Hit::default(), "the one computed again was the first to be evicted");
 }
 
 #[test]

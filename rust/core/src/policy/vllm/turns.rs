@@ -65,7 +65,7 @@ impl Turns {
             let budget = tokens + drafts.min(left - tokens);
             free += freed;
             while free < 0 {
-                let Some(victim) = victim(view, plan) else { return };
+                let Some(victim) = plan.victim(view) else { return };
                 let before = plan.free();
                 plan.preempt(view, victim);
                 if victim == slot {
@@ -82,12 +82,4 @@ impl Turns {
             self.0.push(Turn { slot, tokens, budget, freed });
         }
     }
-}
-
-/// The resident of the lowest priority, of those the one admitted last.
-fn victim(view: &View, plan: &Plan) -> Option<Slot> {
-    if !view.ranks() {
-        return plan.last_resident(view);
-    }
-    view.iter_residents().filter(|&slot| !plan.preempts(slot)).max_by_key(|&slot| view.request(slot).rank())
 }
