@@ -8,7 +8,7 @@
 //! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
 //! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
 //! add to their iterations. Both count as shares of what they take: a second of the former weighs as much more as a
-//! request takes longer than its first token. But of the time until then a share q has been spent for want of memory or
+//! request takes longer than its first token. But of the time until then a share q has been spent for lack of memory or
 //! slots, waiting or computing again what was evicted from the prefix cache, and that part grows with the decodes, by
 //! its elasticity ε: delaying them costs 1 + ε q times as much. Where q is near 0, no budget is taken that brings the
 //! last of these first tokens much later. And a longer iteration makes the next ones longer, in which more requests
@@ -30,7 +30,7 @@ const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
 /// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
-/// factor, unless this share of the time until first tokens was for want of memory or slots.
+/// factor, unless this share of the time until first tokens was for lack of memory or slots.
 const LATER: f64 = 1.2;
 const SCARCE: f64 = 0.02;
 /// Iterations over which that share is taken: memory runs full in stretches of hundreds.
@@ -142,7 +142,7 @@ impl TokenBudget {
         self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
     }
 
-    /// Share of the time until the first token that was for want of memory or slots.
+    /// Share of the time until the first token that was for lack of memory or slots.
     fn short(&self) -> f64 {
         if self.pending > 0.0 { self.waiting / self.pending } else { 0.0 }
     }
