@@ -124,12 +124,17 @@ def alternating(router: Any, routers: dict[str, str]) -> None:
     router.choose_replicas = choose_replicas
 
 
+def against(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
+    """Return the mean ratio of paired rounds, ours to theirs, and half its 95 % interval."""
+    return interval([mine / other for mine, other in zip(ours, theirs, strict=True)])
+
+
 def paired(rows: Sequence[Mapping[str, str]]) -> str:
     """Return the ratios of paired rounds, and the means of each router."""
     lines = []
     for column, name in FIGURES.items():
         theirs, ours = ([float(row[column]) for row in rows if row["router"] == arm] for arm in ARMS)
-        ratio, half = interval([mine / other for mine, other in zip(ours, theirs, strict=True)])
+        ratio, half = against(theirs, ours)
         means = [f"{1e3 * mean(values):.0f}" for values in (theirs, ours)]
         lines.append([name, *means, f"{ratio:.2f} ± {half:.2f}", len(ours)])
     return markdown(["figure", "power of two, ms", "`forecast`, ms", "`forecast` / power of two", "rounds"], lines)
@@ -166,7 +171,7 @@ def main() -> None:
                 raise RuntimeError(f"our router failed in {failures.count} choices, which Serve made instead")
     for name, bound in (("p99_ttft_s", "<= 1"), ("mean_e2e_s", "<= 1"), ("mean_ttft_s", ""), ("p99_e2e_s", "")):
         theirs, ours = ([figures[name] for figures in seen[arm]] for arm in ARMS)
-        ratio, half = interval([mine / other for mine, other in zip(ours, theirs, strict=True)])
+        ratio, half = against(theirs, ours)
         bench.claim(f"{name}: ours / power of two", ratio, f"± {half:.2f}", bound)
         bench.claim(f"{name}: power of two", mean(theirs), "s")
     bench.finish()

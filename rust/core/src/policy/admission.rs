@@ -18,10 +18,7 @@ pub(super) fn in_order(
 ) -> bool {
     for queue in queues {
         for slot in view.iter_waiting(queue) {
-            if plan.fits_alone(view, slot).is_ok()
-                && let Err(hold) = admit(plan, slot)
-            {
-                plan.hold_queue(queue, hold);
+            if !offer(view, plan, queue, slot, &mut admit) {
                 return false;
             }
         }
@@ -30,25 +27,37 @@ pub(super) fn in_order(
 }
 
 /// The same by rank, for queue 0 and the preempted, which go before their equals.
-pub(super) fn by_rank(
-    view: &View,
-    plan: &mut Plan,
-    mut admit: impl FnMut(&mut Plan, Slot) -> Result<(), Hold>,
-) -> bool {
+pub(super) fn by_rank(view: &View, plan: &mut Plan, mut admit: impl FnMut(&mut Plan, Slot) -> Result<(), Hold>) {
     let resuming = view.queues();
     let (mut preempted, mut other) = (view.head(resuming), view.head(0));
     let rank = |slot: Slot| view.request(slot).rank();
     loop {
         let resumes = preempted.filter(|&slot| other.is_none_or(|other| rank(slot) <= rank(other)));
-        let Some(slot) = resumes.or(other) else { return true };
-        if plan.fits_alone(view, slot).is_ok()
-            && let Err(hold) = admit(plan, slot)
-        {
-            plan.hold_queue(if resumes.is_some() { resuming } else { 0 }, hold);
-            return false;
+        let Some(slot) = resumes.or(other) else { return };
+        let (queue, next) = if resumes.is_some() { (resuming, &mut preempted) } else { (0, &mut other) };
+        *next = view.behind(slot);
+        if !offer(view, plan, queue, slot, &mut admit) {
+            return;
         }
-        *if resumes.is_some() { &mut preempted } else { &mut other } = view.behind(slot);
     }
+}
+
+/// Offers one request of a queue to `admit`. False if it is held; that hold is its queue's.
+#[inline(always)]
+fn offer(
+    view: &View,
+    plan: &mut Plan,
+    queue: usize,
+    slot: Slot,
+    admit: &mut impl FnMut(&mut Plan, Slot) -> Result<(), Hold>,
+) -> bool {
+    if plan.fits_alone(view, slot).is_ok()
+        && let Err(hold) = admit(plan, slot)
+    {
+        plan.hold_queue(queue, hold);
+        return false;
+    }
+    true
 }
 
 /// The preempted, whose queue is the last, then queue 0: the order of a policy with one queue.
