@@ -32,7 +32,8 @@ TRACES = Path(os.environ.get("WAIT_CORE_TRACES", ROOT.parent / "shared" / "trace
 """The folder of recorded traces, which are not part of the repository."""
 
 # Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23}
+T95 |= {11: 2.20, 12: 2.18, 13: 2.16, 14: 2.14, 15: 2.13, 16: 2.12, 17: 2.11, 18: 2.10, 19: 2.09, 20: 2.09}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def start(name: str, description: str, **extra: dict[str, Any]) -> Bench:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of up to ten values, and half the width of its 95 % interval; infinite for a single one."""
+    """Mean of up to 21 values, and half the width of its 95 % interval; infinite for a single one."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return mean, math.inf
