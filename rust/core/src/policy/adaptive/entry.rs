@@ -1,6 +1,7 @@
 //! Which requests may enter: the checks that each passes in turn, and the requests that have passed so far.
 
 use super::overflow_margin::{Most, RequestMargin, Waiting};
+use super::pace::Pace;
 use super::{Adaptive, BALANCE};
 use crate::config::Part;
 use crate::learn::{Candidate, KvForecast, Outlook, PART, PARTS, POOLED, Span, forecast};
@@ -160,14 +161,11 @@ impl Adaptive {
         if entry.reserved + candidate.reserved(self.forecast.footprint()) <= entry.capacity {
             return Ok(());
         }
-        if self.has(Part::Pacing) && !self.pace.admits(&self.traffic, self.entering.len()) {
+        if self.is_paced(view, entry.capacity) && !self.pace.admits(&self.traffic, self.entering.len()) {
             let enter = self.entering.len() as f64;
             return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions(&self.traffic)));
         }
-        let (slot, iteration) = match &self.budget {
-            Some(budget) => budget.worth(view, entry.decodes, entry.kv),
-            None => (BALANCE / f64::from(entry.decodes.max(1)), BALANCE),
-        };
+        let (slot, iteration) = self.worth(view, entry.decodes, entry.kv);
         let has_token = candidate.stage > 1;
         let first = if has_token { 0.0 } else { iteration / view.len() as f64 };
         let growth = self.forecast.footprint().steepest() * f64::from(entry.decodes + 1);
@@ -175,6 +173,20 @@ impl Adaptive {
         let margin = self.margin.of(candidate.kv, Waiting { slot, first }, entry.capacity, most);
         let needs = self.overflow(entry, candidate, &margin);
         needs.map_or(Ok(()), |needs| Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity)))
+    }
+
+    /// What a slot is worth per iteration beside this many decodes that hold `kv`, and an iteration, in prompt tokens.
+    fn worth(&self, view: &View, decodes: u32, kv: u64) -> (f64, f64) {
+        match &self.budget {
+            Some(budget) => budget.worth(view, decodes, kv),
+            None => (BALANCE / f64::from(decodes.max(1)), BALANCE),
+        }
+    }
+
+    /// Whether admissions are paced.
+    fn is_paced(&self, view: &View, capacity: f64) -> bool {
+        let slot = || self.worth(view, self.traffic.residents(capacity) as u32, capacity as u64).0;
+        self.has(Part::Pacing) && self.traffic.is_alike() && Pace::pays(&self.traffic, slot())
     }
 
     /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. Evaluates

@@ -26,7 +26,10 @@ impl Adaptive {
                 self.learned.arrived(label(request.type_id), request.output, &mut self.forecast);
             }
             Event::Admitted => {
-                self.pace.take(&self.traffic);
+                // What a preempted request took is enough for the rest of its stay.
+                if request.kept == 0 {
+                    self.pace.take(&self.traffic);
+                }
                 self.shared += shared;
                 let computed = request.prefill_target() - request.hit.computed;
                 self.traffic.admit(f64::from(computed), f64::from(request.hit.evicted.min(computed)));
@@ -53,7 +56,7 @@ impl Adaptive {
                 }
             }
             Event::Preempted | Event::Refused => {
-                if matches!(event, Event::Refused) {
+                if matches!(event, Event::Refused) && request.kept == 0 {
                     self.pace.give_back(&self.traffic);
                 }
                 self.advance(view);

@@ -4,7 +4,7 @@
 //! queue is admitted at once if everything fits up to its `max_tokens`, or if at every horizon an overflow is expected to
 //! cost no more time than an idle slot (`overflow_margin.rs`); and always if nothing runs. Output lengths are learned
 //! online, from what has ended and what still runs. Admission is paced only where outputs are so alike that cohorts
-//! would form (`pace.rs`). How many prompt tokens an iteration computes follows from the iteration-time law
+//! would form, and memory holds so many that preemptions cost more than idle slots (`pace.rs`). How many prompt tokens an iteration computes follows from the iteration-time law
 //! (`token_budget.rs`), given by the host or learned (`law.rs`).
 
 mod entry;
@@ -319,6 +319,9 @@ impl Policy for Adaptive {
         self.follow_law(view);
         plan.decode(view, 0);
         plan.make_room(view);
+        if view.waiting_total() == 0 {
+            self.pace.rest(&self.traffic, view.pool().tokens() as f64);
+        }
         self.entering.clear();
         if let Some(budget) = &mut self.budget {
             budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments(), self.forecast.footprint()));

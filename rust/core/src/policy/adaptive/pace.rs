@@ -3,7 +3,8 @@
 //!
 //! Requests of nearly equal length that enter together leave together: memory then swings between full and half empty
 //! forever, because the queue refills it at once. A bucket of KV tokens · iterations that fills with C an iteration, and of
-//! which each admission takes E[A], spreads them. Different lengths disperse a cohort by themselves.
+//! which each request takes E[A] when it is first admitted, spreads them. Different lengths disperse a cohort by
+//! themselves, and so do preemptions, where few requests fill the cache and idle slots cost more than they do.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,14 @@ const SLACK: f64 = 1.05;
 /// Size of the bucket, in C · E[l']. Its debt is bounded, so that many requests that enter without asking (resumed, or
 /// admitted by the host itself) delay others for a while, not for as long as they stay.
 const BURST: f64 = 0.05;
+/// What it holds where no request waits, in C · E[l']: a cohort forms only where the queue refills the memory.
+const AT_REST: f64 = 0.2;
+/// Output tokens that a request holds on average, as a share of all it holds: with fewer a cohort leaves too little of the
+/// memory idle.
+const GROWTH: f64 = 0.2;
+/// Requests of mean size whose recomputation must cost more than the slots idle until the balanced composition, admitted
+/// at once, would overflow.
+const RECOMPUTED: f64 = 2.0;
 
 /// Most that a bucket holds or owes: the largest cache for as many iterations as the longest output has.
 const MOST: f64 = (1_u64 << 60) as f64;
@@ -36,10 +45,15 @@ impl Pace {
     pub(super) fn fill(&mut self, traffic: &Traffic, iterations: i64, capacity: f64) {
         let most = BURST * capacity * traffic.output();
         let filled = self.credit.max(-most) + SLACK * capacity * iterations as f64;
-        self.credit = if traffic.is_known() { filled.min(most) } else { most };
+        self.credit = if traffic.is_known() { filled.min(most.max(self.credit)) } else { most };
     }
 
-    /// A request was admitted.
+    /// No request waits.
+    pub(super) fn rest(&mut self, traffic: &Traffic, capacity: f64) {
+        self.credit = self.credit.max(AT_REST * capacity * traffic.output());
+    }
+
+    /// A request was admitted for the first time.
     pub(super) fn take(&mut self, traffic: &Traffic) {
         self.credit -= traffic.cost();
     }
@@ -49,9 +63,17 @@ impl Pace {
         self.credit += traffic.cost();
     }
 
+    /// Whether pacing pays where a slot is worth `slot` prompt tokens an iteration. Admitted at once, the balanced
+    /// composition overflows after half an output.
+    pub(super) fn pays(traffic: &Traffic, slot: f64) -> bool {
+        let half = 0.5 * traffic.output();
+        let held = traffic.cost() / traffic.output();
+        half >= GROWTH * held && half * slot < RECOMPUTED * held
+    }
+
     /// Whether one more may enter after `pending` others.
     pub(super) fn admits(self, traffic: &Traffic, pending: usize) -> bool {
-        !traffic.is_alike() || self.credit >= pending as f64 * traffic.cost()
+        self.credit >= pending as f64 * traffic.cost()
     }
 
     /// What the bucket holds, in admissions.

@@ -100,6 +100,11 @@ impl Traffic {
         self.cost
     }
 
+    /// Requests in the balanced composition, that fills `capacity`.
+    pub(super) fn residents(&self, capacity: f64) -> f64 {
+        capacity * self.output / self.cost
+    }
+
     /// Whether outputs are nearly equal.
     pub(super) fn is_alike(&self) -> bool {
         self.is_known() && self.output_squared < (1.0 + ALIKE) * self.output * self.output
