@@ -173,7 +173,7 @@ def main() -> None:
             ratios = np.array([result[arm][figure] for result in results])
             high = goal.startswith(">")
             ends = np.quantile(ratios, [0.0, 0.05, 0.5] if high else [1.0, 0.95, 0.5])
-            row = {"`adaptive` / stock": f"{name}, {arm}", "geometric mean": f"{np.exp(np.log(ratios).mean()):.3f}"}
+            row = {"relative to stock": f"{name}, {arm}", "geometric mean": f"{np.exp(np.log(ratios).mean()):.3f}"}
             row |= {key: f"{value:.3f}" for key, value in zip(("worst", "worst 5 %", "median"), ends, strict=True)}
             if goal:
                 met = ratios >= float(goal.split()[1]) if high else ratios <= float(goal.split()[1])

@@ -183,10 +183,12 @@ impl Adaptive {
         }
     }
 
-    /// Whether admissions are paced.
+    /// Whether admissions are paced: where that pays, and with a target for the iterations, whose length a cohort drives up
+    /// as it grows.
     fn is_paced(&self, view: &View, capacity: f64) -> bool {
         let slot = || self.worth(view, self.traffic.residents(capacity) as u32, capacity as u64).0;
-        self.has(Part::Pacing) && self.traffic.is_alike() && Pace::pays(&self.traffic, slot())
+        let pays = || self.tpot_target.is_some() || Pace::pays(&self.traffic, slot());
+        self.has(Part::Pacing) && self.traffic.is_alike() && pays()
     }
 
     /// What is needed at a horizon at which the forecast and its margin exceed the cache, if there is one. Evaluates
