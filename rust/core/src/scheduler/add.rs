@@ -59,7 +59,7 @@ impl Scheduler {
         let output = request.output.exact().unwrap_or(1).min(request.max_tokens.unwrap_or(u32::MAX));
         let needs = u64::from(request.prompt) + u64::from(output);
         let most = u64::from(length);
-        let limit = u64::from(self.view.largest());
+        let limit = u64::from(self.view.largest_beside(request.encoder_blocks));
         if needs > limit {
             return Err(Error::TooLarge { id, needs, limit, what: "the KV cache holds" });
         }
