@@ -1,7 +1,7 @@
 """Embed random prompts with a tiny model; print the embedding of each request as JSON.
 
-A program like ``engine.py``: its Llama as an embedding model, whose prompts are computed in chunks, or an encoder that has
-no KV cache.
+A program like ``engine.py``: its Llama as an embedding model, whose prompts are computed in chunks, or an encoder that
+has no KV cache.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class GatedQueue(RequestQueue):
     Between two steps, and whenever no gate is set, it is a plain first-come-first-served queue, except that removing a
     request costs O(1) where vLLM's deque costs O(waiting). `open` sets the gate for one call of vLLM's ``schedule()``:
     truth value, `peek_request` and `pop_request` then see the admitted requests only, while length and iteration still
-    see all, so that counts, metrics, aborts and ``has_requests()`` stay right during the call too. One that vLLM takes and
-    passes over keeps its place: in vLLM's queue those before it have been passed over as well.
+    see all, so that counts, metrics, aborts and ``has_requests()`` stay right during the call too. One that vLLM takes
+    and passes over keeps its place: in vLLM's queue those before it have been passed over as well.
 
     Nothing here may raise inside vLLM's loop, so it stays this small.
     """

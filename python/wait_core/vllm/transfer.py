@@ -138,7 +138,7 @@ def _tenant(said: Mapping[str, Any], settings: Settings) -> int:
 def _length_is_known(request: Request) -> bool:
     """Whether `request` ends at ``max_tokens`` and nowhere else, unless the client aborts it.
 
-    One of a pooling model ends with its prompt: what is made of it takes the place of the one token that vLLM allows it.
+    One of a pooling model ends with its prompt: what is made of it takes the place of the one token that vLLM allows.
     """
     params = request.sampling_params
     return request.pooling_params is not None or (

@@ -66,7 +66,8 @@ impl Scheduler {
         if needs > most {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
         }
-        let room = length - request.prompt;
+        // With blocks beside those of its tokens it ends earlier where the cache is what limits it.
+        let room = length.min(limit as u32) - request.prompt;
         // The queues are summed up only if there is a bound.
         if let Some(bound) = self.max_queued_requests {
             let queued = self.view.waiting_total();

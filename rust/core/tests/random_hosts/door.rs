@@ -27,6 +27,14 @@ impl Host {
         }
     }
 
+    /// Most output tokens that an accepted request may have.
+    pub(crate) fn room(&self, request: &Request) -> u32 {
+        let length = self.core.view().max_model_len();
+        let beside = request.encoder_blocks;
+        let fits = |length: &u32| beside == 0 || self.fits(u64::from(*length), beside);
+        (0..=length).rev().find(fits).unwrap_or(0) - request.prompt
+    }
+
     /// Whether this many tokens fit, computed one by one, beside so many blocks.
     fn fits(&self, tokens: u64, beside: u32) -> bool {
         (0..tokens.min(256) as u32).all(|kv| self.ledger.kv.after(kv, kv + 1) + beside <= self.ledger.pool.capacity)

@@ -131,7 +131,7 @@ impl Host {
         match answer {
             Ok(()) => {
                 self.must_accept(&request, predicted_ns);
-                let room = self.core.view().max_model_len() - request.prompt;
+                let room = self.room(&request);
                 let most = request.max_tokens.unwrap_or(room).min(room);
                 self.ledger.add(
                     id,

@@ -115,7 +115,8 @@ impl Clairvoyant {
         self.seen += 1;
         // A request's last block is half empty on average.
         let half = f64::from(view.pool().block_size() - 1) / 2.0;
-        let held = cost(request.prompt.saturating_add(request.encoder_tokens(view.layout())), iterations) as f64 + f64::from(iterations) * half;
+        let held = cost(request.prompt.saturating_add(request.encoder_tokens(view.layout())), iterations) as f64
+            + f64::from(iterations) * half;
         self.mean_cost += (held - self.mean_cost) / self.seen as f64;
         if self.courses.len() <= slot as usize {
             self.courses.resize(slot as usize + 1, None);
