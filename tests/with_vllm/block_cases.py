@@ -222,7 +222,7 @@ ENCODER_DECODER = (
     Case("cross-attention, memory short", (FULL, CROSS), kv_blocks=150, preempts=30, **READS),
     Case("cross-attention, memory ample", (FULL, CROSS), kv_blocks=2000, **READS),
     Case("cross-attention, all at once", (FULL, CROSS), kv_blocks=150, gap=0, preempts=30, **READS),
-    Case("cross-attention, watermark", (FULL, CROSS), kv_blocks=200, watermark=0.1, preempts=5, **READS),
+    Case("cross-attention, watermark", (FULL, CROSS), kv_blocks=200, watermark=0.1, **READS),
     Case("cross-attention, one step ahead", (FULL, CROSS), kv_blocks=150, ahead=1, preempts=30, **READS),
     Case(
         "cross-attention, blocks of two sizes",
