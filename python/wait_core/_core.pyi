@@ -143,6 +143,7 @@ class Scheduler:
         shared_prefix: int = 0,
         block_hashes: Sequence[int] = ...,
         receives: bool = False,
+        encoder_blocks: int = 0,
         max_wait_ns: int | None = None,
         now_ns: int = 0,
     ) -> None:
@@ -158,6 +159,8 @@ class Scheduler:
         With `prefix_caching` the scheduler looks both up by `block_hashes`, one integer for each full block of the
         prompt (and of the output as far as it is known in advance) that identifies all tokens up to there. A request
         with `receives` set holds its memory once admitted and computes nothing until `complete(received=...)` names it.
+        `encoder_blocks`: KV blocks that it holds beside those of its tokens from its admission to its end, in a model with
+        cross-attention.
 
         Raises `CapacityError` if it could not run even alone, `DuplicateIdError` if the id is in use, `QueueFullError`
         at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` if its predicted wait for admission

@@ -216,6 +216,24 @@ SPECULATION = (
     ),
 )
 
+CROSS = {"kind": "cross_attention", "block_size": 16}
+READS: dict[str, Any] = {"encoder": (0, 400), "token_budget": 8192}
+ENCODER_DECODER = (
+    Case("cross-attention, memory short", (FULL, CROSS), kv_blocks=150, preempts=30, **READS),
+    Case("cross-attention, memory ample", (FULL, CROSS), kv_blocks=2000, **READS),
+    Case("cross-attention, all at once", (FULL, CROSS), kv_blocks=150, gap=0, preempts=30, **READS),
+    Case("cross-attention, watermark", (FULL, CROSS), kv_blocks=200, watermark=0.1, **READS),
+    Case("cross-attention, one step ahead", (FULL, CROSS), kv_blocks=150, ahead=1, preempts=30, **READS),
+    Case(
+        "cross-attention, blocks of two sizes",
+        (FULL, CROSS | {"block_size": 32}),
+        kv_blocks=150,
+        block_size=32,
+        preempts=20,
+        **READS,
+    ),
+)
+
 ALL = {
     "one full group": ONE_FULL_GROUP,
     "by priority": BY_PRIORITY,
@@ -223,4 +241,5 @@ ALL = {
     "prefix caching": PREFIX_CACHING,
     "prefix caching, several groups": SEVERAL_GROUPS_CACHED,
     "speculation": SPECULATION,
+    "encoder and decoder": ENCODER_DECODER,
 }

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from in_process import EOS, Driver, Setup, random_prompt
+from in_process import EOS, Driver, Setup, encoder_input, random_prompt
 
 from wait_core import Scheduler
 
@@ -32,6 +32,7 @@ class Demand:
     priority: int
     prompt: tuple[int, ...]
     output: int
+    encoder: int = 0  # tokens that its encoder reads
     after: str | None = None  # the turn of the conversation before this one
 
     def token(self, index: int) -> int:
@@ -64,6 +65,7 @@ class Case:
     prompt: tuple[int, int] = (1, 300)
     output: tuple[int, int] = (1, 200)
     gap: int = 12  # steps between two arrivals, at most
+    encoder: tuple[int, int] | None = None  # tokens that an encoder reads of each request, where there is one
     turns: int = 1
     prefixes: int = 0  # prompts begin with one of this many
     priorities: int | None = None  # levels, under vLLM's scheduling policy of that name
@@ -75,7 +77,7 @@ class Case:
     def demands(self) -> list[Demand]:
         """Draw the requests."""
         draw = random.Random(f"{self.seed} {self.requests}")
-        levels = random.Random(self.seed)
+        levels, read = random.Random(self.seed), random.Random(self.seed)
         shared = [random_prompt(draw, draw.randint(40, 120)) for _ in range(self.prefixes)]
         demands: list[Demand] = []
         step = 0
@@ -91,7 +93,8 @@ class Case:
                 name = f"{len(demands)}"
                 wait = draw.randint(1, 20) if turn else step
                 priority = levels.randrange(self.priorities) if self.priorities else 0
-                last = Demand(name, wait, priority, tuple(prompt), output, last.name if last else None)
+                reads = read.randint(*self.encoder) if self.encoder else 0
+                last = Demand(name, wait, priority, tuple(prompt), output, reads, last.name if last else None)
                 demands.append(last)
                 known = prompt + [last.token(index) for index in range(1, output + 1)]
         return demands
@@ -132,7 +135,9 @@ class Engine(Driver):
         )
 
     def arrive(self, demand: Demand) -> None:
-        self.add(demand.name, demand.prompt, self.setup.max_model_len - len(demand.prompt), demand.priority)
+        most = self.setup.max_model_len - len(demand.prompt)
+        reads = encoder_input(demand.name, demand.encoder) if demand.encoder else None
+        self.add(demand.name, demand.prompt, most, demand.priority, reads)
 
     def iterate(self) -> Seen:
         seen = Seen()
@@ -207,7 +212,7 @@ class Core:
         if case.long_prefill_token_threshold:
             settings["long_prefill_token_threshold"] = case.long_prefill_token_threshold
         if case.kv_groups:
-            settings["kv_groups"] = [dict(group) for group in case.kv_groups]
+            settings["kv_groups"] = [dict(group) for group in case.kv_groups if group["kind"] != "cross_attention"]
         if case.draft_tokens:
             settings["num_speculative_tokens"] = case.draft_tokens
         if case.prefix_caching:
@@ -220,7 +225,14 @@ class Core:
     def arrive(self, demand: Demand) -> None:
         self.requests[demand.name] = Resident(demand)
         hashes = self._hashes(demand) if self.case.prefix_caching else ()
-        self.core.add(int(demand.name), len(demand.prompt), block_hashes=hashes, priority=demand.priority)
+        sizes = [group["block_size"] for group in self.case.kv_groups if group["kind"] == "cross_attention"]
+        self.core.add(
+            int(demand.name),
+            len(demand.prompt),
+            block_hashes=hashes,
+            priority=demand.priority,
+            encoder_blocks=sum(-(-demand.encoder // size) for size in sizes),
+        )
 
     def _hashes(self, demand: Demand) -> list[int]:
         """Return the hash of each full block of prompt and output: of its tokens and all before them."""

@@ -50,6 +50,12 @@ class Setup:
     draft_tokens: int = 0  # most tokens that n-gram speculation proposes
     connector: dict[str, Any] | None = None  # what `connectors.Connector` does
     encoder_connector: dict[str, Any] | None = None  # what `connectors.EncoderConnector` does
+    pooling: bool = False  # a model that embeds
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether a group holds what an encoder has read."""
+        return any(group["kind"] == "cross_attention" for group in self.kv_groups)
 
 
 @cache
@@ -62,10 +68,14 @@ def _model_folder(max_model_len: int) -> str:
 
 
 def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
-    """Translate one of `Setup.kv_groups`. An aligned state is one of vLLM's Mamba cache mode "align"."""
+    """Translate one of `Setup.kv_groups`. An aligned state is one of vLLM's Mamba cache mode "align".
+
+    The kind "cross_attention" is none of the core's.
+    """
     import torch
     from vllm.v1.kv_cache_interface import (
         ChunkedLocalAttentionSpec,
+        CrossAttentionSpec,
         FullAttentionSpec,
         MambaSpec,
         SlidingWindowSpec,
@@ -86,6 +96,8 @@ def kv_cache_spec(group: dict[str, Any], setup: Setup) -> Any:
         return SlidingWindowSpec(sliding_window=group["window"], **page)
     if group["kind"] == "chunked_local":
         return ChunkedLocalAttentionSpec(attention_chunk_size=group["chunk"], **page)
+    if group["kind"] == "cross_attention":
+        return CrossAttentionSpec(**page)
     return FullAttentionSpec(**page)
 
 
@@ -127,6 +139,7 @@ def _encoder_transfer(connector: dict[str, Any]) -> Any:
 def make_scheduler(setup: Setup) -> Any:
     """Build the scheduler as EngineCore does."""
     from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.core.encoder_cache_manager import EncoderDecoderCacheManager
     from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -135,7 +148,13 @@ def make_scheduler(setup: Setup) -> Any:
 
     from wait_core.vllm import WaitScheduler
 
-    model = ModelConfig(model=_model_folder(setup.max_model_len), skip_tokenizer_init=True, dtype="float32", seed=0)
+    model = ModelConfig(
+        model=_model_folder(setup.max_model_len),
+        runner="pooling" if setup.pooling else "generate",
+        skip_tokenizer_init=True,
+        dtype="float32",
+        seed=0,
+    )
     cache_config = CacheConfig(block_size=setup.block_size, enable_prefix_caching=setup.prefix_caching)
     cache_config.num_gpu_blocks = setup.num_blocks
     config = VllmConfig(
@@ -145,8 +164,8 @@ def make_scheduler(setup: Setup) -> Any:
             max_num_seqs=setup.max_num_seqs,
             max_num_batched_tokens=max(setup.max_num_batched_tokens, setup.max_num_seqs),
             max_model_len=setup.max_model_len,
-            is_encoder_decoder=False,
-            enable_chunked_prefill=True,
+            is_encoder_decoder=setup.encoder_decoder,
+            enable_chunked_prefill=True,  # not with an encoder
             policy=setup.policy,
             watermark=setup.watermark,
             long_prefill_token_threshold=setup.long_prefill_token_threshold,
@@ -171,7 +190,7 @@ def make_scheduler(setup: Setup) -> Any:
     kinds: dict[str, Callable[..., Any]] = {
         "Scheduler": Scheduler, "AsyncScheduler": AsyncScheduler, "WaitScheduler": WaitScheduler
     }  # fmt: skip
-    return kinds[setup.scheduler](
+    scheduler = kinds[setup.scheduler](
         vllm_config=config,
         kv_cache_config=kv_cache,
         structured_output_manager=StructuredOutputManager(config),
@@ -179,6 +198,11 @@ def make_scheduler(setup: Setup) -> Any:
         hash_block_size=hash_block_size,
         log_stats=True,
     )
+    if setup.encoder_decoder:  # the model is none: as vLLM's own tests do it
+        scheduler.is_encoder_decoder = True
+        scheduler.max_num_encoder_input_tokens = setup.max_num_batched_tokens
+        scheduler.encoder_cache_manager = EncoderDecoderCacheManager(cache_size=setup.max_num_batched_tokens)
+    return scheduler
 
 
 @dataclass
@@ -217,17 +241,19 @@ class Driver:
         **sampling: Any,
     ) -> None:
         """Queue a request."""
-        from vllm import SamplingParams
+        from vllm import PoolingParams, SamplingParams
         from vllm.v1.request import Request
 
         self._arrivals += 1.0
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling)
-        params.update_from_generation_config({}, EOS)
+        params = None
+        if not self.setup.pooling:
+            params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling)
+            params.update_from_generation_config({}, EOS)
         request = Request(
             request_id=name,
             prompt_token_ids=list(prompt),
             sampling_params=params,
-            pooling_params=None,
+            pooling_params=PoolingParams(task="embed") if self.setup.pooling else None,
             mm_features=mm_features,
             priority=priority,
             arrival_time=self._arrivals,
@@ -274,6 +300,8 @@ class Driver:
 
         requests = self.scheduler.requests
         names = list(scheduled.num_scheduled_tokens)
+        if self.setup.pooling:
+            return self._embed(names)
         tokens = []
         for name in names:
             request = requests[name]
@@ -289,6 +317,19 @@ class Driver:
             req_ids=names, req_id_to_index={name: i for i, name in enumerate(names)}, sampled_token_ids=tokens
         )
 
+    def _embed(self, names: list[str]) -> Any:
+        """Answer each whole prompt with a number made up of what was computed of it."""
+        import torch
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        made: list[torch.Tensor | None] = []
+        for name in names:
+            request = self.scheduler.requests[name]
+            whole = request.num_computed_tokens == request.num_prompt_tokens
+            made.append(torch.tensor([float(sum(request.prompt_token_ids))]) if whole else None)
+        index = {name: i for i, name in enumerate(names)}
+        return ModelRunnerOutput(req_ids=names, req_id_to_index=index, pooler_output=made)
+
     def _draft(self, scheduled: Any) -> None:
         """Propose tokens for the next step of some decodes, as n-gram speculation does."""
         from vllm.v1.outputs import DraftTokenIds
@@ -301,6 +342,14 @@ class Driver:
         """Return how many tokens are proposed behind those that the request has."""
         draw = zlib.crc32(f"{name} {self.scheduler.requests[name].num_tokens}".encode())
         return draw % (self.setup.draft_tokens + 1)
+
+
+def encoder_input(name: str, tokens: int) -> list[Any]:
+    """Return what an encoder of a request reads."""
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    place = PlaceholderRange(offset=0, length=tokens)
+    return [MultiModalFeatureSpec(data=None, modality="audio", identifier=name, mm_position=place)]
 
 
 def random_prompt(draw: random.Random, length: int) -> list[int]:

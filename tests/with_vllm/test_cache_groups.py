@@ -85,7 +85,6 @@ def test_a_watermark_is_a_share_of_all_blocks(share: float) -> None:
     [
         ("RSWASpec", {}, "RSWASpec", []),
         ("SinkFullAttentionSpec", {}, "SinkFullAttentionSpec", []),
-        ("CrossAttentionSpec", {}, "CrossAttentionSpec", []),
         (
             "ChunkedLocalAttentionSpec",
             {"attention_chunk_size": 40},

@@ -113,7 +113,6 @@ def refusal(scheduler: Any) -> str:
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("is_encoder_decoder", True, "an encoder-decoder model (cross-attention blocks): start vLLM without"),
         ("dcp_world_size", 2, "decode context parallelism: --decode-context-parallel-size 1; or start"),
     ],
 )
@@ -130,7 +129,6 @@ def test_what_the_core_cannot_account_for_is_refused(attribute: str, value: obje
     ("attribute", "value", "message"),
     [
         ("is_diffusion", True, "a diffusion model (it needs vLLM's own scheduler): start vLLM without"),
-        ("runner_type", "pooling", "a pooling model (it has no decode phase to plan): start vLLM without"),
         ("pipeline_parallel_size", 2, "that does not: derive it from SyncWaitScheduler; or start vLLM without"),
     ],
 )
@@ -140,7 +138,7 @@ def test_models_the_core_cannot_account_for_are_refused(attribute: str, value: o
     scheduler = make_scheduler(Setup())
     model = scheduler.vllm_config.model_config
     scheduler.vllm_config = SimpleNamespace(
-        model_config=SimpleNamespace(is_diffusion=model.is_diffusion, runner_type=model.runner_type),
+        model_config=SimpleNamespace(is_diffusion=model.is_diffusion),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         scheduler_config=SimpleNamespace(async_scheduling=False),
         max_concurrent_batches=1,

@@ -136,3 +136,22 @@ def test_empty() -> None:
             take()
     with pytest.raises(ValueError, match="1 is not waiting here"):
         queue.remove_request(request(1))
+
+
+@pytest.mark.parametrize("passed_over", [(3,), (3, 1), (1, 3)])
+def test_what_is_taken_and_passed_over_keeps_its_place(passed_over: tuple[int, ...]) -> None:
+    from wait_core.vllm.gated_queue import GatedQueue
+
+    line = [request(i) for i in range(5)]
+    queue = GatedQueue(line)
+    queue.open([line[1], line[2], line[3]])
+    taken = [queue.pop_request() for _ in range(3)]
+    assert (list(queue), len(queue), line[3] in queue) == ([line[0], line[4]], 2, False)
+    queue.remove_requests(taken)
+    queue.prepend_requests([line[i] for i in passed_over])
+    queue.prepend_request(request(9))  # preempted: in front of all
+    left = ["9", *(str(i) for i in range(5) if i not in {1, 2, 3} or i in passed_over)]
+    assert [each.request_id for each in queue] == left
+    queue.close()
+    assert [each.request_id for each in queue] == left
+    assert len(queue) == len(left)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 REASON = (
-    "WaitScheduler did not start: wait-core cannot account for a pooling model (it has no decode phase to plan): "
-    "start vLLM without --scheduler-cls"
+    'WaitScheduler did not start: wait_core: max_wait_s and late = "refuse" end requests without an answer, for which '
+    "vLLM's front end has no form where the model pools: leave them out"
 )
 
 
@@ -27,6 +27,7 @@ def test_the_last_line_says_why_and_what_to_do(tmp_path: Path) -> None:
     installed_entry_points(tmp_path)
     options = {"dtype": "float32", "enforce-eager": True, "max-model-len": 256, "block-size": 32}
     options |= {"num-gpu-blocks-override": 40, "scheduler-cls": "wait_core.vllm.WaitScheduler", "runner": "pooling"}
+    options |= {"additional-config": '{"wait_core": {"max_wait_s": 1.0}}'}
     server = Server(model, tmp_path, options, tmp_path / "server.log", TMPDIR=str(tmp_path))
     assert server.process.wait(280) == 1
     lines = server.log.read_text().split("\n")

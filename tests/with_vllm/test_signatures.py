@@ -72,7 +72,7 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "kv_cache_config",
         "kv_cache_manager",
         "connector",
-        "is_encoder_decoder",
+        "num_sampled_tokens_per_step",
         "dcp_world_size",
         "hash_block_size",
     ]:
@@ -93,6 +93,8 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "num_prompt_tokens",
         "max_tokens",
         "sampling_params",
+        "pooling_params",
+        "mm_features",
         "priority",
         "arrival_time",
         "resumable",
@@ -102,7 +104,13 @@ def test_vllm_is_as_the_adapter_expects(vllm: Source) -> None:
         "structured_output_request",
     ]:
         assert request.sets("Request", name), f"Request.{name}"
-    assert {"num_output_tokens", "num_tokens"} <= request.properties("Request")
+    assert {"num_output_tokens", "num_tokens", "has_encoder_inputs"} <= request.properties("Request")
+    # What an encoder reads is counted when a request is admitted, and has blocks in groups of their own.
+    assert "request.get_num_encoder_embeds(i)" in module.source("Scheduler.schedule")
+    coordinator = vllm["v1.core.kv_cache_coordinator"]
+    assert "isinstance(manager, CrossAttentionManager)" in coordinator.source("KVCacheCoordinator.allocate_new_blocks")
+    # A request of a pooling model ends with its prompt, and may be as long as the model allows.
+    assert "request.status = RequestStatus.FINISHED_STOPPED" in module.source("Scheduler.update_from_output")
     # By priority, then by arrival: the order of the queue under vLLM's priority policy.
     assert "return self.priority < other.priority" in request.source("Request.__lt__")
     assert "return self.arrival_time < other.arrival_time" in request.source("Request.__lt__")

@@ -245,7 +245,7 @@ class Bridge:
             if number is None or not (request := self._requests[number]).is_finished():
                 continue
             status = request.status
-            outcomes.ended += status is LENGTH_CAPPED
+            outcomes.ended += status is LENGTH_CAPPED or request.pooling_params is not None
             self.prefixes.left(request)
             (outcomes.gone if status in COMPLETE else outcomes.aborted).append(self._left(name))
 

@@ -20,7 +20,8 @@ class GatedQueue(RequestQueue):
     Between two steps, and whenever no gate is set, it is a plain first-come-first-served queue, except that removing a
     request costs O(1) where vLLM's deque costs O(waiting). `open` sets the gate for one call of vLLM's ``schedule()``:
     truth value, `peek_request` and `pop_request` then see the admitted requests only, while length and iteration still
-    see all, so that counts, metrics, aborts and ``has_requests()`` stay right during the call too.
+    see all, so that counts, metrics, aborts and ``has_requests()`` stay right during the call too. One that vLLM takes
+    and passes over keeps its place: in vLLM's queue those before it have been passed over as well.
 
     Nothing here may raise inside vLLM's loop, so it stays this small.
     """
@@ -28,6 +29,7 @@ class GatedQueue(RequestQueue):
     def __init__(self, requests: Iterable[Request] = ()) -> None:
         self._line: OrderedDict[str, Request] = OrderedDict((r.request_id, r) for r in requests)
         self._gate: deque[Request] | None = None
+        self._taken: set[str] = set()  # through the gate: they leave when it closes
 
     def open(self, admitted: Collection[Request]) -> None:
         """Let only `admitted` through, in this order; those no longer waiting are left out."""
@@ -36,13 +38,21 @@ class GatedQueue(RequestQueue):
     def close(self) -> None:
         """Take the gate away: the queue is whole again."""
         self._gate = None
+        if self._taken:
+            for name in self._taken:
+                del self._line[name]
+            self._taken.clear()
 
     def add_request(self, request: Request) -> None:
         """Append `request`."""
         self._line[request.request_id] = request
+        self._taken.discard(request.request_id)
 
     def prepend_request(self, request: Request) -> None:
-        """Put `request` in front of the queue, behind the gate."""
+        """Put `request` in front of the queue, behind the gate; one that has just been taken, where it was."""
+        if request.request_id in self._taken:
+            self._taken.remove(request.request_id)
+            return
         self._line[request.request_id] = request
         self._line.move_to_end(request.request_id, last=False)
 
@@ -58,7 +68,7 @@ class GatedQueue(RequestQueue):
                 raise IndexError("pop from an empty queue")
             return self._line.popitem(last=False)[1]
         request = self._gate.popleft()
-        del self._line[request.request_id]
+        self._taken.add(request.request_id)
         return request
 
     def peek_request(self) -> Request:
@@ -78,7 +88,8 @@ class GatedQueue(RequestQueue):
     def remove_requests(self, requests: Iterable[Request]) -> None:
         """Remove those of `requests` that are waiting here."""
         for request in requests:
-            self._line.pop(request.request_id, None)
+            if request.request_id not in self._taken:
+                self._line.pop(request.request_id, None)
 
     def last_first(self, names: Collection[str]) -> list[str]:
         """Return `names` from the back of the queue to its front: the core puts each before the last reported.
@@ -97,7 +108,8 @@ class GatedQueue(RequestQueue):
         return [*sorted(left), *reversed(found)]
 
     def __contains__(self, request: object) -> bool:
-        return request is not None and self._line.get(getattr(request, "request_id", "")) is request
+        name = getattr(request, "request_id", "")
+        return request is not None and self._line.get(name) is request and name not in self._taken
 
     def __getitem__(self, place: int) -> Request:
         """Return the request at a place, as vLLM's own queue does: a look from outside, not for each step."""
@@ -107,10 +119,11 @@ class GatedQueue(RequestQueue):
         return bool(self._line if self._gate is None else self._gate)
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._line) - len(self._taken)
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._line.values())
+        waiting = self._line.values()
+        return iter([each for each in waiting if each.request_id not in self._taken] if self._taken else waiting)
 
 
 class PriorityGatedQueue(GatedQueue):
@@ -155,7 +168,7 @@ class PriorityGatedQueue(GatedQueue):
         return self._heap[0]
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(sorted(self._line.values()))
+        return iter(sorted(super().__iter__()))
 
 
 def behind_a_gate(policy: SchedulingPolicy, requests: Iterable[Request]) -> GatedQueue:

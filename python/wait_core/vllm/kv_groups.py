@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
     FullAttentionSpec,
     MambaSpec,
     MLAAttentionSpec,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
+    from vllm.v1.request import Request
 
 Group = dict[str, Any]
 """One of the core's setting ``kv_groups``."""
@@ -42,6 +44,8 @@ class NotServedError(ValueError):
         self.remedy = remedy
 
 
+NO_CACHE: Group = {"kind": "state", "blocks": 1, "count": 1}
+"""Of a model without a cache, as encoders that only embed are: a block for each seat, so that only the seats count."""
 AS_FULL = "--disable-hybrid-kv-cache-manager, which keeps these layers in full where others are full, at more memory"
 
 
@@ -113,6 +117,8 @@ def translate(scheduler: Scheduler) -> list[Group]:
     under_way = 1 + scheduler.scheduler_config.async_scheduling  # steps of one request
     for manager in managers(scheduler):
         kind = type(manager.kv_cache_spec)
+        if kind is CrossAttentionSpec:
+            continue  # its blocks are of each request, not of each token: `encoder_blocks`
         if kind not in _KINDS:
             raise NotServedError(kind.__name__)
         group = _KINDS[kind](manager.kv_cache_spec, manager.block_size, under_way)
@@ -121,9 +127,26 @@ def translate(scheduler: Scheduler) -> list[Group]:
             found.append(group | {"count": 1})
         else:
             same["count"] += 1
+    if not managers(scheduler):
+        return [NO_CACHE]
     if not found:
-        raise NotServedError("no group at all")
+        raise NotServedError("CrossAttentionSpec, and none beside it")
     return sorted(found, key=lambda group: group["kind"] != "full")
+
+
+def encoder_blocks(scheduler: Scheduler, request: Request) -> int:
+    """Return how many blocks `request` holds, while it is resident, for what its encoder reads: cross-attention's."""
+    if not request.has_encoder_inputs:
+        return 0
+    sizes = [each.block_size for each in managers(scheduler) if type(each.kv_cache_spec) is CrossAttentionSpec]
+    tokens = sum(map(request.get_num_encoder_embeds, range(len(request.mm_features)))) if sizes else 0
+    return sum(-(-tokens // size) for size in sizes)
+
+
+def free_blocks(scheduler: Scheduler) -> int | None:
+    """Return how many blocks vLLM has free; None of a model without a cache."""
+    free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    return free if managers(scheduler) else None
 
 
 def settings(scheduler: Scheduler) -> dict[str, Any]:
@@ -138,7 +161,7 @@ def settings(scheduler: Scheduler) -> dict[str, Any]:
     """
     groups = translate(scheduler)
     blocks = scheduler.kv_cache_manager.block_pool.num_gpu_blocks
-    usable = blocks - 1  # one is vLLM's null block
+    usable = blocks - 1 if managers(scheduler) else scheduler.max_num_active_reqs  # one is vLLM's null block
     size = groups[0].get("block_size", scheduler.block_size)
     cache: dict[str, Any] = {
         "kv_blocks": usable,

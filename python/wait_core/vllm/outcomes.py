@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
+from wait_core.vllm import kv_groups
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
@@ -104,7 +106,7 @@ class Outcomes:
         if self._received:  # before their progress
             core.complete(received=self._received)
             self._received = []
-        free = self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        free = kv_groups.free_blocks(self._scheduler)
         if not (finished or aborted or self._preempted or self._refused or self._progress or self._receiving):
             core.complete(
                 free_blocks=free, step_ns=step_ns, iteration=iteration

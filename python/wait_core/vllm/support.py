@@ -56,8 +56,6 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
     ahead = isinstance(scheduler, AsyncScheduler)
     reasons = (
         (model.is_diffusion, "a diffusion model (it needs vLLM's own scheduler)", None),
-        (model.runner_type == "pooling", "a pooling model (it has no decode phase to plan)", None),
-        (scheduler.is_encoder_decoder, "an encoder-decoder model (cross-attention blocks)", None),
         (scheduler.dcp_world_size > 1, "decode context parallelism", "--decode-context-parallel-size 1"),
         (
             ahead and waits_for_tokens(scheduler.vllm_config),
@@ -75,7 +73,8 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
     return cache | {
         "max_num_seqs": scheduler.max_num_active_reqs,
         "token_budget": scheduler.max_num_scheduled_tokens,
-        "max_model_len": scheduler.max_model_len,
+        # The core counts a token for what a step samples, of which a pooling model has none.
+        "max_model_len": scheduler.max_model_len + 1 - scheduler.num_sampled_tokens_per_step,
         "long_prefill_token_threshold": scheduler.scheduler_config.long_prefill_token_threshold or None,
         "host_preempts": True,
     }
@@ -92,8 +91,15 @@ def with_priorities(scheduler: Scheduler, settings: Settings) -> Settings:
     Raises
     ------
     ConfigError
-        Where the policy would ignore the priorities that vLLM is configured to follow.
+        Where the policy would ignore the priorities that vLLM is configured to follow, or requests of a pooling model
+        would end late.
     """
+    pools = scheduler.vllm_config.model_config.runner_type == "pooling"
+    if pools and (settings.max_wait_s is not None or settings.core.get("late") == "refuse"):
+        raise ConfigError(
+            f'{KEY}: max_wait_s and late = "refuse" end requests without an answer, for which vLLM\'s front end has no '
+            "form where the model pools: leave them out"
+        )
     if scheduler.policy == SchedulingPolicy.FCFS:
         return settings
     if settings.policy not in BY_PRIORITY:

@@ -8,6 +8,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from wait_core import WaitCoreError
+from wait_core.vllm import kv_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,6 +51,7 @@ def declare(
         output_tokens=length if settings.known_lengths and _length_is_known(request) else None,
         priority=max(-(2**63), min(2**63 - 1, priority)) if priority else 0,
         tenant=_tenant(said, settings) if said else 0,
+        encoder_blocks=kv_groups.encoder_blocks(scheduler, request),
         max_wait_ns=None if longest is None else longest[0],
         now_ns=arrival_ns,
     )
@@ -96,7 +98,7 @@ def move(
     # A preempted request comes back with the output it has: it was resident, and lost its place.
     core.complete(progress=[(n, requests[n].num_prompt_tokens + requests[n].num_output_tokens - 1) for n in preempted])
     # The one sent back last stands first.
-    core.complete(preempted=preempted[::-1], free_blocks=scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+    core.complete(preempted=preempted[::-1], free_blocks=kv_groups.free_blocks(scheduler))
     return refused
 
 
@@ -134,9 +136,12 @@ def _tenant(said: Mapping[str, Any], settings: Settings) -> int:
 
 
 def _length_is_known(request: Request) -> bool:
-    """Whether `request` ends at ``max_tokens`` and nowhere else, unless the client aborts it."""
+    """Whether `request` ends at ``max_tokens`` and nowhere else, unless the client aborts it.
+
+    One of a pooling model ends with its prompt: what is made of it takes the place of the one token that vLLM allows.
+    """
     params = request.sampling_params
-    return (
+    return request.pooling_params is not None or (
         params is not None
         and params.ignore_eos
         and not params.stop

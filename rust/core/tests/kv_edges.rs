@@ -4,7 +4,7 @@ mod common;
 
 use common::{request, scheduler};
 use serde_json::{Value, json};
-use wait_core::{Hit, HoldReason, Report, Request, Scheduler};
+use wait_core::{Error, Hit, HoldReason, Report, Request, Scheduler};
 
 /// A request that receives the KV of this many tokens of its prompt.
 fn receiving(id: u64, prompt: u32, computed: u32) -> Request {
@@ -30,6 +30,78 @@ fn a_request_that_receives_is_listed_as_standing_and_nothing_is_computed_of_it()
     assert_eq!(core.explain(1).unwrap().reason, HoldReason::KvTransfer);
     core.complete(&Report { received: &[1], ..Report::default() }).unwrap();
     assert_eq!((core.plan(0).tokens(), core.paused_ids()), (4 + 1, vec![]));
+}
+
+/// A request that holds this many blocks beside those of its tokens.
+fn encoding(id: u64, prompt: u32, encoder_blocks: u32) -> Request {
+    Request { encoder_blocks, ..request(id, prompt) }
+}
+
+#[test]
+fn what_an_encoder_has_read_is_held_from_the_admission_to_the_end() {
+    for policy in ["vllm", "adaptive", "clairvoyant"] {
+        for prefix_caching in [false, true] {
+            let mut core = small(&json!({"policy": policy, "prefix_caching": prefix_caching}));
+            core.add(&Request { max_tokens: Some(8), ..encoding(1, 4, 12) }).unwrap();
+            core.add(&Request { max_tokens: Some(8), ..encoding(2, 4, 6) }).unwrap();
+            assert_eq!(core.plan(0).free(), 6, "{policy}");
+            assert_eq!(core.view().pool().free(), 6, "{policy}");
+            let hold = core.explain(2).unwrap();
+            assert_eq!((hold.reason, hold.needs, hold.limit), (HoldReason::NoBlocks, 8.0, 6.0), "{policy}");
+            core.plan(0);
+            assert_eq!(core.view().pool().used(), 3 + 12, "a decode takes no more of them: {policy}");
+            core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+            assert_eq!(core.view().pool().used(), 0, "{policy}");
+            core.plan(0);
+            assert_eq!(core.view().pool().used(), 2 + 6, "{policy}");
+            assert!(core.abort(2), "{policy}");
+            assert_eq!(core.view().pool().used(), 0, "{policy}");
+        }
+    }
+}
+
+#[test]
+fn a_preempted_request_frees_what_its_encoder_has_read() {
+    for policy in ["vllm", "wait"] {
+        let types = json!([{"prompt": 4, "output": 8, "rate": 2.0}]);
+        let wait = json!({"policy": "wait", "types": types, "thresholds": [2.0]});
+        let mut core = small(&if policy == "wait" { wait } else { json!({"policy": policy}) });
+        core.add(&encoding(1, 4, 7)).unwrap();
+        core.add(&encoding(2, 4, 7)).unwrap();
+        (0..3).for_each(|_| _ = core.plan(0));
+        assert_eq!((core.view().residents(), core.view().pool().free()), (2, 0), "{policy}");
+        // The third block of each is full.
+        assert_eq!(core.plan(0).preempted().len(), 1, "{policy}");
+        assert_eq!(core.view().pool().used(), 4 + 7, "{policy}");
+    }
+}
+
+#[test]
+fn a_request_whose_encoder_leaves_no_room_for_its_tokens_is_too_large() {
+    let mut core = small(&json!({"policy": "vllm"}));
+    let refused = core.add(&encoding(1, 4, 18));
+    assert!(matches!(refused, Err(Error::TooLarge { needs: 5, limit: 4, .. })), "{refused:?}");
+    assert!(core.add(&encoding(1, 4, 99)).is_err() && core.add(&encoding(1, 4, 17)).is_ok());
+    // Once the cache has shrunk it waits as one that is too large, and holds up no other.
+    core.set_capacity(10).unwrap();
+    core.add(&request(2, 4)).unwrap();
+    core.plan(0);
+    assert_eq!((core.view().residents(), core.explain(1).unwrap().reason), (1, HoldReason::TooLarge));
+}
+
+#[test]
+fn adaptive_forecasts_what_an_encoder_has_read_as_held_to_the_end() {
+    let expected = |encoder_blocks| {
+        let mut core = small(&json!({"policy": "adaptive", "kv_blocks": 40}));
+        core.add(&Request { max_tokens: Some(20), ..encoding(1, 8, encoder_blocks) }).unwrap();
+        (0..3).for_each(|_| _ = core.plan(0));
+        core.kv_forecast().iter().map(|ahead| ahead.mean).collect::<Vec<_>>()
+    };
+    let (with, without) = (expected(9), expected(0));
+    assert!(!with.is_empty() && with.len() == without.len());
+    let (near, far) = (with[0] - without[0], with[with.len() - 1] - without[without.len() - 1]);
+    assert!((near - 18.0).abs() < 1.0, "while it runs it holds its 9 blocks of 2 tokens: {near}");
+    assert!(far < near, "and no longer than it runs: {far}");
 }
 
 #[test]

@@ -62,6 +62,8 @@ impl Scheduler {
     /// With `prefix_caching` the scheduler looks both up by `block_hashes`, one integer for each full block of the
     /// prompt (and of the output as far as it is known in advance) that identifies all tokens up to there. A request
     /// with `receives` set holds its memory once admitted and computes nothing until `complete(received=...)` names it.
+    /// `encoder_blocks`: KV blocks that it holds beside those of its tokens from its admission to its end, in a model with
+    /// cross-attention.
     ///
     /// Raises `CapacityError` if it could not run even alone, `DuplicateIdError` if the id is in use, `QueueFullError`
     /// at the bounds `max_queued_requests` and `max_queued_tokens`, `DeadlineError` if its predicted wait for admission
@@ -69,7 +71,7 @@ impl Scheduler {
     /// `ttft_target`, and `WaitCoreError` for any other value that is refused. Nothing has changed then.
     #[pyo3(signature = (request_id, prompt_tokens, max_tokens = None, *, output_tokens = None, predicted_tokens = None,
         predicted_log_error = 0.0, type_id = None, priority = 0, tenant = 0, computed_tokens = 0, shared_prefix = 0,
-        block_hashes = Vec::new(), receives = false, max_wait_ns = None, now_ns = 0))]
+        block_hashes = Vec::new(), receives = false, encoder_blocks = 0, max_wait_ns = None, now_ns = 0))]
     #[allow(clippy::too_many_arguments)] // one keyword per property, as Python callers expect
     fn add(
         &mut self,
@@ -86,6 +88,7 @@ impl Scheduler {
         #[pyo3(from_py_with = convert::ranged)] shared_prefix: u32,
         #[pyo3(from_py_with = convert::ranged)] block_hashes: Vec<u64>,
         receives: bool,
+        #[pyo3(from_py_with = convert::ranged)] encoder_blocks: u32,
         #[pyo3(from_py_with = convert::ranged)] max_wait_ns: Option<u64>,
         #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
     ) -> PyResult<()> {
@@ -108,6 +111,7 @@ impl Scheduler {
             hit: Hit { computed: computed_tokens.max(shared_prefix), shared: shared_prefix, evicted: 0 },
             block_hashes,
             receives,
+            encoder_blocks,
             arrival_ns: now_ns,
             max_wait_ns,
         };

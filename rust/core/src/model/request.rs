@@ -116,6 +116,9 @@ pub struct Request {
     /// Its KV is being transferred from elsewhere: once admitted it holds memory for `hit.computed` tokens and computes
     /// nothing until the host reports the KV received.
     pub receives: bool,
+    /// KV blocks that it holds from its admission to its end beside those of its tokens: those of the input that its encoder
+    /// has read, in a model with cross-attention.
+    pub encoder_blocks: u32,
     /// Arrival, ns on the host's clock. An arrival after the next plan's clock does not move the clock: the request is
     /// of age 0.
     pub arrival_ns: u64,

@@ -30,7 +30,7 @@ impl Plan {
             return self.own_blocks_of_groups(view, slot);
         }
         match prefixes.hit(slot, request.prefill_target()) {
-            Some(hit) => layout.demand(request.prefill_target()) - layout.filled(hit.shared),
+            Some(hit) => layout.demand(request.prefill_target()) - layout.filled(hit.shared) + request.encoder_blocks,
             None => request.own_blocks(layout),
         }
     }
@@ -56,11 +56,11 @@ impl Plan {
     /// The hold that says how many blocks it takes, and how many there are.
     #[inline]
     pub fn fits_alone(&self, view: &View, slot: Slot) -> Result<(), Hold> {
-        let target = view.request(slot).prefill_target();
-        if target <= view.largest() {
+        let (target, encoder_blocks) = (view.request(slot).prefill_target(), view.request(slot).encoder_blocks);
+        if target <= view.largest() && encoder_blocks == 0 {
             return Ok(());
         }
-        let (blocks, capacity) = (view.layout().demand(target), view.pool().capacity());
+        let (blocks, capacity) = (view.layout().demand(target).saturating_add(encoder_blocks), view.pool().capacity());
         if blocks > capacity { Err(Hold::new(HoldReason::TooLarge, blocks, capacity)) } else { Ok(()) }
     }
 

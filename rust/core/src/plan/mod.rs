@@ -359,6 +359,7 @@ impl Plan {
         } else {
             self.free -= i64::from(blocks.saturating_sub(layout.filled(hit.shared)));
         }
+        self.take(request.encoder_blocks.into());
         self.residents += 1;
     }
 

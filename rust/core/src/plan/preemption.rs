@@ -73,14 +73,17 @@ impl Plan {
     /// A resident's blocks become free, except those that others hold: as when the plan is applied, where the preempted
     /// leave before anything else happens.
     fn release(&mut self, view: &View, slot: Slot, blocks: u32) {
+        let encoder_blocks = i64::from(view.request(slot).encoder_blocks);
         if let Some(prefixes) = &mut self.prefixes {
             let before = prefixes.held();
+            prefixes.take(-encoder_blocks);
             prefixes.release(slot, blocks, view.kv(slot));
             self.free += before - prefixes.held();
             return;
         }
         let pool = self.left.get_or_insert_with(|| view.pool().clone());
         let before = pool.free();
+        pool.take(-encoder_blocks);
         pool.release(blocks, view.request(slot).shared_blocks(view.layout()));
         self.free += pool.free() - before;
     }

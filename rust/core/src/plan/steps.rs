@@ -76,6 +76,6 @@ impl Plan {
         } else {
             layout.demand_behind(tokens, target) + layout.filled(tokens)
         };
-        whole.max(first) - held
+        whole.max(first) - held + request.encoder_blocks
     }
 }

@@ -59,14 +59,15 @@ impl Scheduler {
         let output = request.output.exact().unwrap_or(1).min(request.max_tokens.unwrap_or(u32::MAX));
         let needs = u64::from(request.prompt) + u64::from(output);
         let most = u64::from(length);
-        let limit = u64::from(self.view.largest());
+        let limit = u64::from(self.view.largest_beside(request.encoder_blocks));
         if needs > limit {
             return Err(Error::TooLarge { id, needs, limit, what: "the KV cache holds" });
         }
         if needs > most {
             return Err(Error::TooLarge { id, needs, limit: most, what: "max_model_len allows" });
         }
-        let room = length - request.prompt;
+        // With blocks beside those of its tokens it ends earlier where the cache is what limits it.
+        let room = length.min(limit as u32) - request.prompt;
         // The queues are summed up only if there is a bound.
         if let Some(bound) = self.max_queued_requests {
             let queued = self.view.waiting_total();

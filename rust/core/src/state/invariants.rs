@@ -24,7 +24,7 @@ impl View {
             let named = self.named_blocks(slot);
             let most = if self.layout().groups().is_empty() { kv / self.pool().block_size() } else { blocks };
             assert!(named <= most, "request {} names what is not computed", request.id);
-            counted += i64::from(blocks);
+            counted += i64::from(blocks) + i64::from(request.encoder_blocks);
             match request.phase {
                 Phase::Waiting => panic!("request {} waits among the residents", request.id),
                 Phase::Receiving => {

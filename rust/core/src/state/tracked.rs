@@ -41,8 +41,10 @@ pub struct Tracked {
     pub kept: u32,
     /// Tokens in the KV cache; while decoding, those it joined its lane with.
     pub(crate) computed: u32,
-    /// KV blocks held; while decoding, those it joined its lane with.
+    /// KV blocks held for its tokens; while decoding, those it joined its lane with.
     pub(crate) blocks: u32,
+    /// KV blocks that it holds beside those while it is resident, for what its encoder has read.
+    pub encoder_blocks: u32,
     pub(crate) link: Link,
     /// Number of the plan that admitted it last.
     pub(crate) admitted: u32,
@@ -90,7 +92,12 @@ impl Tracked {
     pub fn own_blocks(&self, layout: &KvLayout) -> u32 {
         let target = self.prefill_target();
         let blocks = if self.hit.computed > 0 { layout.prefill(target) } else { layout.demand(target) };
-        blocks.saturating_sub(self.shared_blocks(layout))
+        blocks.saturating_sub(self.shared_blocks(layout)).saturating_add(self.encoder_blocks)
+    }
+
+    /// What it holds beside its tokens, in tokens of the first group.
+    pub fn encoder_tokens(&self, layout: &KvLayout) -> u32 {
+        self.encoder_blocks.saturating_mul(layout.block_size())
     }
 
     /// Blocks that are shared.

@@ -290,6 +290,7 @@ impl View {
             kept: 0,
             computed: 0,
             blocks: 0,
+            encoder_blocks: request.encoder_blocks,
             link: Link::default(),
             rank,
             hit: self.trusted(request.hit, request.prompt),

@@ -49,8 +49,10 @@ impl Host {
         };
         let (resumed, fresh) = (admitted(Origin::Resumed), admitted(Origin::Admitted));
         // A request that has become too large for the cache is skipped.
-        let fits_alone =
-            |&slot: &Slot| before.layout().demand(before.request(slot).prefill_target()) <= before.pool().capacity();
+        let fits_alone = |&slot: &Slot| {
+            let (request, capacity) = (before.request(slot), before.pool().capacity());
+            before.layout().demand(request.prefill_target()) + request.encoder_blocks <= capacity
+        };
         let waiting = |queue: usize| sequence(before, before.iter_waiting(queue).filter(fits_alone));
         let kind = |id: &RequestId| before.request(before.slot(*id).unwrap()).type_id;
         if self.config.policy == PolicyName::Wait {

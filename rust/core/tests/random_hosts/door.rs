@@ -17,7 +17,7 @@ impl Host {
         assert!(!ledger.entries.contains_key(&request.id), "request {} twice", request.id);
         let needs = needs(request);
         let most = self.config.max_model_len.map_or(u64::MAX, u64::from);
-        assert!(needs <= most && self.fits(needs), "accepted though it fits no empty engine");
+        assert!(needs <= most && self.fits(needs, request.encoder_blocks), "accepted though it fits no empty engine");
         let (queued, tokens) = self.queued();
         assert!(self.config.max_queued_requests.is_none_or(|most| queued < most.into()));
         assert!(self.config.max_queued_tokens.is_none_or(|most| tokens + u64::from(request.prompt) <= most));
@@ -27,9 +27,17 @@ impl Host {
         }
     }
 
-    /// Whether this many tokens fit, computed one by one.
-    fn fits(&self, tokens: u64) -> bool {
-        (0..tokens.min(256) as u32).all(|kv| self.ledger.kv.after(kv, kv + 1) <= self.ledger.pool.capacity)
+    /// Most output tokens that an accepted request may have.
+    pub(crate) fn room(&self, request: &Request) -> u32 {
+        let length = self.core.view().max_model_len();
+        let beside = request.encoder_blocks;
+        let fits = |length: &u32| beside == 0 || self.fits(u64::from(*length), beside);
+        (0..=length).rev().find(fits).unwrap_or(0) - request.prompt
+    }
+
+    /// Whether this many tokens fit, computed one by one, beside so many blocks.
+    fn fits(&self, tokens: u64, beside: u32) -> bool {
+        (0..tokens.min(256) as u32).all(|kv| self.ledger.kv.after(kv, kv + 1) + beside <= self.ledger.pool.capacity)
     }
 
     /// What waits: requests, tokens.
@@ -45,7 +53,8 @@ impl Host {
             Error::DuplicateId { id } => assert!(*id == request.id && self.ledger.entries.contains_key(id)),
             Error::TooLarge { id, needs, limit, .. } => {
                 assert!((*id, *needs) == (request.id, self::needs(request)) && needs > limit, "refused without need");
-                assert!(self.config.max_model_len.map(u64::from) == Some(*limit) || self.fits(*limit), "limit {limit}");
+                let fits = || self.fits(*limit, request.encoder_blocks);
+                assert!(self.config.max_model_len.map(u64::from) == Some(*limit) || fits(), "limit {limit}");
             }
             Error::QueueFull { queued: counted, bound, unit, .. } => {
                 let ours = if *unit == "requests" { queued } else { tokens };

@@ -117,7 +117,8 @@ impl Host {
             (hit, Vec::new())
         };
         let (output, max_tokens) = lengths;
-        let labels = Request { type_id, priority, tenant, ..Request::default() };
+        let encoder_blocks = if id % 5 == 4 { addition.output % 4 } else { 0 };
+        let labels = Request { type_id, priority, tenant, encoder_blocks, ..Request::default() };
         Request { id, prompt, max_tokens, output, hit, receives, block_hashes, arrival_ns, max_wait_ns, ..labels }
     }
 
@@ -130,7 +131,7 @@ impl Host {
         match answer {
             Ok(()) => {
                 self.must_accept(&request, predicted_ns);
-                let room = self.core.view().max_model_len() - request.prompt;
+                let room = self.room(&request);
                 let most = request.max_tokens.unwrap_or(room).min(room);
                 self.ledger.add(
                     id,
@@ -142,6 +143,7 @@ impl Host {
                         priority: if self.config.policy == PolicyName::Vllm { request.priority } else { 0 },
                         hit: request.hit,
                         receives: request.receives,
+                        encoder_blocks: request.encoder_blocks,
                         hashes: request.block_hashes.clone(),
                         ..Entry::default()
                     },

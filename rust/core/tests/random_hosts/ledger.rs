@@ -43,6 +43,8 @@ pub(crate) struct Entry {
     pub(crate) hashes: Vec<u64>,
     /// Its KV is transferred from elsewhere.
     pub(crate) receives: bool,
+    /// Blocks beside those of its tokens while it is resident.
+    pub(crate) encoder_blocks: u32,
     /// Plans made when it was admitted.
     pub(crate) admitted: u64,
     /// Output tokens that a prefill computes again.
@@ -111,7 +113,8 @@ impl Ledger {
 
     /// Blocks of all residents.
     pub(crate) fn held(&self) -> i64 {
-        self.entries.values().map(|entry| i64::from(entry.blocks)).sum()
+        let beside = |entry: &Entry| if entry.resident { entry.encoder_blocks } else { 0 };
+        self.entries.values().map(|entry| i64::from(entry.blocks) + i64::from(beside(entry))).sum()
     }
 
     pub(crate) fn add(&mut self, id: RequestId, entry: Entry) {

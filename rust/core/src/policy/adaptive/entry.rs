@@ -64,7 +64,8 @@ impl Adaptive {
         let residents = f64::from(view.residents());
         let footprint = self.forecast.footprint();
         let growth = footprint.steepest();
-        let kv = (view.lanes()[0].kv() + prompts).saturating_sub(self.shared) as f64;
+        let beside: u64 = view.iter_residents().map(|slot| u64::from(self.encoder_kv(view, slot))).sum();
+        let kv = (view.lanes()[0].kv() + prompts + beside).saturating_sub(self.shared) as f64;
         let most = growth * kv + residents * footprint.most_beside();
         forecast(&self.outlook(view), self.capacity(view), most, growth * residents)
     }
@@ -130,6 +131,7 @@ impl Adaptive {
         let request = view.request(slot);
         let prompt = request.prefill_target();
         let blocks = view.layout().prefill(prompt).saturating_sub(request.shared_blocks(view.layout()));
+        let blocks = blocks.saturating_add(request.encoder_blocks);
         if i64::from(blocks) > entry.free {
             return Err(Hold::new(HoldReason::NoBlocks, blocks, entry.free as f64));
         }

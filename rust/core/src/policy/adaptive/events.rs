@@ -36,7 +36,7 @@ impl Adaptive {
             }
             Event::Joined => {
                 self.advance(view);
-                let kv = view.kv(slot).saturating_sub(request.hit.shared);
+                let kv = view.kv(slot).saturating_sub(request.hit.shared).saturating_add(self.encoder_kv(view, slot));
                 let candidate = Candidate { kv, stage: view.stage(slot), ..self.candidate(view, slot) };
                 self.forecast.join(slot, &candidate);
             }

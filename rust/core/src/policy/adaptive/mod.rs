@@ -121,9 +121,17 @@ impl Adaptive {
         let request = view.request(slot);
         Candidate {
             class: self.learned.class(label(request.type_id), request.output),
-            kv: request.prefill_target() - request.hit.shared,
+            kv: (request.prefill_target() - request.hit.shared).saturating_add(self.encoder_kv(view, slot)),
             stage: request.kept + 1,
             last: request.output.exact().unwrap_or(u32::MAX).min(request.max_tokens),
+        }
+    }
+
+    /// What a request holds beside its tokens, as tokens that it had from the start: to the forecast that is the same.
+    fn encoder_kv(&self, view: &View, slot: Slot) -> u32 {
+        match view.request(slot).encoder_tokens(view.layout()) {
+            0 => 0,
+            tokens => (f64::from(tokens) / self.forecast.footprint().slope().max(1.0)).round() as u32,
         }
     }
 

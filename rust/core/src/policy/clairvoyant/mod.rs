@@ -69,6 +69,8 @@ impl Clairvoyant {
             joined += 1;
         }
         let decodes = iterations(request).saturating_sub(request.kept + 1);
+        // What it holds beside its tokens is held from the start, as a longer prompt would be.
+        let prompt = prompt.saturating_add(request.encoder_tokens(view.layout()));
         Course { last: joined + i64::from(decodes), base: joined - i64::from(prompt), prompt }
     }
 
@@ -113,7 +115,8 @@ impl Clairvoyant {
         self.seen += 1;
         // A request's last block is half empty on average.
         let half = f64::from(view.pool().block_size() - 1) / 2.0;
-        let held = cost(request.prompt, iterations) as f64 + f64::from(iterations) * half;
+        let held = cost(request.prompt.saturating_add(request.encoder_tokens(view.layout())), iterations) as f64
+            + f64::from(iterations) * half;
         self.mean_cost += (held - self.mean_cost) / self.seen as f64;
         if self.courses.len() <= slot as usize {
             self.courses.resize(slot as usize + 1, None);

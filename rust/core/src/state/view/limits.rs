@@ -1,7 +1,7 @@
 //! What the configuration allows an iteration and the engine.
 
 use super::View;
-use crate::config::Config;
+use crate::config::{Config, MAX_COUNT};
 
 /// Limits of one iteration and of the engine, from the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -68,5 +68,13 @@ impl View {
     /// Most tokens of a request that runs alone.
     pub fn largest(&self) -> u32 {
         self.largest
+    }
+
+    /// The same of one that holds this many blocks beside those of its tokens.
+    pub(crate) fn largest_beside(&self, blocks: u32) -> u32 {
+        match blocks {
+            0 => self.largest,
+            _ => self.layout.largest(self.pool.capacity().saturating_sub(blocks), MAX_COUNT),
+        }
     }
 }

@@ -19,10 +19,14 @@ impl View {
             self.pool.share(request.shared_blocks(&self.layout));
         }
         request.phase = if request.receives { Phase::Receiving } else { Phase::Prefilling };
+        let encoder_blocks = request.encoder_blocks;
         if request.receives {
             self.receiving.push(slot);
         } else if !to_the_end {
             self.prefilling.push(slot);
+        }
+        if encoder_blocks > 0 {
+            self.take(encoder_blocks.into());
         }
     }
 
@@ -165,6 +169,10 @@ impl View {
         match self.request(slot).phase {
             Phase::Decoding => self.leave_lane(slot, Phase::Parked),
             phase => self.unlist(slot, phase),
+        }
+        let encoder_blocks = self.request(slot).encoder_blocks;
+        if encoder_blocks > 0 {
+            self.take(-i64::from(encoder_blocks));
         }
         // The prefix cache counts what is shared by itself.
         let shared = if self.limits.caches_prefixes { 0 } else { self.request(slot).shared_blocks(&self.layout) };
