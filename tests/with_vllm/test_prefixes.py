@@ -3,6 +3,7 @@ memory."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -132,3 +133,56 @@ def test_the_core_learns_what_was_evicted() -> None:
     assert serve("it takes the whole cache", [90] * 180) == []
     assert serve("it returns", chat) == [(16, 0, 80)], "one block was left"
     assert serve("only the beginning was computed", PREFIX + [71] * 33) == [(64, 0, 0)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_look_up_in_one_pass_finds_what_vllms_own_does(seed: int) -> None:
+    from in_process import Driver, Setup, random_prompt
+
+    driver = Driver(Setup(scheduler="WaitScheduler", num_blocks=40, max_num_seqs=6, max_model_len=256))
+    manager = driver.scheduler.kv_cache_manager
+    coordinator = manager.coordinator
+    ours, stock = vars(coordinator)["find_longest_cache_hit"], type(coordinator).find_longest_cache_hit
+    draw = random.Random(seed)
+    beginnings = [random_prompt(draw, 90) for _ in range(2)]
+    lengths, twice = set(), 0
+    for i in range(300):
+        if draw.random() < 0.4:
+            # Of a prompt of whole blocks that are all cached, the last is computed again: there are two copies then.
+            prompt = draw.choice(beginnings)[: draw.choice((80, draw.randint(1, 90)))]
+            prompt += random_prompt(draw, draw.choice((0, draw.randint(1, 60))))
+            driver.add(f"r{i}", prompt, draw.randint(1, 40))
+        if i % 100 == 99:
+            driver.scheduler.reset_prefix_cache(reset_running_requests=True)
+        driver.step()
+        for beginning in beginnings:
+            driver.add(f"looks{i}", beginning, 1)
+            request = driver.scheduler.requests[f"looks{i}"]
+            driver.abort(f"looks{i}")
+            for most in (0, 15, 16, draw.randrange(91), 89, 90, 999):
+                found = ours(request.block_hashes, most)
+                theirs = stock(coordinator, request.block_hashes, most)
+                assert found[1:] == theirs[1:]
+                assert [id(block) for block in found[0][0]] == [id(block) for block in theirs[0][0]]
+                lengths.add(found[1])
+        hashes = [block.block_hash for block in manager.block_pool.blocks if block.block_hash is not None]
+        twice += len(hashes) > len(set(hashes))
+    assert lengths == set(range(0, 96, 16)), "hits of every length"
+    assert twice, "and of blocks that were computed twice"
+
+
+def test_other_caches_and_other_versions_keep_vllms_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from in_process import Setup, make_scheduler
+
+    from wait_core.vllm import look_up
+
+    def is_ours(**setup: Any) -> bool:
+        coordinator = make_scheduler(Setup(scheduler="WaitScheduler", **setup)).kv_cache_manager.coordinator
+        return "find_longest_cache_hit" in vars(coordinator)
+
+    assert is_ours()
+    assert not is_ours(prefix_caching=False)
+    assert not is_ours(kv_groups=({"kind": "sliding_window", "window": 64},))
+    assert not is_ours(kv_groups=({"kind": "full"}, {"kind": "sliding_window", "window": 64}))
+    monkeypatch.setattr(look_up, "RESTATED", look_up.RESTATED[1:])
+    assert not is_ours()

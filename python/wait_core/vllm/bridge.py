@@ -30,6 +30,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 # Every step and request compares with these, and each access to a member of an enumeration is a call.
 PAUSED_ALL = PauseState.PAUSED_ALL
 RUNNING = RequestStatus.RUNNING
+PREEMPTED = RequestStatus.PREEMPTED  # the last before those of requests that have ended
 LENGTH_CAPPED = RequestStatus.FINISHED_LENGTH_CAPPED
 COMPLETE = (RequestStatus.FINISHED_STOPPED, LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
 """How a request ends whose output is complete: of those the core learns lengths. The others left, or were given up."""
@@ -242,9 +243,10 @@ class Bridge:
             if name in self._foreign and self._foreign[name].is_finished():
                 del self._foreign[name]
             number = self._ids.get(name)
-            if number is None or not (request := self._requests[number]).is_finished():
+            if number is None or (status := (request := self._requests[number]).status) <= PREEMPTED:
                 continue
-            status = request.status
+            if number is None or (status := (request := self._requests[number]).status) <= PREEMPTED:
+                continue
             outcomes.ended += status is LENGTH_CAPPED or request.pooling_params is not None
             self.prefixes.left(request)
             (outcomes.gone if status in COMPLETE else outcomes.aborted).append(self._left(name))
@@ -299,8 +301,9 @@ class Bridge:
 
     def _in_order(self, admitted: list[int]) -> list[int]:
         """Return the admitted requests in vLLM's order, in which the token budget may cut the last one short."""
-        by_priority = self.scheduler.policy is SchedulingPolicy.PRIORITY and self.settings.policy == "vllm"
-        return sorted(admitted, key=self._requests.__getitem__) if by_priority and len(admitted) > 1 else admitted
+        if len(admitted) < 2 or self.settings.policy != "vllm" or self.scheduler.policy is not SchedulingPolicy.PRIORITY:
+            return admitted
+        return sorted(admitted, key=self._requests.__getitem__)
 
     def _compare(self, output: SchedulerOutput) -> None:
         plan, self._plan = self._plan, None

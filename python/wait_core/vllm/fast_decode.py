@@ -12,10 +12,6 @@ which any of `GUARDED` reads differently.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from importlib import import_module
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core import single_type_kv_cache_manager
@@ -23,6 +19,7 @@ from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.request import Request, RequestStatus
 
+from wait_core.vllm import vllm_text
 from wait_core.vllm.config import ConfigError
 
 if TYPE_CHECKING:
@@ -62,23 +59,6 @@ TESTED = {"8781a3d7a66f0379": "0.32"}
 """Digest of the text of `GUARDED`, and the version of vLLM it is from."""
 
 
-def digest(texts: list[str]) -> str:
-    """Return a digest of source texts, blind to indentation and line breaks."""
-    return hashlib.sha256("\n".join(" ".join(text.split()) for text in texts).encode()).hexdigest()[:16]
-
-
-def found() -> str:
-    """Return the digest of the vLLM that runs, or what is missing in it."""
-    texts = []
-    for place in GUARDED:
-        module, name = place.split(":")
-        try:
-            texts.append(inspect.getsource(attrgetter(name)(import_module(module))))
-        except (ImportError, AttributeError):
-            return f"no {name}"
-    return digest(texts)
-
-
 def install(scheduler: Any) -> None:
     """Guard the four methods of `scheduler`, an AsyncScheduler whose KV cache is one group of full attention.
 
@@ -87,7 +67,7 @@ def install(scheduler: Any) -> None:
     ConfigError
         Where something about the engine, or the text of vLLM, is not what the guards were written for.
     """
-    text = found()
+    text = vllm_text.digest(GUARDED)
     manager = scheduler.kv_cache_manager
     groups = manager.coordinator.single_type_managers
     group = groups[0]

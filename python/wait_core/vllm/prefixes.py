@@ -7,10 +7,9 @@ What an earlier request computed and the cache no longer has was evicted: the co
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wait_core.vllm import kv_groups
+from wait_core.vllm import kv_groups, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,10 +56,13 @@ class Computed:
         if len(self._young) > self._most:
             self._old, self._young = self._young, set()
 
-    def leading(self, hashes: Iterable[Any]) -> int:
+    def leading(self, hashes: Sequence[Any]) -> int:
         """Return how many of these have been computed, up to the first that has not."""
         young, old = self._young, self._old
-        return sum(1 for _ in takewhile(lambda each: each in young or each in old, hashes))
+        for i, each in enumerate(hashes):
+            if each not in young and each not in old:
+                return i
+        return len(hashes)
 
 
 class Prefixes:
@@ -76,6 +78,7 @@ class Prefixes:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._manager = manager = scheduler.kv_cache_manager
+        look_up.install(manager)
         self._groups = kv_groups.translate(scheduler)
         managers = kv_groups.managers(scheduler)
         self._several = len(managers) > 1
