@@ -146,7 +146,15 @@ def capacity(cell: Cell) -> float:
 
 
 def run(
-    cell: Cell, router: str, seed: int, share: float, *, routers: int = 1, session_affinity: bool = False
+    cell: Cell,
+    router: str,
+    seed: int,
+    share: float,
+    *,
+    routers: int = 1,
+    session_affinity: bool = False,
+    policy: str = "adaptive",
+    **settings: Any,
 ) -> dict[str, float]:
     """Simulate one router on one cell, or several side by side."""
     kind = KINDS[cell.kind]
@@ -156,7 +164,7 @@ def run(
     target = {"ttft_target": FIXED.slo["ttft_s"]}
     knows: dict[str, Any] = target if router in STATED else {}
     report = simulate(
-        "adaptive",
+        policy,
         requests=requests,
         seed=seed,
         replicas=fleet_of(cell),
@@ -166,7 +174,7 @@ def run(
         staleness_s=cell.staleness,
         prefix_caching=kind.caches,
         threads=1,  # the others have simulations of their own
-        **knows,
+        **settings | knows,
     )
     summary = report.summary(**SLO)
     if summary["completed"] != len(requests):
