@@ -216,7 +216,10 @@ def test_without_scipy_one_line_says_what_to_install(
     log = write(tmp_path / "steps.jsonl", MEASURED, count=100, noise=0.05)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     assert main(["calibrate", str(log)]) == 2
-    assert capsys.readouterr().err == "wait-core: a law is fitted with scipy: pip install scipy\n"
+    assert (
+        capsys.readouterr().err
+        == "wait-core: a law is fitted with scipy: pip install '.[calibrate]' in the repository of wait-core\n"
+    )
 
 
 def test_an_unfinished_line_and_a_full_log_are_read(tmp_path: Path) -> None:

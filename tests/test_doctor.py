@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_a_fault(capsys: pytest.CaptureFixture[str], monkey
     assert status == 1
     assert found["vllm"][0] == "FAULT"
     assert found["vllm"][1].startswith("0.35.1, wanted ")
-    assert found["matplotlib"] == ("absent", "for pictures: pip install 'wait-core[plot]'")
+    assert found["matplotlib"] == ("absent", "for pictures: pip install '.[plot]' in the repository of wait-core")
     versions["vllm"] = "0.32.0+cpu"
     assert findings(capsys)[1]["vllm"] == ("ok", "0.32.0+cpu")
     versions.pop("tqdm")

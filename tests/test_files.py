@@ -72,7 +72,7 @@ def test_zst_without_its_package_says_what_to_install(tmp_path: Path, monkeypatc
         monkeypatch.setitem(sys.modules, module, None)
     if "backports" in sys.modules:
         monkeypatch.delattr(sys.modules["backports"], "zstd", raising=False)
-    with pytest.raises(TraceError, match=r"pip install backports\.zstd"):
+    with pytest.raises(TraceError, match=r"pip install '\.\[zstd\]'"):
         load(path)
 
 

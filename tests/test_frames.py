@@ -82,5 +82,5 @@ def test_without_the_library_the_extra_is_named(
     library: str, extra: str, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(WaitCoreError, match=rf"needs {library}: pip install 'wait-core\[{extra}\]'"):
+    with pytest.raises(WaitCoreError, match=rf"needs {library}: pip install '\.\[{extra}\]'"):
         getattr(report, f"to_{extra}")()

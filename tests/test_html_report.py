@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-pytest.importorskip("jinja2", reason="pages of HTML need Jinja2: pip install 'wait-core[report]'")
+pytest.importorskip("jinja2", reason="pages of HTML need Jinja2: pip install '.[report]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OVERLOAD = ["--dataset-name", "p64d32", "--request-rate", "100", "--num-prompts", "200", "--set", "kv_blocks=60"]
 
@@ -244,7 +244,7 @@ def test_a_report_that_cannot_be_made_is_refused_before_the_work(
     assert kept.read_text(encoding="utf-8") == "as it was"
     monkeypatch.setattr("wait_core.report.html.page.find_spec", lambda _name: None)
     assert main(["simulate", *OVERLOAD, "--report", str(kept)]) == 2
-    assert "pip install jinja2" in capsys.readouterr().err
+    assert "pip install '.[report]'" in capsys.readouterr().err
 
 
 def test_the_same_runs_give_the_same_page() -> None:

@@ -105,7 +105,7 @@ def test_the_demo_does_its_job_without_extras(tmp_path: Path) -> None:
         assert bars is not None, row
         assert "▁" in bars[1] or "▂" in bars[1], "it rises"
         assert "▇" in bars[1] or "█" in bars[1], "and fills the cache"
-    assert lines[-1] == "for a picture as well: pip install matplotlib"
+    assert lines[-1] == "for a picture as well: pip install '.[plot]' in the repository of wait-core"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,7 +134,9 @@ def test_the_other_commands_need_no_extra(command: list[str], tmp_path: Path) ->
 def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(tmp_path: Path) -> None:
     done = bare("demo", "--output", "a.png", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "wait-core: a picture needs matplotlib: pip install matplotlib\n"
+    assert (
+        done.stderr == "wait-core: a picture needs matplotlib: pip install '.[plot]' in the repository of wait-core\n"
+    )
     again = subprocess.run(
         [sys.executable, "-m", "wait_core.cli", "demo", "--output", "a.svg"],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,

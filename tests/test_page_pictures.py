@@ -17,7 +17,7 @@ from test_pictures import difference, kept_like, small
 
 from wait_core.cli import main
 
-pytest.importorskip("jinja2", reason="pages of HTML need Jinja2: pip install 'wait-core[report]'")
+pytest.importorskip("jinja2", reason="pages of HTML need Jinja2: pip install '.[report]'")
 pytest.importorskip("matplotlib", reason="pictures need the extra plot")
 
 

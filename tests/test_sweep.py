@@ -98,7 +98,7 @@ def test_parquet_without_pyarrow_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr("wait_core.cli.rows.find_spec", lambda _name: None)
     assert main([*COMMAND, "--output", str(tmp_path / "rows.parquet")]) == 2
-    assert "pip install 'wait-core[arrow]'" in capsys.readouterr().err
+    assert "pip install '.[arrow]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from wait_core._core import WaitCoreError
+from wait_core.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,7 +180,7 @@ def _zstd(place: Place) -> Any:
         try:
             from backports import zstd  # noqa: PLC0415
         except ImportError:
-            problem = "reading zstd needs backports.zstd: pip install backports.zstd"
+            problem = f"reading zstd needs backports.zstd: {install('zstd')}"
             raise place.kind(place.path, problem) from None
     return zstd
 

@@ -7,8 +7,8 @@ everything that a program may call too, which is in the package of its subject.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # of `typing`, which is slow to import: until `main` runs, Ctrl-C prints a traceback
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

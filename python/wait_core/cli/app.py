@@ -8,8 +8,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wait_core._core import WaitCoreError, __version__
+from wait_core import WaitCoreError, __version__
 from wait_core.cli import output
+from wait_core.cli.arguments import check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         plain = argparse.RawDescriptionHelpFormatter
         super().__init__(**{"allow_abbrev": False, "epilog": EXIT, "formatter_class": plain, **options})
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write help and version; argparse would ignore that they cannot be written."""
+        (sys.stderr if file is None else file).write(message)
+
     def error(self, message: str) -> NoReturn:
         """Refuse the options."""
         raise WaitCoreError(f"{message.removeprefix('argument ')} ({self.prog} --help lists the options)")
@@ -59,12 +64,20 @@ def run(argv: Sequence[str]) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The buffer has lost its reader, and the interpreter would try to flush it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except (WaitCoreError, OSError, MemoryError) as error:
         print("wait-core:", _said(error), file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return 2
+
+
+def _drop_output() -> None:
+    """Let what is still in the buffer go nowhere: the interpreter would try to write it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser_of(argv: Sequence[str]) -> Parser:
@@ -87,13 +100,15 @@ def parser_of(argv: Sequence[str]) -> Parser:
 def _command(argv: Sequence[str]) -> int:
     arguments = parser_of(argv).parse_args(argv)
     arguments.argv = list(argv)  # a report says how to reproduce it
+    check_outputs(arguments)
     return int(arguments.run(arguments))
 
 
 def _said(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fspath(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        # Only what was open already has no name.
+        return f"{'the output' if error.filename is None else os.fsdecode(error.filename)}: {error.strerror}"
     # PyO3 names the argument in a note.
     return " ".join("; ".join([str(error), *getattr(error, "__notes__", [])]).split())

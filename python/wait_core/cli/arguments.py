@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wait_core._core import WaitCoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,3 +130,33 @@ def add_objective(group: argparse._ArgumentGroup, purpose: str) -> None:
     group.add_argument(
         "--goodput", nargs="+", action=Goodput, metavar="ttft:MS", help="both, as in vllm bench: ttft:2000 tpot:100"
     )
+
+
+OUTPUTS = ("output", "save_result", "report", "picture")
+"""Options that name a file to write."""
+INPUTS = ("dataset_path", "config", "log", "logs", "file")
+"""Options and arguments that name files to read."""
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse a file that is named twice, if it would be written: one would replace the other.
+
+    Raises
+    ------
+    WaitCoreError
+        By symbolic links, hard links or relative paths it may have two names. Devices and pipes can be shared.
+
+    """
+    seen: dict[object, str] = {}
+    for name in (*INPUTS, *OUTPUTS):
+        given = getattr(arguments, name, None)
+        for path in given if isinstance(given, list) else [] if given is None else [given]:
+            option = "FILE" if name in {"log", "logs", "file"} else f"--{name.replace('_', '-')}"
+            exists = Path(path).exists()
+            if exists and not Path(path).is_file():
+                continue
+            status = Path(path).stat() if exists else None
+            file = os.path.realpath(path) if status is None else (status.st_dev, status.st_ino)
+            if name in OUTPUTS and file in seen:
+                raise WaitCoreError(f"{option} {path}: the same file as {seen[file]}")
+            seen.setdefault(file, f"{option} {path}")

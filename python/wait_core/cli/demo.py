@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from wait_core.cli import arguments as kinds
 from wait_core.cli.picture import picture
 from wait_core.cli.results import comparison
+from wait_core.extras import install
 from wait_core.report import bars, overview
 from wait_core.report.plot_style import drawable
 from wait_core.simulation import simulate
@@ -55,5 +56,5 @@ def _demo(arguments: argparse.Namespace) -> int:
                 capacity_tokens=kv_blocks * 16,
                 title=f"p512d1000 at {rate:g}/s on a simulated A100-80GB",
             )
-    print("for a picture as well: pip install matplotlib" if output is None else f"picture: {output}")
+    print(f"for a picture as well: {install('plot')}" if output is None else f"picture: {output}")
     return 0

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from wait_core._core import DEBUG_BUILD, Scheduler, WaitCoreError, __version__
 from wait_core.cli import arguments as kinds
 from wait_core.cli.output import tabulated
+from wait_core.extras import PURPOSES, install
 
 if TYPE_CHECKING:
     import argparse
@@ -126,25 +127,10 @@ def _installed(wanted: Requirement, extra: str) -> Finding:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         if extra:
-            return name, ABSENT, f"for {_purpose(extra)}: pip install 'wait-core[{extra}]'"
+            return name, ABSENT, f"for {PURPOSES.get(extra, extra)}: {install(extra)}"
         return name, FAULT, f"needed: pip install {name}"
     fits = wanted.specifier.contains(version, prereleases=True)
     return name, GOOD if fits else FAULT, f"{version}{'' if fits else f', wanted {wanted.specifier}'}"
-
-
-def _purpose(extra: str) -> str:
-    purposes = {
-        "plot": "pictures",
-        "calibrate": "wait-core calibrate",
-        "zstd": "traces packed by zstd",
-        "hardware": "GPUs and models beyond the shipped ones",
-        "report": "pages of HTML (--report)",
-        "polars": "Report.to_polars",
-        "arrow": "Report.to_arrow and Parquet",
-        "vllm": "serving",
-        "ray": "many replicas under Ray Serve",
-    }
-    return purposes.get(extra, extra)
 
 
 def _server(url: str, timeout: float) -> Iterator[Finding]:

@@ -67,7 +67,7 @@ def print_notes(dropped: Mapping[str, int], notes: Sequence[str]) -> None:
 
 
 def tabulated(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table; on a terminal that is too narrow for it, one block of lines a row."""
+    """Return a table; on a terminal that is too narrow for it, one block of lines a row, wrapped to it."""
     from wait_core.report.tables import cells, table  # noqa: PLC0415  slow to import, for what prints no table
 
     text = table(header, rows)
@@ -75,9 +75,19 @@ def tabulated(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if max(map(len, text.splitlines())) <= shutil.get_terminal_size((sys.maxsize, 24)).columns:
         return text
     name = max(map(len, header[1:]), default=0)
-    blocks = []
+    lines = []
     for row in rows:
         first, *others = cells(row)
-        lines = [f"  {label:{name}}  {cell}" for label, cell in zip(header[1:], others, strict=True)]
-        blocks.append("\n".join([f"{header[0]} {first}", *lines]))
-    return "\n".join(blocks)
+        lines += on_terminal(f"{header[0]} {first}".strip(), 2)
+        for label, cell in zip(header[1:], others, strict=True):
+            lines += on_terminal(f"  {label:{name}}  {cell}", name + 4)
+    return "\n".join(lines)
+
+
+def on_terminal(line: str, indent: int) -> list[str]:
+    """Return a line in pieces that fit the terminal, those after the first indented by at most half of it."""
+    width = max(20, shutil.get_terminal_size((sys.maxsize, 24)).columns)
+    if len(line) <= width:
+        return [line.rstrip()]
+    space = " " * min(indent, width // 2)
+    return textwrap.wrap(line, width, subsequent_indent=space, replace_whitespace=False) or [""]

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def form_of(path: Path) -> str:
     if form not in FORMS:
         raise WaitCoreError(f"{path}: the name must end in one of {', '.join(FORMS)}")
     if form == ".parquet" and find_spec("pyarrow") is None:
-        raise WaitCoreError(f"{path}: Parquet needs pyarrow: pip install 'wait-core[arrow]'")
+        raise WaitCoreError(f"{path}: Parquet needs pyarrow: {install('arrow')}")
     return form
 
 

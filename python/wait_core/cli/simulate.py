@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wait_core.cli.deployment import basis, deployment_of
+from wait_core.cli.output import on_terminal
 from wait_core.cli.page import add_report, report_file, reproduce, say
 from wait_core.cli.results import status
 from wait_core.cli.workload import POLICY, add_simulation, objective_of, requests_of, run, settings_of
@@ -58,7 +59,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
             print(basis(deployment))
         for key, value in json.loads(line).items():
             if key not in NOTES:
-                print(f"{key:26} {_shown(key, value)}")
+                print("\n".join(on_terminal(f"{key:26} {_shown(key, value)}", 27)))
     say(arguments)
     return status([report])
 

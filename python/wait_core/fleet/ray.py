@@ -1,4 +1,4 @@
-"""Ray Serve LLM with a `wait_core.fleet.Router`; needs Ray: ``pip install 'wait-core[ray]'``.
+"""Ray Serve LLM with a `wait_core.fleet.Router`; needs Ray: the extra `ray`.
 
     LLMConfig(
         server_cls=WaitLLMServer,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.checked import checked
 from wait_core.files import read_object, replacing
 from wait_core.hardware import cache_groups, catalogue, law, memory, package, shipped_data
 from wait_core.hardware.deployment import Deployment
@@ -34,6 +35,7 @@ REVISION = 3
 """Version of the fit: a law cached under another version is fitted again."""
 
 
+@checked
 def engine(
     gpu: str,
     model: str,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core._core import WaitCoreError
+from wait_core.extras import install
 from wait_core.logs.step_log import FEWEST
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _nnls() -> Any:
     try:
         from scipy.optimize import nnls  # noqa: PLC0415  an extra: most commands fit nothing
     except ImportError:
-        raise WaitCoreError("a law is fitted with scipy: pip install scipy") from None
+        raise WaitCoreError(f"a law is fitted with scipy: {install('calibrate')}") from None
     return nnls
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.extras import install
 from wait_core.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PACKAGE = "aiconfigurator-core"
-INSTALL = "pip install 'wait-core[hardware]'"
 PADDED_TO = 256
 """vLLM pads the width of MXFP4 experts to a multiple of this."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -42,7 +42,7 @@ def version() -> str:
     try:
         return f"{PACKAGE} {metadata.version(PACKAGE)}"
     except metadata.PackageNotFoundError:
-        raise WaitCoreError(f"this needs the kernel times of {PACKAGE}: {INSTALL}") from None
+        raise WaitCoreError(f"this needs the kernel times of {PACKAGE}: {install('hardware')}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

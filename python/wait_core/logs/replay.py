@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import Scheduler, WaitCoreError, __version__
+from wait_core.checked import checked
 from wait_core.files import FileError, Place, lines, parsed, shown
 from wait_core.logs.decision_log import FORMAT, VERSION, decision
 
@@ -44,6 +45,7 @@ class Replay:
     notes: tuple[str, ...]
 
 
+@checked
 def replay(path: str | os.PathLike[str], watch: Callable[[int, Scheduler, Plan], object] | None = None) -> Replay:
     """Run a decision log through the core, up to the first plan that differs.
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core, hardware
+from wait_core.checked import checked
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.planning.fleet_bound import FleetBound
 from wait_core.planning.fleet_plan import FleetPlan
@@ -36,6 +37,7 @@ TPOT_S = 0.05
 """A time per output token, s, where the objective has none: only for how long the runs are."""
 
 
+@checked
 def plan_fleet(
     *,
     types: Sequence[tuple[int, int, float]] | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core, hardware
+from wait_core.checked import checked
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.hardware.kv_groups import context_tokens
 from wait_core.planning.rates import Goodput
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from wait_core.workload import Requests
 
 
+@checked
 def goodput_bound(
     requests: Requests,
     slo_ttft_ms: float | None = None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core
+from wait_core.checked import checked
 from wait_core.planning.search import least
 from wait_core.simulation.trial import Engine, figures, saturated
 from wait_core.workload import Traffic
@@ -74,6 +75,7 @@ class Offer:
         return names | {"tensor_parallel_size": each.tensor_parallel_size} | plain
 
 
+@checked
 def offers(
     deployments: Sequence[Deployment],
     *,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wait_core import _core, hardware
+from wait_core.checked import checked
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.planning.plan_report import PlannedEngine, PlannedGpus, PlanReport
 from wait_core.planning.rates import CapacityBound, FluidEquilibrium, FluidLimit, Goodput
@@ -28,6 +29,7 @@ MOST_RUNS = 10_000
 """Seeds that are simulated."""
 
 
+@checked
 def plan(
     *,
     types: Sequence[tuple[int, int, float]] | None = None,

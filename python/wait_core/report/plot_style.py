@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -83,7 +84,7 @@ def check_picture(path: str | os.PathLike[str]) -> None:
 
     """
     if not drawable():
-        raise WaitCoreError("a picture needs matplotlib: pip install matplotlib")
+        raise WaitCoreError(f"a picture needs matplotlib: {install('plot')}")
     if Path(path).suffix.lower() not in {"", ".png"}:
         raise WaitCoreError(f"{os.fspath(path)}: pictures are PNG files, and their names end in .png")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wait_core._core import WaitCoreError, __version__
+from wait_core.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +56,7 @@ def to_polars(run: _core.Run) -> Any:
     try:
         import polars as pl  # noqa: PLC0415  an extra
     except ImportError:
-        raise WaitCoreError("to_polars needs polars: pip install 'wait-core[polars]'") from None
+        raise WaitCoreError(f"to_polars needs polars: {install('polars')}") from None
     table = pl.DataFrame({name: column.data for name, column in columns(run).items()})
     masks = {name: np.ma.getmaskarray(column) for name, column in columns(run).items() if np.ma.is_masked(column)}
     return table.with_columns(pl.when(pl.lit(pl.Series(~mask))).then(name).alias(name) for name, mask in masks.items())
@@ -73,7 +74,7 @@ def to_arrow(run: _core.Run, about: Mapping[str, Any]) -> Any:
     try:
         import pyarrow as pa  # noqa: PLC0415  an extra
     except ImportError:
-        raise WaitCoreError("to_arrow needs pyarrow: pip install 'wait-core[arrow]'") from None
+        raise WaitCoreError(f"to_arrow needs pyarrow: {install('arrow')}") from None
     arrays = {name: pa.array(column.data, mask=np.ma.getmaskarray(column)) for name, column in columns(run).items()}
     described = json.dumps({"version": __version__, **about}, default=str)
     return pa.table(arrays, metadata={"wait_core": described})

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wait_core import _core, hardware
+from wait_core.checked import checked
 from wait_core.hardware import A100, kv_cache_of
 from wait_core.simulation import frames
 from wait_core.simulation.fleet import ROUTER, Disaggregated, described
@@ -157,6 +158,7 @@ class Report:
         )
 
 
+@checked
 def simulate(
     policy: str = "adaptive",
     *,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError
+from wait_core.checked import checked
 from wait_core.simulation.run import simulate
 from wait_core.workload import load
 
@@ -49,6 +50,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@checked
 def sweep(
     cells: Sequence[Cell],
     *,

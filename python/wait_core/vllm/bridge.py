@@ -245,8 +245,6 @@ class Bridge:
             number = self._ids.get(name)
             if number is None or (status := (request := self._requests[number]).status) <= PREEMPTED:
                 continue
-            if number is None or (status := (request := self._requests[number]).status) <= PREEMPTED:
-                continue
             outcomes.ended += status is LENGTH_CAPPED or request.pooling_params is not None
             self.prefixes.left(request)
             (outcomes.gone if status in COMPLETE else outcomes.aborted).append(self._left(name))

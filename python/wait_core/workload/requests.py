@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wait_core import _core
+from wait_core.checked import checked
 from wait_core.workload.datasets import Dataset, Gamma, Poisson, dataset
 from wait_core.workload.sessions import first_of_session
 from wait_core.workload.traces import Trace, load
@@ -236,6 +237,7 @@ class Hints:
         return Hints(predicted_tokens=tokens.astype(np.uint32), predicted_log_error=log_error)
 
 
+@checked
 def sampled(
     source: str | Dataset,
     *,
@@ -280,6 +282,7 @@ def sampled(
     )
 
 
+@checked
 def replayed(
     source: Trace | str | os.PathLike[str],
     *,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wait_core._core import WaitCoreError, __version__
+from wait_core.extras import install
 from wait_core.files import as_unicode
 from wait_core.report.tables import cells
 from wait_core.settings import settings
@@ -71,7 +72,7 @@ def check_page() -> None:
 
     """
     if find_spec("jinja2") is None:
-        raise WaitCoreError("a report needs Jinja2: pip install jinja2")
+        raise WaitCoreError(f"a report needs Jinja2: {install('report')}")
 
 
 def rendered(page: Page) -> str:

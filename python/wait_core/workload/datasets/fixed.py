@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from wait_core._core import WaitCoreError
+from wait_core.checked import checked
 from wait_core.files import read_object
 from wait_core.workload.datasets.definition import Component, Dataset, Phase
 from wait_core.workload.datasets.distributions import Constant, Poisson, require
@@ -145,6 +146,7 @@ def dataset_names() -> tuple[str, ...]:
     return tuple(name for name, workload in panel().workloads.items() if isinstance(workload, Dataset))
 
 
+@checked
 def dataset(name: str) -> Dataset:
     """Return a synthetic dataset by name: one of `dataset_names`, or any p<prompt>d<output> of constant lengths.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wait_core._core import WaitCoreError
+from wait_core.checked import checked
 from wait_core.files import MAX_LINE, Place, decoded, opened, parsed, shown
 from wait_core.workload.traces.csv_formats import CSV_FORMATS, detect_csv, read_csv
 from wait_core.workload.traces.fields import MAX_TOKENS, TraceError
@@ -27,6 +28,7 @@ _BEGIN = 1 << 16
 """Bytes of the first line in which a format shows."""
 
 
+@checked
 def load(
     path: str | os.PathLike[str],
     format: str = "auto",  # noqa: A002  # the word of every reader in the field
@@ -91,6 +93,7 @@ def load(
         raise TraceError(file, str(error)) from None
 
 
+@checked
 def detect(path: str | os.PathLike[str]) -> str:
     """Return the format of a file, judged by its first line that is not blank.
 
