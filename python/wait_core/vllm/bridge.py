@@ -299,7 +299,9 @@ class Bridge:
 
     def _in_order(self, admitted: list[int]) -> list[int]:
         """Return the admitted requests in vLLM's order, in which the token budget may cut the last one short."""
-        if len(admitted) < 2 or self.settings.policy != "vllm" or self.scheduler.policy is not SchedulingPolicy.PRIORITY:
+        if len(admitted) < 2 or self.settings.policy != "vllm":
+            return admitted
+        if self.scheduler.policy is not SchedulingPolicy.PRIORITY:
             return admitted
         return sorted(admitted, key=self._requests.__getitem__)
 
