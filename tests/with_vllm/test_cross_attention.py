@@ -104,7 +104,7 @@ def test_a_whisper_model_gives_the_tokens_of_stock(run: Run, policy: str) -> Non
     stock = run(program="transcribe.py")
     mine = run(program="transcribe.py", scheduler_cls="wait_core.vllm.WaitScheduler", wait_core={"policy": policy})
     assert stock["preemptions"] > 0
-    assert len({tuple(tokens[:8]) for tokens in stock["tokens"].values()}) > 20, "the audio decides"
+    assert len({tuple(tokens[:8]) for tokens in stock["tokens"].values()}) > 10, "requests differ"
     assert mine["tokens"] == stock["tokens"]
     assert mine["preemptions"] <= stock["preemptions"]
     assert mine["adapter"]["active"]
