@@ -186,7 +186,8 @@ def test_without_the_package_one_line_says_how_to_install_it(
     asked = ["--dataset-name", "chat", "--request-rate", "1", "--num-prompts", "20"]
     assert main(["simulate", "--gpu", "h100", "--model", "Qwen/Qwen3-8B", *asked]) == 2
     assert capsys.readouterr().err == (
-        "wait-core: this needs the kernel times of aiconfigurator-core: pip install '.[hardware]' in the repository of wait-core\n"
+        "wait-core: this needs the kernel times of aiconfigurator-core: pip install '.[hardware]'"
+        " in the repository of wait-core\n"
     )
     # What ships is planned for all the same.
     assert main(["simulate", "--gpu", "h100", "--model", "Meta-Llama-3.1-8B", *asked, "--json"]) == 0

@@ -47,10 +47,11 @@ def test_the_entry_point_loads_nothing_before_it_can_answer_ctrl_c() -> None:
 )
 def test_an_output_that_is_full_is_an_error(command: list[str], *, buffered: bool) -> None:
     options = [] if buffered else ["-u"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, *options, "-m", "wait_core.cli", *command], stdout=full, stderr=subprocess.PIPE, text=True,
-            timeout=60, check=False, env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            timeout=60, check=False, env=environment,
         )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "wait-core: the output: No space left on device\n"
@@ -63,7 +64,11 @@ def test_two_outputs_in_one_file_are_refused(
     Path("link.json").symlink_to("out.json")
     Path("there.json").write_text("{}", encoding="utf-8")
     Path("hard.json").hardlink_to("there.json")
-    pairs = [("out.json", "./out.json"), ("link.json", str(tmp_path / "out.json")), ("there.json", "hard.json")]
+    pairs = [
+        ("out.json", "../" + tmp_path.name + "/out.json"),
+        ("link.json", str(tmp_path / "out.json")),
+        ("there.json", "hard.json"),
+    ]
     for saved, report in pairs:
         assert main(["simulate", *WORKLOAD, "--save-result", saved, "--report", report]) == 2
         assert capsys.readouterr() == ("", f"wait-core: --report {report}: the same file as --save-result {saved}\n")
