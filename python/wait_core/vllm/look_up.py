@@ -44,7 +44,7 @@ def install(manager: KVCacheManager) -> None:
         return
     if vllm_text.digest(RESTATED) not in TESTED:
         return
-    of_group = make_block_hash_with_group_id(b"", 0)  # type: ignore[arg-type]
+    of_group = make_block_hash_with_group_id(b"", 0)
 
     def find_longest_cache_hit(
         block_hashes: Iterable[BlockHash], max_cache_hit_length: int
@@ -52,7 +52,7 @@ def install(manager: KVCacheManager) -> None:
         cached = pool.cached_block_hash_to_block.get_one_block  # a reset puts another map in its place
         blocks: list[KVCacheBlock] = []
         for block_hash in islice(block_hashes, max_cache_hit_length // size):
-            if (block := cached(block_hash + of_group)) is None:  # type: ignore[arg-type]
+            if (block := cached(block_hash + of_group)) is None:
                 break
             blocks.append(block)
         return (blocks,), len(blocks) * size, 0
