@@ -179,6 +179,11 @@ def test_what_is_refused(gpu: str, model: str, size: int, message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_an_engine_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hardware", "--engine", "nope"]) == 2
+    assert capsys.readouterr() == ("", f"wait-core: engine = 'nope': one of {', '.join(catalogue.engines())}\n")
+
+
 def test_other_engines_and_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(catalogue.engines()) == {"sglang", "trtllm", "vllm"}
     with pytest.raises(WaitCoreError, match="engine = 'tgi': one of sglang, trtllm, vllm"):

@@ -57,7 +57,7 @@ def test_an_output_that_is_full_is_an_error(command: list[str], *, buffered: boo
     assert done.stderr == "wait-core: the output: No space left on device\n"
 
 
-def test_two_outputs_in_one_file_are_refused(
+def test_a_folder_and_two_outputs_in_one_file_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,6 +69,9 @@ def test_two_outputs_in_one_file_are_refused(
         ("link.json", str(tmp_path / "out.json")),
         ("there.json", "hard.json"),
     ]
+    for folder in ("", "."):
+        assert main(["simulate", *WORKLOAD, "--report", folder]) == 2
+        assert capsys.readouterr() == ("", "wait-core: --report .: is a directory\n")
     for saved, report in pairs:
         assert main(["simulate", *WORKLOAD, "--save-result", saved, "--report", report]) == 2
         assert capsys.readouterr() == ("", f"wait-core: --report {report}: the same file as --save-result {saved}\n")

@@ -139,7 +139,7 @@ INPUTS = ("dataset_path", "config", "log", "logs", "file")
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse a file that is named twice, if it would be written: one would replace the other.
+    """Refuse a folder, and a file that is named twice, if it would be written: one output would replace the other.
 
     Raises
     ------
@@ -152,6 +152,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         given = getattr(arguments, name, None)
         for path in given if isinstance(given, list) else [] if given is None else [given]:
             option = "FILE" if name in {"log", "logs", "file"} else f"--{name.replace('_', '-')}"
+            if name in OUTPUTS and Path(path).is_dir():
+                raise WaitCoreError(f"{option} {path}: is a directory")
             exists = Path(path).exists()
             if exists and not Path(path).is_file():
                 continue

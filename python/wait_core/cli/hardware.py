@@ -32,8 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.gpu is not None:
         print("\n".join(catalogue.models(catalogue.find_gpu(arguments.gpu, arguments.engine), arguments.engine)))
     else:
-        print(_shipped())
-        print(_measured(arguments.engine))
+        print(_shipped() + "\n" + _measured(arguments.engine))
     return 0
 
 
@@ -57,10 +56,11 @@ def _shipped() -> str:
 
 def _measured(engine: str) -> str:
     try:
-        rows = [[gpu, engine, len(catalogue.models(gpu, engine))] for gpu in catalogue.gpus(engine)]
-    except WaitCoreError as error:
+        engines = catalogue.engines()
+    except WaitCoreError as error:  # the package that knows them is not there
         return f"\nmore GPUs and models: {error}"
-    others = ", ".join(name for name in catalogue.engines() if name != engine)
+    rows = [[gpu, engine, len(catalogue.models(gpu, engine))] for gpu in catalogue.gpus(engine)]
+    others = ", ".join(name for name in engines if name != engine)
     lines = [tabulated(["GPU", "engine", "models"], rows), f"the models of one: --gpu GPU; other engines: {others}"]
     return "\n" + "\n".join(lines)
 

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 
 def gpus(engine: str = "vllm") -> list[str]:
-    """Return the GPUs whose kernels were measured under an engine."""
+    """Return the GPUs whose kernels were measured under an engine.
+
+    Raises
+    ------
+    WaitCoreError
+        If there is no such engine.
+
+    """
+    if engine not in engines():
+        raise WaitCoreError(f"engine = {engine!r}: one of {', '.join(engines())}")
     return sorted(gpu for gpu, backend in package.support() if backend == engine)
 
 
@@ -39,8 +48,6 @@ def find_gpu(name: str, engine: str) -> str:
         If the engine or the GPU is unknown, with the nearest names.
 
     """
-    if engine not in engines():
-        raise WaitCoreError(f"engine = {engine!r}: one of {', '.join(engines())}")
     known = gpus(engine)
     wanted = name.lower().replace("-", "_")
     for candidate in (wanted, f"{wanted}_sxm"):
