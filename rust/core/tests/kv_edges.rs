@@ -104,6 +104,21 @@ fn adaptive_forecasts_what_an_encoder_has_read_as_held_to_the_end() {
     assert!(far < near, "and no longer than it runs: {far}");
 }
 
+/// Once it decoded, its course was that of its tokens alone.
+#[test]
+fn clairvoyant_never_preempts_for_what_an_encoder_has_read() {
+    let mut core = small(&json!({"policy": "clairvoyant"}));
+    core.add(&Request { max_tokens: Some(14), ..encoding(1, 4, 4) }).unwrap();
+    (0..3).for_each(|_| _ = core.plan(0));
+    core.add(&Request { max_tokens: Some(12), ..request(2, 8) }).unwrap();
+    core.plan(0);
+    assert_eq!(core.explain(2).unwrap().reason, HoldReason::ForecastOverflow);
+    (0..10).for_each(|_| _ = core.plan(0));
+    core.complete(&Report { finished: &[1], ..Report::default() }).unwrap();
+    core.plan(0);
+    assert_eq!((core.stats().preemptions, core.view().residents()), (0, 1), "the second, after the first");
+}
+
 #[test]
 fn thresholds_admit_a_request_that_receives_once() {
     let types = json!([{"prompt": 6, "output": 4, "rate": 2.0}]);

@@ -168,9 +168,10 @@ impl Policy for Clairvoyant {
             Event::Admitted => {}
             Event::Joined => {
                 // As predicted, unless the host computed another number of tokens.
-                let (now, kv) = (view.lanes()[0].tick(), i64::from(view.kv(slot)));
-                let left = iterations(view.request(slot)).saturating_sub(view.stage(slot));
-                let course = Course { last: now + i64::from(left), base: now - kv, prompt: view.kv(slot) };
+                let (now, request) = (view.lanes()[0].tick(), view.request(slot));
+                let held = view.kv(slot).saturating_add(request.encoder_tokens(view.layout()));
+                let left = iterations(request).saturating_sub(view.stage(slot));
+                let course = Course { last: now + i64::from(left), base: now - i64::from(held), prompt: held };
                 if self.courses[slot as usize] != Some(course) {
                     self.left(view, slot);
                     self.profile.insert(course);
