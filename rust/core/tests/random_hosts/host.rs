@@ -117,7 +117,10 @@ impl Host {
             (hit, Vec::new())
         };
         let (output, max_tokens) = lengths;
-        let encoder_blocks = if id % 5 == 4 { addition.output % 4 } else { 0 };
+        // Models with an encoder keep one group of full attention beside it, and have no drafts and no prefix cache.
+        let plain = self.config.kv_groups.is_empty() && self.config.num_lookahead_tokens == 0;
+        let encodes = plain && !self.config.prefix_caching && hit == Hit::default() && !receives && id % 5 == 4;
+        let encoder_blocks = if encodes { addition.output % 4 } else { 0 };
         let labels = Request { type_id, priority, tenant, encoder_blocks, ..Request::default() };
         Request { id, prompt, max_tokens, output, hit, receives, block_hashes, arrival_ns, max_wait_ns, ..labels }
     }
