@@ -39,7 +39,7 @@ def test_tokens_are_those_of_stock_under_memory_pressure(run: Run, model: str) -
     if model != "falcon-h1":
         assert mine["tokens"] == stock["tokens"]
         return
-    # In 16 bits near ties of two tokens fall as the batch has it, on some processors: also with stock in a larger cache.
+    # In 16 bits near ties fall as the batch has it, on some processors: also with stock in a larger cache.
     calm = run(**job | {"engine": job["engine"] | {"num_gpu_blocks_override": 4 * blocks}})
     assert calm["preemptions"] < stock["preemptions"]
     by_batch, by_scheduler = (changed(stock["tokens"], other["tokens"]) for other in (calm, mine))

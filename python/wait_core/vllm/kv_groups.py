@@ -131,6 +131,9 @@ def translate(scheduler: Scheduler) -> list[Group]:
         return [NO_CACHE]
     if not found:
         raise NotServedError("CrossAttentionSpec, and none beside it")
+    crosses = any(type(manager.kv_cache_spec) is CrossAttentionSpec for manager in managers(scheduler))
+    if crosses and (len(found) > 1 or found[0]["kind"] != "full"):
+        raise NotServedError("CrossAttentionSpec beside windows or states")
     return sorted(found, key=lambda group: group["kind"] != "full")
 
 
