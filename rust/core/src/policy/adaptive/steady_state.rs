@@ -35,10 +35,10 @@ struct Iterations {
     /// Prompt tokens of those that compute any, and their share.
     prompts: f64,
     share: f64,
-    /// Seconds of those, of the others, and of all on average.
+    /// Seconds of those that are full, and of all on average, and the mean of their squares.
     with: f64,
-    without: f64,
     mean: f64,
+    squares: f64,
 }
 
 /// The steady state under a budget of `n` tokens where memory and slots hold `residents` requests.
@@ -65,9 +65,29 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
 fn iterations(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64) -> Iterations {
     let seconds = |prompts| seconds(law, mix, decodes, prompts);
     let prompts = budget - decodes;
-    let share = decodes / mix.output * mix.prompt / prompts;
+    let requests = decodes / mix.output;
+    let share = requests * mix.prompt / prompts;
     let (with, without) = (seconds(prompts), seconds(0.0));
-    Iterations { prompts, share, with, without, mean: without + share * (with - without) }
+    let (mut mean, mut squares) = (without, without * without);
+    let mut take = |share: f64, seconds: f64| {
+        mean += share * (seconds - without);
+        squares += share * (seconds * seconds - without * without);
+    };
+    // Requests enter as others end, in a Poisson stream: some in this share of the iterations, and then so many tokens.
+    let entering = -libm::expm1(-requests);
+    let tokens = requests * mix.prompt / entering;
+    let spread = libm::log(entering * (mix.prompt_squares / requests + 1.0));
+    let factor = libm::exp(libm::sqrt(1.5 * spread.max(0.0)));
+    let (each, sizes) = (entering / 3.0, [1.0 / factor, 1.0, factor]);
+    let scale = 3.0 * tokens / sizes.iter().sum::<f64>();
+    for size in sizes {
+        let full = libm::floor(size * scale / prompts);
+        let rest = size * scale - full * prompts;
+        // What is left over has an iteration of its own, unless others' prompts fill it.
+        take(each * (full + share * rest / prompts), with);
+        take(each * (1.0 - share), seconds(rest));
+    }
+    Iterations { prompts, share, with, mean, squares }
 }
 
 /// An iteration of this many decodes and prompt tokens.
@@ -84,17 +104,17 @@ fn seconds(law: &IterationTime, mix: &Mix, decodes: f64, prompts: f64) -> f64 {
 /// The steady state with this many decodes; none where more arrive, or pass, than there is room for.
 fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents: f64) -> Option<Expected> {
     let Mix { rate: arrivals, prompt, output, .. } = *mix;
-    let Iterations { prompts, share, with, without, mean } = iterations(law, mix, budget, decodes);
+    let Iterations { prompts, share, with, mean, squares } = iterations(law, mix, budget, decodes);
     if share >= 1.0 {
         return None;
     }
     let rate = decodes / (output * mean);
     // What is left of the iteration under way, the prompts in front, and its own: at least an iteration by itself.
-    let under_way = 0.5 * (without * without + share * (with * with - without * without)) / mean;
+    let under_way = 0.5 * squares / mean;
     let each = prompt / prompts * with;
     let own = if prompt < prompts { seconds(law, mix, decodes, prompt) } else { each };
     let decoding = output * mean;
-    let prefilling = under_way + each * share / (1.0 - share) + own;
+    let prefilling = under_way + each * 0.5 * mix.prompt_squares * share / (1.0 - share) + own;
     // Waiting for memory: as in a queue with `residents` servers (Sakasegawa 1977).
     let used = rate * (prefilling + decoding) / residents;
     if used >= 1.0 || rate > arrivals {
@@ -117,7 +137,7 @@ mod tests {
     use super::*;
 
     fn mix(rate: f64) -> Mix {
-        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, evicted: 0.0, output: 20.0, kv: 522.0, held: 522.0 }
+        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, prompt_squares: 1.0, evicted: 0.0, output: 20.0, kv: 522.0, held: 522.0 }
     }
 
     #[test]

@@ -24,6 +24,9 @@ use crate::state::View;
 const WINDOW: f64 = 1000.0;
 /// Iterations between two evaluations of the steady state.
 const REFRESH: i64 = 64;
+/// Least share of throughput for which a smaller budget is taken.
+static LOAD_: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("LOAD").map_or(0.9, |s| s.parse().unwrap()));
+static LEVEL_: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("LEVEL").map_or(0.002, |s| s.parse().unwrap()));
 /// Share of the last `RECENT` iterations in which requests were held, from which the engine counts as saturated.
 const SATURATED: f64 = 0.05;
 const RECENT: f64 = 256.0;
@@ -137,9 +140,20 @@ impl TokenBudget {
         self.weight = (1.0 - configured.feedback.clamp(0.0, MOST_FEEDBACK)) * weight.min(MOST_WEIGHT);
         self.evicted = mix.evicted;
         let overload = Mix { rate: f64::INFINITY, ..mix };
-        let passing = self.edges.iter().map(|&n| (n, expected(&self.law, &overload, n, residents)));
-        let best = passing.reduce(|best, next| if next.1.rate >= best.1.rate { next } else { best });
-        self.passes_most = best.map(|(n, expected)| (n, expected.prompts));
+        let at = |n: u64, rate: f64| (n, expected(&self.law, &Mix { rate, ..mix }, n, residents));
+        let most = self.edges.iter().map(|&n| at(n, f64::INFINITY).1.rate).fold(0.0, f64::max);
+        let level = self.edges.iter().map(|&n| at(n, f64::INFINITY)).filter(|(_, e)| e.rate >= (1.0 - *LEVEL_) * most);
+        let rate = mix.rate.min(*LOAD_ * most);
+        let timed = level.map(|(n, overloaded)| {
+            let (_, expected) = at(n, rate);
+            (expected.first_token + expected.decoding, n, overloaded.prompts)
+        });
+        if std::env::var_os("DBG").is_some() {
+            let all: Vec<_> = self.edges.iter().map(|&n| { let e = at(n, f64::INFINITY).1; let f = at(n, rate).1; (n, e.rate, f.first_token, f.decoding) }).collect();
+            eprintln!("{residents:.1} {mix:?} {all:?}");
+        }
+        let best = timed.reduce(|best, next| if next.0 <= best.0 { next } else { best });
+        self.passes_most = best.map(|(_, n, prompts)| (n, prompts));
     }
 
     /// Share of the time until the first token that was for lack of memory or slots.

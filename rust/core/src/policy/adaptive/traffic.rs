@@ -46,6 +46,7 @@ pub(super) struct Mix {
     /// Prompt tokens to be computed; and the length of the prompt that a random prompt token belongs to.
     pub(super) prompt: f64,
     pub(super) prompt_of_token: f64,
+    pub(super) prompt_squares: f64,
     /// Share of them that had been computed and was evicted.
     pub(super) evicted: f64,
     /// Output tokens.
@@ -120,6 +121,7 @@ impl Traffic {
             rate: 1.0 / self.gap.max(1e-9),
             prompt: computed,
             prompt_of_token: self.prompt_squared / self.prompt,
+            prompt_squares: self.prompt_squared / (self.prompt * self.prompt),
             evicted: self.evicted / computed,
             output: output.min(self.output),
             kv,
