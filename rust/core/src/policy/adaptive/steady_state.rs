@@ -1,9 +1,11 @@
 //! What to expect of a static token budget: the fluid model of arXiv 2504.11320 §3, prompts computed in chunks.
 //!
-//! Requests have p prompt and l output tokens and hold k KV tokens on average while they decode. With a budget of n
-//! tokens, D of them decodes, an iteration that computes prompts takes τ(n), and one that does not τ(D). A request needs
-//! p / (n − D) of the former, so they are a share u = (D / l) · p / (n − D) of all, the mean iteration takes
-//! τ̄ = τ(D) + u · (τ(n) − τ(D)), and requests pass at the rate D / (l · τ̄). D is as large as the arrivals make it, or
+//! Requests have p prompt and l output tokens and hold k KV tokens on average while they decode. While D requests
+//! decode, r = D / l of them end in an iteration, and as many enter: in a Poisson stream, so that none do in e^-r of the
+//! iterations. Prompts that enter together fill iterations of n tokens, and what is left of them has one of its own or,
+//! with the share u = r p / (n − D) of the iterations that are full if every one that computes prompts is, fills up
+//! others'. With many residents all are full; with few, most prompts are computed alone, and a larger budget changes
+//! little. If the mean iteration takes τ̄, requests pass at the rate D / (l τ̄). D is as large as the arrivals make it, or
 //! as the budget (u < 1) and the memory allow.
 
 use super::traffic::Mix;
@@ -73,7 +75,8 @@ fn iterations(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64) -> Iter
         mean += share * (seconds - without);
         squares += share * (seconds * seconds - without * without);
     };
-    // Requests enter as others end, in a Poisson stream: some in this share of the iterations, and then so many tokens.
+    // Some enter in this share of the iterations, with so many tokens on average: three sizes of equal probability stand
+    // for a lognormal distribution of that mean and of the variance of a Poisson number of prompts.
     let entering = -libm::expm1(-requests);
     let tokens = requests * mix.prompt / entering;
     let spread = libm::log(entering * (mix.prompt_squares / requests + 1.0));
@@ -83,7 +86,6 @@ fn iterations(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64) -> Iter
     for size in sizes {
         let full = libm::floor(size * scale / prompts);
         let rest = size * scale - full * prompts;
-        // What is left over has an iteration of its own, unless others' prompts fill it.
         take(each * (full + share * rest / prompts), with);
         take(each * (1.0 - share), seconds(rest));
     }
@@ -109,7 +111,8 @@ fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents:
         return None;
     }
     let rate = decodes / (output * mean);
-    // What is left of the iteration under way, the prompts in front, and its own: at least an iteration by itself.
+    // What is left of the iteration under way (the mean residual of a renewal), the prompts in front (Pollaczek and
+    // Khinchine), and its own: at least an iteration by itself.
     let under_way = 0.5 * squares / mean;
     let each = prompt / prompts * with;
     let own = if prompt < prompts { seconds(law, mix, decodes, prompt) } else { each };
@@ -137,7 +140,8 @@ mod tests {
     use super::*;
 
     fn mix(rate: f64) -> Mix {
-        Mix { rate, prompt: 512.0, prompt_of_token: 512.0, prompt_squares: 1.0, evicted: 0.0, output: 20.0, kv: 522.0, held: 522.0 }
+        let (prompt, prompt_squares) = (512.0, 1.0);
+        Mix { rate, prompt, prompt_of_token: 512.0, prompt_squares, evicted: 0.0, output: 20.0, kv: 522.0, held: 522.0 }
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! last of these first tokens much later. And a longer iteration makes the next ones longer, in which more requests
 //! decode then: with a feedback κ it costs 1 / (1 − κ) times as much.
 
-use super::steady_state::expected;
+use super::steady_state::{Expected, expected};
 use super::traffic::Mix;
 use crate::model::{BatchShape, IterationTime};
 use crate::plan::Plan;
@@ -24,9 +24,10 @@ use crate::state::View;
 const WINDOW: f64 = 1000.0;
 /// Iterations between two evaluations of the steady state.
 const REFRESH: i64 = 64;
-/// Least share of throughput for which a smaller budget is taken.
-static LOAD_: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("LOAD").map_or(0.9, |s| s.parse().unwrap()));
-static LEVEL_: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("LEVEL").map_or(0.002, |s| s.parse().unwrap()));
+/// Share of the throughput that a budget with less delay may cost, which is as much as the model can tell apart.
+const LEVEL: f64 = 0.002;
+/// Share of the highest throughput at which delays are compared: beyond it there is no steady state.
+const LOAD: f64 = 0.9;
 /// Share of the last `RECENT` iterations in which requests were held, from which the engine counts as saturated.
 const SATURATED: f64 = 0.05;
 const RECENT: f64 = 256.0;
@@ -42,7 +43,8 @@ const LONG: f64 = 16_384.0;
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
 /// Most of the feedback that is counted: prompts are done long before it has run its course.
-const MOST_FEEDBACK: f64 = 0.5;
+static MF: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("MF").map_or(0.5, |s| s.parse().unwrap()));
+static LT: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("LT").map_or(1.2, |s| s.parse().unwrap()));
 
 /// The prompts to be computed beside the decodes of an iteration.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,8 @@ pub(super) struct TokenBudget {
     chooses: bool,
     /// Token counts at which a stair of the law ends, ascending, and the configured budget.
     edges: Vec<u64>,
+    /// What is expected of each in overload, when last evaluated.
+    overloaded: Vec<Expected>,
     /// The static budget with which most requests pass, and the prompt tokens that it leaves room for.
     passes_most: Option<(u64, f64)>,
     /// What a second of waiting for a first token weighs, in seconds of decoding.
@@ -99,6 +103,7 @@ impl TokenBudget {
             law: law.clone(),
             chooses,
             edges: Vec::new(),
+            overloaded: Vec::new(),
             passes_most: None,
             weight: WEIGHT,
             refreshed: 0,
@@ -121,6 +126,7 @@ impl TokenBudget {
         self.edges.clear();
         self.edges.extend(law.stairs().into_iter().map(|stair| stair.last).filter(|&n| n < most));
         self.edges.push(most);
+        self.overloaded.reserve(self.edges.len());
     }
 
     /// Evaluates the steady state, at intervals.
@@ -137,21 +143,17 @@ impl TokenBudget {
         let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
         let (longer, short) = (configured.decoding / configured.first_token, self.short());
         let weight = 1.0 + longer * (1.0 - short) / (1.0 + configured.elasticity * short);
-        self.weight = (1.0 - configured.feedback.clamp(0.0, MOST_FEEDBACK)) * weight.min(MOST_WEIGHT);
+        self.weight = (1.0 - configured.feedback.clamp(0.0, *MF)) * weight.min(MOST_WEIGHT);
         self.evicted = mix.evicted;
-        let overload = Mix { rate: f64::INFINITY, ..mix };
-        let at = |n: u64, rate: f64| (n, expected(&self.law, &Mix { rate, ..mix }, n, residents));
-        let most = self.edges.iter().map(|&n| at(n, f64::INFINITY).1.rate).fold(0.0, f64::max);
-        let level = self.edges.iter().map(|&n| at(n, f64::INFINITY)).filter(|(_, e)| e.rate >= (1.0 - *LEVEL_) * most);
-        let rate = mix.rate.min(*LOAD_ * most);
-        let timed = level.map(|(n, overloaded)| {
-            let (_, expected) = at(n, rate);
-            (expected.first_token + expected.decoding, n, overloaded.prompts)
+        let steady = |rate: f64, n: u64| expected(&self.law, &Mix { rate, ..mix }, n, residents);
+        self.overloaded.clear();
+        self.overloaded.extend(self.edges.iter().map(|&n| steady(f64::INFINITY, n)));
+        let most = self.overloaded.iter().map(|expected| expected.rate).fold(0.0, f64::max);
+        let level = self.edges.iter().zip(&self.overloaded).filter(|(_, at)| at.rate >= (1.0 - LEVEL) * most);
+        let timed = level.map(|(&n, at)| {
+            let Expected { first_token, decoding, .. } = steady(mix.rate.min(LOAD * most), n);
+            (first_token + decoding, n, at.prompts)
         });
-        if std::env::var_os("DBG").is_some() {
-            let all: Vec<_> = self.edges.iter().map(|&n| { let e = at(n, f64::INFINITY).1; let f = at(n, rate).1; (n, e.rate, f.first_token, f.decoding) }).collect();
-            eprintln!("{residents:.1} {mix:?} {all:?}");
-        }
         let best = timed.reduce(|best, next| if next.0 <= best.0 { next } else { best });
         self.passes_most = best.map(|(_, n, prompts)| (n, prompts));
     }
@@ -209,7 +211,7 @@ impl TokenBudget {
         };
         let all = (decodes + tokens).min(most);
         let (least, time) = delay(all);
-        let latest = if self.short() > SCARCE { f64::INFINITY } else { LATER * time };
+        let latest = if self.short() > SCARCE { f64::INFINITY } else { *LT * time };
         let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
         let delays = edges.map(|n| (delay(n), n)).filter(|((_, time), _)| *time <= latest);
         let delays = delays.map(|((delay, _), n)| (delay, n));
