@@ -1,18 +1,21 @@
 //! Tokens of an iteration: how many prompt tokens are worth the time that they take from the decodes beside them.
 //!
 //! While requests are held for lack of memory, slots or tokens, the budget is the static one that maximises throughput
-//! in the fluid model (`steady_state.rs`). It ends where prompt tokens are cheapest: at the edge of a stair of the law,
-//! or where it bends from memory-bound to compute-bound; more of them in an iteration would only slow down the decodes,
-//! and with them the release of memory.
+//! in the fluid model (`steady_state.rs`), or of several that the model cannot tell apart the one with the least delay
+//! just below that throughput. It ends where prompt tokens are cheapest: at the edge of a stair of the law, or where it
+//! bends from memory-bound to compute-bound; more of them in an iteration would only slow down the decodes, and with
+//! them the release of memory.
 //!
 //! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
 //! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
 //! add to their iterations. Both count as shares of what they take: a second of the former weighs as much more as a
 //! request takes longer than its first token. But of the time until then a share q has been spent for lack of memory or
 //! slots, waiting or computing again what was evicted from the prefix cache, and that part grows with the decodes, by
-//! its elasticity ε: delaying them costs 1 + ε q times as much. Where q is near 0, no budget is taken that brings the
-//! last of these first tokens much later. And a longer iteration makes the next ones longer, in which more requests
-//! decode then: with a feedback κ it costs 1 / (1 − κ) times as much.
+//! its elasticity ε: delaying them costs 1 + ε q times as much. And a longer iteration makes the next ones longer, in
+//! which more requests decode then: with a feedback κ it costs 1 / (1 − κ) times as much.
+//!
+//! Long waits are to be no longer than in iterations as large as configured. So where q is near 0, no budget is taken
+//! that brings the last of these first tokens much later, unless it still comes earlier than nearly all of them do.
 
 use super::steady_state::{Expected, expected};
 use super::traffic::Mix;
@@ -34,17 +37,20 @@ const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
 /// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
-/// factor, unless this share of the time until first tokens was for lack of memory or slots.
+/// factor, unless it comes no later than this share of them do, or this share of the time until first tokens was for
+/// lack of memory or slots.
 const LATER: f64 = 1.2;
+const EARLIER: f64 = 0.99;
 const SCARCE: f64 = 0.02;
+/// Relative step by which that quantile follows the times (Robbins and Monro 1951).
+const STEP: f64 = 0.02;
 /// Iterations over which that share is taken: memory runs full in stretches of hundreds.
 const LONG: f64 = 16_384.0;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
 /// Most of the feedback that is counted: prompts are done long before it has run its course.
-static MF: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("MF").map_or(0.5, |s| s.parse().unwrap()));
-static LT: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| std::env::var("LT").map_or(1.2, |s| s.parse().unwrap()));
+const MOST_FEEDBACK: f64 = 0.8;
 
 /// The prompts to be computed beside the decodes of an iteration.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +93,9 @@ pub(super) struct TokenBudget {
     prompt_tokens: f64,
     prompt_s: f64,
     iterations: f64,
+    /// Seconds from an iteration to the last first token of its prompts, in iterations as large as configured: the
+    /// `EARLIER` quantile.
+    long: f64,
 }
 
 impl Backlog {
@@ -114,6 +123,7 @@ impl TokenBudget {
             prompt_tokens: f64::from(most),
             prompt_s: law.token_seconds(u64::from(most)),
             iterations: 1.0,
+            long: law.token_seconds(1),
         };
         budget.follow(law, most);
         budget
@@ -143,7 +153,7 @@ impl TokenBudget {
         let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
         let (longer, short) = (configured.decoding / configured.first_token, self.short());
         let weight = 1.0 + longer * (1.0 - short) / (1.0 + configured.elasticity * short);
-        self.weight = (1.0 - configured.feedback.clamp(0.0, *MF)) * weight.min(MOST_WEIGHT);
+        self.weight = (1.0 - configured.feedback.clamp(0.0, MOST_FEEDBACK)) * weight.min(MOST_WEIGHT);
         self.evicted = mix.evicted;
         let steady = |rate: f64, n: u64| expected(&self.law, &Mix { rate, ..mix }, n, residents);
         self.overloaded.clear();
@@ -192,7 +202,7 @@ impl TokenBudget {
     }
 
     /// The budget that delays first tokens and decodes least until the backlog is computed.
-    fn least_delay(&self, view: &View, decodes: u64, most: u64, backlog: &Backlog) -> u64 {
+    fn least_delay(&mut self, view: &View, decodes: u64, most: u64, backlog: &Backlog) -> u64 {
         let seconds = |prompts: u64| self.law.seconds(&beside(view, decodes, prompts));
         let base = if decodes > 0 { seconds(0) } else { 0.0 };
         let decoding_requests = decodes as f64 / f64::from(view.limits().decode_tokens);
@@ -211,7 +221,8 @@ impl TokenBudget {
         };
         let all = (decodes + tokens).min(most);
         let (least, time) = delay(all);
-        let latest = if self.short() > SCARCE { f64::INFINITY } else { *LT * time };
+        self.long *= if time > self.long { 1.0 + EARLIER * STEP } else { 1.0 - (1.0 - EARLIER) * STEP };
+        let latest = if self.short() > SCARCE { f64::INFINITY } else { self.long.max(LATER * time) };
         let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
         let delays = edges.map(|n| (delay(n), n)).filter(|((_, time), _)| *time <= latest);
         let delays = delays.map(|((delay, _), n)| (delay, n));
