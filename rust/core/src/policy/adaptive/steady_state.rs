@@ -28,8 +28,6 @@ pub(super) struct Expected {
     pub(super) prompts: f64,
     /// By how many per cent requests wait longer for memory if they stay longer by one.
     pub(super) elasticity: f64,
-    /// By how many per cent an iteration takes longer if requests stay longer by one, because more of them then decode.
-    pub(super) feedback: f64,
 }
 
 /// The iterations with some number of decodes.
@@ -48,7 +46,7 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
     let budget = n as f64;
     let (mut low, mut high) = (0.0, residents.min(budget));
     let (first_token, decoding) = (f64::INFINITY, f64::INFINITY);
-    let mut found = Expected { rate: 0.0, first_token, decoding, prompts: budget, elasticity: 0.0, feedback: 0.0 };
+    let mut found = Expected { rate: 0.0, first_token, decoding, prompts: budget, elasticity: 0.0 };
     for _ in 0..BISECTIONS {
         let decodes = f64::midpoint(low, high);
         match balance(law, mix, budget, decodes, residents) {
@@ -56,11 +54,17 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
             None => high = decodes,
         }
     }
-    let seconds = |decodes| iterations(law, mix, budget, decodes).mean;
-    if low > 0.0 {
-        found.feedback = libm::log(seconds(low * (1.0 - STEP)) / seconds(low)) / libm::log1p(-STEP);
-    }
     found
+}
+
+/// By how many per cent an iteration takes longer if requests stay longer by one, because more of them then decode.
+pub(super) fn feedback(law: &IterationTime, mix: &Mix, n: u64, expected: &Expected) -> f64 {
+    let decodes = expected.rate * expected.decoding;
+    if expected.rate <= 0.0 {
+        return 0.0;
+    }
+    let seconds = |decodes| iterations(law, mix, n as f64, decodes).mean;
+    libm::log(seconds(decodes * (1.0 - STEP)) / seconds(decodes)) / libm::log1p(-STEP)
 }
 
 /// The iterations with this many decodes.
@@ -124,7 +128,7 @@ fn balance(law: &IterationTime, mix: &Mix, budget: f64, decodes: f64, residents:
         return None;
     }
     let (queueing, elasticity) = waiting(prefilling + decoding, used, residents);
-    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts, elasticity, feedback: 0.0 })
+    Some(Expected { rate, first_token: prefilling + queueing, decoding, prompts, elasticity })
 }
 
 /// The wait for room that is `used` to this share by requests that stay so long; and its elasticity in that time, to
@@ -175,13 +179,18 @@ mod tests {
     /// With a share κ of the time of an iteration due to the decodes, 1 % more requests are 1 / (1 - κ) % more decodes.
     #[test]
     fn decodes_rise_with_the_rate_by_the_feedback() {
-        let at = |rate| expected(&IterationTime::A100, &Mix { output: 1000.0, kv: 2000.0, ..mix(rate) }, 2048, 256.0);
+        // Without stairs, where a derivative would have to jump.
+        let law = IterationTime::linear(0.01, 4e-7).unwrap();
+        let mix = |rate| Mix { output: 1000.0, kv: 2000.0, ..mix(rate) };
+        let at = |rate| expected(&law, &mix(rate), 2048, 256.0);
+        let share = |rate| feedback(&law, &mix(rate), 2048, &at(rate));
         for (rate, least) in [(0.5, 0.1), (1.0, 0.3)] {
             let (one, more) = (at(rate), at(1.03 * rate));
             let rise = libm::log(more.rate * more.decoding / (one.rate * one.decoding));
             let passes = libm::log(more.rate / one.rate);
-            assert!((rise / passes * (1.0 - one.feedback) - 1.0).abs() < 0.1, "{rise} {passes} {one:?}");
-            assert!(one.feedback > least, "{one:?}");
+            let share = f64::midpoint(share(rate), share(1.03 * rate));
+            assert!((rise / passes * (1.0 - share) - 1.0).abs() < 0.1, "{rise} {passes} {one:?} {share}");
+            assert!(share > least, "{one:?} {share}");
         }
     }
 

@@ -17,7 +17,7 @@
 //! Long waits are to be no longer than in iterations as large as configured. So where q is near 0, no budget is taken
 //! that brings the last of these first tokens much later, unless it still comes earlier than nearly all of them do.
 
-use super::steady_state::{Expected, expected};
+use super::steady_state::{Expected, expected, feedback};
 use super::traffic::Mix;
 use crate::model::{BatchShape, IterationTime};
 use crate::plan::Plan;
@@ -150,10 +150,12 @@ impl TokenBudget {
         let limits = view.limits();
         let room = view.pool().tokens() as f64 / mix.held;
         let residents = room.min(f64::from(limits.max_num_seqs)).max(1.0);
-        let configured = expected(&self.law, &mix, u64::from(limits.token_budget), residents);
+        let n = u64::from(limits.token_budget);
+        let configured = expected(&self.law, &mix, n, residents);
+        let feedback = feedback(&self.law, &mix, n, &configured);
         let (longer, short) = (configured.decoding / configured.first_token, self.short());
         let weight = 1.0 + longer * (1.0 - short) / (1.0 + configured.elasticity * short);
-        self.weight = (1.0 - configured.feedback.clamp(0.0, MOST_FEEDBACK)) * weight.min(MOST_WEIGHT);
+        self.weight = (1.0 - feedback.clamp(0.0, MOST_FEEDBACK)) * weight.min(MOST_WEIGHT);
         self.evicted = mix.evicted;
         let steady = |rate: f64, n: u64| expected(&self.law, &Mix { rate, ..mix }, n, residents);
         self.overloaded.clear();
