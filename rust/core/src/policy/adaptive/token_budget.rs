@@ -42,10 +42,10 @@ const LEAST_PACE: f64 = 0.5;
 const LATER: f64 = 1.2;
 const EARLIER: f64 = 0.99;
 const SCARCE: f64 = 0.02;
-/// Relative step by which that quantile follows the times (Robbins and Monro 1951).
-const STEP: f64 = 0.02;
 /// Iterations over which that share is taken: memory runs full in stretches of hundreds.
 const LONG: f64 = 16_384.0;
+/// Relative step by which the `EARLIER` quantile follows the times (Robbins and Monro 1951).
+const STEP: f64 = 0.02;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
 const MOST_WEIGHT: f64 = 100.0;
