@@ -218,7 +218,7 @@ def test_what_cannot_be_planned_is_refused_in_a_line(change: dict[str, Any], mes
 
 def test_the_command_prints_draws_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture, page = tmp_path / "fleet.png", tmp_path / "fleet.html"
-    command = [*COMMAND, "--replicas", "3", *WITHIN, "--routers", "vllm", "--attainment", "0.9"]
+    command = [*COMMAND, "--replicas", "3", *WITHIN, "--routers", "vllm", "--attainment", "0.92"]
     assert main([*command, "--json", "--picture", str(picture), "--report", str(page)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["recommended"]["split"] in {"colocated", "1P2D", "2P1D"}
