@@ -40,8 +40,8 @@ def test_many_equal_outputs_are_paced() -> None:
     assert ratios["output_throughput"] >= 1.115
 
 
-# Memory for few requests, whose prompts come one at a time. The fluid model behind the token budget packed them into full
-# iterations: the mean E2E latency was 1.02 to 1.11 of stock's.
+# Memory for few requests, whose prompts come one at a time. The fluid model behind the token budget packed them into
+# full iterations: the mean E2E latency was 1.02 to 1.11 of stock's.
 @pytest.mark.parametrize(
     "world",
     [
