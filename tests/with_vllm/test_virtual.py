@@ -82,7 +82,7 @@ def test_a_request_that_ends_without_a_token_has_no_time_to_one() -> None:
 
 @pytest.mark.parametrize(
     ("clients", "num_blocks", "throughput", "ttft"),
-    # Where memory is free, first tokens of few prompts may come a little later: the mean E2E latency is 0.99 of stock's.
+    # Where memory is free, first tokens of few prompts may come a little later: the mean E2E is 0.99 of stock's.
     [(documents, 640, 0.99, 1.02), (leaving, 7424, 0.999, 1.03)],
 )
 def test_ours_is_no_worse_than_it_was(
