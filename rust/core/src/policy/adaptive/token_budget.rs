@@ -15,7 +15,7 @@
 //! which more requests decode then: with a feedback κ it costs 1 / (1 − κ) times as much.
 //!
 //! Long waits are to be no longer than in iterations as large as configured. So where q is near 0, no budget is taken
-//! that brings the last of these first tokens much later, unless it still comes earlier than nearly all of them do.
+//! that brings the last of these first tokens much later, unless the latest of them come as late in those anyway.
 
 use super::steady_state::{Expected, expected, feedback};
 use super::traffic::Mix;
@@ -37,14 +37,14 @@ const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
 /// Most that the last first token of the prompts at hand may come later than in iterations as large as configured, as a
-/// factor, unless it comes no later than this share of them do, or this share of the time until first tokens was for
-/// lack of memory or slots.
+/// factor, unless it then comes within this quantile of how late they come in those, or this share of the time until
+/// first tokens was for lack of memory or slots.
 const LATER: f64 = 1.2;
-const EARLIER: f64 = 0.99;
+const QUANTILE: f64 = 0.99;
 const SCARCE: f64 = 0.02;
 /// Iterations over which that share is taken: memory runs full in stretches of hundreds.
 const LONG: f64 = 16_384.0;
-/// Relative step by which the `EARLIER` quantile follows the times (Robbins and Monro 1951).
+/// Relative step by which the quantile follows the times (Robbins and Monro 1951).
 const STEP: f64 = 0.02;
 /// Weight of a first token before the traffic is known, and the most it has.
 const WEIGHT: f64 = 20.0;
@@ -74,7 +74,7 @@ pub(super) struct TokenBudget {
     chooses: bool,
     /// Token counts at which a stair of the law ends, ascending, and the configured budget.
     edges: Vec<u64>,
-    /// What is expected of each in overload, when last evaluated.
+    /// What is expected of each in overload; kept so that evaluating it allocates nothing.
     overloaded: Vec<Expected>,
     /// The static budget with which most requests pass, and the prompt tokens that it leaves room for.
     passes_most: Option<(u64, f64)>,
@@ -94,7 +94,7 @@ pub(super) struct TokenBudget {
     prompt_s: f64,
     iterations: f64,
     /// Seconds from an iteration to the last first token of its prompts, in iterations as large as configured: the
-    /// `EARLIER` quantile.
+    /// quantile.
     long: f64,
 }
 
@@ -223,7 +223,7 @@ impl TokenBudget {
         };
         let all = (decodes + tokens).min(most);
         let (least, time) = delay(all);
-        self.long *= if time > self.long { 1.0 + EARLIER * STEP } else { 1.0 - (1.0 - EARLIER) * STEP };
+        self.long *= if time > self.long { 1.0 + QUANTILE * STEP } else { 1.0 - (1.0 - QUANTILE) * STEP };
         let latest = if self.short() > SCARCE { f64::INFINITY } else { self.long.max(LATER * time) };
         let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
         let delays = edges.map(|n| (delay(n), n)).filter(|((_, time), _)| *time <= latest);

@@ -46,7 +46,7 @@ pub(super) struct Mix {
     /// Prompt tokens to be computed; and the length of the prompt that a random prompt token belongs to.
     pub(super) prompt: f64,
     pub(super) prompt_of_token: f64,
-    /// Mean of their squares, relative to the square of their mean.
+    /// Mean square of the lengths of prompts, relative to the square of their mean.
     pub(super) prompt_squares: f64,
     /// Share of them that had been computed and was evicted.
     pub(super) evicted: f64,
