@@ -57,10 +57,11 @@ pub(super) fn expected(law: &IterationTime, mix: &Mix, n: u64, residents: f64) -
     found
 }
 
-/// By how many per cent an iteration takes longer if requests stay longer by one, because more of them then decode.
+/// By how many per cent an iteration takes longer if requests stay longer by one, because more of them then decode: none
+/// where more arrive than pass, since memory or the budget then says how many do.
 pub(super) fn feedback(law: &IterationTime, mix: &Mix, n: u64, expected: &Expected) -> f64 {
     let decodes = expected.rate * expected.decoding;
-    if expected.rate <= 0.0 {
+    if expected.rate <= (1.0 - STEP) * mix.rate {
         return 0.0;
     }
     let seconds = |decodes| iterations(law, mix, n as f64, decodes).mean;

@@ -45,9 +45,9 @@ const SCARCE: f64 = 0.02;
 /// Iterations over which that share is taken: memory runs full in stretches of hundreds.
 const LONG: f64 = 16_384.0;
 /// Relative step by which the quantile follows the times (Robbins and Monro 1951).
-const STEP: f64 = 0.02;
+const STEP: f64 = 0.05;
 /// Weight of a first token before the traffic is known, and the most it has.
-const WEIGHT: f64 = 20.0;
+const WEIGHT: f64 = 5.0;
 const MOST_WEIGHT: f64 = 100.0;
 /// Most of the feedback that is counted: prompts are done long before it has run its course.
 const MOST_FEEDBACK: f64 = 0.8;
@@ -98,7 +98,20 @@ pub(super) struct TokenBudget {
     long: f64,
 }
 
+/// How prompts are computed: in how many iterations, and the seconds of the first and of all.
+struct Computation {
+    iterations: f64,
+    first: f64,
+    seconds: f64,
+}
+
 impl Backlog {
+    /// Prompt tokens, with those of the requests beyond.
+    fn prompt_tokens(&self, view: &View) -> u64 {
+        let each_beyond = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
+        u64::from(self.tokens) + u64::from(self.beyond) * each_beyond
+    }
+
     /// Whether memory or slots are short, and not only the tokens of an iteration.
     pub(super) fn is_scarce(&self) -> bool {
         self.held > 0 && self.beyond == 0
@@ -123,7 +136,7 @@ impl TokenBudget {
             prompt_tokens: f64::from(most),
             prompt_s: law.token_seconds(u64::from(most)),
             iterations: 1.0,
-            long: law.token_seconds(1),
+            long: law.token_seconds(u64::from(most)),
         };
         budget.follow(law, most);
         budget
@@ -187,6 +200,10 @@ impl TokenBudget {
         if !self.chooses || backlog.tokens == 0 || decodes >= most {
             return most as u32;
         }
+        let tokens = backlog.prompt_tokens(view);
+        let all = (decodes + tokens).min(most);
+        let last = self.computes(view, decodes, tokens, all - decodes).seconds;
+        self.long *= if last > self.long { 1.0 + QUANTILE * STEP } else { 1.0 - (1.0 - QUANTILE) * STEP };
         let steady = self.passes_most.filter(|_| self.held > SATURATED).map(|(best, prompts)| {
             // More decodes than in balance still leave half the room to the prompts, or memory would empty.
             let least = decodes + (0.5 * prompts) as u64 + 1;
@@ -194,7 +211,7 @@ impl TokenBudget {
         });
         let pace = |n: u64| (n - decodes) as f64 / self.law.seconds(&beside(view, decodes, n - decodes));
         let helps = |n: &u64| backlog.beyond == 0 || pace(*n) >= LEAST_PACE * pace(most);
-        let n = steady.filter(helps).unwrap_or_else(|| self.least_delay(view, decodes, most, backlog));
+        let n = steady.filter(helps).unwrap_or_else(|| self.least_delay(view, decodes, all, backlog));
         n.min(most) as u32
     }
 
@@ -203,30 +220,32 @@ impl TokenBudget {
         self.edges.get(self.edges.partition_point(|&n| n < tokens)).copied()
     }
 
-    /// The budget that delays first tokens and decodes least until the backlog is computed.
-    fn least_delay(&mut self, view: &View, decodes: u64, most: u64, backlog: &Backlog) -> u64 {
+    /// The computation of this many prompt tokens beside the decodes, `each` of them in an iteration.
+    fn computes(&self, view: &View, decodes: u64, tokens: u64, each: u64) -> Computation {
         let seconds = |prompts: u64| self.law.seconds(&beside(view, decodes, prompts));
-        let base = if decodes > 0 { seconds(0) } else { 0.0 };
+        let full = (tokens - 1) / each;
+        let first = seconds(each.min(tokens));
+        let seconds = full as f64 * first + seconds(tokens - full * each);
+        Computation { iterations: (full + 1) as f64, first, seconds }
+    }
+
+    /// The budget of at most `all` tokens that delays first tokens and decodes least until the backlog is computed.
+    fn least_delay(&self, view: &View, decodes: u64, all: u64, backlog: &Backlog) -> u64 {
+        let base = if decodes > 0 { self.law.seconds(&beside(view, decodes, 0)) } else { 0.0 };
         let decoding_requests = decodes as f64 / f64::from(view.limits().decode_tokens);
         let requests = f64::from(backlog.requests + backlog.beyond).max(1.0);
-        let each_beyond = view.waiting_tokens() / u64::from(view.waiting_total().max(1));
-        let tokens = u64::from(backlog.tokens) + u64::from(backlog.beyond) * each_beyond;
+        let tokens = backlog.prompt_tokens(view);
         let delay = |n: u64| {
-            let each = n - decodes;
-            let full = (tokens - 1) / each;
-            let first = seconds(each.min(tokens));
-            let time = full as f64 * first + seconds(tokens - full * each);
-            let decoding = time - (full + 1) as f64 * base;
+            let Computation { iterations, first, seconds } = self.computes(view, decodes, tokens, n - decodes);
+            let decoding = seconds - iterations * base;
             // The first prompt is complete after an iteration or its share of the time, the last at the end.
-            let first_tokens = 0.5 * requests * (time + first.max(time / requests));
-            (decoding_requests * decoding + self.weight * first_tokens, time)
+            let first_tokens = 0.5 * requests * (seconds + first.max(seconds / requests));
+            (decoding_requests * decoding + self.weight * first_tokens, seconds)
         };
-        let all = (decodes + tokens).min(most);
-        let (least, time) = delay(all);
-        self.long *= if time > self.long { 1.0 + QUANTILE * STEP } else { 1.0 - (1.0 - QUANTILE) * STEP };
-        let latest = if self.short() > SCARCE { f64::INFINITY } else { self.long.max(LATER * time) };
+        let (least, last) = delay(all);
+        let latest = if self.short() > SCARCE { f64::INFINITY } else { self.long.max(LATER * last) };
         let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
-        let delays = edges.map(|n| (delay(n), n)).filter(|((_, time), _)| *time <= latest);
+        let delays = edges.map(|n| (delay(n), n)).filter(|((_, last), _)| *last <= latest);
         let delays = delays.map(|((delay, _), n)| (delay, n));
         delays.fold((least, all), |best, next| if next.0 < best.0 { next } else { best }).1
     }

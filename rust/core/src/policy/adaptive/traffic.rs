@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::Footprint;
 
-/// Completions before the means are used, and requests over which they are taken.
+/// Completions before the means are used, and before their spread is; and requests over which they are taken.
+const FEW: f64 = 10.0;
 const FIRST: f64 = 50.0;
 const MEMORY: f64 = 500.0;
 /// Squared coefficient of variation below which outputs are alike.
@@ -87,7 +88,7 @@ impl Traffic {
         self.cost += weight * (output * held - self.cost);
     }
 
-    /// Whether enough has ended for the means to be used.
+    /// Whether enough has ended for the spread of outputs to be known.
     pub(super) fn is_known(&self) -> bool {
         self.ended >= FIRST
     }
@@ -115,7 +116,7 @@ impl Traffic {
     /// The traffic, once it is known. `output` and `squared` are the moments of the curve of output lengths: just after
     /// the start, the completions underestimate long outputs and the curve overestimates them.
     pub(super) fn mix(&self, (output, squared): (f64, f64), footprint: &Footprint) -> Option<Mix> {
-        let is_known = self.is_known() && self.output > 0.0 && self.prompt > 0.0;
+        let is_known = self.ended >= FEW && self.output > 0.0 && self.prompt > 0.0;
         let computed = if self.admitted > 0.0 { self.computed } else { self.prompt };
         let kv = self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output);
         is_known.then(|| Mix {
