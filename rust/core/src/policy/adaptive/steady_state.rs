@@ -195,6 +195,18 @@ mod tests {
         }
     }
 
+    /// Where the decodes are limited by memory, longer iterations do not make them more.
+    #[test]
+    fn what_does_not_pass_has_no_feedback() {
+        let mix = |rate| Mix { output: 1000.0, ..mix(rate) };
+        let share = |rate| {
+            let mix = mix(rate);
+            feedback(&IterationTime::A100, &mix, 512, &expected(&IterationTime::A100, &mix, 512, 20.0))
+        };
+        assert!(share(0.8 * expected(&IterationTime::A100, &mix(1e9), 512, 20.0).rate) > 0.05);
+        assert!(share(1e9) == 0.0);
+    }
+
     #[test]
     fn memory_limits_what_passes() {
         let one = |residents| expected(&IterationTime::A100, &Mix { output: 1000.0, ..mix(1e9) }, 512, residents);

@@ -12,7 +12,8 @@
 //! request takes longer than its first token. But of the time until then a share q has been spent for lack of memory or
 //! slots, waiting or computing again what was evicted from the prefix cache, and that part grows with the decodes, by
 //! its elasticity ε: delaying them costs 1 + ε q times as much. And a longer iteration makes the next ones longer, in
-//! which more requests decode then: with a feedback κ it costs 1 / (1 − κ) times as much.
+//! which more requests decode then, as long as memory has room for what arrives: with a feedback κ it costs 1 / (1 − κ)
+//! times as much.
 //!
 //! Long waits are to be no longer than in iterations as large as configured. So where q is near 0, no budget is taken
 //! that brings the last of these first tokens much later, unless the latest of them come as late in those anyway.
