@@ -81,14 +81,15 @@ def test_a_request_that_ends_without_a_token_has_no_time_to_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clients", "num_blocks", "throughput", "ttft"),
-    # Where memory is free, first tokens of few prompts may come a little later: the mean E2E is 0.99 of stock's.
-    [(documents, 640, 0.99, 1.02), (leaving, 7424, 0.999, 1.03)],
+    ("clients", "num_blocks", "throughput", "ttft", "e2e"),
+    # Where memory is free, first tokens of few prompts may come a little later if the answers end sooner.
+    [(documents, 640, 0.99, 1.02, 1.0), (leaving, 7424, 1.0, 1.05, 0.97)],
 )
 def test_ours_is_no_worse_than_it_was(
-    clients: Callable[[], list[Client]], num_blocks: int, throughput: float, ttft: float
+    clients: Callable[[], list[Client]], num_blocks: int, throughput: float, ttft: float, e2e: float
 ) -> None:
     ours, stock = (serve(scheduler, num_blocks, clients()) for scheduler in ("WaitScheduler", "AsyncScheduler"))
     assert ours.output.sum() == stock.output.sum(), "the same answers"
     assert ours.throughput >= throughput * stock.throughput
     assert ours.ttft.mean() <= ttft * stock.ttft.mean()
+    assert ours.e2e.mean() <= e2e * stock.e2e.mean()

@@ -83,10 +83,9 @@ impl Adaptive {
             traffic: Traffic::default(),
             pace: Pace::default(),
             law: Law::new(config),
-            budget: config
-                .iteration_time
-                .as_ref()
-                .map(|law| TokenBudget::new(law, config.token_budget, !config.without.contains(&Part::TokenBudget))),
+            budget: config.iteration_time.as_ref().map(|law| {
+                TokenBudget::of_given(law, config.token_budget, !config.without.contains(&Part::TokenBudget))
+            }),
             margin: OverflowMargin::new(config),
             looked: Looked::default(),
             order: config.order,

@@ -137,10 +137,16 @@ impl TokenBudget {
             prompt_tokens: f64::from(most),
             prompt_s: law.token_seconds(u64::from(most)),
             iterations: 1.0,
-            long: law.token_seconds(u64::from(most)),
+            long: law.token_seconds(1),
         };
         budget.follow(law, most);
         budget
+    }
+
+    /// The same, for a law that is given and not learned. Nothing is known of the times yet, so that at first prompts may
+    /// take as long as a full iteration; where the law is learned first, an engine with short ones would lose by that.
+    pub(super) fn of_given(law: &IterationTime, most: u32, chooses: bool) -> Self {
+        Self { long: law.token_seconds(u64::from(most)), ..Self::new(law, most, chooses) }
     }
 
     /// The law has changed.
