@@ -83,7 +83,7 @@ def test_a_request_that_ends_without_a_token_has_no_time_to_one() -> None:
 @pytest.mark.parametrize(
     ("clients", "num_blocks", "throughput", "ttft", "e2e"),
     # Where memory is free, first tokens of few prompts may come a little later if the answers end sooner.
-    [(documents, 640, 0.99, 1.02, 1.0), (leaving, 7424, 1.0, 1.05, 0.97)],
+    [(documents, 640, 0.99, 1.02, 1.0), (leaving, 7424, 1.0, 1.04, 0.97)],
 )
 def test_ours_is_no_worse_than_it_was(
     clients: Callable[[], list[Client]], num_blocks: int, throughput: float, ttft: float, e2e: float

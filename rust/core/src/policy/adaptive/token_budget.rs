@@ -209,8 +209,8 @@ impl TokenBudget {
         }
         let tokens = backlog.prompt_tokens(view);
         let all = (decodes + tokens).min(most);
-        let last = self.computes(view, decodes, tokens, all - decodes).seconds;
-        self.long *= if last > self.long { 1.0 + QUANTILE * STEP } else { 1.0 - (1.0 - QUANTILE) * STEP };
+        let at_once = self.computes(view, decodes, tokens, all - decodes);
+        self.long *= if at_once.seconds > self.long { 1.0 + QUANTILE * STEP } else { 1.0 - (1.0 - QUANTILE) * STEP };
         let steady = self.passes_most.filter(|_| self.held > SATURATED).map(|(best, prompts)| {
             // More decodes than in balance still leave half the room to the prompts, or memory would empty.
             let least = decodes + (0.5 * prompts) as u64 + 1;
@@ -218,7 +218,8 @@ impl TokenBudget {
         });
         let pace = |n: u64| (n - decodes) as f64 / self.law.seconds(&beside(view, decodes, n - decodes));
         let helps = |n: &u64| backlog.beyond == 0 || pace(*n) >= LEAST_PACE * pace(most);
-        let n = steady.filter(helps).unwrap_or_else(|| self.least_delay(view, decodes, all, backlog));
+        let n =
+            steady.filter(helps).unwrap_or_else(|| self.least_delay(view, decodes, tokens, (all, &at_once), backlog));
         n.min(most) as u32
     }
 
@@ -236,25 +237,30 @@ impl TokenBudget {
         Computation { iterations: (full + 1) as f64, first, seconds }
     }
 
-    /// The budget of at most `all` tokens that delays first tokens and decodes least until the backlog is computed.
-    fn least_delay(&self, view: &View, decodes: u64, all: u64, backlog: &Backlog) -> u64 {
+    /// The budget that delays first tokens and decodes least until the backlog, of this many prompt tokens, is computed:
+    /// `all` tokens, in which that is done as `at_once`, or an edge below.
+    fn least_delay(
+        &self,
+        view: &View,
+        decodes: u64,
+        tokens: u64,
+        (all, at_once): (u64, &Computation),
+        backlog: &Backlog,
+    ) -> u64 {
         let base = if decodes > 0 { self.law.seconds(&beside(view, decodes, 0)) } else { 0.0 };
         let decoding_requests = decodes as f64 / f64::from(view.limits().decode_tokens);
         let requests = f64::from(backlog.requests + backlog.beyond).max(1.0);
-        let tokens = backlog.prompt_tokens(view);
-        let delay = |n: u64| {
-            let Computation { iterations, first, seconds } = self.computes(view, decodes, tokens, n - decodes);
+        let delay = |&Computation { iterations, first, seconds }: &Computation| {
             let decoding = seconds - iterations * base;
             // The first prompt is complete after an iteration or its share of the time, the last at the end.
             let first_tokens = 0.5 * requests * (seconds + first.max(seconds / requests));
-            (decoding_requests * decoding + self.weight * first_tokens, seconds)
+            decoding_requests * decoding + self.weight * first_tokens
         };
-        let (least, last) = delay(all);
-        let latest = if self.short() > SCARCE { f64::INFINITY } else { self.long.max(LATER * last) };
+        let latest = if self.short() > SCARCE { f64::INFINITY } else { self.long.max(LATER * at_once.seconds) };
         let edges = self.edges.iter().rev().copied().filter(|&n| n > decodes && n < all);
-        let delays = edges.map(|n| (delay(n), n)).filter(|((_, last), _)| *last <= latest);
-        let delays = delays.map(|((delay, _), n)| (delay, n));
-        delays.fold((least, all), |best, next| if next.0 < best.0 { next } else { best }).1
+        let computed = edges.map(|n| (self.computes(view, decodes, tokens, n - decodes), n));
+        let delays = computed.filter(|(at, _)| at.seconds <= latest).map(|(at, n)| (delay(&at), n));
+        delays.fold((delay(at_once), all), |best, next| if next.0 < best.0 { next } else { best }).1
     }
 
     /// What a slot of the batch is worth per iteration, and the iteration itself, in prompt tokens: two iterations take
