@@ -120,6 +120,7 @@ class Job:
     prompt_tokens: tuple[int, int] = (8, 150)
     output_tokens: tuple[int, int] = (4, 64)
     shared_prefix: int = 0
+    prompts: int | None = None  # of which requests have one in turn; each has its own otherwise
     arrivals_per_step: int | None = None
     abort_every: int = 0
     seed: int = 0
@@ -160,9 +161,11 @@ def workload(job: Job) -> list[tuple[str, list[int], int]]:
     """Draw (id, prompt token ids, output tokens) for every request, the same for equal jobs."""
     draw = random.Random(job.seed)
     prefix = [draw.randrange(3, LLAMA["vocab_size"]) for _ in range(job.shared_prefix)]
-    requests = []
+    requests: list[tuple[str, list[int], int]] = []
     for i in range(job.requests):
         prompt = [draw.randrange(3, 512) for _ in range(draw.randint(*job.prompt_tokens))]
+        if job.prompts is not None and i >= job.prompts:
+            prompt = requests[i - job.prompts][1][job.shared_prefix :]
         requests.append((f"r{i}", prefix + prompt, draw.randint(*job.output_tokens)))
     return requests
 

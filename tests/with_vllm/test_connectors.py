@@ -204,3 +204,37 @@ def test_what_was_preempted_is_loaded_under_a_wrong_name_by_either_scheduler(run
         missing += re.findall(r"FileNotFoundError: No such file or directory: (\S+)", str(failed.value))[:1]
     assert len(missing) == 2, "both fail in the connector"
     assert missing[0] == missing[1], "at the same request"
+
+
+def in_host_memory(steps: int) -> dict[str, Any]:
+    """Return the setting by which blocks are offloaded to host memory, and come back as many steps later."""
+    transfer: dict[str, Any] = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    host = {"spec_name": "HostSpec", "spec_module_path": "offloading", "steps": steps, "cpu_bytes_to_use": 20_000_000}
+    return transfer | {"kv_connector_extra_config": host}
+
+
+@pytest.mark.parametrize(("model", "blocks", "steps"), [("llama", 30, 3), ("gemma-3", 55, 0)])
+def test_the_engine_offloads_what_does_not_fit_and_loads_it_again(
+    run: Run, model: str, blocks: int, steps: int
+) -> None:
+    """30 prompts in turn, of which the cache holds a few: what it evicts, and what is preempted, comes back."""
+    engine = {
+        "num_gpu_blocks_override": blocks,
+        "enable_prefix_caching": True,
+        "kv_transfer_config": in_host_memory(steps),
+    }
+    job: dict[str, Any] = {**WORKLOAD, "model": model, "engine": engine, "requests": 120, "prompts": 30}
+    stock = run(**job)
+    ours = {policy: run(**job, scheduler_cls="wait_core.vllm.WaitScheduler", wait_core={"policy": policy})
+            for policy in ("vllm", "adaptive")}  # fmt: skip
+    for name, result in {"stock": stock, **ours}.items():
+        print(model, steps, name, *(result[count] for count in ("steps", "preemptions", "loaded_tokens")))
+    assert stock["preemptions"] > 10
+    assert ours["adaptive"]["preemptions"] < stock["preemptions"]
+    for mine in ours.values():
+        assert mine["adapter"]["active"]
+        assert mine["adapter"]["foreign"] == mine["adapter"]["watchdog"] == 0
+        assert mine["tokens"] == stock["tokens"]
+        assert mine["loaded_tokens"] > 0.9 * stock["loaded_tokens"] > 3_000
+        assert mine["steps"] <= 1.03 * stock["steps"]
+        assert mine["free_blocks_at_end"] == mine["usable_blocks"]
