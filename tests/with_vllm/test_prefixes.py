@@ -186,3 +186,34 @@ def test_other_caches_and_other_versions_keep_vllms_look_up(monkeypatch: pytest.
     assert not is_ours(kv_groups=({"kind": "full"}, {"kind": "sliding_window", "window": 64}))
     monkeypatch.setattr(look_up, "RESTATED", look_up.RESTATED[1:])
     assert not is_ours()
+
+
+SEVERAL = ({"kind": "full"}, {"kind": "sliding_window", "window": 64, "count": 2})
+
+
+@pytest.mark.parametrize("groups", [(), SEVERAL], ids=["", "windows"])
+@pytest.mark.parametrize("samples", [8, 40])
+def test_samples_of_a_prompt_enter_in_the_steps_in_which_stock_admits_them(
+    samples: int, groups: tuple[dict[str, Any], ...]
+) -> None:
+    """The first computes the prompt, and the others find it in the cache in that step: nearly all tokens are saved."""
+    from in_process import Driver, Setup, random_prompt
+
+    sizes: dict[str, Any] = {"num_blocks": 1_500, "max_num_batched_tokens": 512, "kv_groups": groups}
+    ours: dict[str, Any] = {"scheduler": "WaitScheduler", "wait_core": {"policy": "vllm"}}
+    stock, mine = Driver(Setup(**sizes)), Driver(Setup(**sizes, **ours))
+    draw, todo, steps = random.Random(0), 6, 0
+    while todo or stock.scheduler.has_requests():
+        if todo and steps % 7 == 0:
+            todo -= 1
+            prompt = random_prompt(draw, draw.randint(200, 900))
+            for i in range(samples):
+                stock.add(f"{todo}.{i}", prompt, 40)
+                mine.add(f"{todo}.{i}", prompt, 40)
+        theirs, same = (driver.step().scheduled for driver in (stock, mine))
+        assert same.num_scheduled_tokens == theirs.num_scheduled_tokens, steps
+        steps += 1
+    mine.step()
+    bridge = mine.scheduler.wait_core
+    assert bridge.active
+    assert bridge.core.used_blocks == 0

@@ -267,7 +267,8 @@ class Bridge:
             self._watch(now_ns)
         # No more are admitted than there are seats: what is cached of the others can be asked for later.
         if self.outcomes.moved and (seats := scheduler.max_num_active_reqs - len(scheduler.running)) > 0:
-            self.outcomes.moved = self.prefixes.used and self.prefixes.tell(self.core, requests, seats)
+            computing = self.outcomes.prefilling
+            self.outcomes.moved = self.prefixes.used and self.prefixes.tell(self.core, requests, seats, computing)
         for number, bound in self.late.due(now_ns, requests):
             self.core.abort(number)
             self._end(number, bound)

@@ -7,6 +7,7 @@ What an earlier request computed and the cache no longer has was evicted: the co
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wait_core.vllm import kv_groups, look_up
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 8
 """Requests of each queue that are looked at in a step."""
+MOST_LOOKED_AT = 64
+"""The same while memory is left, and more of the last one's prompt is saved than computed: they enter together."""
 LOOKED_AT_GROUPS = 2
 """The same where the cache has several groups: each look is a lookup then."""
 
@@ -86,25 +89,47 @@ class Prefixes:
         self._size = scheduler.hash_block_size
         # Each of its blocks has a hash, and the answer ends where it has one no more: none is longer than this group's.
         self._full = next((i for i, each in enumerate(managers) if kv_groups.is_full(each, self._size)), None)
+        # Of a prompt that is being computed a state is cached here and there only.
+        self._whole = all(group["kind"] != "state" for group in self._groups)
         # Of one group: with finer hashes the one after a block's is not the next block's.
         self.used = manager.enable_caching and (self._several or scheduler.hash_block_size == scheduler.block_size)
         self._found: dict[int, Found] = {}
         self._computed = Computed(manager.block_pool.num_gpu_blocks)
 
-    def tell(self, core: Any, requests: Mapping[int, Request], most: int) -> bool:
+    def tell(self, core: Any, requests: Mapping[int, Request], most: int, computing: Iterable[int] = ()) -> bool:
         """Tell `core` where it knows another number; `requests` are those it knows, by number, `most` can be admitted.
+
+        vLLM caches what it computes of a prompt as soon as that is scheduled: a request that is admitted in the same
+        step behind one with the same beginning, as the samples of a prompt are, finds it, and held. The first of them
+        is in the queue too, or one of those that are `computing` their prompts.
 
         Returns whether the answers may change though nothing comes, goes or computes a prompt.
         """
-        found, news, changes = {}, [], False
-        for number, cached, held in core.first_in_queue(min(most, self._looked_at)):
-            before = now = self._found.get(number)
-            if now is None or not self._still(now):
-                now = self._look_up(requests[number])
-            found[number] = now
-            if now.cached != cached or now.held != held or (now is not before and now.evicted):
-                news.append((number, now.cached, now.held, now.evicted))
-            changes |= now.cached > now.held
+        found: dict[int, Found] = {}
+        news, changes = [], False
+        ahead = self._ahead(map(requests.__getitem__, computing))
+        room = self._size * self._manager.block_pool.get_num_free_blocks()
+        looked_at, saves = 0, True
+        while looked_at < min(most, MOST_LOOKED_AT) and saves and room > 0:
+            looked_at = 2 * looked_at or self._looked_at
+            saves = False
+            for number, cached, held in core.first_in_queue(min(most, looked_at)):
+                if number in found:
+                    continue
+                request = requests[number]
+                before = now = self._found.get(number)
+                if now is None or not self._still(now):
+                    now = self._look_up(request)
+                found[number] = now
+                common = self._common(now, request, ahead)
+                will_be = now.cached + common
+                will_be_held = will_be if common else now.held
+                evicted = max(0, now.evicted - common)
+                if (will_be, will_be_held) != (cached, held) or (now is not before and evicted):
+                    news.append((number, will_be, will_be_held, evicted))
+                changes |= now.cached > now.held
+                saves = 2 * will_be > request.num_tokens
+                room -= request.num_tokens - will_be_held
         self._found = found
         if news:
             core.complete(hits=news)
@@ -114,6 +139,23 @@ class Prefixes:
         """Remember what a request that has ended had computed."""
         if self.used:
             self._computed.add(request.block_hashes[: request.num_computed_tokens // self._size])
+
+    def _ahead(self, requests: Iterable[Request]) -> dict[Any, Request]:
+        """Return requests that compute their prompts, each by its first block that is not cached."""
+        blocks = ((request, request.num_computed_tokens // self._size) for request in requests)
+        return {each.block_hashes[at]: each for each, at in blocks if at < len(each.block_hashes)}
+
+    def _common(self, found: Found, request: Request, ahead: dict[Any, Request]) -> int:
+        """Return how many tokens behind those cached one of the requests `ahead` computes too, in whole blocks."""
+        if found.next_hash is None or not self._whole:
+            return 0
+        first = ahead.setdefault(found.next_hash, request)
+        if first is request:
+            return 0
+        size: int = self._size
+        begin, end = found.cached // size, (request.num_tokens - 1) // size
+        pairs = zip(first.block_hashes[begin:], request.block_hashes[begin:end], strict=False)
+        return size * sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _look_up(self, request: Request) -> Found:
         """Return what the cache has of a request."""
