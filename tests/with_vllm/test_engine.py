@@ -133,10 +133,13 @@ def test_a_prefix_that_all_share_is_charged_once(run: Run, policy: str) -> None:
     assert mine["adapter"]["active"]
     assert_complete(mine)
     assert mine["tokens"] == stock["tokens"]
-    assert mine["max_running"] >= 0.75 * stock["max_running"]
-    assert mine["steps"] <= 1.1 * stock["steps"]
     assert stock["preemptions"] > 20
-    assert policy != "adaptive" or mine["preemptions"] < stock["preemptions"]
+    if policy == "vllm":
+        assert counts[1] == counts[0]
+    # A burst whose prompts fit is admitted at once, as by stock, and some of it preempted later.
+    assert mine["max_running"] >= stock["max_running"]
+    assert mine["steps"] <= 1.02 * stock["steps"]
+    assert mine["preemptions"] <= 1.05 * stock["preemptions"]
 
 
 @pytest.mark.parametrize("kind", ["error", "panic"])

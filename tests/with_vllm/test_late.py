@@ -205,3 +205,15 @@ def test_tenants_and_priorities_that_clients_name() -> None:
     line.add("urgent", 5, wait_core_priority=-3)
     line.run()
     assert list(line.told)[:2] == ["urgent", "r0"] or list(line.told)[:2] == ["r0", "urgent"]
+
+
+def test_under_policy_vllm_all_go_by_arrival(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"policy": "vllm"}')
+    line = Line(config_file=str(settings))
+    names = [f"r{i}" for i in range(4)]
+    for name in names:
+        line.add(name, 5)
+    line.add("urgent", 5, wait_core_priority=-3)
+    line.run()
+    assert list(line.told) == [*names, "urgent"]
