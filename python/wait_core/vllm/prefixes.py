@@ -146,7 +146,10 @@ class Prefixes:
         return {each.block_hashes[at]: each for each, at in blocks if at < len(each.block_hashes)}
 
     def _common(self, found: Found, request: Request, ahead: dict[Any, Request]) -> int:
-        """Return how many tokens behind those cached one of the requests `ahead` computes too, in whole blocks."""
+        """Return how many tokens behind those cached one of the requests `ahead` computes too, in whole blocks.
+
+        Where none does, this request does so for those behind it.
+        """
         if found.next_hash is None or not self._whole:
             return 0
         first = ahead.setdefault(found.next_hash, request)
