@@ -34,17 +34,16 @@ class HostWorker(OffloadingWorker):  # type: ignore[misc]
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
         """Copy blocks of the cache to host memory."""
-        for cache, host in zip(self._caches, self._host, strict=True):
-            host[torch.from_numpy(dst_spec.block_ids)] = cache[torch.from_numpy(src_spec.block_ids)]
-        return self._submitted(job_id)
+        return self._copy(job_id, (self._caches, src_spec), (self._host, dst_spec))
 
     def submit_load(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
         """Copy blocks of host memory to the cache."""
-        for cache, host in zip(self._caches, self._host, strict=True):
-            cache[torch.from_numpy(dst_spec.block_ids)] = host[torch.from_numpy(src_spec.block_ids)]
-        return self._submitted(job_id)
+        return self._copy(job_id, (self._host, src_spec), (self._caches, dst_spec))
 
-    def _submitted(self, job_id: int) -> bool:
+    def _copy(self, job_id: int, source: tuple[Any, Any], target: tuple[Any, Any]) -> bool:
+        (sources, of), (targets, to) = source, target
+        for one, other in zip(sources, targets, strict=True):
+            other[torch.from_numpy(to.block_ids)] = one[torch.from_numpy(of.block_ids)]
         self._under_way.append((self._step + self._steps, job_id))
         return True
 

@@ -43,6 +43,18 @@ def test_the_core_learns_what_is_held_for_the_head_of_the_queue() -> None:
     assert known(driver) == [64] * prefixes.LOOKED_AT + [0, 0]
 
 
+def test_the_head_of_the_queue_is_looked_at_also_while_no_block_is_free() -> None:
+    from in_process import Driver, Setup
+
+    driver = Driver(Setup(scheduler="WaitScheduler", num_blocks=11, max_model_len=160))
+    driver.add("a", PREFIX + [70] * 86, 8, ignore_eos=True)
+    driver.step()
+    assert driver.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == 0
+    driver.add("b", PREFIX + [90] * 90, 6, ignore_eos=True)
+    driver.step()
+    assert known(driver) == [64]
+
+
 def test_what_no_request_holds_any_more_is_not_saved() -> None:
     driver = loaded()
     driver.add("b", PREFIX + [90] * 90, 12, ignore_eos=True)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 8
 """Requests of each queue that are looked at in a step."""
-MOST_LOOKED_AT = 64
-"""The same while memory is left, and more of the last one's prompt is saved than computed: they enter together."""
 LOOKED_AT_GROUPS = 2
 """The same where the cache has several groups: each look is a lookup then."""
+MOST_LOOKED_AT = 64
+"""The same while memory is left, and more of the last one's prompt is saved than computed: they enter together."""
 
 
 class Found(NamedTuple):
@@ -109,10 +109,9 @@ class Prefixes:
         news, changes = [], False
         ahead = self._ahead(map(requests.__getitem__, computing))
         room = self._size * self._manager.block_pool.get_num_free_blocks()
-        looked_at, saves = 0, True
-        while looked_at < min(most, MOST_LOOKED_AT) and saves and room > 0:
-            looked_at = 2 * looked_at or self._looked_at
-            saves = False
+        looked_at, more = 0, True
+        while more and looked_at < min(most, MOST_LOOKED_AT):
+            looked_at, more = 2 * looked_at or self._looked_at, False
             for number, cached, held in core.first_in_queue(min(most, looked_at)):
                 if number in found:
                     continue
@@ -128,8 +127,8 @@ class Prefixes:
                 if (will_be, will_be_held) != (cached, held) or (now is not before and evicted):
                     news.append((number, will_be, will_be_held, evicted))
                 changes |= now.cached > now.held
-                saves = 2 * will_be > request.num_tokens
                 room -= request.num_tokens - will_be_held
+                more = room > 0 and 2 * will_be > request.num_tokens
         self._found = found
         if news:
             core.complete(hits=news)
@@ -155,10 +154,14 @@ class Prefixes:
         first = ahead.setdefault(found.next_hash, request)
         if first is request:
             return 0
-        size: int = self._size
-        begin, end = found.cached // size, (request.num_tokens - 1) // size
-        pairs = zip(first.block_hashes[begin:], request.block_hashes[begin:end], strict=False)
-        return size * sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        pairs = zip(first.block_hashes[found.cached // self._size :], self._behind(request, found.cached), strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return int(common * self._size)
+
+    def _behind(self, request: Request, cached: int) -> Sequence[Any]:
+        """Return the hashes of the blocks behind those cached that a lookup may find: one token is left to compute."""
+        hashes: Sequence[Any] = request.block_hashes[cached // self._size : (request.num_tokens - 1) // self._size]
+        return hashes
 
     def _look_up(self, request: Request) -> Found:
         """Return what the cache has of a request."""
@@ -166,7 +169,7 @@ class Prefixes:
             return Found()
         most = request.num_tokens - 1
         hit, cached, _ = self._manager.coordinator.find_longest_cache_hit(request.block_hashes, most)
-        behind = request.block_hashes[cached // self._size : most // self._size]
+        behind = self._behind(request, cached)
         next_hash = behind[0] if behind else None
         evicted = self._size * self._computed.leading(behind)
         if self._several:
