@@ -1,19 +1,19 @@
 //! Tokens of an iteration: how many prompt tokens are worth the time that they take from the decodes beside them.
 //!
-//! While requests are held for lack of memory, slots or tokens, the budget is the static one that maximises throughput
-//! in the fluid model (`steady_state.rs`), or of several that the model cannot tell apart the one with the least delay
-//! just below that throughput. It ends where prompt tokens are cheapest: at the edge of a stair of the law, or where it
-//! bends from memory-bound to compute-bound; more of them in an iteration would only slow down the decodes, and with
-//! them the release of memory.
+//! While requests are held for lack of memory, slots or tokens, and nearly as many arrive as pass, the budget is the
+//! static one that maximises throughput in the fluid model (`steady_state.rs`), or of several that the model cannot tell
+//! apart the one with the least delay just below that throughput. It ends where prompt tokens are cheapest: at the edge of
+//! a stair of the law, or where it bends from memory-bound to compute-bound; more of them in an iteration would only slow
+//! down the decodes, and with them the release of memory.
 //!
-//! While none are, first tokens weigh more: the waiting prompts are computed in iterations of the n tokens that
-//! minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what the prompts
-//! add to their iterations. Both count as shares of what they take: a second of the former weighs as much more as a
-//! request takes longer than its first token. But of the time until then a share q has been spent for lack of memory or
-//! slots, waiting or computing again what was evicted from the prefix cache, and that part grows with the decodes, by
-//! its elasticity ε: delaying them costs 1 + ε q times as much. And a longer iteration makes the next ones longer, in
-//! which more requests decode then, as long as memory has room for what arrives: with a feedback κ it costs 1 / (1 − κ)
-//! times as much.
+//! While none are, or far fewer arrive, first tokens weigh more: the waiting prompts are computed in iterations of the n
+//! tokens that minimise the total delay: of the first tokens, by the time until they come, and of the decodes, by what
+//! the prompts add to their iterations. Both count as shares of what they take: a second of the former weighs as much
+//! more as a request takes longer than its first token. But of the time until then a share q has been spent for lack of
+//! memory or slots, waiting or computing again what was evicted from the prefix cache, and that part grows with the
+//! decodes, by its elasticity ε: delaying them costs 1 + ε q times as much. And a longer iteration makes the next ones
+//! longer, in which more requests decode then, as long as memory has room for what arrives: with a feedback κ it costs
+//! 1 / (1 − κ) times as much.
 //!
 //! Long waits are to be no longer than in iterations as large as configured. So where q is near 0, no budget is taken
 //! that brings the last of these first tokens much later, unless the latest of them come as late in those anyway.
@@ -32,8 +32,10 @@ const REFRESH: i64 = 64;
 const LEVEL: f64 = 0.002;
 /// Share of the highest throughput at which delays are compared: beyond it there is no steady state.
 const LOAD: f64 = 0.9;
-/// Share of the last `RECENT` iterations in which requests were held, from which the engine counts as saturated.
+/// Share of the last `RECENT` iterations in which requests were held, and share of the highest throughput that arrives,
+/// from which the engine counts as saturated. With fewer arrivals a queue is that of a burst: it drains with any budget.
 const SATURATED: f64 = 0.05;
+const LOADED: f64 = 0.7;
 const RECENT: f64 = 256.0;
 /// Least share of the configured budget's pace of prompts that a budget has for requests that wait for tokens alone.
 const LEAST_PACE: f64 = 0.5;
@@ -77,7 +79,8 @@ pub(super) struct TokenBudget {
     edges: Vec<u64>,
     /// What is expected of each in overload; kept so that evaluating it allocates nothing.
     overloaded: Vec<Expected>,
-    /// The static budget with which most requests pass, and the prompt tokens that it leaves room for.
+    /// The static budget with which most requests pass, and the prompt tokens that it leaves room for, where nearly as
+    /// many arrive.
     passes_most: Option<(u64, f64)>,
     /// What a second of waiting for a first token weighs, in seconds of decoding.
     weight: f64,
@@ -181,6 +184,10 @@ impl TokenBudget {
         self.overloaded.clear();
         self.overloaded.extend(self.edges.iter().map(|&n| steady(f64::INFINITY, n)));
         let most = self.overloaded.iter().map(|expected| expected.rate).fold(0.0, f64::max);
+        if mix.rate < LOADED * most {
+            self.passes_most = None;
+            return;
+        }
         let level = self.edges.iter().zip(&self.overloaded).filter(|(_, at)| at.rate >= (1.0 - LEVEL) * most);
         let timed = level.map(|(&n, at)| {
             let Expected { first_token, decoding, .. } = steady(mix.rate.min(LOAD * most), n);
