@@ -104,6 +104,11 @@ impl Survival {
         seen.place_squared += place * place;
     }
 
+    /// Whether any output has ended.
+    pub(crate) fn has_ends(&self) -> bool {
+        self.rows.iter().any(|seen| seen.ends > 0.0)
+    }
+
     /// Forgets what is more than `memory` passages of a row ago.
     pub(crate) fn fade(&mut self, memory: f64) {
         for (row, seen) in self.rows.iter_mut().enumerate() {

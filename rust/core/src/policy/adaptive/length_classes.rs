@@ -181,6 +181,11 @@ impl Learned {
         }
     }
 
+    /// Whether any output has taught the common curve: where all lengths are known in advance none does.
+    pub(super) fn has_ends(&self) -> bool {
+        self.pool.has_ends()
+    }
+
     /// Whether the forecast has a curve to rely on.
     pub(super) fn has_begun(&self) -> bool {
         self.refreshed.is_some()

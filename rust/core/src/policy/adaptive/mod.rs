@@ -331,7 +331,8 @@ impl Policy for Adaptive {
         }
         self.entering.clear();
         if let Some(budget) = &mut self.budget {
-            budget.refresh(view, || self.traffic.mix(self.forecast.curve(POOLED).moments(), self.forecast.footprint()));
+            let curve = || self.learned.has_ends().then(|| self.forecast.curve(POOLED).moments());
+            budget.refresh(view, || self.traffic.mix(curve(), self.forecast.footprint()));
         }
         let tenant_queues = self.tenant_queues();
         if let Some(deadline) = &mut self.deadline {

@@ -113,11 +113,12 @@ impl Traffic {
         self.is_known() && self.output_squared < (1.0 + ALIKE) * self.output * self.output
     }
 
-    /// The traffic, once it is known. `output` and `squared` are the moments of the curve of output lengths: just after
-    /// the start, the completions underestimate long outputs and the curve overestimates them.
-    pub(super) fn mix(&self, (output, squared): (f64, f64), footprint: &Footprint) -> Option<Mix> {
+    /// The traffic, once it is known. `curve` has the moments of the curve of output lengths, if that has learned any: just
+    /// after the start, the completions underestimate long outputs and the curve overestimates them.
+    pub(super) fn mix(&self, curve: Option<(f64, f64)>, footprint: &Footprint) -> Option<Mix> {
         let is_known = self.ended >= FEW && self.output > 0.0 && self.prompt > 0.0;
         let computed = if self.admitted > 0.0 { self.computed } else { self.prompt };
+        let (output, squared) = curve.unwrap_or((self.output, self.output_squared));
         let kv = self.prompt + 0.5 * (squared / output).min(self.output_squared / self.output);
         is_known.then(|| Mix {
             rate: 1.0 / self.gap.max(1e-9),
