@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from wait_core.hardware import iteration_time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from contract import Bench
+    from contract import Bench, Claim
     from serving import Client, Served
 
 TARGET_S = 2.0
@@ -154,6 +155,15 @@ CELLS = {
     "H100: conversations, 24k": Cell(partial(turns, users=80, turns=6, think_s=0.0), 1536, scarce=True, hardware=H100),
     "H100: closed loop, 24k": Cell(partial(closed, users=150, rounds=3), 1536, scarce=True, hardware=H100),
 }
+SCARCE = "output tok/s / stock"
+GOALS = {
+    "output tok/s / best": ">= 0.99",
+    "mean E2E / best": "<= 1.02",
+    "mean TTFT / best": "<= 1.1",
+    "p99 TTFT / best": "<= 1.1",
+    SCARCE: ">= 1",
+}
+"""For every cell, but the last: only where memory binds."""
 QUICK = ("conversations, 8k", "documents, 10k", "closed loop, 24k", "light, 119k")
 """Cells of ``--quick``, with one seed each."""
 SEEDS = (1, 2)
@@ -202,11 +212,9 @@ def judge(bench: Bench, name: str, found: dict[str, Figures]) -> None:
         "mean TTFT / best": ratio("ttft", min),
         "p99 TTFT / best": ratio("p99_ttft", min),
     }
-    for (what, value), goal in zip(ratios.items(), (">= 0.99", "<= 1.02", "<= 1.1", "<= 1.1"), strict=True):
-        bench.claim(f"{name}: {what}", value, "", goal)
     faster = ours.throughput / stock.throughput
-    if cell.scarce:
-        bench.claim(f"{name}: output tok/s / stock", faster, "", ">= 1")
+    for what, value in (ratios | ({SCARCE: faster} if cell.scarce else {})).items():
+        bench.claim(f"{name}: {what}", value, "", GOALS[what])
     row: dict[str, Any] = {"cell": name, "tok/s, stock": round(stock.throughput), "ours / stock": f"{faster:.3f}"}
     row |= {what: f"{value:.3f}" for what, value in ratios.items()}
     row |= {"median TTFT / best": f"{ratio('median_ttft', min):.3f}"}
@@ -217,6 +225,14 @@ def judge(bench: Bench, name: str, found: dict[str, Figures]) -> None:
         bench.claim(f"{name}: first token within {TARGET_S:g} s, best of the others", best, "share")
         bench.claim(f"{name}: the same, ours", ours.in_time, "share", f">= {best:.4f}")
         bench.claim(f"{name}: the same, target stated", found[STATED].in_time, "share", f">= {best:.4f}")
+
+
+def closest(what: str, claims: list[Claim]) -> dict[str, Any]:
+    """Return in how many cells a goal is met, and the cell where it is met least, or missed most."""
+    worst = (min if GOALS[what].startswith(">") else max)(claims, key=attrgetter("value"))
+    met = f"{sum(claim.holds is True for claim in claims)} of {len(claims)}"
+    least = {"least": f"{worst.value:.3f}", "in": worst.name.removesuffix(f": {what}")}
+    return {"figure": what, "goal": GOALS[what], "met": met} | least
 
 
 def arms(name: str) -> list[str]:
@@ -242,10 +258,8 @@ def main() -> None:
         runs = dict(pool.imap_unordered(serve, jobs))
     for name in names:
         judge(bench, name, {arm: Figures([runs[name, arm, seed] for seed in seeds]) for arm in arms(name)})
-    missed = [claim for claim in bench.claims if claim.holds is False]
-    bench.tables["missed"] = [
-        {"goal missed": claim.name, "measured": f"{claim.value:.3f}", "goal": claim.goal} for claim in missed
-    ]
+    of = {what: [claim for claim in bench.claims if claim.name.endswith(f": {what}")] for what in GOALS}
+    bench.tables["goals"] = [closest(what, claims) for what, claims in of.items() if claims]
     bench.finish()
 
 
