@@ -50,8 +50,8 @@ def test_shortest_expected_first_shortens_the_mean_latency_of_an_overload() -> N
     assert known.e2el_s.mean() < 0.8 * fcfs.e2el_s.mean()
 
 
-# Lengths known in advance teach the curve of output lengths nothing: its prior stood in for it in the fluid model behind
-# the token budget, and the mean E2E latency was 1.02 to 1.05 of that with hidden lengths.
+# Lengths known in advance teach the curve of output lengths nothing: the fluid model behind the token budget took its
+# prior for them, and the mean E2E latency was 1.02 to 1.05 of that with hidden lengths.
 @pytest.mark.parametrize(("rate", "seed"), [(1.3, 1), (1.3, 2), (1.5, 2)])
 def test_known_lengths_cost_nothing_where_memory_is_short(rate: float, seed: int) -> None:
     offered = sampled("lognormal-870", request_rate=rate, num_prompts=1500, seed=seed)
