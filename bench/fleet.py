@@ -46,6 +46,8 @@ PAIRS = {"p99_ttft_ms": "p99 TTFT", "mean_e2el_ms": "mean E2E"}
 SPEED_UP = {"round-robin": ">= 1.8", STOCK: ">= 1.4", OURS: ">= 1.4"}
 """How many times as fast two threads are to be on two cores: where each engine goes on by itself, and where the router
 sees at once which requests have ended."""
+STALENESS = (0.1, 0.5, 2.0)
+"""Ages of the router's knowledge with which its target at the door is tried, s."""
 A100: dict[str, Any] = {"iteration_time": "a100", "kv_blocks": FIXED.kv_blocks, "max_num_seqs": FIXED.max_num_seqs}
 H100: dict[str, Any] = {"iteration_time": "llama-3.1-8b-h100-sxm"}
 OLD: dict[str, Any] = {"iteration_time": "llama-3.1-8b-a100-sxm"}
@@ -254,6 +256,14 @@ def speed(bench: Bench, count: int) -> None:
         )
 
 
+def freshness(bench: Bench, seeds: tuple[int, ...], share: float) -> None:
+    """Measure what the router's target is worth with knowledge of several ages."""
+    for staleness in STALENESS:
+        cell = Cell("chat", 16, 1.2, staleness)
+        goodput = statistics.mean(run(cell, AT_DOOR, seed, share)["goodput"] for seed in seeds)
+        bench.claim(f"{cell}: goodput, {AT_DOOR}", goodput, "share")
+
+
 def goals(rows: Sequence[Mapping[str, str]]) -> str:
     """Return how many cells hold each goal."""
     lines: list[list[str]] = []
@@ -295,6 +305,7 @@ def main() -> None:
         found = dict(zip(jobs, pool.map(lambda job: run(job[0], job[1], job[2], share), jobs), strict=True))
     for cell in cells:
         judge(bench, cell, {router: [found[cell, router, seed] for seed in seeds] for router in routers(cell)})
+    freshness(bench, seeds, share)
     bench.finish()
 
 

@@ -228,11 +228,11 @@ def judge(bench: Bench, name: str, found: dict[str, Figures]) -> None:
 
 
 def closest(what: str, claims: list[Claim]) -> dict[str, Any]:
-    """Return in how many cells a goal is met, and the cell where it is met least, or missed most."""
+    """Return in how many cells a goal is met, and what is nearest to missing it, or misses it most."""
     worst = (min if GOALS[what].startswith(">") else max)(claims, key=attrgetter("value"))
     met = f"{sum(claim.holds is True for claim in claims)} of {len(claims)}"
-    least = {"least": f"{worst.value:.3f}", "in": worst.name.removesuffix(f": {what}")}
-    return {"figure": what, "goal": GOALS[what], "met": met} | least
+    cell = worst.name.removesuffix(f": {what}")
+    return {"figure": what, "goal": GOALS[what], "met": met, "nearest": f"{worst.value:.3f}", "cell": cell}
 
 
 def arms(name: str) -> list[str]:
