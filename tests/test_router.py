@@ -48,6 +48,20 @@ def test_a_scheduler_says_how_busy_it_is() -> None:
     assert "kv_peak" not in Scheduler("vllm", kv_blocks=10).load()
 
 
+# Lengths known in advance teach the curve of output lengths nothing: a router was told its prior, some hundreds of tokens.
+@pytest.mark.parametrize("known", [False, True])
+def test_a_scheduler_says_how_long_its_outputs_are(known: bool) -> None:
+    scheduler = Scheduler(kv_blocks=1000)
+    for i in range(400):
+        scheduler.add(i, 16, output_tokens=20 if known else None, now_ns=i * 10**9)
+        for step in range(20):
+            scheduler.plan(i * 10**9 + step * 10**7)
+        scheduler.complete(finished=[i])
+    scheduler.plan(400 * 10**9)
+    # The curve of hidden lengths keeps a little of its prior.
+    assert 19 < scheduler.load()["mean_output"] < (20.1 if known else 35)
+
+
 def test_a_replica_that_dies_gives_back_the_names_of_its_requests() -> None:
     made = router("round-robin")
     sent = {f"request-{i}": made.route(f"request-{i}", i, prompt_tokens=1).replica for i in range(6)}

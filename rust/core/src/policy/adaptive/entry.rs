@@ -77,7 +77,10 @@ impl Adaptive {
         let (kv_peak, kv_deviation) = moments.fold((0.0, 0.0), |most, at| if at.0 > most.0 { at } else { most });
         // What is shared is held only once.
         let kv_peak = kv_peak + self.shared as f64;
-        Expected { kv_peak, kv_deviation, output: self.forecast.curve(POOLED).moments().0 }
+        // Before the first end there is only the curve's prior; where all lengths are known, there never is more.
+        let counts = !self.learned.has_ends() && self.traffic.output() > 0.0;
+        let output = if counts { self.traffic.output() } else { self.forecast.curve(POOLED).moments().0 };
+        Expected { kv_peak, kv_deviation, output }
     }
 
     /// What is known before any request enters.
