@@ -170,14 +170,21 @@ impl Adaptive {
             let enter = self.entering.len() as f64;
             return Err(Hold::new(HoldReason::BelowThreshold, enter + 1.0, self.pace.admissions(&self.traffic)));
         }
-        let (slot, iteration) = self.worth(view, entry.decodes, entry.kv);
-        let has_token = candidate.stage > 1;
-        let first = if has_token { 0.0 } else { iteration / view.len() as f64 };
+        let waiting = self.waiting(view, entry, candidate);
         let growth = self.forecast.footprint().steepest() * f64::from(entry.decodes + 1);
         let most = Most { now: entry.capacity - left, growth };
-        let margin = self.margin.of(candidate.kv, Waiting { slot, first }, entry.capacity, most);
+        let margin = self.margin.of(candidate.kv, waiting, entry.capacity, most);
         let needs = self.overflow(entry, candidate, &margin);
         needs.map_or(Ok(()), |needs| Err(Hold::new(HoldReason::ForecastOverflow, needs, entry.capacity)))
+    }
+
+    /// What an iteration in the queue costs, for this request.
+    fn waiting(&self, view: &View, entry: &Entry, candidate: &Candidate) -> Waiting {
+        let (slot, iteration) = self.worth(view, entry.decodes, entry.kv);
+        let (queued, weight) = self.budget.as_ref().map_or((0.0, 1.0), |budget| (budget.queued(), budget.weight()));
+        let has_token = candidate.stage > 1;
+        let first = if has_token { 0.0 } else { weight * iteration / view.len() as f64 };
+        Waiting { slot: slot / (1.0 + queued), first }
     }
 
     /// What a slot is worth per iteration beside this many decodes that hold `kv`, and an iteration, in prompt tokens.

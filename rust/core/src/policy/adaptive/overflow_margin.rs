@@ -9,11 +9,13 @@
 //! P(overflow at h) · (KV it then holds) ≤ (what h iterations in the queue cost, in prompt tokens)
 //! ```
 //!
-//! An idle slot costs its share of the fixed cost in each of them. And where what is held rises until h, no request that
+//! An idle slot costs its share of the fixed cost in each of them, and half of that where requests are always held: some
+//! request then takes it long before, as soon as another leaves. And where what is held rises until h, no request that
 //! waits will have been admitted before, and a first token comes h iterations later. Time lost, as by KV computed again,
-//! delays all n requests that are present, so that an iteration of this wait costs an n-th of itself. In a steady state
-//! what is held falls unless requests enter, and the wait is short. Of a burst none leaves for long: where their prompts
-//! fit, its requests are admitted, and some of them preempted later.
+//! delays all n requests that are present, so that an iteration of this wait costs an n-th of itself, times the weight
+//! that first tokens have in the choice of the token budget. In a steady state what is held falls unless requests enter,
+//! and the wait is short. Of a burst none leaves for long: where their prompts fit, its requests are admitted, and some of
+//! them preempted later.
 //!
 //! The near future must be almost certain; the far future may be unlikely. Where few requests fill the cache a slot is
 //! worth many prompt tokens, and only the next iterations count; where hundreds share the fixed cost, a slot is worth

@@ -197,6 +197,16 @@ impl TokenBudget {
         self.passes_most = best.map(|(_, n, prompts)| (n, prompts));
     }
 
+    /// Share of the recent iterations in which requests were held, but for the queue of a burst.
+    pub(super) fn queued(&self) -> f64 {
+        if self.passes_most.is_some() { self.held } else { 0.0 }
+    }
+
+    /// What a second of waiting for a first token weighs, in seconds of decoding.
+    pub(super) fn weight(&self) -> f64 {
+        self.weight
+    }
+
     /// Share of the time until the first token that was for lack of memory or slots.
     fn short(&self) -> f64 {
         if self.pending > 0.0 { self.waiting / self.pending } else { 0.0 }
@@ -218,7 +228,7 @@ impl TokenBudget {
         let all = (decodes + tokens).min(most);
         let at_once = self.computes(view, decodes, tokens, all - decodes);
         self.long *= if at_once.seconds > self.long { 1.0 + QUANTILE * STEP } else { 1.0 - (1.0 - QUANTILE) * STEP };
-        let steady = self.passes_most.filter(|_| self.held > SATURATED).map(|(best, prompts)| {
+        let steady = self.passes_most.filter(|_| self.queued() > SATURATED).map(|(best, prompts)| {
             // More decodes than in balance still leave half the room to the prompts, or memory would empty.
             let least = decodes + (0.5 * prompts) as u64 + 1;
             if least <= best { best } else { self.edge_from(least).unwrap_or(most) }
