@@ -48,7 +48,7 @@ def test_a_scheduler_says_how_busy_it_is() -> None:
     assert "kv_peak" not in Scheduler("vllm", kv_blocks=10).load()
 
 
-# Lengths known in advance teach the curve of output lengths nothing: a router was told its prior, some hundreds of tokens.
+# Lengths known in advance teach the curve of output lengths nothing: a router was told its prior, hundreds of tokens.
 @pytest.mark.parametrize("known", [False, True])
 def test_a_scheduler_says_how_long_its_outputs_are(known: bool) -> None:
     scheduler = Scheduler(kv_blocks=1000)

@@ -86,8 +86,8 @@ def test_first_tokens_at_a_peak_of_memory_are_not_twice_as_late() -> None:
     assert ratios["mean_e2el_ms"] <= 1.005
 
 
-# Requests are always held, and a slot counted as idle until an overflow, though the next request takes it long before. The
-# mean E2E latency was 1.008 of stock's in the first and 0.745 in the second.
+# Requests are always held, and a slot counted as idle until an overflow, though the next request takes it long before:
+# the mean E2E latency was 1.008 of stock's in the first and 0.745 in the second.
 @pytest.mark.parametrize(
     ("world", "throughput", "latency"),
     [
