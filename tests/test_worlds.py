@@ -78,7 +78,7 @@ def test_first_tokens_of_bursts_are_not_later_than_stocks(world: World) -> None:
     assert ratios["mean_e2el_ms"] <= 1.01
 
 
-# Memory is held back from what waits at its peaks, for a gain in neither: the p99 TTFT was 2.1 of stock's.
+# At the peaks of memory requests were held for no gain in throughput or latency: the p99 TTFT was 2.1 of stock's.
 def test_first_tokens_at_a_peak_of_memory_are_not_twice_as_late() -> None:
     world = World(TWO_H100, 256, 2048, (116, 0.89), (707, 0.0), (505, 0.16), 170, 4, 1.1)
     ratios = compared(world, 1500)["law known"]

@@ -77,9 +77,10 @@ impl Adaptive {
         let (kv_peak, kv_deviation) = moments.fold((0.0, 0.0), |most, at| if at.0 > most.0 { at } else { most });
         // What is shared is held only once.
         let kv_peak = kv_peak + self.shared as f64;
-        // Before the first end there is only the curve's prior; where all lengths are known, there never is more.
-        let counts = !self.learned.has_ends() && self.traffic.output() > 0.0;
-        let output = if counts { self.traffic.output() } else { self.forecast.curve(POOLED).moments().0 };
+        let learned = self.learned.moments(&self.forecast).map(|(output, _)| output);
+        let ended = Some(self.traffic.output()).filter(|&output| output > 0.0);
+        // Before the first end there is only the prior.
+        let output = learned.or(ended).unwrap_or_else(|| self.forecast.curve(POOLED).moments().0);
         Expected { kv_peak, kv_deviation, output }
     }
 

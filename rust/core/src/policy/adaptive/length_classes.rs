@@ -181,9 +181,9 @@ impl Learned {
         }
     }
 
-    /// Whether any output has taught the common curve: where all lengths are known in advance none does.
-    pub(super) fn has_ends(&self) -> bool {
-        self.pool.has_ends()
+    /// Moments of the common curve, if any output has taught it: where all lengths are known in advance none does.
+    pub(super) fn moments(&self, forecast: &Forecast) -> Option<(f64, f64)> {
+        self.pool.has_ends().then(|| forecast.curve(POOLED).moments())
     }
 
     /// Whether the forecast has a curve to rely on.

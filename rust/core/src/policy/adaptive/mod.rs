@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use super::{Event, Expected, LearnedLaw, Policy, Step};
 use crate::config::{Config, Order, Part};
 use crate::learn::iteration_time::{FitState, IterationTimeFit};
-use crate::learn::{Candidate, Forecast, KvForecast, POOLED};
+use crate::learn::{Candidate, Forecast, KvForecast};
 use crate::model::{LengthHint, Request, Slot};
 use crate::plan::{Hold, HoldReason, Plan};
 use crate::state::View;
@@ -331,8 +331,8 @@ impl Policy for Adaptive {
         }
         self.entering.clear();
         if let Some(budget) = &mut self.budget {
-            let curve = || self.learned.has_ends().then(|| self.forecast.curve(POOLED).moments());
-            budget.refresh(view, || self.traffic.mix(curve(), self.forecast.footprint()));
+            let mix = || self.traffic.mix(self.learned.moments(&self.forecast), self.forecast.footprint());
+            budget.refresh(view, mix);
         }
         let tenant_queues = self.tenant_queues();
         if let Some(deadline) = &mut self.deadline {
