@@ -100,6 +100,32 @@ def test_late_requests_wait_while_requests_in_time_want_the_engine() -> None:
     assert during.sum() < 0.1 * late.sum()
 
 
+@pytest.mark.parametrize(("prompt", "output"), [(100, 100), (60, 200)])
+def test_after_a_burst_late_requests_fill_the_memory(prompt: int, output: int) -> None:
+    """Space was left free for requests in time that no longer came: 0.79 and 0.68 of the throughput."""
+    count = 150
+    offered = Requests(
+        name="burst",
+        arrival_ns=np.arange(count, dtype=np.uint64) * np.uint64(20_000_000),
+        prompt=np.full(count, prompt, np.uint32),
+        output=np.full(count, output, np.uint32),
+        rate=50.0,
+    )
+    law = {
+        "law": "measured",
+        "round_to": 1,
+        "steps": [{"up_to": 512, "base_ns": 6e6, "per_token_ns": 170e3}],
+        "attention": {},
+    }
+    # Memory for some ten residents.
+    engine: dict[str, Any] = {"iteration_time": law, "kv_blocks": 160, "max_num_seqs": 64, "token_budget": 512}
+    plain, promised = (
+        simulate("adaptive", requests=offered, ttft_target=target, **engine).summary() for target in (None, 0.5)
+    )
+    assert promised["completed"] == count
+    assert promised["output_throughput"] > 0.97 * plain["output_throughput"]
+
+
 def test_refused_requests_are_offered_and_not_completed() -> None:
     offered = overload()
     parked, refused = (run(offered, ttft_target=TARGET, late=late) for late in ("park", "refuse"))

@@ -6,7 +6,8 @@
 //! stay fits what the traffic leaves of the engine: all but the recent share of the requests in time, those found late
 //! included, plus a deviation, beside all that late residents will hold. (What requests in time hold does not measure
 //! what they need: late residents push them out, and would leave room for more late ones.) One late resident is always
-//! allowed, so that m late requests take at most m stays once no request in time waits.
+//! allowed, so that m late requests take at most m stays once no request in time waits. Once those in time want less of the
+//! engine than the next late one, they have ceased, and late requests are admitted like any others.
 //!
 //! A request is late if it would get its first token after the target: the time it has waited, plus the time that the
 //! prompts before it and its own take at the pace measured where prompts were left over, plus a margin. While requests
@@ -27,7 +28,7 @@ const MARGIN: f64 = 2.0;
 const MEMORY: f64 = 64.0;
 /// Stays over which the share that the traffic wants is taken, and fewest iterations.
 const SHARE_STAYS: f64 = 0.2;
-const SHARE_ITERATIONS: f64 = 64.0;
+const SHARE_ITERATIONS: f64 = 16.0;
 /// Deviations of that share which late requests leave free: one more costs 1 % of throughput where outputs are long, and
 /// gains 1 to 2 % of goodput.
 const DEVIATIONS: f64 = 1.0;
@@ -70,7 +71,7 @@ pub(super) struct TtftDeadline {
     /// Duration and prompt tokens of those that left some behind, fading.
     full_ns: f64,
     full_tokens: f64,
-    /// Share of the engine that all would take if none were late: mean and mean square.
+    /// Share of the engine, at most all of it, that all would take if none were late: mean and mean square.
     wanted: f64,
     wanted_squared: f64,
     /// Mean output of those that ended, tokens: how many iterations a stay is.
@@ -175,20 +176,22 @@ impl TtftDeadline {
     }
 
     fn measure_share(&mut self, view: &View) {
-        let kv: u64 = self.residents.iter().map(|resident| u64::from(view.kv(resident.slot))).sum();
-        let tokens = (view.pool().used() as f64) * f64::from(view.pool().block_size()) - kv as f64;
+        let late: u64 = self.residents.iter().map(|resident| u64::from(view.blocks(resident.slot))).sum();
+        let tokens = (view.pool().used() as f64 - late as f64) * f64::from(view.pool().block_size());
         let seats = view.residents() - self.residents.len() as u32;
-        let wanted = share(view, tokens.max(0.0), f64::from(seats)) / (1.0 - self.late_share.min(MOST_LATE));
+        let in_time = share(view, tokens.max(0.0), f64::from(seats));
+        let wanted = (in_time / (1.0 - self.late_share.min(MOST_LATE))).min(1.0);
         let iterations = (SHARE_STAYS * self.stay).max(SHARE_ITERATIONS);
         self.wanted += (wanted - self.wanted) / iterations;
         self.wanted_squared += (wanted * wanted - self.wanted_squared) / iterations;
     }
 
-    /// Whether a late request that takes this share of the engine fits what the traffic leaves of it.
+    /// Whether a late request that takes this share of the engine fits what the traffic leaves of it. Traffic that wants less
+    /// than that has ceased: its deviation, which fades more slowly, is not left free.
     pub(super) fn leaves(&self, share: f64) -> bool {
         let late = self.residents.iter().map(|resident| resident.share).sum::<f64>() + self.entering;
         let variance = (self.wanted_squared - self.wanted * self.wanted).max(0.0);
-        late == 0.0 || late + share + self.wanted + DEVIATIONS * libm::sqrt(variance) <= 1.0
+        late == 0.0 || self.wanted < share || late + share + self.wanted + DEVIATIONS * libm::sqrt(variance) <= 1.0
     }
 
     /// When a request would get its first token, ns after its arrival, if it is admitted in this many ns behind a
