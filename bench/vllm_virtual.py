@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from contract import Bench, Claim
     from serving import Client, Served
 
+SEEDS, ROUNDS = (1, 2), (1, 2, 3, 4, 5)
 STOCK, OURS, STATED = "stock", "ours", "ours, target stated"
 ARMS: dict[str, dict[str, Any]] = {
     STOCK: {},
@@ -57,7 +58,7 @@ A100 = Hardware("llama-2-7b-a100-80gb", 2048)
 H100 = Hardware("llama-3.1-8b-h100-sxm", 8192)
 STEPS = [{"up_to": 512, "base_ns": 6e6, "per_token_ns": 170e3}]
 CPU = Hardware({"law": "measured", "round_to": 1, "steps": STEPS, "attention": {}}, 512, 64)
-"""Nearly that of the tiny model on one core which the settings `shared` of bench/vllm_ab.py serve."""
+"""Nearly that of the tiny model which the settings `shared` of bench/vllm_ab.py serve on a core."""
 
 
 class Cell(NamedTuple):
@@ -71,6 +72,8 @@ class Cell(NamedTuple):
         Whether memory binds, so that more can be served than stock does.
     target_s
         In overload, the time to first token that is stated.
+    seeds
+        Over which its figures are pooled.
     """
 
     clients: Callable[[int], list[Client]]
@@ -78,6 +81,7 @@ class Cell(NamedTuple):
     scarce: bool = False
     target_s: float | None = None
     hardware: Hardware = A100
+    seeds: tuple[int, ...] = SEEDS
 
 
 def chat(seed: int, count: int, rate: float) -> list[Client]:
@@ -139,6 +143,8 @@ def closed(seed: int, users: int, rounds: int) -> list[Client]:
     )
 
 
+ON_CPU: dict[str, Any] = {"scarce": True, "hardware": CPU, "seeds": ROUNDS}
+"""The clients of the settings `shared` of bench/vllm_ab.py, in as many rounds."""
 CELLS = {
     "conversations, 8k": Cell(partial(turns, users=40, turns=8, think_s=0.0), 512, scarce=True),
     "conversations, 24k": Cell(partial(turns, users=80, turns=6, think_s=3.0), 1536, scarce=True),
@@ -156,9 +162,9 @@ CELLS = {
     "overload, 16k": Cell(partial(chat, count=500, rate=24.0), 1024, scarce=True, target_s=2.0),
     "H100: conversations, 24k": Cell(partial(turns, users=80, turns=6, think_s=0.0), 1536, scarce=True, hardware=H100),
     "H100: closed loop, 24k": Cell(partial(closed, users=150, rounds=3), 1536, scarce=True, hardware=H100),
-    "CPU: conversations, 8k": Cell(partial(turns, users=20, turns=4, think_s=0.0), 512, scarce=True, hardware=CPU),
-    "CPU: all at once, 2.5k": Cell(partial(chat, count=80, rate=float("inf")), 160, scarce=True, hardware=CPU),
-    "CPU: overload, 2.5k": Cell(partial(chat, count=200, rate=6.8), 160, scarce=True, target_s=0.5, hardware=CPU),
+    "CPU: conversations, 8k": Cell(partial(turns, users=20, turns=4, think_s=0.0), 512, **ON_CPU),
+    "CPU: all at once, 2.5k": Cell(partial(chat, count=80, rate=float("inf")), 160, **ON_CPU),
+    "CPU: overload, 2.5k": Cell(partial(chat, count=200, rate=6.8), 160, target_s=0.5, **ON_CPU),
 }
 SCARCE = "output tok/s / stock"
 GOALS = {
@@ -171,7 +177,6 @@ GOALS = {
 """For every cell, but the last: only where memory binds."""
 QUICK = ("conversations, 8k", "documents, 10k", "closed loop, 24k", "light, 119k")
 """Cells of ``--quick``, with one seed each."""
-SEEDS = (1, 2)
 
 Job = tuple[str, str, int]
 
@@ -261,17 +266,16 @@ def main() -> None:
         processes={"type": int, "default": os.cpu_count() or 1, "help": "(%(default)s)"},
         cells={"nargs": "+", "default": list(CELLS), "help": "those whose name has one of these words"},
     )
-    names, seeds = [name for name in CELLS if any(word in name for word in bench.options.cells)], list(SEEDS)
-    if bench.options.quick:
-        names, seeds = [name for name in names if name in QUICK], seeds[:1]
-    jobs = [(name, arm, seed) for name in names for arm in arms(name) for seed in seeds]
+    quick = bench.options.quick
+    names = [name for name in CELLS if any(word in name for word in bench.options.cells)]
+    seeds = {name: CELLS[name].seeds[: 1 if quick else None] for name in names if name in QUICK or not quick}
+    jobs = [(name, arm, seed) for name in seeds for arm in arms(name) for seed in seeds[name]]
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"  # of the processes that serve
     # Fresh interpreters: one that has imported torch is not to be forked.
     with multiprocessing.get_context("spawn").Pool(bench.options.processes) as pool:
         runs = dict(pool.imap_unordered(serve, jobs))
-
-    for name in names:
-        judge(bench, name, {arm: Figures([runs[name, arm, seed] for seed in seeds]) for arm in arms(name)})
+    for name, own in seeds.items():
+        judge(bench, name, {arm: Figures([runs[name, arm, seed] for seed in own]) for arm in arms(name)})
     of = {what: [claim for claim in bench.claims if claim.name.endswith(f": {what}")] for what in GOALS}
     bench.tables["goals"] = [closest(what, claims) for what, claims in of.items() if claims]
     bench.finish()

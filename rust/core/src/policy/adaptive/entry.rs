@@ -23,13 +23,28 @@ pub(super) struct Entry {
     capacity: f64,
     free: i64,
     pub(super) seats: u32,
-    /// Prefill tokens of the residents and of the requests that enter.
-    pub(super) backlog: u32,
-    /// Those of them that are computed in this iteration: of a long prompt its next chunk.
-    chunks: u32,
+    /// The prompts of the residents and of the requests that enter.
+    prompts: Prompts,
+    /// Those of late residents, which wait for all that are in time.
+    late: Prompts,
     /// The decodes once all prompts are computed.
     decodes: u32,
     kv: u64,
+}
+
+/// Prefill tokens of several requests, and those of them that are computed in this iteration: of a long prompt its next chunk.
+#[derive(Default)]
+struct Prompts {
+    tokens: u32,
+    chunks: u32,
+}
+
+impl Prompts {
+    /// Adds those of one request.
+    fn add(&mut self, view: &View, tokens: u32) {
+        self.tokens = self.tokens.saturating_add(tokens);
+        self.chunks = self.chunks.saturating_add(tokens.min(view.prefill_chunk()));
+    }
 }
 
 /// Iterations after which a bound is tried one part earlier than where it last held.
@@ -97,8 +112,8 @@ impl Adaptive {
             capacity: self.capacity(view),
             free: plan.free(),
             seats: view.limits().max_num_seqs.saturating_sub(plan.residents()),
-            backlog: 0,
-            chunks: 0,
+            prompts: Prompts::default(),
+            late: Prompts::default(),
             decodes: plan.decodes(),
             kv: view.lanes()[0].kv(),
         };
@@ -107,7 +122,8 @@ impl Adaptive {
             let prompt = view.request(slot).prefill_target();
             // A prompt that is being transferred takes no tokens of this iteration.
             let computes = view.request(slot).phase == Phase::Prefilling;
-            entry.compute(view, if computes { prompt - view.kv(slot) } else { 0 });
+            let prompts = if self.is_late(view, slot) { &mut entry.late } else { &mut entry.prompts };
+            prompts.add(view, if computes { prompt - view.kv(slot) } else { 0 });
             entry.free -= i64::from(view.layout().prefill(prompt)) - i64::from(view.blocks(slot));
             entry.join(&candidate, self.forecast.footprint(), prompt);
             self.beside.push(candidate);
@@ -128,7 +144,7 @@ impl Adaptive {
         if entry.seats == 0 {
             return Err(Hold::new(HoldReason::BatchCap, seats + 1, seats));
         }
-        let tokens = plan.decode_tokens().saturating_add(entry.chunks);
+        let tokens = plan.decode_tokens().saturating_add(entry.prompts.chunks);
         if tokens >= view.limits().token_budget {
             return Err(Hold::new(HoldReason::BatchCap, tokens + 1, view.limits().token_budget));
         }
@@ -145,12 +161,41 @@ impl Adaptive {
             self.fits(view, entry, &candidate, left)?;
             self.keeps_pace(view, entry, prompt)?;
         }
-        entry.compute(view, prompt - request.computed_on_admission());
+        entry.prompts.add(view, prompt - request.computed_on_admission());
         entry.free -= i64::from(blocks);
         entry.seats -= 1;
         entry.join(&candidate, self.forecast.footprint(), prompt);
         self.beside.push(candidate);
         Ok(())
+    }
+
+    /// Continues the prefills of late requests, or those of all others, in the order of their admission.
+    pub(super) fn continue_prefills(&self, view: &View, plan: &mut Plan, late: bool) {
+        for &slot in view.prefilling() {
+            if self.is_late(view, slot) == late {
+                plan.continue_prefill(view, slot);
+            }
+        }
+    }
+
+    /// Admits requests that have passed, in turn, until one does not fit after all; whether all did.
+    pub(super) fn admit(view: &View, plan: &mut Plan, entering: &[Slot]) -> bool {
+        for &slot in entering {
+            if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
+                let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
+                (0..=view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                return false;
+            }
+            // Requests before it may have taken the blocks that it found in the prefix cache.
+            if view.limits().caches_prefixes
+                && let Err(hold) = plan.fits(view, slot, 0)
+            {
+                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
+                return false;
+            }
+            plan.admit(view, slot, plan.tokens_left());
+        }
+        true
     }
 
     /// KV tokens that the cache has for the requests' own use: all but the shared prefixes, each of which is there
@@ -260,10 +305,21 @@ impl Entry {
         (self.free.max(0) / blocks).min(i64::from(self.seats)) as u32
     }
 
-    /// Adds prompt tokens of one request.
-    fn compute(&mut self, view: &View, tokens: u32) {
-        self.backlog = self.backlog.saturating_add(tokens);
-        self.chunks = self.chunks.saturating_add(tokens.min(view.prefill_chunk()));
+    /// Prefill tokens before a request in time.
+    pub(super) fn before(&self) -> u32 {
+        self.prompts.tokens
+    }
+
+    /// All prefill tokens.
+    pub(super) fn backlog(&self) -> u32 {
+        self.prompts.tokens.saturating_add(self.late.tokens)
+    }
+
+    /// From here on requests are late: the prompts of late residents come before theirs.
+    pub(super) fn begin_late(&mut self) {
+        let late = std::mem::take(&mut self.late);
+        self.prompts.tokens = self.prompts.tokens.saturating_add(late.tokens);
+        self.prompts.chunks = self.prompts.chunks.saturating_add(late.chunks);
     }
 
     /// Adds one request, with this many tokens in the cache once its prefill ends.

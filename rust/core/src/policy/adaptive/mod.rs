@@ -37,7 +37,7 @@ use crate::config::{Config, Order, Part};
 use crate::learn::iteration_time::{FitState, IterationTimeFit};
 use crate::learn::{Candidate, Forecast, KvForecast};
 use crate::model::{LengthHint, Request, Slot};
-use crate::plan::{Hold, HoldReason, Plan};
+use crate::plan::{HoldReason, Plan};
 use crate::state::View;
 
 /// Resolution of the order by work between two levels of priority that do not age.
@@ -69,8 +69,9 @@ pub struct Adaptive {
     without: Vec<Part>,
     /// KV tokens of the residents' shared prefixes, counted for each.
     shared: u64,
-    /// Requests that may enter in the current plan.
+    /// Requests that may enter in the current plan, and how many of them, the first, are in time.
     entering: Vec<Slot>,
+    in_time: usize,
     /// Requests of the current plan that do not decode yet: those whose prompt is being computed, and those that may enter.
     beside: Vec<Candidate>,
 }
@@ -98,6 +99,7 @@ impl Adaptive {
             without: config.without.clone(),
             shared: 0,
             entering: Vec::new(),
+            in_time: 0,
             beside: Vec::new(),
         }
     }
@@ -158,7 +160,7 @@ impl Adaptive {
         // The first request that was held: up to which rank others may overtake it, and how many more are considered.
         let mut overtake: Option<(i64, u32)> = None;
         while let Some((queue, slot)) =
-            turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.backlog)
+            turns.next(view, plan, self.tenants.as_ref(), self.deadline.as_mut(), entry.before())
         {
             if plan.fits_alone(view, slot).is_err() {
                 continue;
@@ -170,10 +172,14 @@ impl Adaptive {
                 *looks -= 1;
             }
             let idle = plan.residents() == 0 && self.entering.is_empty();
-            let late = turns.is_late(queue) || turns.is_late(view.request(slot).queue.into());
+            let late = self.deadline.is_some() && (turns.is_late(queue) || self.is_late(view, slot));
+            if late {
+                entry.begin_late();
+            }
             match self.leaves(view, slot, late && !idle).and_then(|()| self.check(view, plan, entry, slot, idle)) {
                 Ok(()) => {
                     self.entering.push(slot);
+                    self.in_time += usize::from(!late);
                     self.enters(view, slot, late);
                 }
                 Err(_) if overtake.is_some() => {}
@@ -330,6 +336,7 @@ impl Policy for Adaptive {
             self.pace.rest(&self.traffic, view.pool().tokens() as f64);
         }
         self.entering.clear();
+        self.in_time = 0;
         if let Some(budget) = &mut self.budget {
             let mix = || self.traffic.mix(self.learned.moments(&self.forecast), self.forecast.footprint());
             budget.refresh(view, mix);
@@ -352,7 +359,7 @@ impl Policy for Adaptive {
             let late =
                 !plan.refused().is_empty() || (tenant_queues..view.queues()).any(|queue| view.waiting(queue) > 0);
             let beyond = if short_of_tokens { entry.would_fit(view).min(held) } else { 0 };
-            Backlog { tokens: entry.backlog, beyond, requests, held, late }
+            Backlog { tokens: entry.backlog(), beyond, requests, held, late }
         };
         if let Some(budget) = &mut self.budget {
             let tokens = budget.choose(view, plan.decode_tokens(), &backlog);
@@ -362,21 +369,13 @@ impl Policy for Adaptive {
         if let Some(tokens) = self.trial(plan.decode_tokens(), all, backlog.is_scarce()) {
             plan.set_budget(view, tokens);
         }
-        plan.continue_prefills(view);
-        for &slot in &self.entering {
-            if plan.tokens_left() == 0 || !plan.preempted().is_empty() {
-                let hold = Hold::new(HoldReason::BatchCap, plan.tokens() + 1, plan.token_budget());
-                (0..=view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
-                break;
-            }
-            // Requests before it may have taken the blocks that it found in the prefix cache.
-            if view.limits().caches_prefixes
-                && let Err(hold) = plan.fits(view, slot, 0)
-            {
-                (0..view.queues()).for_each(|queue| plan.hold_queue(queue, hold));
-                break;
-            }
-            plan.admit(view, slot, plan.tokens_left());
+        self.continue_prefills(view, plan, false);
+        let admits = Self::admit(view, plan, &self.entering[..self.in_time]);
+        if self.deadline.is_some() {
+            // Late requests compute their prompts with the tokens that those in time leave.
+            self.continue_prefills(view, plan, true);
+            let late = if admits { &self.entering[self.in_time..] } else { &[] };
+            Self::admit(view, plan, late);
         }
         if let Some(budget) = &mut self.budget {
             budget.settle(view, plan);

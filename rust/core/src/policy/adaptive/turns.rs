@@ -119,9 +119,14 @@ impl Adaptive {
         ttft_deadline::share(view, tokens, 1.0)
     }
 
+    /// Whether a request is late.
+    pub(super) fn is_late(&self, view: &View, slot: Slot) -> bool {
+        usize::from(view.request(slot).queue) >= self.tenant_queues()
+    }
+
     /// Passes what happened on to the deadline.
     pub(super) fn observe_deadline(&mut self, view: &View, slot: Slot, event: Event) {
-        let late = usize::from(view.request(slot).queue) >= self.tenant_queues();
+        let late = self.is_late(view, slot);
         let share = if late && event == Event::Admitted { self.share(view, slot) } else { 0.0 };
         let Some(deadline) = &mut self.deadline else { return };
         match event {
