@@ -34,8 +34,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "park, lengths known": TARGET | {"lengths": "known"},
     "refuse": TARGET | {"late": "refuse"},
 }
-CELLS = [("reasoning-2700", 1.2), ("lognormal-870", 1.2), ("two tenants", 1.2), ("chat", 1.2), ("chat", 2.0)]
-BELOW = [("reasoning-2700", 0.9), ("chat", 0.9)]
+CELLS = [
+    ("reasoning-2700", 1.2),
+    ("lognormal-870", 1.2),
+    ("two tenants", 1.2),
+    ("chat", 1.2),
+    ("chat", 2.0),
+    ("rag", 1.2),
+]
+BELOW = [("reasoning-2700", 0.9), ("chat", 0.9), ("rag", 0.9)]
 SHARES = np.linspace(0.6, 1.0, 11)
 ORACLES = [{"order": order, "token_budget": budget} for order in ("fcfs", "srpt") for budget in (384, 2048)]
 FIGURES = ("goodput", "output_throughput", "mean_e2el_ms", "completed")
