@@ -2,5 +2,5 @@
 
 import os
 
-# The width of the terminal that runs them: pytest-xdist sets it for its workers.
+# The width of the terminal that runs them, which workers of pytest-xdist may inherit.
 os.environ.pop("COLUMNS", None)

@@ -91,7 +91,7 @@ class Plan:
         """Requests to preempt first, last admitted first."""
     @property
     def prefill(self) -> list[tuple[int, int]]:
-        """Prompt tokens to compute: (id, tokens), residents before admissions."""
+        """Prompt tokens to compute: (id, tokens), residents before admissions, and late requests last."""
     @property
     def cached(self) -> list[tuple[int, int]]:
         """Prompt tokens of the admitted and the resumed that are in the cache already: (id, tokens), where there are any."""

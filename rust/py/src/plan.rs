@@ -42,7 +42,7 @@ pub(crate) struct Plan {
     resumed: Vec<u64>,
     /// Requests to preempt first, last admitted first.
     preempted: Vec<u64>,
-    /// Prompt tokens to compute: (id, tokens), residents before admissions.
+    /// Prompt tokens to compute: (id, tokens), residents before admissions, and late requests last.
     prefill: Vec<(u64, u32)>,
     /// Prompt tokens of the admitted and the resumed that are in the cache already: (id, tokens), where there are any.
     cached: Vec<(u64, u32)>,

@@ -142,7 +142,7 @@ impl Plan {
         self.ran.get(lane).is_some_and(|&number| number == self.number)
     }
 
-    /// Prefill chunks: residents first, then admissions in their order.
+    /// Prefill chunks: residents first, then admissions in their order; those of late requests after those in time.
     pub fn chunks(&self) -> &[Chunk] {
         &self.chunks
     }

@@ -27,8 +27,8 @@ use crate::model::{BatchShape, BesideDecodes};
 /// Deviations from the expected peak that are kept free.
 const MARGIN: f64 = 1.0;
 /// A first token within as many iterations of decodes is soon enough. Over the cells of `bench/fleet.py` fourteen make the
-/// latest first tokens 4 % earlier and the mean end 0.5 % later, twenty 9 % later and 1 % earlier. A share of the time that
-/// all decodes take would let the first tokens of long outputs come late.
+/// latest first tokens 4 % earlier and the mean end 0.5 % later; twenty make them 9 % later and the mean end 1 % earlier (seeds 1
+/// and 11 to 15). A share of the time that all decodes take would let the first tokens of long outputs come late.
 const SOON: f64 = 16.0;
 /// The share of a target that a request may wait on a replica. On chat at load 1.2 a fifth to a half serve as many in time,
 /// and a tenth 2 to 4 % fewer.

@@ -169,10 +169,22 @@ impl Adaptive {
         Ok(())
     }
 
-    /// Continues the prefills of late requests, or those of all others, in the order of their admission.
-    pub(super) fn continue_prefills(&self, view: &View, plan: &mut Plan, late: bool) {
-        for &slot in view.prefilling() {
-            if self.is_late(view, slot) == late {
+    /// Continues the prefills in time, in the order of their admission.
+    pub(super) fn continue_in_time(&self, view: &View, plan: &mut Plan) {
+        for &slot in view.prefilling().iter().filter(|&&slot| !self.is_late(view, slot)) {
+            plan.continue_prefill(view, slot);
+        }
+    }
+
+    /// Continues those of late requests. Beside prompts in time only where the whole next chunk and its memory are left: a host
+    /// that orders residents by their admission would give more to the late one first, and nothing to a newcomer.
+    pub(super) fn continue_late(&self, view: &View, plan: &mut Plan) {
+        let alone = plan.tokens() == plan.decode_tokens();
+        for &slot in view.prefilling().iter().filter(|&&slot| self.is_late(view, slot)) {
+            let target = view.request(slot).prefill_target();
+            let chunk = (target - view.kv(slot)).min(view.prefill_chunk());
+            let blocks = i64::from(view.layout().prefill(target)) - i64::from(view.blocks(slot));
+            if alone || (chunk <= plan.tokens_left() && blocks <= plan.free()) {
                 plan.continue_prefill(view, slot);
             }
         }

@@ -369,11 +369,10 @@ impl Policy for Adaptive {
         if let Some(tokens) = self.trial(plan.decode_tokens(), all, backlog.is_scarce()) {
             plan.set_budget(view, tokens);
         }
-        self.continue_prefills(view, plan, false);
+        self.continue_in_time(view, plan);
         let admits = Self::admit(view, plan, &self.entering[..self.in_time]);
         if self.deadline.is_some() {
-            // Late requests compute their prompts with the tokens that those in time leave.
-            self.continue_prefills(view, plan, true);
+            self.continue_late(view, plan);
             let late = if admits { &self.entering[self.in_time..] } else { &[] };
             Self::admit(view, plan, late);
         }
