@@ -176,7 +176,7 @@ impl Adaptive {
         }
     }
 
-    /// Continues those of late requests. Beside prompts in time only where the whole next chunk and its memory are left: a host
+    /// Continues the prefills of late requests; beside prompts in time, where the whole next chunk and its memory are left: a host
     /// that orders residents by their admission would give more to the late one first, and nothing to a newcomer.
     pub(super) fn continue_late(&self, view: &View, plan: &mut Plan) {
         let alone = plan.tokens() == plan.decode_tokens();

@@ -172,7 +172,7 @@ impl Adaptive {
                 *looks -= 1;
             }
             let idle = plan.residents() == 0 && self.entering.is_empty();
-            let late = self.deadline.is_some() && (turns.is_late(queue) || self.is_late(view, slot));
+            let late = turns.is_late(queue) || self.is_late(view, slot);
             if late {
                 entry.begin_late();
             }

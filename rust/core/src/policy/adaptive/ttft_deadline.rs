@@ -7,8 +7,8 @@
 //! included, plus a deviation, beside all that late residents will hold. (What requests in time hold does not measure
 //! what they need: late residents push them out, and would leave room for more late ones.) One late resident is always
 //! allowed, so that m late requests take at most m stays once no request in time waits. Once those in time want less of the
-//! engine than the next late one, they have ceased, and late requests are admitted like any others. The prompt
-//! of a late resident is computed with the tokens that prompts in time leave.
+//! engine than the next late one, they have ceased, and late requests are admitted like any others. The prompt of a late
+//! resident is computed with the tokens that prompts in time leave.
 //!
 //! A request is late if it would get its first token after the target: the time it has waited, plus the time that the
 //! prompts before it and its own take at the pace measured where prompts were left over, plus a margin. While requests

@@ -38,9 +38,9 @@ impl Turns {
         self.resuming_late = self.resumes(view, first, true);
     }
 
-    /// Whether a queue is one of late requests.
+    /// Whether a queue is one of late requests: without a deadline there are none, and the next is that of the preempted.
     pub(super) fn is_late(&self, queue: usize) -> bool {
-        (self.tenant_queues..2 * self.tenant_queues).contains(&queue)
+        (self.tenant_queues..self.heads.len()).contains(&queue)
     }
 
     /// The first preempted request from `slot` on that is late, or is not.
