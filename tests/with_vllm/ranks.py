@@ -1,20 +1,32 @@
 """vLLM's data-parallel balancer in front of two schedulers of ours, on vLLM's own figures or on the forecast.
 
-The ranks are vLLM's schedulers with made-up tokens; the rule is the method of vLLM's client. What is left out is the
-way between the processes, on which the figures grow 0.1 s old: here as old as some steps.
+The ranks are vLLM's schedulers with made-up tokens; the rule is the method of vLLM's client. Time passes as a law of
+iteration times says, so a run repeats exactly. What is left out is the way between the processes, on which the figures
+grow 0.1 s old: here as old as some steps.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from statistics import mean
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
-from in_process import Driver, Setup
+from in_process import Driver, Setup, Step
+from virtual import step_ns
 
+from wait_core.hardware import iteration_time
+from wait_core.vllm import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LAW = iteration_time("llama-2-7b-a100-80gb")
 STALE_STEPS = 4
 STEPS, LAST_ARRIVAL = 2500, 600
+ARRIVAL_STEPS = 6
 SHORT = 40
 PROMPT = [3 + i % 500 for i in range(64)]
 
@@ -60,12 +72,42 @@ def figures(driver: Driver) -> list[float]:
     return [waiting, running, driver.scheduler.get_kv_cache_usage()]
 
 
-def serve(load: Load, *, forecast: bool) -> float:
+class Lockstep:
+    """Steps ranks together: each step begins when the one before it has ended on all of them.
+
+    They are stepped one after the other, and each sees the time of its own step.
+    """
+
+    def __init__(self) -> None:
+        self._now_ns = 0
+
+    def now_ns(self) -> int:
+        return self._now_ns
+
+    def step(self, ranks: Sequence[Driver]) -> list[Step]:
+        begin_ns, end_ns, steps = self._now_ns, [], []
+        for each in ranks:
+            self._now_ns = begin_ns
+            steps.append(each.step(compare=partial(self._compute, each)))
+            end_ns.append(self._now_ns)
+        self._now_ns = max(end_ns)
+        return steps
+
+    def _compute(self, driver: Driver, scheduled: Any) -> None:
+        self._now_ns += step_ns(LAW, driver, scheduled)
+
+
+def serve(load: Load, *, forecast: bool, first: int = 0) -> float:
     """Keep both ranks at as many requests, one of long and one of short outputs, and send others through the balancer.
 
-    Returns the mean number of steps until their first token.
+    They come every `ARRIVAL_STEPS` steps from step `first` on. Returns the mean number of steps to their first token.
     """
-    ranks = [rank(balance_by_forecast=forecast) for _ in range(2)]
+    lockstep = Lockstep()
+    with patch.object(clock, "now_ns", lockstep.now_ns):
+        return _serve(load, lockstep, [rank(balance_by_forecast=forecast) for _ in range(2)], first)
+
+
+def _serve(load: Load, lockstep: Lockstep, ranks: Sequence[Driver], first: int) -> float:
     client = balancer()
     pinned = 0
 
@@ -83,13 +125,13 @@ def serve(load: Load, *, forecast: bool) -> float:
     for step in range(STEPS):
         if step % STALE_STEPS == 0:
             client.lb_engines = [figures(driver) for driver in ranks]
-        if step % 6 == 0 and step < LAST_ARRIVAL:
+        if step % ARRIVAL_STEPS == first and step < LAST_ARRIVAL:
             name = f"r{step}"
             engine = client.get_core_engine_for_request(_request(name))
             ranks[client.core_engines.index(engine)].add(name, PROMPT, load.medium, ignore_eos=True)
             came[name] = step
-        for number, driver in enumerate(ranks):
-            for output in (each for of_client in (driver.step().outputs or {}).values() for each in of_client.outputs):
+        for number, done in enumerate(lockstep.step(ranks)):
+            for output in (each for of_client in (done.outputs or {}).values() for each in of_client.outputs):
                 if output.request_id in came and output.new_token_ids:
                     waited.setdefault(output.request_id, step - came[output.request_id])
                 if output.finish_reason is not None:

@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from virtual import step_ns
 
 from wait_core._core import iteration_seconds
 from wait_core.vllm.step_times import StepTimes
@@ -47,21 +48,10 @@ class VirtualTime:
     def compute(self, driver: Driver, scheduled: Any) -> None:
         """Let the step that is to end next take its time, after another was scheduled."""
         if scheduled.total_num_scheduled_tokens:
-            self.under_way.append(self._step_ns(driver, scheduled))
+            self.under_way.append(step_ns(self.law, driver, scheduled))
         ahead = driver.setup.ahead if scheduled.total_num_scheduled_tokens else 0
         if len(self.under_way) > ahead:
             self.ns += self.under_way.popleft()
-
-    def _step_ns(self, driver: Driver, scheduled: Any) -> int:
-        decodes, decode_kv, chunks = 0, 0, []
-        for name, tokens in scheduled.num_scheduled_tokens.items():
-            request = driver.scheduler.requests[name]
-            before = request.num_computed_tokens - tokens
-            if before >= request.num_prompt_tokens:
-                decodes, decode_kv = decodes + 1, decode_kv + before + 1
-            else:
-                chunks.append((tokens, before))
-        return int(1e9 * iteration_seconds(self.law, decodes=decodes, decode_kv=decode_kv, chunks=chunks))
 
 
 def serve(driver: Driver, time: VirtualTime, requests: int, seed: int = 0) -> None:

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from serving import Call, Client, Served
 
 
+def step_ns(law: Mapping[str, Any], driver: Driver, scheduled: Any) -> int:
+    """Return how long a step takes that was just scheduled, ns."""
+    decodes, decode_kv, chunks = 0, 0, []
+    for name, tokens in scheduled.num_scheduled_tokens.items():
+        request = driver.scheduler.requests[name]
+        before = request.num_computed_tokens - tokens  # vLLM counts what it has scheduled as computed
+        if tokens == 1 and before >= request.num_prompt_tokens:
+            decodes, decode_kv = decodes + 1, decode_kv + before + 1
+        else:
+            chunks.append((tokens, before))
+    return round(1e9 * iteration_seconds(law, decodes=decodes, decode_kv=decode_kv, chunks=chunks))
+
+
 class _Ending:
     """The requests whose answer ends with the token that is made up next."""
 
@@ -95,22 +108,9 @@ class Engine(Serving):
         """Let time pass: a step begins, and if it has to wait for one before it, until that ends."""
         ahead = self.setup.ahead
         if scheduled.total_num_scheduled_tokens:
-            self._free_ns = max(self._free_ns, self._now_ns) + self._duration(scheduled)
+            self._free_ns = max(self._free_ns, self._now_ns) + step_ns(self.law, self.driver, scheduled)
             self._running.append(self._free_ns)
         else:
             ahead = 0
         if len(self._running) > ahead:
             self._now_ns = self._running.popleft()
-
-    def _duration(self, scheduled: Any) -> int:
-        """Return what the law says of a step, in ns."""
-        requests = self.driver.scheduler.requests
-        decodes, decode_kv, chunks = 0, 0, []
-        for name, tokens in scheduled.num_scheduled_tokens.items():
-            request = requests[name]
-            before = request.num_computed_tokens - tokens  # vLLM counts what it has scheduled as computed
-            if tokens == 1 and before >= request.num_prompt_tokens:
-                decodes, decode_kv = decodes + 1, decode_kv + before + 1
-            else:
-                chunks.append((tokens, before))
-        return round(1e9 * iteration_seconds(self.law, decodes=decodes, decode_kv=decode_kv, chunks=chunks))
