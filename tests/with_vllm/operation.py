@@ -99,9 +99,9 @@ def main() -> None:
     raw = json.load(sys.stdin)
     for name, value in engine.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from wait_core.vllm import settings_file
+    from wait_core.vllm import bridge
 
-    settings_file.EVERY_NS = 0  # the file is looked at in every step
+    bridge.LOOK_NS = 0  # the file is looked at in every step
     ScriptedWatch.actions = [tuple(action) for action in raw["actions"]]
     engine.Watch = ScriptedWatch  # type: ignore[misc]
     print(json.dumps(engine.run(engine.Job(**raw["job"]))))

@@ -107,9 +107,7 @@ def test_requests_are_aborted_while_their_kv_is_loaded() -> None:
 
 
 def test_a_core_that_takes_over_hears_whose_kv_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wait_core.vllm import settings_file
-
-    monkeypatch.setattr(settings_file, "EVERY_NS", 0)
+    monkeypatch.setattr("wait_core.vllm.bridge.LOOK_NS", 0)
     settings = tmp_path / "settings.json"
     settings.write_text('{"policy": "vllm"}')
     stock, mine = drivers("later", "adaptive", wait_core={"config_file": str(settings)})

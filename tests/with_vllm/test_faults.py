@@ -27,7 +27,7 @@ SCHEDULING = [
     *((STALLED, f"core.{name}") for name in ("add", "plan", "complete", "abort", "explain")),
     *((STALLED, f"bridge.{name}") for name in ("_add", "_make_foreign", "_forget", "_left", "_report", "_exchange")),
     *((STALLED, f"bridge.{name}") for name in ("_decide", "_watch", "_why_first", "_compare")),
-    *((STALLED, f"outcomes.{name}") for name in ("look", "tell", "compare", "took", "_note_preempted", "_note_chunks")),
+    *((STALLED, f"outcomes.{name}") for name in ("tell", "compare", "took", "_note_preempted", "_note_chunks")),
     *((STALLED, f"outcomes.{name}") for name in ("_note_ungated", "_note_unpaused", "_tell_drafted", "_correct")),
     *((PAUSING, f"bridge.{name}") for name in ("_decide", "_watch", "_compare", "_why_first")),
     *((WATCHING, f"bridge.{name}") for name in ("_decide", "_compare")),
@@ -45,6 +45,11 @@ SCHEDULING = [
     *((STALLED, f"late.{name}") for name in ("watch", "due")),
     *((STALLED, f"telemetry.{name}") for name in ("arrived", "rejected_for", "explain")),
 ]
+# What has to be so for a call to be made at all.
+NEEDS: dict[str, dict[str, Any]] = {
+    "outcomes._tell_drafted": {"draft_tokens": 2},
+    "unready.ready": {"policy": "priority"},
+}
 FIGURES = [
     "core.stats",
     "core.kv_forecast",
@@ -153,10 +158,10 @@ def serve(driver: Driver, seed: int = 0) -> None:
     assert added > 100
 
 
-def ours(settings: dict[str, Any]) -> Driver:
+def ours(settings: dict[str, Any], **engine: Any) -> Driver:
     from in_process import Driver, Setup
 
-    return Driver(Setup(scheduler="WaitScheduler", wait_core=settings, **SIZES))
+    return Driver(Setup(scheduler="WaitScheduler", wait_core=settings, **SIZES, **engine))
 
 
 @pytest.mark.parametrize("after", [0, 10])
@@ -168,10 +173,12 @@ def test_a_fault_leaves_stock_scheduling(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    driver = ours(settings)
+    driver = ours(settings, **NEEDS.get(where, {}))
     bridge = driver.scheduler.wait_core
+    if where == "telemetry.explain":
+        caplog.set_level("DEBUG", logger="vllm.wait_core.vllm.telemetry")
     # The figures read the core too, by the clock: a fault there is another test's.
-    monkeypatch.setattr("wait_core.vllm.telemetry.EVERY_NS", 1 << 62)
+    monkeypatch.setattr("wait_core.vllm.telemetry.LOAD_NS", 1 << 62)
     fault = break_call(bridge, where, after, monkeypatch, stalls=settings is STALLED)
     serve(driver)
     if after and fault.calls <= after:
@@ -190,7 +197,8 @@ def test_a_fault_in_the_figures_leaves_scheduling_ours(
 ) -> None:
     driver = ours({})
     bridge = driver.scheduler.wait_core
-    monkeypatch.setattr("wait_core.vllm.telemetry.EVERY_NS", 0)
+    monkeypatch.setattr("wait_core.vllm.telemetry.LOAD_NS", 0)
+    monkeypatch.setattr("wait_core.vllm.telemetry.METRICS_NS", 0)
     fault = break_call(bridge, where, after, monkeypatch)
     serve(driver)
     assert fault.calls == after + 1

@@ -109,7 +109,7 @@ def test_the_law_that_is_learned_is_the_law_of_the_clock(
         step = driver.step(compare=lambda scheduled: time.compute(driver, scheduled))
         outputs += (step.outputs or {}).values()
     figures = [detach(each.scheduler_stats) for each in outputs if each.scheduler_stats]
-    reported = [each["iteration_time"] for each in figures if each]
+    reported = [each["metrics"]["iteration_time"] for each in figures if each and "metrics" in each]
     assert reported[-1]["used"]
     assert reported[-1]["seconds"]["decode"] == pytest.approx(
         iteration_seconds(law, decodes=1, decode_kv=1000), rel=0.1

@@ -44,7 +44,7 @@ class Line:
         outputs = self.driver.step(ended=()).outputs or {}
         for output in outputs.values():
             figures = detach(output.scheduler_stats) if output.scheduler_stats else None
-            for bound, count in (figures or {}).get("late", {}).items():
+            for bound, count in (figures or {}).get("metrics", {}).get("late", {}).items():
                 self.late[bound] = self.late.get(bound, 0) + count
             for one in output.outputs:
                 self.tokens[one.request_id] = self.tokens.get(one.request_id, 0) + len(one.new_token_ids)
@@ -163,7 +163,7 @@ def test_bounds_far_away_do_not_pile_up() -> None:
     for number in range(5000):
         late.watch(number, 10**17, "deadline")
         assert late.due(number, {number: request}) == []
-    assert len(late._due) < 1100
+    assert len(late.watched) < 1100
 
 
 def test_shadow_mode_ends_nothing(clock: HandClock) -> None:

@@ -75,7 +75,9 @@ def test_an_engine_that_comes_to_rest_has_kept_it(tmp_path: Path, clock: HandClo
     assert path.stat().st_ino != before
 
 
-def test_it_is_kept_at_intervals_while_the_engine_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_kept_at_intervals_while_the_engine_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: HandClock
+) -> None:
     from wait_core.vllm import learned_file
 
     path = tmp_path / "learned.json"
@@ -85,6 +87,7 @@ def test_it_is_kept_at_intervals_while_the_engine_serves(tmp_path: Path, monkeyp
         driver.step()
     assert not path.exists()
     monkeypatch.setattr(learned_file, "BUSY_NS", 0)
+    clock.forward(2)
     driver.step()
     written(driver)
     assert json.loads(path.read_text())["policy"] == "adaptive"
@@ -125,9 +128,7 @@ def test_a_folder_that_is_not_there_ends_nothing(tmp_path: Path, caplog: pytest.
 
 
 def test_other_settings_keep_what_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wait_core.vllm import settings_file
-
-    monkeypatch.setattr(settings_file, "EVERY_NS", 0)
+    monkeypatch.setattr("wait_core.vllm.bridge.LOOK_NS", 0)
     path, log = tmp_path / "settings.json", tmp_path / "log.jsonl"
     path.write_text("{}")
     driver = engine(config_file=str(path), log_file=str(log))

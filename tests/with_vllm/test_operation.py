@@ -139,7 +139,8 @@ def test_an_error_of_ours_leaves_stock_scheduling(run: Run, tmp_path: Path, wher
     stock = run(async_scheduling=True)
     settings = tmp_path / "settings.json"
     settings.write_text("{}")
-    mine = operate(settings, WAIT | {"log_file": str(tmp_path / "log.jsonl")}, [[50, "fail", where]])
+    level = "DEBUG" if where == "explain" else "INFO"
+    mine = operate(settings, WAIT | {"log_file": str(tmp_path / "log.jsonl")}, [[50, "fail", where]], level)
     assert_served(mine, stock)
     assert not mine["adapter"]["active"]
     assert mine["log"].count("wait-core failed") == 1

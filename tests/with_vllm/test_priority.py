@@ -114,9 +114,7 @@ def test_policies_that_would_ignore_priorities_are_refused(policy: str) -> None:
 def test_they_are_refused_while_serving_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from in_process import Driver, Setup
 
-    from wait_core.vllm import settings_file
-
-    monkeypatch.setattr(settings_file, "EVERY_NS", 0)
+    monkeypatch.setattr("wait_core.vllm.bridge.LOOK_NS", 0)
     path = tmp_path / "settings.json"
     path.write_text("{}")
     driver = Driver(Setup(scheduler="WaitScheduler", wait_core={"config_file": str(path)}, policy="priority"))

@@ -64,6 +64,7 @@ def test_long_late_prompts_delay_no_prompt_in_time(clock: HandClock) -> None:
         assert not driver.scheduler.has_unfinished_requests()
         report = driver.scheduler.wait_core.report()
         assert report["active"]
-        assert report["refused"] == 0
+        assert report["refused"] == report["corrected"] == 0
+        assert driver.scheduler.scheduler_config.long_prefill_token_threshold == 0
         waits[stated] = max(answered[name] - step for name, step in came.items())
     assert waits[True] <= 6 < waits[False]

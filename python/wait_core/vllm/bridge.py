@@ -32,6 +32,8 @@ PAUSED_ALL = PauseState.PAUSED_ALL
 RUNNING = RequestStatus.RUNNING
 PREEMPTED = RequestStatus.PREEMPTED  # the last before those of requests that have ended
 LENGTH_CAPPED = RequestStatus.FINISHED_LENGTH_CAPPED
+LOOK_NS = 1_000_000_000
+"""Time between two looks at what changes seldom: the files of the settings and of what is learned, the law."""
 COMPLETE = (RequestStatus.FINISHED_STOPPED, LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
 """How a request ends whose output is complete: of those the core learns lengths. The others left, or were given up."""
 
@@ -74,6 +76,9 @@ class Bridge:
         self._offered: list[int] = []
         self.held = self.paused = 0
         self._budget = scheduler.max_num_scheduled_tokens
+        self._threshold = scheduler.scheduler_config.long_prefill_token_threshold
+        # It cuts decodes with drafts as well, and a state that ends with a block takes no chunk shorter than that.
+        self._may_cut = not (scheduler.num_spec_tokens or scheduler.need_mamba_block_aligned_split)
         # vLLM counts the adapters of those that run; one that pauses would come back beside too many others.
         self._may_pause = scheduler.lora_config is None
 
@@ -81,7 +86,7 @@ class Bridge:
         self.counts = dict.fromkeys(names, 0)
         self.outcomes = Outcomes(scheduler, self.queue, self._ids, self._requests, self.counts)
         self.times: StepTimes[tuple[Any, int] | None] = StepTimes()
-        self._begun_ns = 0
+        self._begun_ns = self._next_look_ns = 0
         self._timed: list[tuple[int, int]] = []  # plans whose steps have ended, and how long they took, ns
 
     # -- entry points: they never raise ---------------------------------------------------------------------------
@@ -99,11 +104,14 @@ class Bridge:
         if self.active:
             try:
                 now_ns = self._begun_ns = clock.now_ns()
-                for request, arrival_ns in self.unready.ready():
-                    self._declare(request, arrival_ns)
+                if self.unready.kept:
+                    for request, arrival_ns in self.unready.ready():
+                        self._declare(request, arrival_ns)
                 self._report()
-                self._exchange(now_ns)
-                self.telemetry.law.look(self.core, now_ns)
+                if now_ns >= self._next_look_ns:
+                    self._next_look_ns = now_ns + LOOK_NS
+                    self._exchange(now_ns)
+                    self.telemetry.look(self.core)
                 if self.scheduler.pause_state is not PAUSED_ALL:
                     self._decide(now_ns)
                     self.telemetry.decisions_ns.append(clock.now_ns() - now_ns)
@@ -114,6 +122,7 @@ class Bridge:
         """Undo what holds for one step only, also after an error of vLLM's own: nothing here can fail."""
         self.queue.close()
         self.scheduler.max_num_scheduled_tokens = self._budget
+        self.scheduler.scheduler_config.long_prefill_token_threshold = self._threshold
 
     def after_step(self, output: SchedulerOutput) -> None:
         """Compare what vLLM scheduled with the plan and keep the difference for the next report."""
@@ -252,7 +261,6 @@ class Bridge:
     def _report(self) -> None:
         if self.scheduler.finished_req_ids:  # some have been aborted since the last output
             self._let_go()
-        self.outcomes.look()
         step: tuple[int | None, int | None] = None, None
         if self._timed:
             *before, step = self._timed
@@ -269,20 +277,23 @@ class Bridge:
         if self.outcomes.moved and (seats := scheduler.max_num_active_reqs - len(scheduler.running)) > 0:
             computing = self.outcomes.prefilling
             self.outcomes.moved = self.prefixes.used and self.prefixes.tell(self.core, requests, seats, computing)
-        for number, bound in self.late.due(now_ns, requests):
-            self.core.abort(number)
-            self._end(number, bound)
+        if self.late.watched:
+            for number, bound in self.late.due(now_ns, requests):
+                self.core.abort(number)
+                self._end(number, bound)
         plan = self._plan = self.core.plan(now_ns)
         for number, bound, _ in plan.refused:
             self._end(number, bound)
-        self._offered = self._in_order([*plan.resumed, *plan.admitted])
+        self._offered = offered = [*plan.resumed, *plan.admitted]
+        if len(offered) > 1:
+            self._offered = offered = self._in_order(offered)
         paused = plan.paused
         self.held, self.paused = plan.held, len(paused)
-        if self.held:
+        if self.held and self.telemetry.explains:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        self.queue.open([*self._foreign.values(), *map(requests.__getitem__, self._offered)])
+        self.queue.open([*self._foreign.values(), *map(requests.__getitem__, offered)])
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
         if paused and self._may_pause:
@@ -291,20 +302,24 @@ class Bridge:
                 request = requests[number]
                 request.next_decode_eligible_step = max(request.next_decode_eligible_step, step)
             self.counts["paused"] += len(paused)
-        # Below one token per running request the last ones would starve, and without chunked prefill a long prompt
-        # would wait for ever.
-        if plan.token_budget < self._budget and scheduler.scheduler_config.enable_chunked_prefill:
+        if not scheduler.scheduler_config.enable_chunked_prefill:
+            return  # a long prompt would wait for ever
+        # vLLM computes residents in the order of their admission. With a target a late prompt may stand before decodes,
+        # and would take the tokens that the plan leaves for them.
+        if self._may_cut and self.control.in_force["ttft_target"] is not None and (chunks := plan.prefill):
+            longest = max(tokens for _, tokens in chunks)
+            scheduler.scheduler_config.long_prefill_token_threshold = min(longest, self._threshold or longest)
+        # Below one token per running request the last ones would starve.
+        if plan.token_budget < self._budget:
             per_request = 1 + scheduler.num_spec_tokens
             floor = per_request * (len(scheduler.running) + 1)
             scheduler.max_num_scheduled_tokens = min(self._budget, max(plan.token_budget, floor))
 
     def _in_order(self, admitted: list[int]) -> list[int]:
         """Return the admitted requests in vLLM's order, in which the token budget may cut the last one short."""
-        if len(admitted) < 2 or self.settings.policy != "vllm":
-            return admitted
-        if self.scheduler.policy is not SchedulingPolicy.PRIORITY:
-            return admitted
-        return sorted(admitted, key=self._requests.__getitem__)
+        if self.settings.policy == "vllm" and self.scheduler.policy is SchedulingPolicy.PRIORITY:
+            return sorted(admitted, key=self._requests.__getitem__)
+        return admitted
 
     def _compare(self, output: SchedulerOutput) -> None:
         plan, self._plan = self._plan, None
@@ -330,7 +345,7 @@ class Bridge:
         """Open the gates when requests wait or pause and no token was scheduled for too long; close them afterwards."""
         pause = self.scheduler.pause_state
         stuck = len(self.scheduler.running) if pause != PauseState.PAUSED_ALL else 0
-        stuck += len(self.queue) - len(self.unready) if pause == PauseState.UNPAUSED else 0
+        stuck += len(self.queue) - len(self.unready.kept) if pause == PauseState.UNPAUSED else 0
         self.counts["watchdog"] += self.watchdog.look(now_ns, self.settings.watchdog_s, stuck, self._why_first)
 
     def _why_first(self) -> str:

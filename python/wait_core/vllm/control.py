@@ -72,8 +72,7 @@ class Control:
         """
         if self._learned is not None:
             self._learned.save_now_and_then(self.core, now_ns, learned_file.BUSY_NS)
-        settings = None if self._file is None else self._file.poll(now_ns)
-        if self._file is None or settings is None:
+        if self._file is None or (settings := self._file.poll()) is None:
             return None
         try:
             settings = support.with_priorities(scheduler, settings)

@@ -97,7 +97,7 @@ class GatedQueue(RequestQueue):
         The preempted stand in front, so the queue is hardly looked at; by priority it is.
         """
         if not names:
-            return []  # nearly every step
+            return []
         left, found = set(names), []
         for request in self:
             if request.request_id in left:

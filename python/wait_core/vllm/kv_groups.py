@@ -146,10 +146,10 @@ def encoder_blocks(scheduler: Scheduler, request: Request) -> int:
     return sum(-(-tokens // size) for size in sizes)
 
 
-def free_blocks(scheduler: Scheduler) -> int | None:
-    """Return how many blocks vLLM has free; None of a model without a cache."""
-    free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-    return free if managers(scheduler) else None
+def free_blocks(scheduler: Scheduler) -> Callable[[], int | None]:
+    """Return what counts the blocks that vLLM has free; None of a model without a cache."""
+    count: Callable[[], int] = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
+    return count if managers(scheduler) else lambda: None
 
 
 def settings(scheduler: Scheduler) -> dict[str, Any]:

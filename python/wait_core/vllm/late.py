@@ -30,23 +30,22 @@ class Late:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._ended: dict[str, int] = {}
-        self._due: list[tuple[int, int, str]] = []  # (when, id, bound): a heap
+        self.watched: list[tuple[int, int, str]] = []
+        """When to look at a request again, its number, and the bound that it breaks then: a heap."""
         self._pending: list[tuple[int, EngineCoreOutput]] = []
 
     def watch(self, number: int, due_ns: int, bound: str) -> None:
         """Look at a request again at a time, when it has waited as long as `bound` lets it."""
-        heapq.heappush(self._due, (due_ns, number, bound))
+        heapq.heappush(self.watched, (due_ns, number, bound))
 
     def due(self, now_ns: int, requests: Mapping[int, Request]) -> list[tuple[int, str]]:
         """Return those that have waited as long as they may and were never admitted, and the bound."""
-        if not self._due:
-            return []
-        if len(self._due) > 2 * len(requests) + 1000:  # far bounds of requests that have left long ago
-            self._due = [entry for entry in self._due if entry[1] in requests]
-            heapq.heapify(self._due)
+        if len(self.watched) > 2 * len(requests) + 1000:  # far bounds of requests that have left long ago
+            self.watched = [entry for entry in self.watched if entry[1] in requests]
+            heapq.heapify(self.watched)
         found = []
-        while self._due and self._due[0][0] <= now_ns:
-            _, number, bound = heapq.heappop(self._due)
+        while self.watched and self.watched[0][0] <= now_ns:
+            _, number, bound = heapq.heappop(self.watched)
             request = requests.get(number)
             if request is not None and request.status == RequestStatus.WAITING:  # not preempted, either
                 found.append((number, bound))

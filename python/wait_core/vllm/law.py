@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
-EVERY_NS = 1_000_000_000
-"""Time between two looks at the law."""
 CHANGED = 0.1
 """Share by which a step has to take longer or less than was said before it is said again."""
 KV = 1_000
@@ -39,19 +37,19 @@ class LearnedLaw:
     figures
         For /metrics: the mean relative error (``error``), the steps learned from (``observations``), whether the law
         decides (``used``), and the ``seconds`` of three steps under it; empty where the policy learns none.
+    decides
+        The law, where it decides.
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
-        self._next_ns = 0
+        self.decides: dict[str, Any] | None = None
         self._said: dict[str, float] = {}
 
-    def look(self, core: Any, now_ns: int) -> None:
-        """Look at the law, at most once a second; say when it comes to decide, has changed, or decides no more."""
-        if now_ns < self._next_ns:
-            return
-        self._next_ns = now_ns + EVERY_NS
+    def look(self, core: Any) -> None:
+        """Look at the law; say when it comes to decide, has changed, or decides no more."""
         learned = core.iteration_time
+        self.decides = learned["law"] if learned and learned["used"] else None
         if learned is None:
             self.figures = {}
             return

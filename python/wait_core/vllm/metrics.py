@@ -100,7 +100,10 @@ class WaitCoreStatLogger(AggregateStatLoggerBase):
                 LOADS.generated(engine_idx, iteration_stats.num_generation_tokens)
             figures = None if scheduler_stats is None else telemetry.detach(scheduler_stats)
             if figures is not None:
-                self._show().update(self._labels[engine_idx], figures)
+                labels, shown = self._labels[engine_idx], self._show()
+                shown.gauges["active"].labels(*labels).set(int(figures["active"]))
+                if "metrics" in figures:
+                    shown.update(labels, figures["metrics"])
                 if "load" in figures:
                     LOADS.report(engine_idx, figures["load"])
                 if "fleet" in figures:
@@ -161,9 +164,6 @@ class _Metrics:
         self.by_reason["refused"].labels(*self._engines[engine], reason).inc()
 
     def update(self, labels: tuple[str, str], figures: Mapping[str, Any]) -> None:
-        self.gauges["active"].labels(*labels).set(int(figures["active"]))
-        if not figures["active"]:
-            return
         state = {name: figures[name] for name in FORECAST if name in figures} | {
             "held_requests": figures["held"],
             "paused_requests": figures["paused"],

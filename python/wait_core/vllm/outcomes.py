@@ -55,6 +55,7 @@ class Outcomes:
         self._ids = ids
         self._requests = requests
         self._counts = counts
+        self._free_blocks = kv_groups.free_blocks(scheduler)
         self.gone: list[int] = []
         self.aborted: list[int] = []
         self.ended = 0
@@ -83,34 +84,31 @@ class Outcomes:
                 self.prefilling[number] = request.num_computed_tokens
                 self._progress.append((number, request.num_computed_tokens))
 
-    def look(self) -> None:
-        """Take in what happened between two steps: a reset of the prefix cache preempts, and the next step resumes."""
-        self._preempted_before = frozenset(names := self._scheduler.reset_preempted_req_ids)
-        if names:
-            for name in self._queue.last_first(self._preempted_before):
-                self._note_preempted(name)
-
     def tell(self, core: Any, *, step: tuple[int | None, int | None], alone: bool) -> None:
         """Report all of it to `core`.
 
         `step` is a plan whose step has ended and how long that took, ns; `alone` says that the core knows all that run.
         """
         iteration, step_ns = step
+        # A reset of the prefix cache preempts between two steps, and the next one resumes.
+        self._preempted_before = frozenset(self._scheduler.reset_preempted_req_ids)
+        if self._preempted_before:
+            self._note_preempted(self._preempted_before)
         finished, aborted = self.gone, self.aborted
         # Under asynchronous scheduling vLLM skips a request whose last token is still being computed; the core learns
         # only now that it has ended. Any other difference in number needs a look at every running request.
         if self._missing not in (0, self.ended) and alone:
             self._correct()
         self._missing = self.ended = 0
-        self._tell_drafted()
+        if self._drafted:
+            self._tell_drafted()
         if self._received:  # before their progress
             core.complete(received=self._received)
             self._received = []
-        free = kv_groups.free_blocks(self._scheduler)
+        free = self._free_blocks()
         if not (finished or aborted or self._preempted or self._refused or self._progress or self._receiving):
-            core.complete(
-                free_blocks=free, step_ns=step_ns, iteration=iteration
-            )  # nearly every step: what the plan said came true
+            # Nearly every step: what the plan said came true.
+            core.complete(free_blocks=free, step_ns=step_ns, iteration=iteration)
             return
         left = {*finished, *aborted}
         # Progress of a request that a reset has preempted since would read as its admission.
@@ -135,8 +133,7 @@ class Outcomes:
     ) -> None:
         """Keep what `output` does otherwise than `plan`, which `offered` those; `ungated`: vLLM was not held to it."""
         if output.preempted_req_ids:
-            for name in self._queue.last_first(output.preempted_req_ids - self._preempted_before):
-                self._note_preempted(name)
+            self._note_preempted(output.preempted_req_ids - self._preempted_before)
         chunks = plan.prefill
         missing = plan.num_decodes + len(chunks) - len(output.num_scheduled_tokens)
         if self.loading or self._scheduler.kv_holding_waiting:  # without a connector never
@@ -200,12 +197,13 @@ class Outcomes:
         for number in done:
             del self.prefilling[number]
 
-    def _note_preempted(self, name: str) -> None:
-        number = self._ids.get(name)
-        if number is not None:
-            self.moved = True
-            self.prefilling.pop(number, None)
-            self._preempted.append(number)
+    def _note_preempted(self, names: Collection[str]) -> None:
+        for name in self._queue.last_first(names):
+            number = self._ids.get(name)
+            if number is not None:
+                self.moved = True
+                self.prefilling.pop(number, None)
+                self._preempted.append(number)
 
     def _note_ungated(self, output: SchedulerOutput, offered: Collection[int]) -> int:
         """Tell the core of requests that vLLM took by itself: progress of a waiting request means it was admitted."""
@@ -227,8 +225,6 @@ class Outcomes:
 
     def _tell_drafted(self) -> None:
         """Report those with drafts as far as they have come: which drafts were right is known a step or two later."""
-        if not self._drafted:
-            return
         drafted = {number for numbers in self._drafted for number in numbers}
         if not drafted:
             self._drafted = []

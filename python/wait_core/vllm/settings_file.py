@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
-EVERY_NS = 1_000_000_000
-"""Time between two looks at the file."""
-
 
 class SettingsFile:
     """Tells when the file at `path` has changed; `additional` is what the engine was started with."""
@@ -25,16 +22,12 @@ class SettingsFile:
         self.path = path
         self._additional = additional
         self._seen = self._signature()
-        self._next_ns = 0
 
-    def poll(self, now_ns: int) -> Settings | None:
-        """Return the new settings if the file has changed and the adapter accepts it; looks at most once a second.
+    def poll(self) -> Settings | None:
+        """Return the new settings if the file has changed and the adapter accepts it.
 
         A file that cannot be read, or holds something wrong, is refused in the log.
         """
-        if now_ns < self._next_ns:
-            return None
-        self._next_ns = now_ns + EVERY_NS
         signature = self._signature()
         if signature == self._seen:
             return None

@@ -31,10 +31,12 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 
 CARRIER = "wait_core "
 """What the name begins with under which our figures travel."""
-EVERY_NS = 100_000_000
-"""Time between two sendings while the engine is busy."""
+LOAD_NS = 100_000_000
+"""Time between two reports of the load while the engine is busy: routers and the middleware go by them."""
+METRICS_NS = 1_000_000_000
+"""Time between two sendings of what is only shown."""
 MOST = 10_000
-"""Most durations kept between two sendings; at one a step this is far more than `EVERY_NS` has room for."""
+"""Most durations kept between two sendings; at one a step this is far more than `METRICS_NS` has room for."""
 RATE_WINDOW_S = 60.0
 """Time constant of the arrival rate, an exponential average."""
 _REASONS: dict[type[WaitCoreError], str] = {
@@ -62,11 +64,12 @@ class Telemetry:
         self.holds_ns: deque[int] = deque(maxlen=MOST)
         self.rejected: dict[str, int] = {}
         self._sent: dict[str, int] = {}
-        self._sent_ns = 0
+        self._sent_ns = self._collected_ns = 0
         self._rate = 0.0
         self._rate_ns = 0
         self._said: dict[int, str] = {}
         self.failed = False
+        self.explains = False
         self._has_reader = not support.has_rust_frontend()
         self.law = law.LearnedLaw()
 
@@ -86,7 +89,7 @@ class Telemetry:
 
     def is_due(self, now_ns: int, *, idle: bool) -> bool:
         """Whether to send: seldom, but always when the engine is about to rest, so that no figure stays behind."""
-        return idle or now_ns - self._sent_ns >= EVERY_NS
+        return idle or now_ns - self._sent_ns >= LOAD_NS
 
     def restart(self, core: Any) -> None:
         """Count on from a new core, whose counters begin anew."""
@@ -99,15 +102,17 @@ class Telemetry:
             return
         try:
             now_ns = clock.now_ns()
-            if not self.is_due(now_ns, idle=not bridge.scheduler.running):
+            idle = not bridge.scheduler.running
+            if not self.is_due(now_ns, idle=idle):
                 return
-            settings, engine = bridge.settings, bridge.control.engine
-            figures: dict[str, Any] = {"active": bridge.active, "policy": settings.policy}
+            figures: dict[str, Any] = {"active": bridge.active}
             if bridge.active:
-                figures |= {"shadow": settings.shadow, "blocks": engine["kv_blocks"]}
-                figures |= {"held": bridge.held, "paused": bridge.paused}
-                figures |= {"load": load.figures(bridge), "late": bridge.late.taken()}
-                figures |= self.collect(bridge.core, bridge.control.in_force, now_ns, bridge.counts)
+                law = self.law.decides or bridge.control.in_force["iteration_time"]
+                figures["load"] = load.figures(bridge)
+                figures["fleet"] = {"load": bridge.core.load(), "iteration_time": law}
+                if idle or now_ns - self._collected_ns >= METRICS_NS:
+                    self._collected_ns = now_ns
+                    figures["metrics"] = self._metrics(bridge, now_ns)
             self._sent_ns = now_ns
             stats.num_kv_fetch_reqs_by_stage[CARRIER + json.dumps(figures)] = 0
         except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
@@ -117,6 +122,12 @@ class Telemetry:
         """Count a request that the core refuses to plan, by reason; None stands for a streaming session."""
         reason = "streaming" if refusal is None else _REASONS.get(type(refusal), "invalid")
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def _metrics(self, bridge: Bridge, now_ns: int) -> dict[str, Any]:
+        settings = bridge.settings
+        shown = {"policy": settings.policy, "shadow": settings.shadow, "blocks": bridge.control.engine["kv_blocks"]}
+        shown |= {"held": bridge.held, "paused": bridge.paused, "late": bridge.late.taken()}
+        return shown | self.collect(bridge.core, bridge.control.in_force, now_ns, bridge.counts)
 
     def collect(self, core: Any, settings: Mapping[str, Any], now_ns: int, counts: Mapping[str, int]) -> dict[str, Any]:
         """Return what has been counted since the last time, and the state now; integers, ratios and names.
@@ -135,7 +146,6 @@ class Telemetry:
             "used_blocks": max(0, core.used_blocks),
             "decisions_ns": list(self.decisions_ns),
             "holds_ns": list(self.holds_ns),
-            "fleet": {"load": core.load(), "iteration_time": _law(core, settings)},
         }
         if self.law.figures:
             figures["iteration_time"] = self.law.figures
@@ -168,10 +178,13 @@ class Telemetry:
             return used
         return max(used, peak / tokens)
 
+    def look(self, core: Any) -> None:
+        """Look at what changes seldom: the law that `core` has learned, and how much the log is to say."""
+        self.law.look(core)
+        self.explains = logger.isEnabledFor(logging.DEBUG)
+
     def explain(self, core: Any, waiting: Iterable[Request], ids: Mapping[str, int]) -> None:
         """Say at debug level why each request waits, with the limiting number; again only when the reason changes."""
-        if not logger.isEnabledFor(logging.DEBUG):
-            return
         said: dict[int, str] = {}
         for request in waiting:
             number = ids.get(request.request_id)
@@ -199,10 +212,3 @@ def let_pass(error: BaseException) -> None:
 def _counters(stats: Mapping[str, Any]) -> dict[str, int]:
     flat = {name: stats[name] for name in ("admitted", "preemptions", "recomputed_tokens", "unknown_ids")}
     return flat | {f"holds {reason}": value for reason, value in stats["holds"].items()}
-
-
-def _law(core: Any, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the iteration-time law that decides: learned, or as `settings` give it."""
-    learned = core.iteration_time or {"used": False}
-    law: dict[str, Any] | None = learned["law"] if learned["used"] else settings["iteration_time"]
-    return law

@@ -98,7 +98,7 @@ def move(
     # A preempted request comes back with the output it has: it was resident, and lost its place.
     core.complete(progress=[(n, requests[n].num_prompt_tokens + requests[n].num_output_tokens - 1) for n in preempted])
     # The one sent back last stands first.
-    core.complete(preempted=preempted[::-1], free_blocks=kv_groups.free_blocks(scheduler))
+    core.complete(preempted=preempted[::-1], free_blocks=kv_groups.free_blocks(scheduler)())
     return refused
 
 

@@ -24,16 +24,14 @@ class Unready:
 
     def __init__(self, *, by_priority: bool = False) -> None:
         self._by_priority = by_priority
-        self._arrivals: dict[str, tuple[Request, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._arrivals)
+        self.kept: dict[str, tuple[Request, int]] = {}
+        """Those kept, by name, with their arrival, ns."""
 
     def keeps(self, request: Request, now_ns: int) -> bool:
         """Return whether `request`, which arrives, is kept: it is not ready, or its order is not known yet."""
         if request.status is not NOT_READY and not self._by_priority:
             return False
-        self._arrivals[request.request_id] = request, now_ns
+        self.kept[request.request_id] = request, now_ns
         return True
 
     def ready(self) -> list[tuple[Request, int]]:
@@ -41,13 +39,11 @@ class Unready:
 
         One whose grammar is wrong is ready too: vLLM ends it once it is offered.
         """
-        if not self._arrivals:
-            return []
-        kept = {name: one for name, one in self._arrivals.items() if not one[0].is_finished()}
+        kept = {name: one for name, one in self.kept.items() if not one[0].is_finished()}
         ready = [one for one in kept.values() if _is_compiled(one[0])]
         for request, _ in ready:
             del kept[request.request_id]
-        self._arrivals = kept
+        self.kept = kept
         return sorted(ready) if self._by_priority else ready
 
 
