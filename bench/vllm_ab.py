@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ WATERMARKS = [arm for arm in ARMS if arm.startswith("watermark")]
 SHOWN: tuple[str, ...] = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "p99_itl_ms")
 SHOWN += ("mean_e2el_ms", "p99_e2el_ms")
 """Keys of `vllm bench serve` that are compared; in the light cell each must stay within 2 % of stock's."""
+LIVES = 5
+"""Rounds for which the engines of `shared` live. Two of one arm differ by up to 5 % for as long as they do: more rounds
+need others."""
 Key = tuple[str, str, int]
 
 
@@ -91,17 +95,17 @@ class Runs:
                 cell, arm, number, figures = json.loads(line)
                 self.made[cell, arm, number] = figures
 
-    def complete(self, cells: list[str], arms: list[str], rounds: int, *, pinned: bool) -> None:
-        """Make the runs that are missing, cell by cell."""
+    def complete(self, cells: dict[str, int], arms: list[str], *, pinned: bool) -> None:
+        """Make the runs that are missing of so many rounds, cell by cell."""
         self.file.parent.mkdir(exist_ok=True)
         if self.shared:
-            for cell in cells:
+            for cell, rounds in cells.items():
                 self._turns(cell, arms_of(self.settings["cells"][cell], arms), rounds)
             return
         with tempfile.TemporaryDirectory(prefix="wait-core-ab-") as folder:
             bed = Bed(self.settings, Path(folder))
             law: dict[str, Any] | None = None
-            for cell in cells:
+            for cell, rounds in cells.items():
                 missing = [(number, arm) for number in range(1, rounds + 1) for arm in rotated(arms, number)]
                 missing = [(number, arm) for number, arm in missing if (cell, arm, number) not in self.made]
                 if LAW in [arm for _, arm in missing]:
@@ -137,16 +141,15 @@ class Runs:
         """Make the rounds that are missing, each as a whole: only what is served at one time compares."""
         cell = self.settings["cells"][name]
         missing = [n for n in range(1, rounds + 1) if any((name, arm, n) not in self.made for arm in arms)]
-        if not missing:
-            return
         options = {arm: served(arm, ttft_target=cell.get("ttft_target")) for arm in arms}
-        turns = Turns(self.settings, cell, options, 0.25 if self.quick else 1.0)
-        try:
-            for number in missing:
-                for arm, figures in turns.serve(rotated(arms, number), number).items():
-                    self._keep(name, arm, number, figures)
-        finally:
-            turns.stop()
+        for _, numbers in groupby(missing, lambda number: (number - 1) // LIVES):
+            turns = Turns(self.settings, cell, options, 0.25 if self.quick else 1.0)
+            try:
+                for number in numbers:
+                    for arm, figures in turns.serve(rotated(arms, number), number).items():
+                        self._keep(name, arm, number, figures)
+            finally:
+                turns.stop()
 
     def _keep(self, cell: str, arm: str, number: int, answer: dict[str, Any]) -> None:
         """Keep a run, and print its figures."""
@@ -237,13 +240,14 @@ def main() -> None:
     )
     options = bench.options
     settings = FIXED["settings"][options.settings]
-    cells = options.cells or list(settings["cells"])[: 1 if options.quick else None]
-    rounds = options.rounds or (2 if options.quick else settings["rounds"])
+    named = options.cells or list(settings["cells"])[: 1 if options.quick else None]
+    own = {cell: settings["cells"][cell].get("rounds", settings["rounds"]) for cell in named}
+    cells = {cell: options.rounds or (2 if options.quick else rounds) for cell, rounds in own.items()}
     bench.gpu, bench.variant = gpu(), options.settings
     print(f"{options.settings}: {bench.gpu or 'no GPU'}")
     runs = Runs(options.settings, quick=options.quick)
-    runs.complete(cells, options.arms, rounds, pinned=options.pin)
-    for cell in cells:
+    runs.complete(cells, options.arms, pinned=options.pin)
+    for cell, rounds in cells.items():
         if set(options.arms) >= set(ARMS):
             judge(bench, runs, cell, rounds)
         tabulate(bench, runs, cell, arms_of(settings["cells"][cell], options.arms), rounds)

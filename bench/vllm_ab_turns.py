@@ -68,7 +68,7 @@ def advance(steps: Generator[None, None, Served]) -> Served | None:
 
 
 class Turns:
-    """The engines of a cell, alive through its rounds.
+    """The engines of a cell, alive through some of its rounds.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ def test_a_round_by_turns(ab: Any, runs: Any, monkeypatch: pytest.MonkeyPatch, n
     cell = runs.settings["cells"][name]
     monkeypatch.setitem(cell, "sizes", SIZES[cell["clients"]])
     before = dict(os.environ)
-    runs.complete([name], [ab.STOCK, ab.OURS], 1, pinned=False)
+    runs.complete({name: 1}, [ab.STOCK, ab.OURS], pinned=False)
     assert dict(os.environ) == before, "what the engines need is set in their own processes"
     arms = ab.arms_of(cell, [ab.STOCK, ab.OURS])
     assert (ab.STATED in arms) == (name == "overload")
@@ -53,7 +53,7 @@ def test_a_round_by_turns(ab: Any, runs: Any, monkeypatch: pytest.MonkeyPatch, n
             assert 0 < answer["in_time"] <= 1
             assert answer["load"] > 0
     assert len(runs.file.read_text().splitlines()) == len(arms)
-    runs.complete([name], [ab.STOCK, ab.OURS], 1, pinned=False)
+    runs.complete({name: 1}, [ab.STOCK, ab.OURS], pinned=False)
     assert len(runs.file.read_text().splitlines()) == len(arms), "kept, not repeated"
 
 
