@@ -80,6 +80,7 @@ async def main(router: str) -> dict[str, Any]:
         answer["after"] = {
             each[0]: tokens for each, tokens in zip(work[UNDER_WAY:], await asyncio.gather(*after), strict=False)
         }
+        await until(lambda: not serve_router._dispatcher._sent)
         answer["known_at_end"] = len(serve_router._dispatcher._sent)
     return answer
 
