@@ -43,8 +43,8 @@ SHOWN: tuple[str, ...] = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "m
 SHOWN += ("mean_e2el_ms", "p99_e2el_ms")
 """Keys of `vllm bench serve` that are compared; in the light cell each must stay within 2 % of stock's."""
 LIVES = 5
-"""Rounds for which the engines of `shared` live. Two of one arm differ by up to 5 % for as long as they do: more rounds
-need others."""
+"""Rounds for which the engines of `shared` live. Two of one arm differ by several percent for as long as they do: more
+rounds need others."""
 Key = tuple[str, str, int]
 
 
