@@ -164,10 +164,10 @@ class Runs:
         """Return a figure of every round."""
         return [float(self.made[cell, arm, number][key]) for number in range(1, rounds + 1)]
 
-    def ratio(self, cell: str, key: str, arm: str, against: str, rounds: int) -> tuple[float, float]:
-        """Return the mean of paired ratios and half its 95 % interval."""
+    def ratios(self, cell: str, key: str, arm: str, against: str, rounds: int) -> list[float]:
+        """Return the paired ratio of every round."""
         pairs = zip(self.figures(cell, arm, key, rounds), self.figures(cell, against, key, rounds), strict=True)
-        return interval([mine / theirs for mine, theirs in pairs])
+        return [mine / theirs for mine, theirs in pairs]
 
 
 def rotated(arms: list[str], number: int) -> list[str]:
@@ -181,12 +181,15 @@ def judge(bench: Bench, runs: Runs, cell: str, rounds: int) -> None:
     goals = runs.settings["cells"][cell]["goals"]
 
     def claim(key: str, against: str, goal: str, *, lower: bool = False, arm: str = OURS) -> None:
-        mean, half = runs.ratio(cell, key, arm, against, rounds)
+        ratios = runs.ratios(cell, key, arm, against, rounds)
+        mean, half = interval(ratios)
         if lower and rounds < 2:
             return  # one round has no interval
+        starts = [statistics.mean(ratios[first : first + LIVES]) for first in range(0, rounds, LIVES)]
+        each = f" ({', '.join(f'{start:.3f}' for start in starts)})" if runs.shared and len(starts) > 1 else ""
         what = f"{cell}: {key} / {against}" + (", lower end" if lower else "")
         what += arm.removeprefix(OURS)
-        bench.claim(what, mean - half if lower else mean, f"+-{half:.3f}", goal)
+        bench.claim(what, mean - half if lower else mean, f"+-{half:.3f}{each}", goal)
 
     if "within" in goals:
         for key in SHOWN:
@@ -219,7 +222,7 @@ def tabulate(bench: Bench, runs: Runs, cell: str, arms: list[str], rounds: int) 
                 f"{mean / 1e3:.3g}" if key.endswith("_ms") else f"{mean:.1f}"
             )
         if arm != STOCK and STOCK in arms:
-            mean, half = runs.ratio(cell, "output_throughput", arm, STOCK, rounds)
+            mean, half = interval(runs.ratios(cell, "output_throughput", arm, STOCK, rounds))
             row["tok/s / stock's"] = f"{mean:.3f}+-{half:.3f}"
         row["preemptions"] = f"{statistics.mean(runs.figures(cell, arm, 'preemptions', rounds)):.1f}"
         for key in (key for key in ("in_time", "load") if key in runs.made[cell, arm, 1]):

@@ -114,6 +114,11 @@ class Plan:
     def wake_ns(self) -> int | None:
         """When to plan again even if no event occurs, ns; None if only events matter."""
     @property
+    def only_decodes(self) -> bool:
+        """True if the residents decode a token each, and that is all: nothing is admitted, computed of a prompt, paused,
+        preempted or refused.
+        """
+    @property
     def is_empty(self) -> bool:
         """True if there is nothing to compute."""
 
@@ -167,8 +172,19 @@ class Scheduler:
         is longer than `max_wait_ns`, or, with `late = "refuse"`, its predicted time to first token longer than
         `ttft_target`, and `WaitCoreError` for any other value that is refused. Nothing has changed then.
         """
-    def plan(self, now_ns: int = 0) -> Plan:
-        """Plans the next iteration and assumes that it happens; `now_ns` is the time on the caller's clock, ns."""
+    def plan(
+        self,
+        now_ns: int = 0,
+        *,
+        free_blocks: int | None = None,
+        step_ns: int | None = None,
+        iteration: int | None = None,
+    ) -> Plan:
+        """Plans the next iteration and assumes that it happens; `now_ns` is the time on the caller's clock, ns.
+
+        `free_blocks`, `step_ns` and `iteration` are reported first, as by `complete`: a host whose iterations go as planned,
+        as nearly all do, needs one call for each. Raises `WaitCoreError` as that does, and plans nothing then.
+        """
     def complete(
         self,
         *,

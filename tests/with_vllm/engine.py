@@ -96,6 +96,7 @@ class FaultyCore:
                     refused=[],
                     cached=[],
                     prefill=[],
+                    only_decodes=False,
                     paused=[],
                     num_decodes=0,
                     token_budget=2048,

@@ -164,6 +164,7 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
     pool = scheduler.kv_cache_manager.block_pool
     answer = {
         "scheduler": type(scheduler).__name__,
+        "async_scheduling": scheduler.scheduler_config.async_scheduling,
         "received": received,
         "streamed": streamed,
         "aborted": aborted,

@@ -176,7 +176,10 @@ def make_scheduler(setup: Setup) -> Any:
         ec_transfer_config=None if setup.encoder_connector is None else _encoder_transfer(setup.encoder_connector),
         additional_config={"wait_core": setup.wait_core} if setup.wait_core else {},
     )
-    config.scheduler_config.async_scheduling = setup.scheduler != "Scheduler"
+    # Ours stands on the class that the engine would take; vLLM's second one serves those that plan no step ahead too.
+    config.scheduler_config.async_scheduling = setup.scheduler == "AsyncScheduler" or (
+        setup.scheduler == "WaitScheduler" and setup.ahead > 0
+    )
     specs = [
         kv_cache_spec(group, setup)
         for group in setup.kv_groups or ({"kind": "full"},)

@@ -57,7 +57,6 @@ FIGURES = [
     "core.waiting_tokens",
     "telemetry.collect",
     "late.taken",
-    "telemetry.is_due",
 ]
 
 
@@ -98,12 +97,12 @@ class Core:
             raise QueueFullError("one in seven is served by vLLM alone")
         self.core.add(number, *args, **kwargs)
 
-    def plan(self, now_ns: int) -> Any:
+    def plan(self, now_ns: int, **report: int | None) -> Any:
         if self.name == "plan":
             self.fault()
         self.plans += 1
         self.core.set_paused(30 < self.plans < 80)
-        return self.core.plan(now_ns)
+        return self.core.plan(now_ns, **report)
 
 
 def break_call(bridge: Any, where: str, after: int, patch: pytest.MonkeyPatch, *, stalls: bool = False) -> Fault:

@@ -37,7 +37,7 @@ def serve(run: Run, **job: Any) -> dict[str, Any]:
 
 def assert_same(mine: dict[str, Any], stock: dict[str, Any]) -> None:
     """Every request got the tokens it gets from stock; aborted ones a beginning of them."""
-    assert mine["scheduler"] == "WaitScheduler"
+    assert mine["scheduler"] == ("WaitScheduler" if mine["async_scheduling"] else "SyncWaitScheduler")
     assert mine["adapter"]["active"]
     assert mine["log"].count("wait-core failed") == 0
     left = {*mine["aborted"], *stock["aborted"]}

@@ -161,8 +161,17 @@ class LoggedCore:
             raise
         self._log.write(event)
 
-    def plan(self, now_ns: int = 0) -> Plan:
-        """See `Scheduler.plan`."""
+    def plan(
+        self,
+        now_ns: int = 0,
+        *,
+        free_blocks: int | None = None,
+        step_ns: int | None = None,
+        iteration: int | None = None,
+    ) -> Plan:
+        """See `Scheduler.plan`; what is reported with it is an event of its own."""
+        if free_blocks is not None or step_ns is not None:
+            self.complete(free_blocks=free_blocks, step_ns=step_ns, iteration=iteration)
         plan = self._core.plan(now_ns)
         self._log.write({"plan": now_ns} | decision(plan))
         self._log.flush_now_and_then(now_ns)

@@ -10,7 +10,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from wait_core import DeadlineError, WaitCoreError
-from wait_core.vllm import clock, gated_queue, late, prefixes, telemetry, transfer
+from wait_core.vllm import clock, gated_queue, kv_groups, late, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
 from wait_core.vllm.outcomes import Outcomes
 from wait_core.vllm.step_times import StepTimes
@@ -34,6 +34,8 @@ PREEMPTED = RequestStatus.PREEMPTED  # the last before those of requests that ha
 LENGTH_CAPPED = RequestStatus.FINISHED_LENGTH_CAPPED
 LOOK_NS = 1_000_000_000
 """Time between two looks at what changes seldom: the files of the settings and of what is learned, the law."""
+NOT_TIMED: tuple[int | None, int | None] = (None, None)
+"""No step has ended whose plan has not been told: its time, ns, and the number of its plan."""
 COMPLETE = (RequestStatus.FINISHED_STOPPED, LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION)
 """How a request ends whose output is complete: of those the core learns lengths. The others left, or were given up."""
 
@@ -45,9 +47,11 @@ class Bridge:
     not know (it refused it, or the request is a streaming session) is `foreign`: it passes the gate freely and the core
     notices it only through the count of free blocks.
 
-    Reports: what vLLM did with a plan is reported to the core at the start of the next step, in one call, together with
-    what finished in between; only requests for which something other than the plan happened are named. So the work
-    per step grows with the number of requests that changed, not with those running.
+    Reports: what vLLM did with a plan is reported to the core at the start of the next step, together with what
+    finished in between; only requests for which something other than the plan happened are named. So the work per step
+    grows with the number of requests that changed, not with those running. In nearly every step the residents decode a
+    token each, as planned: then it is one call of the core and a comparison of two numbers (`_steady`). After the model
+    has run, nothing of this is in the processor's caches, and what a step costs is how much of it is touched.
 
     Errors: every entry point catches everything. The first error ends the core's part for good (`_fail`).
     """
@@ -74,7 +78,7 @@ class Bridge:
         self._foreign: dict[str, Request] = {}
         self._plan: Plan | None = None
         self._offered: list[int] = []
-        self.held = self.paused = 0
+        self.paused = 0
         self._budget = scheduler.max_num_scheduled_tokens
         self._threshold = scheduler.scheduler_config.long_prefill_token_threshold
         # It cuts decodes with drafts as well, and a state that ends with a block takes no chunk shorter than that.
@@ -86,8 +90,14 @@ class Bridge:
         self.counts = dict.fromkeys(names, 0)
         self.outcomes = Outcomes(scheduler, self.queue, self._ids, self._requests, self.counts)
         self.times: StepTimes[tuple[Any, int] | None] = StepTimes()
-        self._begun_ns = self._next_look_ns = 0
-        self._timed: list[tuple[int, int]] = []  # plans whose steps have ended, and how long they took, ns
+        self.now_ns = self._next_look_ns = 0
+        self._timed = NOT_TIMED
+        self._free_blocks = kv_groups.free_blocks(scheduler)
+        # What prompts share with residents is believed of a host that has said what is free.
+        self.core.complete(free_blocks=self._free_blocks())
+        # Whether the last plan came true, and there is nothing else to tell the core or to look after; and, once the
+        # next is made, whether that only lets the residents decode.
+        self._steady = False
 
     # -- entry points: they never raise ---------------------------------------------------------------------------
 
@@ -103,32 +113,45 @@ class Bridge:
         """Report what has happened, ask for a plan, and set gate, pauses and token budget for one step."""
         if self.active:
             try:
-                now_ns = self._begun_ns = clock.now_ns()
-                if self.unready.kept:
-                    for request, arrival_ns in self.unready.ready():
-                        self._declare(request, arrival_ns)
-                self._report()
+                begun_ns = clock.tick_ns()
+                now_ns = self.now_ns = clock.now_ns()
+                scheduler = self.scheduler
+                if not self._steady or scheduler.finished_req_ids or scheduler.reset_preempted_req_ids:
+                    self._steady = False
+                    self._report()
                 if now_ns >= self._next_look_ns:
                     self._next_look_ns = now_ns + LOOK_NS
+                    self._steady = False
                     self._exchange(now_ns)
                     self.telemetry.look(self.core)
-                if self.scheduler.pause_state is not PAUSED_ALL:
+                if scheduler.pause_state is not PAUSED_ALL:
                     self._decide(now_ns)
-                    self.telemetry.decisions_ns.append(clock.now_ns() - now_ns)
+                    self.telemetry.decisions_ns.append(clock.tick_ns() - begun_ns)
             except BaseException as error:  # noqa: BLE001
                 self._fail("before schedule", error)
 
     def release(self) -> None:
         """Undo what holds for one step only, also after an error of vLLM's own: nothing here can fail."""
         self.queue.close()
-        self.scheduler.max_num_scheduled_tokens = self._budget
-        self.scheduler.scheduler_config.long_prefill_token_threshold = self._threshold
+        if not self._steady:
+            self.scheduler.max_num_scheduled_tokens = self._budget
+            self.scheduler.scheduler_config.long_prefill_token_threshold = self._threshold
 
     def after_step(self, output: SchedulerOutput) -> None:
         """Compare what vLLM scheduled with the plan and keep the difference for the next report."""
         if self.active:
             try:
-                self._compare(output)
+                plan, self._plan = self._plan, None
+                if (
+                    plan is not None
+                    and self._steady
+                    and plan.num_decodes == len(output.num_scheduled_tokens) > 0
+                    and not output.preempted_req_ids
+                ):
+                    self.counts["steps"] += 1
+                    self.times.scheduled(self.now_ns, (self.core, plan.iteration))
+                else:
+                    self._compare(plan, output)
             except BaseException as error:  # noqa: BLE001
                 self._fail("after schedule", error)
 
@@ -136,22 +159,23 @@ class Bridge:
         """Take the time of a step whose output is in."""
         if self.active and output.total_num_scheduled_tokens:
             try:
-                step = self.times.ended(clock.now_ns())
+                now_ns = self.now_ns = clock.now_ns()
+                step = self.times.ended(now_ns)
                 # A core that has taken over since knows nothing of the plan.
                 if step is not None and (planned := step[0]) is not None and planned[0] is self.core:
-                    self._timed.append((planned[1], step[1]))
+                    self._tell_time()  # of the step before, where several are under way
+                    self._timed = step[1], planned[1]
             except BaseException as error:  # noqa: BLE001
                 self._fail("update_from_output", error)
 
     def step_handled(self, output: ModelRunnerOutput) -> None:
-        """Forget the requests that vLLM has ended with the output of a step."""
+        """Note that the output of a step has been taken in, and whether some requests were set back."""
         if self.active:
             try:
                 self.times.handled(clock.now_ns())
-                if self.scheduler.finished_req_ids:
-                    self._let_go()
                 loads = output.kv_connector_output
                 if loads is not None and loads.invalid_block_ids:  # requests that ran on them compute them again
+                    self._steady = False
                     self.outcomes.look_at_all()
             except BaseException as error:  # noqa: BLE001
                 self._fail("update_from_output", error)
@@ -176,13 +200,16 @@ class Bridge:
         if self.scheduler.requests.get(name) is not request:
             return  # a further input chunk of a streaming session
         if name in self._ids:  # reused before the core heard that its first bearer had left
-            self.outcomes.gone.append(self._left(name))
+            self._let_go()
+            self._steady = False
         if request.resumable:
             self._make_foreign(request, None)
             return
         now_ns = clock.now_ns()
         self.telemetry.arrived(now_ns)
-        if not self.unready.keeps(request, now_ns):
+        if self.unready.keeps(request, now_ns):
+            self._steady = False
+        else:
             self._declare(request, now_ns)
 
     def _declare(self, request: Request, now_ns: int) -> None:
@@ -198,6 +225,7 @@ class Bridge:
             if longest is not None:
                 self.late.watch(number, now_ns + longest[0], longest[1])
             self.outcomes.moved = True
+            self._steady = self._steady and longest is None and not self._seats()
             self._arrivals[number] = now_ns
             self._ids[request.request_id] = number
             self._requests[number] = request
@@ -210,6 +238,7 @@ class Bridge:
         self._left(request.request_id)
 
     def _make_foreign(self, request: Request, refusal: WaitCoreError | None) -> None:
+        self._steady = False
         self._foreign[request.request_id] = request
         self.counts["foreign"] += 1
         self.telemetry.rejected_for(refusal)
@@ -234,6 +263,7 @@ class Bridge:
         if refused is None:
             return
         self.core, self.settings = self.control.core, self.control.settings
+        self._timed = NOT_TIMED
         self.telemetry.restart(self.core)
         self.counts["reconfigured"] += 1
         for number, refusal in refused.items():
@@ -259,41 +289,72 @@ class Bridge:
             (outcomes.gone if status in COMPLETE else outcomes.aborted).append(self._left(name))
 
     def _report(self) -> None:
-        if self.scheduler.finished_req_ids:  # some have been aborted since the last output
+        """Tell the core what has come, gone and happened otherwise than planned, but for the time of the last step."""
+        if self.unready.kept:
+            for request, arrival_ns in self.unready.ready():
+                self._declare(request, arrival_ns)
+        if self.scheduler.finished_req_ids:
             self._let_go()
-        step: tuple[int | None, int | None] = None, None
-        if self._timed:
-            *before, step = self._timed
-            self._timed = []
-            for number, ns in before:
-                self.core.complete(step_ns=ns, iteration=number)
-        self.outcomes.tell(self.core, step=step, alone=not self._foreign)
+        self.outcomes.tell(self.core, alone=not self._foreign)
+
+    def _tell_time(self) -> None:
+        if self._timed is not NOT_TIMED:
+            step_ns, iteration = self._timed
+            self._timed = NOT_TIMED
+            self.core.complete(step_ns=step_ns, iteration=iteration)
+
+    def _seats(self) -> int:
+        """Return how many more requests vLLM lets run: what is cached of those behind them can be asked for later."""
+        free: int = self.scheduler.max_num_active_reqs - len(self.scheduler.running)
+        return free
 
     def _decide(self, now_ns: int) -> None:
-        scheduler, requests = self.scheduler, self._requests
+        if not self._steady:
+            self._look_after(now_ns)
+        step_ns, iteration = self._timed
+        self._timed = NOT_TIMED
+        free_blocks = self._free_blocks()
+        plan = self.core.plan(now_ns, free_blocks=free_blocks, step_ns=step_ns, iteration=iteration)
+        self._plan = plan
+        if self._steady and plan.only_decodes:
+            self.queue.shut()
+        else:
+            self._steady = False
+            self._follow(plan)
+
+    def _look_after(self, now_ns: int) -> None:
+        """See to what may have changed though nothing was told: what is cached, waits that are over, a stalled core."""
         if self.watchdog.quiet and not self.settings.shadow:
             self._watch(now_ns)
-        # No more are admitted than there are seats: what is cached of the others can be asked for later.
-        if self.outcomes.moved and (seats := scheduler.max_num_active_reqs - len(scheduler.running)) > 0:
-            computing = self.outcomes.prefilling
-            self.outcomes.moved = self.prefixes.used and self.prefixes.tell(self.core, requests, seats, computing)
+        if self.outcomes.moved and (seats := self._seats()) > 0:
+            changes = self.prefixes.used and self.prefixes.tell(
+                self.core, self._requests, seats, self.outcomes.prefilling
+            )
+            # Policy `vllm` is vLLM step by step; any other bears a chunk that is longer than planned.
+            self.outcomes.moved = changes and self.settings.policy == "vllm"
         if self.late.watched:
-            for number, bound in self.late.due(now_ns, requests):
+            for number, bound in self.late.due(now_ns, self._requests):
                 self.core.abort(number)
                 self._end(number, bound)
-        plan = self._plan = self.core.plan(now_ns)
+
+    def _follow(self, plan: Plan) -> None:
+        """Let vLLM do in this step what `plan` says, and no more."""
+        scheduler, requests = self.scheduler, self._requests
         for number, bound, _ in plan.refused:
             self._end(number, bound)
         self._offered = offered = [*plan.resumed, *plan.admitted]
         if len(offered) > 1:
             self._offered = offered = self._in_order(offered)
         paused = plan.paused
-        self.held, self.paused = plan.held, len(paused)
-        if self.held and self.telemetry.explains:
+        self.paused = len(paused)
+        if self.telemetry.explains and plan.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        self.queue.open([*self._foreign.values(), *map(requests.__getitem__, offered)])
+        if offered or self._foreign:
+            self.queue.open([*self._foreign.values(), *map(requests.__getitem__, offered)])
+        else:
+            self.queue.shut()
         # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
         # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
         if paused and self._may_pause:
@@ -321,8 +382,7 @@ class Bridge:
             return sorted(admitted, key=self._requests.__getitem__)
         return admitted
 
-    def _compare(self, output: SchedulerOutput) -> None:
-        plan, self._plan = self._plan, None
+    def _compare(self, plan: Plan | None, output: SchedulerOutput) -> None:
         planned = None
         if plan is not None:
             self.counts["steps"] += 1
@@ -333,11 +393,21 @@ class Bridge:
                 self.telemetry.holds_ns += [now_ns - self._arrivals[number] for number in admitted]
             if outcomes.followed and not self._foreign:
                 planned = self.core, plan.iteration
+            self._steady = planned is not None and outcomes.nothing_left and not (ungated or self.paused)
+            self._offered = []
         if output.total_num_scheduled_tokens:
             self.watchdog.progressed()
-            self.times.scheduled(self._begun_ns, planned)
+            self.times.scheduled(self.now_ns, planned)
         else:
             self.watchdog.quiet = True
+        self._steady = self._steady and not (
+            self.watchdog.quiet
+            or self.unready.kept
+            or self.late.watched
+            or self.telemetry.explains
+            or self.scheduler.num_spec_tokens  # which drafts are right is known a step or two later
+            or (self.outcomes.moved and self._seats() > 0)
+        )
 
     # -- when things go wrong ---------------------------------------------------------------------------------------
 

@@ -15,3 +15,5 @@ now_ns: Callable[[], int] = time.monotonic_ns
 """Return the time in ns since some instant; it never goes back."""
 unix_ns: Callable[[], int] = time.time_ns
 """Return the time in ns since 1970, for what another machine reads."""
+tick_ns: Callable[[], int] = time.perf_counter_ns
+"""Return a time in ns for how long the adapter itself takes, which no law knows."""

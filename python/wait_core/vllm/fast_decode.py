@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core import single_type_kv_cache_manager
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.request import Request, RequestStatus
@@ -60,7 +61,7 @@ TESTED = {"8781a3d7a66f0379": "0.32"}
 
 
 def install(scheduler: Any) -> None:
-    """Guard the four methods of `scheduler`, an AsyncScheduler whose KV cache is one group of full attention.
+    """Guard the four methods of `scheduler`, on an AsyncScheduler whose KV cache is one group of full attention.
 
     Raises
     ------
@@ -73,6 +74,7 @@ def install(scheduler: Any) -> None:
     group = groups[0]
     reasons = {
         f"this vLLM: code it restates has changed ({text})": text not in TESTED,
+        "an engine that plans no step ahead": not isinstance(scheduler, AsyncScheduler),
         "several groups of the KV cache": len(groups) > 1,
         "speculative decoding": scheduler.num_spec_tokens > 0 or scheduler.num_lookahead_tokens > 0,
         "pipeline parallelism": scheduler.use_pp,

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from vllm.v1.request import Request
 
+NONE: deque[Request] = deque()
+"""What a gate lets through that is shut."""
+
 
 class GatedQueue(RequestQueue):
     """Every waiting request in order, of which stock vLLM may take only those let through the gate.
@@ -33,7 +36,11 @@ class GatedQueue(RequestQueue):
 
     def open(self, admitted: Collection[Request]) -> None:
         """Let only `admitted` through, in this order; those no longer waiting are left out."""
-        self._gate = deque([r for r in admitted if r.request_id in self._line] if admitted else ())
+        self._gate = deque([r for r in admitted if r.request_id in self._line])
+
+    def shut(self) -> None:
+        """Let none through."""
+        self._gate = NONE
 
     def close(self) -> None:
         """Take the gate away: the queue is whole again."""

@@ -139,8 +139,6 @@ def translate(scheduler: Scheduler) -> list[Group]:
 
 def encoder_blocks(scheduler: Scheduler, request: Request) -> int:
     """Return how many blocks `request` holds, while it is resident, for what its encoder reads: cross-attention's."""
-    if not request.has_encoder_inputs:
-        return 0
     sizes = [each.block_size for each in managers(scheduler) if type(each.kv_cache_spec) is CrossAttentionSpec]
     tokens = sum(map(request.get_num_encoder_embeds, range(len(request.mm_features)))) if sizes else 0
     return sum(-(-tokens // size) for size in sizes)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import RequestStatus
 
-from wait_core.vllm import kv_groups
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
@@ -55,7 +53,6 @@ class Outcomes:
         self._ids = ids
         self._requests = requests
         self._counts = counts
-        self._free_blocks = kv_groups.free_blocks(scheduler)
         self.gone: list[int] = []
         self.aborted: list[int] = []
         self.ended = 0
@@ -73,6 +70,12 @@ class Outcomes:
         self._missing = 0  # requests the last plan counted on and vLLM did not schedule
         self._preempted_before: frozenset[str] = frozenset()
 
+    @property
+    def nothing_left(self) -> bool:
+        """Whether nothing of the last step is to be told, or looked at in the next."""
+        left = self.prefilling or self.loading or self._received or self._drafted
+        return self.followed and not left
+
     def took(self, number: int) -> None:
         """Note that vLLM admitted a request by itself: its progress is reported, which the core reads as that."""
         self.prefilling[number] = -1  # differs from any chunk
@@ -84,12 +87,8 @@ class Outcomes:
                 self.prefilling[number] = request.num_computed_tokens
                 self._progress.append((number, request.num_computed_tokens))
 
-    def tell(self, core: Any, *, step: tuple[int | None, int | None], alone: bool) -> None:
-        """Report all of it to `core`.
-
-        `step` is a plan whose step has ended and how long that took, ns; `alone` says that the core knows all that run.
-        """
-        iteration, step_ns = step
+    def tell(self, core: Any, *, alone: bool) -> None:
+        """Report all of it to `core`; `alone` says that it knows all requests that run."""
         # A reset of the prefix cache preempts between two steps, and the next one resumes.
         self._preempted_before = frozenset(self._scheduler.reset_preempted_req_ids)
         if self._preempted_before:
@@ -105,10 +104,7 @@ class Outcomes:
         if self._received:  # before their progress
             core.complete(received=self._received)
             self._received = []
-        free = self._free_blocks()
         if not (finished or aborted or self._preempted or self._refused or self._progress or self._receiving):
-            # Nearly every step: what the plan said came true.
-            core.complete(free_blocks=free, step_ns=step_ns, iteration=iteration)
             return
         left = {*finished, *aborted}
         # Progress of a request that a reset has preempted since would read as its admission.
@@ -119,9 +115,6 @@ class Outcomes:
             refused=[number for number in self._refused if number not in finished],
             progress=[p for p in self._progress if p[0] not in stale] if stale else self._progress,
             receiving=self._receiving,
-            free_blocks=free,
-            step_ns=step_ns,
-            iteration=iteration,
         )
         self._preempted, self._refused, self._progress, self._receiving = [], [], [], []
         self.gone, self.aborted = [], []
@@ -134,11 +127,13 @@ class Outcomes:
         """Keep what `output` does otherwise than `plan`, which `offered` those; `ungated`: vLLM was not held to it."""
         if output.preempted_req_ids:
             self._note_preempted(output.preempted_req_ids - self._preempted_before)
+            self._preempted_before = frozenset()
         chunks = plan.prefill
         missing = plan.num_decodes + len(chunks) - len(output.num_scheduled_tokens)
         if self.loading or self._scheduler.kv_holding_waiting:  # without a connector never
             missing += self._note_loads() - len(self.loading.intersection(offered))
-        if offered or self.admitted:
+        self.admitted.clear()
+        if offered:
             self._note_offered(offered, plan.cached)
         if ungated:
             missing += self._note_ungated(output, offered)
@@ -174,7 +169,6 @@ class Outcomes:
 
     def _note_offered(self, offered: Collection[int], cached: Iterable[tuple[int, int]]) -> None:
         """Note which of those that the plan admits vLLM did, and what is `cached` of their prompts."""
-        self.admitted.clear()
         known = dict(cached)
         for number in offered:
             if self._requests[number].status is RUNNING:

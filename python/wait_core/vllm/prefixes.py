@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wait_core.vllm import kv_groups, look_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -76,7 +76,8 @@ class Prefixes:
     decides is no longer cached, or is held where it was not or the other way round, or the one after them has come to
     be. Of a prefix that two requests computed at the same time there are two copies, of which the cache offers one;
     with the other's holder gone the answer may be too large until then. What is held cannot change while nothing comes,
-    goes, or computes a prompt; what is cached and not held may be evicted by any step.
+    goes, or computes a prompt. What is cached and not held any step may evict: memory that the request needs all the
+    same, and a few tokens more of its prompt to compute.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -96,18 +97,18 @@ class Prefixes:
         self._found: dict[int, Found] = {}
         self._computed = Computed(manager.block_pool.num_gpu_blocks)
 
-    def tell(self, core: Any, requests: Mapping[int, Request], most: int, computing: Iterable[int] = ()) -> bool:
+    def tell(self, core: Any, requests: Mapping[int, Request], most: int, computing: Collection[int] = ()) -> bool:
         """Tell `core` where it knows another number; `requests` are those it knows, by number, `most` can be admitted.
 
         vLLM caches what it computes of a prompt as soon as that is scheduled: a request that is admitted in the same
         step behind one with the same beginning, as the samples of a prompt are, finds it, and held. The first of them
         is in the queue too, or one of those that are `computing` their prompts.
 
-        Returns whether the answers may change though nothing comes, goes or computes a prompt.
+        Returns whether any step may change the answers, though nothing comes, goes or computes a prompt.
         """
         found: dict[int, Found] = {}
         news, changes = [], False
-        ahead = self._ahead(map(requests.__getitem__, computing))
+        ahead = self._ahead(map(requests.__getitem__, computing)) if computing else {}
         room = self._size * self._manager.block_pool.get_num_free_blocks()
         looked_at, more = 0, True
         while more and looked_at < min(most, MOST_LOOKED_AT):

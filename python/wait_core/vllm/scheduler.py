@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from wait_core.vllm import refusal, support
+from wait_core.vllm import refusal
 from wait_core.vllm.bridge import Bridge
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class SyncWaitScheduler(Scheduler):
 class WaitScheduler(SyncWaitScheduler, AsyncScheduler):
     """vLLM's scheduler with admission gated by the core; named by ``--scheduler-cls wait_core.vllm.WaitScheduler``.
 
-    On vLLM's `AsyncScheduler`, which serves engines that plan ahead and those that do not. Where pipeline stages get
-    their tokens from the engine (vLLM's first model runner), what is made is a `SyncWaitScheduler`.
+    On vLLM's `AsyncScheduler` for an engine that plans a step ahead, as those on a GPU do. For any other, where that
+    would do work for nothing, what is made is a `SyncWaitScheduler`: each stands on the class that vLLM would take.
 
     Raises
     ------
@@ -100,6 +100,6 @@ class WaitScheduler(SyncWaitScheduler, AsyncScheduler):
 
     def __new__(cls, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Any:
         """Choose the base that the engine needs."""
-        if cls is WaitScheduler and support.waits_for_tokens(vllm_config):
+        if cls is WaitScheduler and not vllm_config.scheduler_config.async_scheduling:
             return SyncWaitScheduler(vllm_config, *args, **kwargs)
         return super().__new__(cls)

@@ -13,7 +13,6 @@ from wait_core.vllm import kv_groups
 from wait_core.vllm.config import KEY, ConfigError
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from wait_core.vllm.config import Settings
@@ -35,15 +34,6 @@ def has_rust_frontend() -> bool:
     return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
-def waits_for_tokens(vllm_config: VllmConfig) -> bool:
-    """Whether a request's next token may be planned only when its last is there, though batches overlap.
-
-    So it is with several pipeline stages where vLLM schedules no step ahead: each batch has requests of its own.
-    """
-    stages: int = vllm_config.parallel_config.pipeline_parallel_size
-    return stages > 1 and not vllm_config.scheduler_config.async_scheduling
-
-
 def engine(scheduler: Scheduler) -> dict[str, Any]:
     """Return the core's settings that follow the engine.
 
@@ -53,12 +43,14 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
         Where the engine does what the core cannot account for: what, and what to do about it.
     """
     model = scheduler.vllm_config.model_config
-    ahead = isinstance(scheduler, AsyncScheduler)
+    # Then each batch has requests of its own, of which the next token is planned only when the last is there.
+    stages = scheduler.vllm_config.parallel_config.pipeline_parallel_size > 1
+    waits = stages and not scheduler.vllm_config.scheduler_config.async_scheduling
     reasons = (
         (model.is_diffusion, "a diffusion model (it needs vLLM's own scheduler)", None),
         (scheduler.dcp_world_size > 1, "decode context parallelism", "--decode-context-parallel-size 1"),
         (
-            ahead and waits_for_tokens(scheduler.vllm_config),
+            waits and isinstance(scheduler, AsyncScheduler),
             "pipeline stages that wait for tokens, under a subclass that does not",
             "derive it from SyncWaitScheduler",
         ),

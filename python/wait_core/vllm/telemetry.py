@@ -8,12 +8,12 @@ Counters travel as differences, because with several front ends each step's figu
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.logger import init_logger
 
 from wait_core import CapacityError, DeadlineError, QueueFullError, WaitCoreError
@@ -51,7 +51,7 @@ def detach(stats: SchedulerStats) -> dict[str, Any] | None:
     found = None
     for name in [name for name in stats.num_kv_fetch_reqs_by_stage if name.startswith(CARRIER)]:
         del stats.num_kv_fetch_reqs_by_stage[name]
-        found = json.loads(name[len(CARRIER) :])
+        found = msgspec.json.decode(name[len(CARRIER) :])
     return found
 
 
@@ -87,10 +87,6 @@ class Telemetry:
     def _rate_at(self, now_ns: int) -> float:
         return self._rate * math.exp((self._rate_ns - now_ns) / 1e9 / RATE_WINDOW_S)
 
-    def is_due(self, now_ns: int, *, idle: bool) -> bool:
-        """Whether to send: seldom, but always when the engine is about to rest, so that no figure stays behind."""
-        return idle or now_ns - self._sent_ns >= LOAD_NS
-
     def restart(self, core: Any) -> None:
         """Count on from a new core, whose counters begin anew."""
         for name, value in _counters(core.stats).items():
@@ -101,9 +97,9 @@ class Telemetry:
         if self.failed or not self._has_reader:
             return
         try:
-            now_ns = clock.now_ns()
-            idle = not bridge.scheduler.running
-            if not self.is_due(now_ns, idle=idle):
+            now_ns = bridge.now_ns if bridge.active else clock.now_ns()
+            idle = not bridge.scheduler.running  # it is about to rest: no figure is to stay behind
+            if now_ns - self._sent_ns < LOAD_NS and not idle:
                 return
             figures: dict[str, Any] = {"active": bridge.active}
             if bridge.active:
@@ -114,7 +110,7 @@ class Telemetry:
                     self._collected_ns = now_ns
                     figures["metrics"] = self._metrics(bridge, now_ns)
             self._sent_ns = now_ns
-            stats.num_kv_fetch_reqs_by_stage[CARRIER + json.dumps(figures)] = 0
+            stats.num_kv_fetch_reqs_by_stage[CARRIER + msgspec.json.encode(figures).decode()] = 0
         except BaseException as error:  # noqa: BLE001  figures are not worth the scheduling
             self._fail(error)
 
@@ -126,7 +122,7 @@ class Telemetry:
     def _metrics(self, bridge: Bridge, now_ns: int) -> dict[str, Any]:
         settings = bridge.settings
         shown = {"policy": settings.policy, "shadow": settings.shadow, "blocks": bridge.control.engine["kv_blocks"]}
-        shown |= {"held": bridge.held, "paused": bridge.paused, "late": bridge.late.taken()}
+        shown |= {"held": bridge.core.num_waiting, "paused": bridge.paused, "late": bridge.late.taken()}
         return shown | self.collect(bridge.core, bridge.control.in_force, now_ns, bridge.counts)
 
     def collect(self, core: Any, settings: Mapping[str, Any], now_ns: int, counts: Mapping[str, int]) -> dict[str, Any]:

@@ -36,25 +36,25 @@ def declare(
     """
     scheduler, settings = by
     said = _said(request)
-    longest = _longest_wait(said, settings)
+    longest = _longest_wait(said, settings) if said or settings.max_wait_s is not None else None
     prompt = request.num_prompt_tokens
     length = min(request.max_tokens, max(1, scheduler.max_model_len - prompt))
+    more: dict[str, Any] = {}  # few requests have any of it
     # Where vLLM goes by arrival, it ignores priorities of its own; and policy `vllm` is vLLM.
-    if scheduler.policy is _PRIORITY:
-        priority = request.priority
-    else:
-        priority = _argument(said, "wait_core_priority", int) if said and settings.policy != "vllm" else 0
-    core.add(
-        number,
-        prompt,
-        length if settings.use_max_tokens else None,
-        output_tokens=length if settings.known_lengths and _length_is_known(request) else None,
-        priority=max(-(2**63), min(2**63 - 1, priority)) if priority else 0,
-        tenant=_tenant(said, settings) if said else 0,
-        encoder_blocks=kv_groups.encoder_blocks(scheduler, request),
-        max_wait_ns=None if longest is None else longest[0],
-        now_ns=arrival_ns,
-    )
+    priority = request.priority if scheduler.policy is _PRIORITY else 0
+    if said:
+        more["tenant"] = _tenant(said, settings)
+        if scheduler.policy is not _PRIORITY and settings.policy != "vllm":
+            priority = _argument(said, "wait_core_priority", int)
+    if priority:
+        more["priority"] = max(-(2**63), min(2**63 - 1, priority))
+    if request.has_encoder_inputs:
+        more["encoder_blocks"] = kv_groups.encoder_blocks(scheduler, request)
+    if settings.known_lengths and _length_is_known(request):
+        more["output_tokens"] = length
+    if longest is not None:
+        more["max_wait_ns"] = longest[0]
+    core.add(number, prompt, length if settings.use_max_tokens else None, now_ns=arrival_ns, **more)
     return longest
 
 
@@ -116,7 +116,7 @@ def _said(request: Request) -> Mapping[str, Any]:
 
 def _longest_wait(said: Mapping[str, Any], settings: Settings) -> tuple[int, str] | None:
     """Return how long a request may wait for its admission, ns, and what says so: the least of what does."""
-    if settings.shadow or (settings.max_wait_s is None and not said):
+    if settings.shadow:
         return None
     bounds = {"max_wait_s": settings.max_wait_s, "deadline": _argument(said, "wait_core_deadline", (int, float))}
     known = [(int(s * 1e9), name) for name, s in bounds.items() if s is not None and 0 <= s < LONGEST_S]

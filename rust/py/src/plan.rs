@@ -68,6 +68,14 @@ impl Plan {
         self.num_decodes == 0 && self.prefill.is_empty()
     }
 
+    /// True if the residents decode a token each, and that is all: nothing is admitted, computed of a prompt, paused,
+    /// preempted or refused.
+    #[getter]
+    fn only_decodes(&self) -> bool {
+        let lists = [&self.admitted, &self.resumed, &self.preempted, &self.paused];
+        lists.iter().all(|list| list.is_empty()) && self.prefill.is_empty() && self.refused.is_empty()
+    }
+
     fn __repr__(&self) -> String {
         format!(
             "Plan(num_decodes={}, prefill={:?}, admitted={:?}, resumed={:?}, preempted={:?}, paused={:?}, held={})",

@@ -119,10 +119,23 @@ impl Scheduler {
     }
 
     /// Plans the next iteration and assumes that it happens; `now_ns` is the time on the caller's clock, ns.
-    #[pyo3(signature = (now_ns = 0))]
-    fn plan(&mut self, #[pyo3(from_py_with = convert::ranged)] now_ns: u64) -> Plan {
+    ///
+    /// `free_blocks`, `step_ns` and `iteration` are reported first, as by `complete`: a host whose iterations go as planned,
+    /// as nearly all do, needs one call for each. Raises `WaitCoreError` as that does, and plans nothing then.
+    #[pyo3(signature = (now_ns = 0, *, free_blocks = None, step_ns = None, iteration = None))]
+    fn plan(
+        &mut self,
+        #[pyo3(from_py_with = convert::ranged)] now_ns: u64,
+        #[pyo3(from_py_with = convert::ranged)] free_blocks: Option<u32>,
+        #[pyo3(from_py_with = convert::ranged)] step_ns: Option<u64>,
+        #[pyo3(from_py_with = convert::ranged)] iteration: Option<u64>,
+    ) -> PyResult<Plan> {
+        if free_blocks.is_some() || step_ns.is_some() {
+            let step = step_ns.map(|ns| StepTime { ns, iteration });
+            self.inner.complete(&Report { free_blocks, step, ..Report::default() }).map_err(error::core)?;
+        }
         self.inner.plan(now_ns);
-        Plan::of(&self.inner)
+        Ok(Plan::of(&self.inner))
     }
 
     /// Reports what turned out differently from the plan, and what has finished. Ids that are unknown are counted and
