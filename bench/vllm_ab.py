@@ -90,6 +90,7 @@ class Runs:
             self.file = self.file.with_stem(self.file.stem + "-quick")
         self.law_file = self.file.with_name(f"{self.file.stem}-law.json")
         self.made: dict[Key, dict[str, Any]] = {}
+        self.starts: dict[str, str] = {}  # of a claim: the mean ratio of each start, where there are several
         if self.file.exists():
             for line in self.file.read_text(encoding="utf-8").splitlines():
                 cell, arm, number, figures = json.loads(line)
@@ -185,11 +186,11 @@ def judge(bench: Bench, runs: Runs, cell: str, rounds: int) -> None:
         mean, half = interval(ratios)
         if lower and rounds < 2:
             return  # one round has no interval
-        starts = [statistics.mean(ratios[first : first + LIVES]) for first in range(0, rounds, LIVES)]
-        each = f" ({', '.join(f'{start:.3f}' for start in starts)})" if runs.shared and len(starts) > 1 else ""
         what = f"{cell}: {key} / {against}" + (", lower end" if lower else "")
         what += arm.removeprefix(OURS)
-        bench.claim(what, mean - half if lower else mean, f"+-{half:.3f}{each}", goal)
+        bench.claim(what, mean - half if lower else mean, f"+-{half:.3f}", goal)
+        starts = [statistics.mean(ratios[first : first + LIVES]) for first in range(0, rounds, LIVES)]
+        runs.starts[what] = ", ".join(f"{start:.3f}" for start in starts) if len(starts) > 1 else ""
 
     if "within" in goals:
         for key in SHOWN:
@@ -255,7 +256,9 @@ def main() -> None:
             judge(bench, runs, cell, rounds)
         tabulate(bench, runs, cell, arms_of(settings["cells"][cell], options.arms), rounds)
     bench.tables[f"{options.settings}-claims"] = [
-        {"claim": it.name, "measured": f"{it.value:.3f}{it.unit}", "goal": it.goal, "verdict": it.verdict}
+        {"claim": it.name, "measured": f"{it.value:.3f}{it.unit}"}
+        | ({"each start": runs.starts[it.name]} if runs.shared else {})
+        | {"goal": it.goal, "verdict": it.verdict}
         for it in bench.claims
     ]
     bench.finish()
