@@ -126,7 +126,7 @@ def test_what_it_does_not_cover_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     for more, message in (
         ({"kv_groups": ({"kind": "full"}, {"kind": "sliding_window", "window": 64})}, "several groups of the KV cache"),
         ({"connector": {}}, "a KV connector"),
-        ({"scheduler": "Scheduler"}, "an engine that plans no step ahead"),
+        ({"scheduler": "Scheduler"}, "an engine without asynchronous scheduling"),
     ):
         with pytest.raises(ConfigError, match=message):
             fast_decode.install(make_scheduler(Setup(**more)))

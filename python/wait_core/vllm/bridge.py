@@ -51,7 +51,7 @@ class Bridge:
     finished in between; only requests for which something other than the plan happened are named. So the work per step
     grows with the number of requests that changed, not with those running. In nearly every step the residents decode a
     token each, as planned: then it is one call of the core and a comparison of two numbers (`_steady`). After the model
-    has run, nothing of this is in the processor's caches, and what a step costs is how much of it is touched.
+    has run, the processor's caches hold none of this, so that a step costs as much as it touches.
 
     Errors: every entry point catches everything. The first error ends the core's part for good (`_fail`).
     """
@@ -90,13 +90,14 @@ class Bridge:
         self.counts = dict.fromkeys(names, 0)
         self.outcomes = Outcomes(scheduler, self.queue, self._ids, self._requests, self.counts)
         self.times: StepTimes[tuple[Any, int] | None] = StepTimes()
-        self.now_ns = self._next_look_ns = 0
+        self.now_ns = 0  # of the last call before a step, or with its output
+        self._next_look_ns = self._next_due_ns = 0
         self._timed = NOT_TIMED
         self._free_blocks = kv_groups.free_blocks(scheduler)
-        # What prompts share with residents is believed of a host that has said what is free.
+        # The core charges for shared prefixes until it has been told how many blocks are free.
         self.core.complete(free_blocks=self._free_blocks())
-        # Whether the last plan came true, and there is nothing else to tell the core or to look after; and, once the
-        # next is made, whether that only lets the residents decode.
+        # Whether the last step went as planned, and nothing is left to tell the core or to look after; once the next
+        # plan is made, whether that lets the residents decode and no more.
         self._steady = False
 
     # -- entry points: they never raise ---------------------------------------------------------------------------
@@ -116,7 +117,8 @@ class Bridge:
                 begun_ns = clock.tick_ns()
                 now_ns = self.now_ns = clock.now_ns()
                 scheduler = self.scheduler
-                if not self._steady or scheduler.finished_req_ids or scheduler.reset_preempted_req_ids:
+                ended = scheduler.finished_req_ids or scheduler.reset_preempted_req_ids
+                if not self._steady or ended or now_ns >= self._next_due_ns:
                     self._steady = False
                     self._report()
                 if now_ns >= self._next_look_ns:
@@ -133,7 +135,7 @@ class Bridge:
     def release(self) -> None:
         """Undo what holds for one step only, also after an error of vLLM's own: nothing here can fail."""
         self.queue.close()
-        if not self._steady:
+        if not self._steady:  # as it is until a plan has been followed and compared
             self.scheduler.max_num_scheduled_tokens = self._budget
             self.scheduler.scheduler_config.long_prefill_token_threshold = self._threshold
 
@@ -169,10 +171,12 @@ class Bridge:
                 self._fail("update_from_output", error)
 
     def step_handled(self, output: ModelRunnerOutput) -> None:
-        """Note that the output of a step has been taken in, and whether some requests were set back."""
+        """Note that the output of a step has been taken in, and what of it the next step would see too late."""
         if self.active:
             try:
                 self.times.handled(clock.now_ns())
+                if not self.scheduler.running and self.scheduler.finished_req_ids:  # there may be no further step
+                    self._let_go()
                 loads = output.kv_connector_output
                 if loads is not None and loads.invalid_block_ids:  # requests that ran on them compute them again
                     self._steady = False
@@ -224,8 +228,9 @@ class Bridge:
         else:
             if longest is not None:
                 self.late.watch(number, now_ns + longest[0], longest[1])
+                self._next_due_ns = self.late.next_ns
             self.outcomes.moved = True
-            self._steady = self._steady and longest is None and not self._seats()
+            self._steady = self._steady and not self._seats()
             self._arrivals[number] = now_ns
             self._ids[request.request_id] = number
             self._requests[number] = request
@@ -264,6 +269,7 @@ class Bridge:
             return
         self.core, self.settings = self.control.core, self.control.settings
         self._timed = NOT_TIMED
+        self.outcomes.moved = True  # the new core knows nothing of what is cached
         self.telemetry.restart(self.core)
         self.counts["reconfigured"] += 1
         for number, refusal in refused.items():
@@ -304,7 +310,7 @@ class Bridge:
             self.core.complete(step_ns=step_ns, iteration=iteration)
 
     def _seats(self) -> int:
-        """Return how many more requests vLLM lets run: what is cached of those behind them can be asked for later."""
+        """Return how many more requests vLLM lets run."""
         free: int = self.scheduler.max_num_active_reqs - len(self.scheduler.running)
         return free
 
@@ -326,16 +332,18 @@ class Bridge:
         """See to what may have changed though nothing was told: what is cached, waits that are over, a stalled core."""
         if self.watchdog.quiet and not self.settings.shadow:
             self._watch(now_ns)
+        # No more are admitted than there are seats: what is cached of the others can be asked for later.
         if self.outcomes.moved and (seats := self._seats()) > 0:
             changes = self.prefixes.used and self.prefixes.tell(
                 self.core, self._requests, seats, self.outcomes.prefilling
             )
-            # Policy `vllm` is vLLM step by step; any other bears a chunk that is longer than planned.
+            # Policy `vllm` is vLLM step by step; under any other a chunk may be longer than planned for once.
             self.outcomes.moved = changes and self.settings.policy == "vllm"
         if self.late.watched:
             for number, bound in self.late.due(now_ns, self._requests):
                 self.core.abort(number)
                 self._end(number, bound)
+            self._next_due_ns = self.late.next_ns
 
     def _follow(self, plan: Plan) -> None:
         """Let vLLM do in this step what `plan` says, and no more."""
@@ -383,30 +391,32 @@ class Bridge:
         return admitted
 
     def _compare(self, plan: Plan | None, output: SchedulerOutput) -> None:
-        planned = None
+        outcomes, planned = self.outcomes, None
+        ungated = self.watchdog.is_open or self.settings.shadow
         if plan is not None:
             self.counts["steps"] += 1
-            outcomes, ungated = self.outcomes, self.watchdog.is_open or self.settings.shadow
             outcomes.compare(plan, self._offered, output, ungated=ungated, may_pause=self._may_pause)
             if outcomes.admitted and (admitted := outcomes.admitted.intersection(plan.admitted)):
                 now_ns = clock.now_ns()
                 self.telemetry.holds_ns += [now_ns - self._arrivals[number] for number in admitted]
             if outcomes.followed and not self._foreign:
                 planned = self.core, plan.iteration
-            self._steady = planned is not None and outcomes.nothing_left and not (ungated or self.paused)
             self._offered = []
         if output.total_num_scheduled_tokens:
             self.watchdog.progressed()
             self.times.scheduled(self.now_ns, planned)
         else:
             self.watchdog.quiet = True
-        self._steady = self._steady and not (
-            self.watchdog.quiet
+            outcomes.moved = True  # an engine at rest may be told to empty its prefix cache
+        self._steady = planned is not None and not (
+            ungated
+            or self.paused
+            or outcomes.under_way
+            or self.watchdog.quiet
             or self.unready.kept
-            or self.late.watched
             or self.telemetry.explains
             or self.scheduler.num_spec_tokens  # which drafts are right is known a step or two later
-            or (self.outcomes.moved and self._seats() > 0)
+            or (outcomes.moved and self._seats() > 0)
         )
 
     # -- when things go wrong ---------------------------------------------------------------------------------------

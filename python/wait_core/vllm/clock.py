@@ -16,4 +16,4 @@ now_ns: Callable[[], int] = time.monotonic_ns
 unix_ns: Callable[[], int] = time.time_ns
 """Return the time in ns since 1970, for what another machine reads."""
 tick_ns: Callable[[], int] = time.perf_counter_ns
-"""Return a time in ns for how long the adapter itself takes, which no law knows."""
+"""Return a time in ns for how long the adapter itself takes: no benchmark replaces it."""

@@ -74,7 +74,7 @@ def install(scheduler: Any) -> None:
     group = groups[0]
     reasons = {
         f"this vLLM: code it restates has changed ({text})": text not in TESTED,
-        "an engine that plans no step ahead": not isinstance(scheduler, AsyncScheduler),
+        "an engine without asynchronous scheduling": not isinstance(scheduler, AsyncScheduler),
         "several groups of the KV cache": len(groups) > 1,
         "speculative decoding": scheduler.num_spec_tokens > 0 or scheduler.num_lookahead_tokens > 0,
         "pipeline parallelism": scheduler.use_pp,

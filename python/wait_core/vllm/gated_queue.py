@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from vllm.v1.request import Request
 
-NONE: deque[Request] = deque()
-"""What a gate lets through that is shut."""
+SHUT: deque[Request] = deque()
+"""What a gate lets through that is shut: nothing is ever put into it."""
 
 
 class GatedQueue(RequestQueue):
@@ -40,7 +40,7 @@ class GatedQueue(RequestQueue):
 
     def shut(self) -> None:
         """Let none through."""
-        self._gate = NONE
+        self._gate = SHUT
 
     def close(self) -> None:
         """Take the gate away: the queue is whole again."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
+NEVER = 1 << 63
+"""A time that does not come, ns."""
 
 
 class Late:
@@ -37,6 +39,11 @@ class Late:
     def watch(self, number: int, due_ns: int, bound: str) -> None:
         """Look at a request again at a time, when it has waited as long as `bound` lets it."""
         heapq.heappush(self.watched, (due_ns, number, bound))
+
+    @property
+    def next_ns(self) -> int:
+        """When to look next."""
+        return self.watched[0][0] if self.watched else NEVER
 
     def due(self, now_ns: int, requests: Mapping[int, Request]) -> list[tuple[int, str]]:
         """Return those that have waited as long as they may and were never admitted, and the bound."""

@@ -26,7 +26,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under it
 
 LABELS = ("model_name", "engine")
 GAUGES = {
-    "held_requests": "Requests that wait outside the KV cache after the last decision.",
+    "held_requests": "Requests that wait outside the KV cache.",
     "paused_requests": "Requests that keep their KV and do not run in the last decision.",
     "kv_blocks_used_ratio": "Share of the KV blocks in use, as the core counts them.",
     "arrival_rate": "Requests per second, an average with a time constant of 60 s.",

@@ -71,10 +71,9 @@ class Outcomes:
         self._preempted_before: frozenset[str] = frozenset()
 
     @property
-    def nothing_left(self) -> bool:
-        """Whether nothing of the last step is to be told, or looked at in the next."""
-        left = self.prefilling or self.loading or self._received or self._drafted
-        return self.followed and not left
+    def under_way(self) -> bool:
+        """Whether requests compute or load their prompts, so that the next step has more to compare than a number."""
+        return bool(self.prefilling or self.loading or self._received)
 
     def took(self, number: int) -> None:
         """Note that vLLM admitted a request by itself: its progress is reported, which the core reads as that."""
@@ -133,8 +132,11 @@ class Outcomes:
         if self.loading or self._scheduler.kv_holding_waiting:  # without a connector never
             missing += self._note_loads() - len(self.loading.intersection(offered))
         self.admitted.clear()
+        unlike = False
         if offered:
             self._note_offered(offered, plan.cached)
+            # Of a prompt less may be cached than the core was told, and the more computed.
+            unlike = output.total_num_scheduled_tokens != plan.num_decodes + sum(tokens for _, tokens in chunks)
         if ungated:
             missing += self._note_ungated(output, offered)
         if (ungated or not may_pause) and (paused := plan.paused):
@@ -147,7 +149,7 @@ class Outcomes:
             self._drafted = [[self._ids[name] for name in drafted if name in self._ids], *self._drafted[:1]]
         self._missing = 0 if drafted else missing
         others = self._preempted or self._refused or self._progress or self._receiving
-        self.followed = not (missing or others or drafted or output.scheduled_encoder_inputs)
+        self.followed = not (missing or others or unlike or drafted or output.scheduled_encoder_inputs)
 
     def _note_loads(self) -> int:
         """Note which requests have begun to load their KV, and return how many that had it run now.

@@ -76,8 +76,8 @@ class Prefixes:
     decides is no longer cached, or is held where it was not or the other way round, or the one after them has come to
     be. Of a prefix that two requests computed at the same time there are two copies, of which the cache offers one;
     with the other's holder gone the answer may be too large until then. What is held cannot change while nothing comes,
-    goes, or computes a prompt. What is cached and not held any step may evict: memory that the request needs all the
-    same, and a few tokens more of its prompt to compute.
+    goes, or computes a prompt. Any step may evict what is cached and not held: the request then computes a few tokens
+    more, and needs no more memory.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:

@@ -88,8 +88,9 @@ class SyncWaitScheduler(Scheduler):
 class WaitScheduler(SyncWaitScheduler, AsyncScheduler):
     """vLLM's scheduler with admission gated by the core; named by ``--scheduler-cls wait_core.vllm.WaitScheduler``.
 
-    On vLLM's `AsyncScheduler` for an engine that plans a step ahead, as those on a GPU do. For any other, where that
-    would do work for nothing, what is made is a `SyncWaitScheduler`: each stands on the class that vLLM would take.
+    On vLLM's `AsyncScheduler` where scheduling is asynchronous, as on a GPU. Elsewhere that class would cost time for
+    nothing, and what is made is a `SyncWaitScheduler`, on the class that vLLM would take. A subclass of this one stays
+    on `AsyncScheduler`, which serves both kinds of engines.
 
     Raises
     ------

@@ -43,9 +43,10 @@ def engine(scheduler: Scheduler) -> dict[str, Any]:
         Where the engine does what the core cannot account for: what, and what to do about it.
     """
     model = scheduler.vllm_config.model_config
-    # Then each batch has requests of its own, of which the next token is planned only when the last is there.
-    stages = scheduler.vllm_config.parallel_config.pipeline_parallel_size > 1
-    waits = stages and not scheduler.vllm_config.scheduler_config.async_scheduling
+    # Without asynchronous scheduling a token is planned only when the one before it is there, and the batches of the
+    # stages are of other requests.
+    has_stages = scheduler.vllm_config.parallel_config.pipeline_parallel_size > 1
+    waits = has_stages and not scheduler.vllm_config.scheduler_config.async_scheduling
     reasons = (
         (model.is_diffusion, "a diffusion model (it needs vLLM's own scheduler)", None),
         (scheduler.dcp_world_size > 1, "decode context parallelism", "--decode-context-parallel-size 1"),
