@@ -78,7 +78,7 @@ def test_a_steady_step_is_one_call_of_the_core(monkeypatch: pytest.MonkeyPatch) 
 EVENTS: dict[str, Callable[[Driver], object]] = {
     "an abort": lambda driver: driver.abort("r1"),
     "an arrival with a seat free": lambda driver: driver.add("late", [7] * 20, 10),
-    "a name used again": lambda driver: (driver.abort("r1"), driver.add("r1", [8] * 20, 30)),
+    "a name used again": lambda driver: [driver.abort("r1"), driver.add("r1", [8] * 20, 30)],  # type: ignore[func-returns-value]
     "a reset of the prefix cache": lambda driver: driver.scheduler.reset_prefix_cache(reset_running_requests=True),
 }
 

@@ -12,6 +12,7 @@ from vllm.v1.request import RequestStatus
 from wait_core import DeadlineError, WaitCoreError
 from wait_core.vllm import clock, gated_queue, kv_groups, late, prefixes, telemetry, transfer
 from wait_core.vllm.control import Control
+from wait_core.vllm.limits import Limits
 from wait_core.vllm.outcomes import Outcomes
 from wait_core.vllm.step_times import StepTimes
 from wait_core.vllm.unready import Unready
@@ -50,8 +51,8 @@ class Bridge:
     Reports: what vLLM did with a plan is reported to the core at the start of the next step, together with what
     finished in between; only requests for which something other than the plan happened are named. So the work per step
     grows with the number of requests that changed, not with those running. In nearly every step the residents decode a
-    token each, as planned: then it is one call of the core and a comparison of two numbers (`_steady`). After the model
-    has run, the processor's caches hold none of this, so that a step costs as much as it touches.
+    token each, as planned: then it is one call of the core and a comparison of two numbers (`_steady`), for after the
+    model has run the processor's caches hold none of this.
 
     Errors: every entry point catches everything. The first error ends the core's part for good (`_fail`).
     """
@@ -65,11 +66,11 @@ class Bridge:
         self.telemetry = telemetry.Telemetry()
         self.prefixes = prefixes.Prefixes(scheduler)
         self.unready = Unready(by_priority=scheduler.policy is SchedulingPolicy.PRIORITY)
-        self.watchdog = Watchdog()
         self.late = late.Late(scheduler)
         self.active = True
         self.queue = gated_queue.behind_a_gate(scheduler.policy, scheduler.waiting)
         scheduler.waiting = self.queue
+        self.watchdog = Watchdog(scheduler, self.queue, self.unready)
 
         self._next = 0
         self._ids: dict[str, int] = {}
@@ -79,12 +80,7 @@ class Bridge:
         self._plan: Plan | None = None
         self._offered: list[int] = []
         self.paused = 0
-        self._budget = scheduler.max_num_scheduled_tokens
-        self._threshold = scheduler.scheduler_config.long_prefill_token_threshold
-        # It cuts decodes with drafts as well, and a state that ends with a block takes no chunk shorter than that.
-        self._may_cut = not (scheduler.num_spec_tokens or scheduler.need_mamba_block_aligned_split)
-        # vLLM counts the adapters of those that run; one that pauses would come back beside too many others.
-        self._may_pause = scheduler.lora_config is None
+        self.limits = Limits(scheduler, self.queue)
 
         names = ("steps", "paused", "refused", "watchdog", "foreign", "corrected", "ungated", "reconfigured")
         self.counts = dict.fromkeys(names, 0)
@@ -136,8 +132,7 @@ class Bridge:
         """Undo what holds for one step only, also after an error of vLLM's own: nothing here can fail."""
         self.queue.close()
         if not self._steady:  # as it is until a plan has been followed and compared
-            self.scheduler.max_num_scheduled_tokens = self._budget
-            self.scheduler.scheduler_config.long_prefill_token_threshold = self._threshold
+            self.limits.lift()
 
     def after_step(self, output: SchedulerOutput) -> None:
         """Compare what vLLM scheduled with the plan and keep the difference for the next report."""
@@ -165,7 +160,8 @@ class Bridge:
                 step = self.times.ended(now_ns)
                 # A core that has taken over since knows nothing of the plan.
                 if step is not None and (planned := step[0]) is not None and planned[0] is self.core:
-                    self._tell_time()  # of the step before, where several are under way
+                    if self._timed is not NOT_TIMED:  # several steps are under way
+                        self.core.complete(step_ns=self._timed[0], iteration=self._timed[1])
                     self._timed = step[1], planned[1]
             except BaseException as error:  # noqa: BLE001
                 self._fail("update_from_output", error)
@@ -205,7 +201,6 @@ class Bridge:
             return  # a further input chunk of a streaming session
         if name in self._ids:  # reused before the core heard that its first bearer had left
             self._let_go()
-            self._steady = False
         if request.resumable:
             self._make_foreign(request, None)
             return
@@ -230,7 +225,7 @@ class Bridge:
                 self.late.watch(number, now_ns + longest[0], longest[1])
                 self._next_due_ns = self.late.next_ns
             self.outcomes.moved = True
-            self._steady = self._steady and not self._seats()
+            self._steady = self._steady and not self.limits.seats()
             self._arrivals[number] = now_ns
             self._ids[request.request_id] = number
             self._requests[number] = request
@@ -264,8 +259,7 @@ class Bridge:
 
     def _exchange(self, now_ns: int) -> None:
         """Look whether another core has taken over, and which requests it refuses."""
-        refused = self.control.poll(now_ns, self.scheduler, self._requests, self._arrivals)
-        if refused is None:
+        if (refused := self.control.poll(now_ns, self.scheduler, self._requests, self._arrivals)) is None:
             return
         self.core, self.settings = self.control.core, self.control.settings
         self._timed = NOT_TIMED
@@ -295,7 +289,7 @@ class Bridge:
             (outcomes.gone if status in COMPLETE else outcomes.aborted).append(self._left(name))
 
     def _report(self) -> None:
-        """Tell the core what has come, gone and happened otherwise than planned, but for the time of the last step."""
+        """Tell the core what has come, gone and happened otherwise than planned."""
         if self.unready.kept:
             for request, arrival_ns in self.unready.ready():
                 self._declare(request, arrival_ns)
@@ -303,25 +297,13 @@ class Bridge:
             self._let_go()
         self.outcomes.tell(self.core, alone=not self._foreign)
 
-    def _tell_time(self) -> None:
-        if self._timed is not NOT_TIMED:
-            step_ns, iteration = self._timed
-            self._timed = NOT_TIMED
-            self.core.complete(step_ns=step_ns, iteration=iteration)
-
-    def _seats(self) -> int:
-        """Return how many more requests vLLM lets run."""
-        free: int = self.scheduler.max_num_active_reqs - len(self.scheduler.running)
-        return free
-
     def _decide(self, now_ns: int) -> None:
         if not self._steady:
             self._look_after(now_ns)
         step_ns, iteration = self._timed
         self._timed = NOT_TIMED
-        free_blocks = self._free_blocks()
-        plan = self.core.plan(now_ns, free_blocks=free_blocks, step_ns=step_ns, iteration=iteration)
-        self._plan = plan
+        free = self._free_blocks()
+        plan = self._plan = self.core.plan(now_ns, free_blocks=free, step_ns=step_ns, iteration=iteration)
         if self._steady and plan.only_decodes:
             self.queue.shut()
         else:
@@ -331,9 +313,9 @@ class Bridge:
     def _look_after(self, now_ns: int) -> None:
         """See to what may have changed though nothing was told: what is cached, waits that are over, a stalled core."""
         if self.watchdog.quiet and not self.settings.shadow:
-            self._watch(now_ns)
+            self.counts["watchdog"] += self.watchdog.look(now_ns, self.settings.watchdog_s, self._why)
         # No more are admitted than there are seats: what is cached of the others can be asked for later.
-        if self.outcomes.moved and (seats := self._seats()) > 0:
+        if self.outcomes.moved and (seats := self.limits.seats()) > 0:
             changes = self.prefixes.used and self.prefixes.tell(
                 self.core, self._requests, seats, self.outcomes.prefilling
             )
@@ -347,58 +329,31 @@ class Bridge:
 
     def _follow(self, plan: Plan) -> None:
         """Let vLLM do in this step what `plan` says, and no more."""
-        scheduler, requests = self.scheduler, self._requests
         for number, bound, _ in plan.refused:
             self._end(number, bound)
         self._offered = offered = [*plan.resumed, *plan.admitted]
-        if len(offered) > 1:
-            self._offered = offered = self._in_order(offered)
+        if self.settings.policy == "vllm" and self.scheduler.policy is SchedulingPolicy.PRIORITY:
+            offered.sort(key=self._requests.__getitem__)  # the token budget may cut the last one short
         paused = plan.paused
         self.paused = len(paused)
         if self.telemetry.explains and plan.held:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        if offered or self._foreign:
-            self.queue.open([*self._foreign.values(), *map(requests.__getitem__, offered)])
-        else:
-            self.queue.shut()
-        # vLLM skips a running request while current_step < next_decode_eligible_step and increments current_step
-        # first. Set anew for every step, so that a pause ends by itself should we no longer be asked.
-        if paused and self._may_pause:
-            step = scheduler.current_step + 2
-            for number in paused:
-                request = requests[number]
-                request.next_decode_eligible_step = max(request.next_decode_eligible_step, step)
+        self.limits.admit([*self._foreign.values(), *map(self._requests.__getitem__, offered)])
+        if paused and self.limits.may_pause:
+            self.limits.pause([self._requests[number] for number in paused])
             self.counts["paused"] += len(paused)
-        if not scheduler.scheduler_config.enable_chunked_prefill:
-            return  # a long prompt would wait for ever
-        # vLLM computes residents in the order of their admission. With a target a late prompt may stand before decodes,
-        # and would take the tokens that the plan leaves for them.
-        if self._may_cut and self.control.in_force["ttft_target"] is not None and (chunks := plan.prefill):
-            longest = max(tokens for _, tokens in chunks)
-            scheduler.scheduler_config.long_prefill_token_threshold = min(longest, self._threshold or longest)
-        # Below one token per running request the last ones would starve.
-        if plan.token_budget < self._budget:
-            per_request = 1 + scheduler.num_spec_tokens
-            floor = per_request * (len(scheduler.running) + 1)
-            scheduler.max_num_scheduled_tokens = min(self._budget, max(plan.token_budget, floor))
-
-    def _in_order(self, admitted: list[int]) -> list[int]:
-        """Return the admitted requests in vLLM's order, in which the token budget may cut the last one short."""
-        if self.settings.policy == "vllm" and self.scheduler.policy is SchedulingPolicy.PRIORITY:
-            return sorted(admitted, key=self._requests.__getitem__)
-        return admitted
+        self.limits.cut(plan, has_target=self.control.in_force["ttft_target"] is not None)
 
     def _compare(self, plan: Plan | None, output: SchedulerOutput) -> None:
         outcomes, planned = self.outcomes, None
         ungated = self.watchdog.is_open or self.settings.shadow
         if plan is not None:
             self.counts["steps"] += 1
-            outcomes.compare(plan, self._offered, output, ungated=ungated, may_pause=self._may_pause)
+            outcomes.compare(plan, self._offered, output, ungated=ungated, may_pause=self.limits.may_pause)
             if outcomes.admitted and (admitted := outcomes.admitted.intersection(plan.admitted)):
-                now_ns = clock.now_ns()
-                self.telemetry.holds_ns += [now_ns - self._arrivals[number] for number in admitted]
+                self.telemetry.holds_ns += [self.now_ns - self._arrivals[number] for number in admitted]
             if outcomes.followed and not self._foreign:
                 planned = self.core, plan.iteration
             self._offered = []
@@ -416,21 +371,13 @@ class Bridge:
             or self.unready.kept
             or self.telemetry.explains
             or self.scheduler.num_spec_tokens  # which drafts are right is known a step or two later
-            or (outcomes.moved and self._seats() > 0)
+            or (outcomes.moved and self.limits.seats() > 0)
         )
 
     # -- when things go wrong ---------------------------------------------------------------------------------------
 
-    def _watch(self, now_ns: int) -> None:
-        """Open the gates when requests wait or pause and no token was scheduled for too long; close them afterwards."""
-        pause = self.scheduler.pause_state
-        stuck = len(self.scheduler.running) if pause != PauseState.PAUSED_ALL else 0
-        stuck += len(self.queue) - len(self.unready.kept) if pause == PauseState.UNPAUSED else 0
-        self.counts["watchdog"] += self.watchdog.look(now_ns, self.settings.watchdog_s, stuck, self._why_first)
-
-    def _why_first(self) -> str:
-        first = [request.request_id for request in [*self.scheduler.running[:1], *list(self.queue)[:1]]]
-        holds = [(name, self.core.explain(self._ids[name])) for name in first if name in self._ids]
+    def _why(self, names: list[str]) -> str:
+        holds = [(name, self.core.explain(self._ids[name])) for name in names if name in self._ids]
         return ", ".join(f"{name}: {hold.reason} {hold.limit}" for name, hold in holds if hold) or "no hold"
 
     def _fail(self, where: str, error: BaseException) -> None:
@@ -446,10 +393,8 @@ class Bridge:
         except Exception:
             logger.exception("wait-core: the waiting queue stays ours")
         logger.error(
-            "wait-core failed (%s: %s: %s). vLLM schedules by itself from now on; restart the engine to use wait-core "
-            "again, and report this.",
-            where,
-            type(error).__name__,
-            error,
+            "wait-core failed (%s). vLLM schedules by itself from now on; restart the engine to use wait-core again, "
+            "and report this.",
+            f"{where}: {type(error).__name__}: {error}",
             exc_info=error,
         )

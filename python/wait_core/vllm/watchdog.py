@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
+from vllm.v1.core.sched.interface import PauseState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from wait_core.vllm.gated_queue import GatedQueue
+    from wait_core.vllm.unready import Unready
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM configures the loggers under its own name only
 
@@ -19,7 +25,10 @@ class Watchdog:
     sooner each time, so that they do not crawl; it is as patient as ever once tokens flow without it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scheduler: Scheduler, queue: GatedQueue, unready: Unready) -> None:
+        self._scheduler = scheduler
+        self._queue = queue
+        self._unready = unready
         self.is_open = False
         self.quiet = True
         self._quiet_since_ns: int | None = None
@@ -32,11 +41,14 @@ class Watchdog:
         self._patience = 0.5 * self._patience if self.is_open else 1.0
         self.is_open = self.quiet = False
 
-    def look(self, now_ns: int, limit_s: float, stuck: int, why: Callable[[], str]) -> bool:
-        """Return whether the gates open just now: `stuck` requests could run and none has for `limit_s`, 0 for ever.
+    def look(self, now_ns: int, limit_s: float, why: Callable[[list[str]], str]) -> bool:
+        """Return whether the gates open just now: some requests could run and none has for `limit_s`, 0 for ever.
 
-        `why` explains the first of them. An engine that is idle or paused has none, and that time is not counted.
+        `why` explains those named. An engine that is idle or paused has none, and that time is not counted.
         """
+        pause = self._scheduler.pause_state
+        stuck = len(self._scheduler.running) if pause != PauseState.PAUSED_ALL else 0
+        stuck += len(self._queue) - len(self._unready.kept) if pause == PauseState.UNPAUSED else 0
         if self._quiet_since_ns is None or not stuck:
             self._quiet_since_ns = now_ns if stuck else None
             self.is_open = False
@@ -50,7 +62,7 @@ class Watchdog:
             "tokens flow. First of those admitted, and of those queued: %s",
             stuck,
             limit_s,
-            why(),
+            why([request.request_id for request in [*self._scheduler.running[:1], *list(self._queue)[:1]]]),
         )
         self._has_warned = True
         return True
