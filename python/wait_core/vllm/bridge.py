@@ -87,7 +87,7 @@ class Bridge:
         self.outcomes = Outcomes(scheduler, self.queue, self._ids, self._requests, self.counts)
         self.times: StepTimes[tuple[Any, int] | None] = StepTimes()
         self.now_ns = 0  # of the last call before a step, or with its output
-        self._next_look_ns = self._next_due_ns = 0
+        self._next_look_ns, self._next_due_ns = 0, late.NEVER
         self._timed = NOT_TIMED
         self._free_blocks = kv_groups.free_blocks(scheduler)
         # The core charges for shared prefixes until it has been told how many blocks are free.
