@@ -177,7 +177,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     from wait_core.vllm.scheduler import SyncWaitScheduler, WaitScheduler  # noqa: PLC0415
 
-    replaced = {Scheduler: SyncWaitScheduler, AsyncScheduler: WaitScheduler}
+    class OnAsyncScheduler(WaitScheduler):
+        """On that class although the configuration, on a CPU, is without asynchronous scheduling."""
+
+    replaced = {Scheduler: SyncWaitScheduler, AsyncScheduler: OnAsyncScheduler}
     modules = {item.module for item in items}  # type: ignore[attr-defined]
     for module in [*modules, sys.modules["tests.v1.core.utils"]]:
         for name, value in list(vars(module).items()):
