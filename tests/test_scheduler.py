@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wait_core import Scheduler, WaitCoreError
-from wait_core.logs.decision_log import LoggedCore
+from wait_core.logs.decision_log import KeptLog, LoggedCore
 
 
 def test_a_host_may_admit_on_its_own() -> None:
@@ -45,25 +45,9 @@ def test_the_settings_say_the_capacity_in_force() -> None:
     assert (core.settings["kv_blocks"], core.settings["max_model_len"]) == (7, None)
 
 
-class Events:
-    """A log in memory."""
-
-    def __init__(self) -> None:
-        self.all: list[dict[str, Any]] = []
-
-    def write(self, event: dict[str, Any]) -> None:
-        self.all.append(event)
-
-    def flush(self) -> None:
-        pass
-
-    def flush_now_and_then(self, now_ns: int) -> None:
-        pass
-
-
 def test_what_went_as_planned_is_reported_with_the_next_plan() -> None:
     settings: dict[str, Any] = {"kv_blocks": 60, "max_num_seqs": 8, "token_budget": 128}
-    logs = Events(), Events()
+    logs = KeptLog(), KeptLog()
     cores = apart, together = [LoggedCore(Scheduler("adaptive", **settings), log) for log in logs]
     draw = random.Random(0)
     report: dict[str, Any] = {}
@@ -87,7 +71,7 @@ def test_what_went_as_planned_is_reported_with_the_next_plan() -> None:
             report |= {"step_ns": 10**6 + 1000 * at, "iteration": plan.iteration}
     assert steady > 100
     assert apart.iteration_time == together.iteration_time
-    assert logs[0].all == logs[1].all
+    assert logs[0].events == logs[1].events
 
 
 def test_a_report_that_is_refused_plans_nothing() -> None:

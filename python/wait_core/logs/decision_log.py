@@ -133,6 +133,23 @@ class DecisionLog:
             logger.debug("closing %s failed too", self.path)
 
 
+class KeptLog:
+    """Events kept in memory, in place of a log."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Keep `event`."""
+        self.events.append(event)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def flush_now_and_then(self, now_ns: int) -> None:
+        """Nothing is buffered."""
+
+
 class LoggedCore:
     """A core whose calls are logged; what is not logged passes through."""
 

@@ -80,7 +80,7 @@ class Bridge:
         self._plan: Plan | None = None
         self._offered: list[int] = []
         self.paused = 0
-        self.limits = Limits(scheduler, self.queue)
+        self.limits = Limits(scheduler)
 
         names = ("steps", "paused", "refused", "watchdog", "foreign", "corrected", "ungated", "reconfigured")
         self.counts = dict.fromkeys(names, 0)
@@ -305,7 +305,7 @@ class Bridge:
         free = self._free_blocks()
         plan = self._plan = self.core.plan(now_ns, free_blocks=free, step_ns=step_ns, iteration=iteration)
         if self._steady and plan.only_decodes:
-            self.queue.shut()
+            self.queue.open(())
         else:
             self._steady = False
             self._follow(plan)
@@ -340,7 +340,7 @@ class Bridge:
             self.telemetry.explain(self.core, self.queue, self._ids)
         if self.settings.shadow or self.watchdog.is_open:
             return
-        self.limits.admit([*self._foreign.values(), *map(self._requests.__getitem__, offered)])
+        self.queue.open([*self._foreign.values(), *map(self._requests.__getitem__, offered)])
         if paused and self.limits.may_pause:
             self.limits.pause([self._requests[number] for number in paused])
             self.counts["paused"] += len(paused)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 from vllm.version import __version__ as vllm_version
 
-from wait_core.logs.decision_log import DecisionLog, LoggedCore
+from wait_core.logs.decision_log import DecisionLog, KeptLog, LoggedCore
 from wait_core.vllm import config, learned_file, support, transfer
 from wait_core.vllm.learned_file import LearnedFile
 from wait_core.vllm.settings_file import SettingsFile
@@ -79,7 +79,7 @@ class Control:
             core = config.make_core(settings, self.engine)
             description = config.describe(settings, core, self.engine)
             # Logged apart until it is sure that this core takes over.
-            kept = _Kept()
+            kept = KeptLog()
             logged: Any = core if self.log is None else LoggedCore(core, kept, vllm=vllm_version)
             if settings.policy == self.settings.policy and (learned := self.core.learned()) is not None:
                 logged.restore(learned)
@@ -106,23 +106,6 @@ class Control:
                 self._learned.save(self.core)
             else:
                 self._learned.save_now_and_then(self.core, now_ns, learned_file.RESTING_NS)
-
-
-class _Kept:
-    """Stands for a log whose events are not written yet."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def write(self, event: dict[str, Any]) -> None:
-        """Keep `event`."""
-        self.events.append(event)
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def flush_now_and_then(self, now_ns: int) -> None:
-        """Nothing is buffered."""
 
 
 def _open_log(scheduler: Scheduler, settings: config.Settings) -> DecisionLog | None:

@@ -36,11 +36,7 @@ class GatedQueue(RequestQueue):
 
     def open(self, admitted: Collection[Request]) -> None:
         """Let only `admitted` through, in this order; those no longer waiting are left out."""
-        self._gate = deque([r for r in admitted if r.request_id in self._line])
-
-    def shut(self) -> None:
-        """Let none through."""
-        self._gate = SHUT
+        self._gate = deque([r for r in admitted if r.request_id in self._line]) if admitted else SHUT
 
     def close(self) -> None:
         """Take the gate away: the queue is whole again."""

@@ -1,4 +1,4 @@
-"""What holds for one step of vLLM: which requests enter, which pause, how many tokens it and a prompt may take."""
+"""What holds for one step of vLLM beside the gate: which requests pause, how many tokens it and a prompt may take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from wait_core import Plan
-    from wait_core.vllm.gated_queue import GatedQueue
 
 
 class Limits:
@@ -24,9 +23,8 @@ class Limits:
         back beside too many others.
     """
 
-    def __init__(self, scheduler: Scheduler, queue: GatedQueue) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._queue = queue
         self._budget = scheduler.max_num_scheduled_tokens
         self._threshold = scheduler.scheduler_config.long_prefill_token_threshold
         # It cuts decodes with drafts as well, and a state that ends with a block takes no chunk shorter than that.
@@ -37,13 +35,6 @@ class Limits:
         """Return how many more requests vLLM lets run."""
         free: int = self._scheduler.max_num_active_reqs - len(self._scheduler.running)
         return free
-
-    def admit(self, requests: Collection[Request]) -> None:
-        """Let only these in, in this order."""
-        if requests:
-            self._queue.open(requests)
-        else:
-            self._queue.shut()
 
     def pause(self, requests: Collection[Request]) -> None:
         """Let these keep their KV and not run.
